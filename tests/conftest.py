@@ -1,0 +1,51 @@
+"""Settings shared by every test: one fixed Hypothesis profile, the backends, the data folder."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples on every machine and every run: a red test is a changed program.
+settings.register_profile(
+    "fixed",
+    derandomize=True,
+    deadline=None,
+    max_examples=50,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("fixed")
+
+
+@pytest.fixture
+def rng():
+    """A generator with a fixed seed."""
+    return np.random.default_rng(20180702)
+
+
+def _cupy_or_skip():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed (extra gpu12 or gpu13)")
+    try:
+        found = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"no CUDA GPU: {error}")
+    if not found:
+        pytest.skip("no CUDA GPU")
+    return cupy
+
+
+@pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def xp(request):
+    """The array module: numpy always, cupy where there is a GPU (`-m gpu`)."""
+    return np if request.param == "numpy" else _cupy_or_skip()
+
+
+@pytest.fixture
+def data_dir():
+    """The folder named by MINIRES_DATA; tests that need its files skip without it."""
+    folder = os.environ.get("MINIRES_DATA")
+    if not folder:
+        pytest.skip("MINIRES_DATA is not set: no data folder to read")
+    return Path(folder)
