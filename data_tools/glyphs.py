@@ -18,7 +18,6 @@ import functools
 import os
 import tempfile
 import warnings
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -55,15 +54,31 @@ FONTS = (
     "cmtt10",
 )
 FONTS_IN_TRAINING = len(FONTS) - 4
-# Random streams: one for each split and each chunk of this many images.
-SPLITS = {"train": 0, "test": 1}
-CHUNK = 500
 
-# A distance field is a square of FIELD points a side, each HEIGHT / FIELD_HEIGHT pixels wide.
-FIELD = 64
-FIELD_HEIGHT = 40
-FINER = 4
+# Random numbers come in chunks of this many images, each with a stream of its own.
+CHUNK = 500
+SPLITS = {"train": 0, "test": 1}
+
+# How far the digits stray, in pixels, radians or powers of e: standard deviations.
+SHIFT = 1.0
+BEND = 0.8
+ANGLE = 0.12
+SLANT = 0.12
+LOG_SIZE = 0.06
+LOG_STRETCH = 0.06
+# Strokes: pixels added on each side, and the width of their soft edge (lowest, highest).
+BOLDER = (-0.3, 0.3)
+EDGE = (1.0, 2.0)
+# Murk, in units of its own: the ink fades, the noise grows.
+FADE = 0.06
+NOISE = 0.03
+
+# A distance field is a square of FIELD × FIELD points in which a digit is 20 pixels high, and
+# it is measured in a drawing with FINER times as many dots.
 HEIGHT = 20
+FIELD = 64
+FINER = 2
+POINTS_A_PIXEL = 2
 
 
 def load(train=20_000, test=10_000, seed=0):
@@ -72,7 +87,7 @@ def load(train=20_000, test=10_000, seed=0):
     train, test  number of images
     seed         int ≥ 0; another seed gives other images of the same kind
     Returns      Dataset
-    Raises       ValueError for a negative or fractional count or seed
+    Raises       ValueError for a count or seed that is no number of the kind
     """
     train_images, train_labels = _draw_cached(train, seed, "train")
     test_images, test_labels = _draw_cached(test, seed, "test")
@@ -87,7 +102,7 @@ def draw(count, seed=0, split="train"):
     seed     int ≥ 0
     split    "train" or "test": other random numbers, and test images use four fonts more
     Returns  images (count, 28, 28, 1) uint8, labels (count,) int64
-    Raises   ValueError for a negative or fractional count or seed, or an unknown split
+    Raises   ValueError for a count or seed that is no number of the kind, or an unknown split
     """
     _check(count, seed, split)
     fields = distance_fields()
@@ -107,79 +122,76 @@ def draw(count, seed=0, split="train"):
 
 
 def _draw_chunk(fields, fonts, rng):
-    """Draw CHUNK images: uint8 (CHUNK, 28, 28), and their labels."""
-    n = CHUNK
+    """Draw CHUNK digits of the first so many fonts: uint8 (CHUNK, 28, 28), and their labels."""
 
-    def normal(deviation, *shape):
-        return (deviation * rng.standard_normal((n, *shape), np.float32)).astype(np.float32)
+    def normal(deviation, shape=(1, 1)):
+        return np.float32(deviation) * rng.standard_normal((CHUNK, *shape), np.float32)
 
     def uniform(low, high):
-        return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
+        return np.float32(low) + np.float32(high - low) * rng.random((CHUNK, 1, 1), np.float32)
 
-    labels = rng.integers(10, size=n)
-    glyphs = rng.integers(fonts, size=n) * 10 + labels
+    def wavy(deviation):
+        return curve @ normal(deviation, (curve.shape[1], curve.shape[1])) @ curve.T
 
-    # Most images are tame, a few are wild: an exponential factor on every distortion.
-    wild = np.minimum(rng.standard_exponential((n, 1, 1), np.float32), P["top"])
-    murk = rng.standard_exponential((n, 1, 1), np.float32); wild = 1
-    # Where does each pixel look in the upright, undistorted digit? Unit: pixels from the centre.
+    labels = rng.integers(10, size=CHUNK)
+    glyphs = 10 * rng.integers(fonts, size=CHUNK) + labels
+
+    # At which place of the undistorted digit does each pixel look? In pixels from the centre.
+    curve = _smooth_curve()
     centred = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
-    bend = _bumps()
-    rows, columns = (
-        centred[:, None] - normal(P["shift"], 1, 1) + P["bend"] * wild * (bend @ normal(1, *bend.shape[1:] * 2) @ bend.T),
-        centred[None, :] - normal(P["shift"], 1, 1) + P["bend"] * wild * (bend @ normal(1, *bend.shape[1:] * 2) @ bend.T),
+    row = centred[:, None] + normal(SHIFT) + wavy(BEND)
+    column = centred[None, :] + normal(SHIFT) + wavy(BEND)
+    angle, slant, size, stretch = (
+        normal(ANGLE),
+        normal(SLANT),
+        normal(LOG_SIZE),
+        normal(LOG_STRETCH),
     )
-    angle = wild * normal(P["angle"], 1, 1)
-    slant = wild * normal(P["slant"], 1, 1)
-    size = np.exp(wild * normal(P["size"], 1, 1))
-    stretch = np.exp(wild * normal(P["stretch"], 1, 1))
-    up = (np.cos(angle) * rows + np.sin(angle) * columns) / (size * stretch)
-    along = (np.cos(angle) * columns - np.sin(angle) * rows) / size * stretch + slant * up
+    up = (np.cos(angle) * row + np.sin(angle) * column) * np.exp(size + stretch)
+    along = (np.cos(angle) * column - np.sin(angle) * row) * np.exp(size - stretch) + slant * up
 
-    distance = _sample(fields, glyphs, up, along)
-    boldness, softness = uniform(*P["bold"]), uniform(*P["soft"])
-    ink = np.clip(0.5 + (distance + boldness) / softness, 0, 1)
-    picture = ink * np.exp(-P["fade"] * murk)
-    picture += P["noise"] * murk * rng.standard_normal(picture.shape, np.float32)
-    return np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8), labels
+    distance = _look_up(fields, glyphs, up, along)
+    ink = np.clip(0.5 + (distance + uniform(*BOLDER)) / uniform(*EDGE), 0, 1)
+
+    # Most images are clear; the square of an exponential variable leaves a few in deep murk.
+    murk = rng.standard_exponential((CHUNK, 1, 1), np.float32) ** 2
+    image = ink * np.exp(-FADE * murk) + murk * normal(NOISE, (SIZE, SIZE))
+    return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8), labels
 
 
-P = dict(shift=1.2, bend=1.0, angle=0.2, slant=0.2, size=0.1, stretch=0.1, bold=0.5, soft=(1, 3),
-         fade=0.3, smudge=0.3, contrast=(0.5, 1), noise=(0, 0.2))
-exec(os.environ.get("GP", ""))
+def _smooth_curve(knots=5):
+    """Return the matrix (28, knots) that turns random numbers into a smooth curve of 28 pixels.
 
-def _bumps():
-    """Return the matrix (28, 5) that turns 5 random numbers into a smooth curve of 28 pixels.
-
-    Each column is a bell; the rows have length 1, so the curve's variance is that of the numbers.
+    Each column is a bell around one knot. Rows have length 1, so that the curve has the variance
+    of the numbers everywhere.
     """
-    centres = np.linspace(0, SIZE - 1, 5)
-    bells = np.exp(-0.5 * ((np.arange(SIZE)[:, None] - centres) / (SIZE / 6)) ** 2)
+    pixel = np.arange(SIZE)[:, None]
+    bells = np.exp(-0.5 * ((pixel - np.linspace(0, SIZE - 1, knots)) / (SIZE / 6)) ** 2)
     return (bells / np.linalg.norm(bells, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _sample(fields, glyphs, rows, columns):
+def _look_up(fields, glyphs, row, column):
     """Read distance fields between their points (bilinear), outside them at their border.
 
-    fields         (G, FIELD, FIELD) float32
-    glyphs         (N,) which field
-    rows, columns  (N, 28, 28) where, in pixels from the centre
-    Returns        (N, 28, 28) distance to the edge, in pixels
+    fields       (G, FIELD, FIELD) float32
+    glyphs       (N,) which field
+    row, column  (N, 28, 28) float32 where, in pixels from the centre
+    Returns      (N, 28, 28) float32 distance to the edge of the ink, in pixels
     """
-    points_a_pixel = FIELD_HEIGHT / HEIGHT
-    last = np.float32(FIELD - 1)
-    rows = np.clip(rows * np.float32(points_a_pixel) + last / 2, 0, last)
-    columns = np.clip(columns * np.float32(points_a_pixel) + last / 2, 0, last)
-    top = np.minimum(rows.astype(np.intp), FIELD - 2)
-    left = np.minimum(columns.astype(np.intp), FIELD - 2)
-    down, right = rows - top, columns - left
+    density = np.float32(POINTS_A_PIXEL)
+    last = FIELD - 1
+    row = np.clip(row * density + last / 2, 0, last)
+    column = np.clip(column * density + last / 2, 0, last)
+    top = np.minimum(row.astype(np.intp), last - 1)
+    left = np.minimum(column.astype(np.intp), last - 1)
+    down, right = row - top.astype(np.float32), column - left.astype(np.float32)
 
     flat = fields.reshape(-1)
     corner = (glyphs[:, None, None] * FIELD + top) * FIELD + left
     upper = flat[corner] * (1 - right) + flat[corner + 1] * right
     corner += FIELD
     lower = flat[corner] * (1 - right) + flat[corner + 1] * right
-    return (upper + (lower - upper) * down) / np.float32(points_a_pixel)
+    return (upper + (lower - upper) * down) / density
 
 
 @functools.cache
@@ -193,22 +205,20 @@ def distance_fields():
     """
     from scipy.ndimage import distance_transform_edt
 
-    finer = FIELD * FINER
+    side = FIELD * FINER
     fields = []
     for font in FONTS:
-        ink = _render(font, finer)
-        for digit in range(10):
-            inside = ink[:, digit * finer : (digit + 1) * finer]
+        for inside in np.split(_render(font, side), 10, axis=1):
             distance = distance_transform_edt(inside) - distance_transform_edt(~inside)
-            blocks = distance.reshape(FIELD, FINER, FIELD, FINER) / FINER
-            fields.append(blocks.mean(axis=(1, 3)))
+            points = distance.reshape(FIELD, FINER, FIELD, FINER).mean(axis=(1, 3))
+            fields.append(points / FINER)
     return np.array(fields, np.float32)
 
 
 def _render(font, side):
     """Draw the ten digits of a font side by side: bool (side, 10 · side), True where there is ink.
 
-    Each stands centred in its own square and is side · FIELD_HEIGHT / FIELD pixels high.
+    Each stands in the middle of its own square.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -225,16 +235,54 @@ def _render(font, side):
         outline = TextPath((0, 0), str(digit), size=100, prop=FontProperties(fname=file))
         box = outline.get_extents()
         place = Affine2D().translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2)
-        place = place.scale(side * FIELD_HEIGHT / FIELD / box.height)
+        place = place.scale(HEIGHT * POINTS_A_PIXEL * side / FIELD / box.height)
         place = place.translate((digit + 0.5) * side, 0.5 * side)
         figure.add_artist(PathPatch(outline, transform=place, facecolor="black", linewidth=0))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., 0] < 128
 
 
+def _draw_cached(count, seed, split):
+    """Return what draw returns, from a file in the cache folder where there is a sound one."""
+    _check(count, seed, split)
+    folder = cache_folder() / "glyphs"
+    path = folder / f"v{VERSION}-{split}-seed{seed}-{count}.npz"
+    found = _read_cached(path, count)
+    if found:
+        return found
+    images, labels = draw(count, seed, split)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="new-") as temporary:
+            np.savez(os.path.join(temporary, path.name), images=images, labels=labels)
+            os.replace(os.path.join(temporary, path.name), path)
+    except OSError as error:
+        warnings.warn(
+            f"glyphs: {folder} cannot keep the images for the next time ({error}); "
+            "name a folder that can with MINIRES_CACHE=FOLDER in the environment",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return images, labels
+
+
+def _read_cached(path, count):
+    """Return images and labels from a file, or None when it is missing, damaged or otherwise."""
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            images, labels = file["images"], file["labels"]
+    # A damaged archive fails in a dozen ways, and for each of them there is the same remedy.
+    except Exception:
+        return None
+    sound = images.shape == (count, SIZE, SIZE, 1) and images.dtype == np.uint8
+    sound = sound and labels.shape == (count,) and labels.dtype == np.int64
+    return (images, labels) if sound else None
+
+
 def _check(count, seed, split):
-    for what, value in (("count", count), ("seed", seed)):
-        if not isinstance(value, int | np.integer) or value < 0:
-            raise ValueError(f"glyphs: {what} must be a whole number ≥ 0, not {value!r}")
+    for what, value, least in (("count", count, 1), ("seed", seed, 0)):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or value < least:
+            raise ValueError(f"glyphs: {what} must be a whole number ≥ {least}, not {value!r}")
     if split not in SPLITS:
         raise ValueError(f"glyphs: split must be one of {', '.join(SPLITS)}, not {split!r}")
