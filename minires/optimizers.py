@@ -1,0 +1,184 @@
+"""Gradient descent: plain, with momentum, and Adam. Each changes θ in place.
+
+An optimizer holds its own state vectors, made like θ at the first step, so (P,) and (R, P),
+float32 and float64, CPU and GPU are all the same to it. The loop that trains owns θ:
+
+    optimizer = SGD(0.2)
+    loss, gradient = model.loss_and_gradient(theta, images, labels, rng=rng)
+    optimizer.step(theta, gradient)
+
+`rate` may be changed between steps; that is all a schedule is.
+"""
+
+import math
+
+import numpy as np
+
+from minires.backend import each_block, to_device, xp_of
+
+
+class _Optimizer:
+    """What every optimizer needs: its state made like θ, kept, and given back."""
+
+    vectors = ()  # names of the state vectors; each is None until the first step
+
+    def state(self):
+        """Everything that changes from step to step, for going on later bit for bit.
+
+        Returns  dict: "rate", "count" (steps taken) and a copy of each state vector
+        """
+        state = {"rate": self.rate, "count": self.count}
+        for name in self.vectors:
+            if getattr(self, name) is not None:
+                state[name] = getattr(self, name).copy()
+        return state
+
+    def restore(self, state):
+        """Go on from what `state` gave, in an optimizer made with the same arguments.
+
+        state    dict; its arrays are copied, and go to θ's device at the next step
+        Raises   ValueError when it is another optimizer's
+        """
+        count = int(state["count"]) if "count" in state else 0
+        expected = {"rate", "count"} | (set(self.vectors) if count else set())
+        if set(state) != expected:
+            raise ValueError(
+                f"{type(self).__name__}.restore: state holds {sorted(state)}, "
+                f"expected {sorted(expected)} after {count} steps"
+            )
+        self.rate, self.count = float(state["rate"]), count
+        for name in self.vectors:
+            setattr(self, name, state[name].copy() if count else None)
+
+    def _begin(self, theta, gradient):
+        """Check one step's arrays, make the state vectors if there are none, and count."""
+        where = f"{type(self).__name__}.step"
+        if gradient.shape != theta.shape or gradient.dtype != theta.dtype:
+            raise ValueError(
+                f"{where}: theta is {theta.shape} {theta.dtype}, gradient is "
+                f"{gradient.shape} {gradient.dtype}, expected the same"
+            )
+        if not (theta.flags.c_contiguous and gradient.flags.c_contiguous):
+            raise ValueError(f"{where}: theta or gradient is not contiguous, pass a copy")
+        device = "cpu" if xp_of(theta) is np else "gpu"
+        for name in self.vectors:
+            vector = getattr(self, name)
+            if vector is None:
+                setattr(self, name, xp_of(theta).zeros_like(theta))
+            elif vector.shape != theta.shape or vector.dtype != theta.dtype:
+                raise ValueError(
+                    f"{where}: theta is {theta.shape} {theta.dtype}, the {name} of the steps "
+                    f"before is {vector.shape} {vector.dtype}: use a new optimizer"
+                )
+            else:
+                setattr(self, name, to_device(vector, device))
+        self.count += 1
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent.
+
+    v ← μ v + g + λ θ
+    θ ← θ − ℓ v
+
+    rate           ℓ, the learning rate, at least 0
+    momentum       μ, in [0, 1); 0 keeps no state: θ ← θ − ℓ g, eq. 1
+    weight_decay   λ, at least 0
+    Source         eq. 1, with g the gradient of the mean loss; momentum: Polyak 1964
+    """
+
+    def __init__(self, rate, momentum=0.0, weight_decay=0.0):
+        _require("SGD", "rate", rate, 0 <= rate < math.inf)
+        _require("SGD", "momentum", momentum, 0 <= momentum < 1)
+        _require("SGD", "weight_decay", weight_decay, 0 <= weight_decay < math.inf)
+        self.rate = rate
+        self.momentum = float(momentum)
+        self.weight_decay = float(weight_decay)
+        self.count = 0
+        self.velocity = None
+        self.vectors = ("velocity",) if momentum else ()
+
+    def step(self, theta, gradient):
+        """Change θ in place by one step.
+
+        theta      (P,) or (R, P), contiguous; changed
+        gradient   shape and dtype of theta; left as it is
+        Raises     ValueError when shapes or dtypes differ
+        """
+        self._begin(theta, gradient)
+        rate, momentum, decay = float(self.rate), self.momentum, self.weight_decay
+
+        def descend(theta, gradient, velocity=None):
+            if decay:
+                gradient = gradient + decay * theta
+            if momentum:
+                velocity *= momentum
+                velocity += gradient
+                gradient = velocity
+            theta -= rate * gradient
+
+        each_block(descend, theta, gradient, *(getattr(self, name) for name in self.vectors))
+
+
+class Adam(_Optimizer):
+    """Adaptive moment estimation: a step size for every weight.
+
+    m ← β₁ m + (1 − β₁) g            first:  the gradient's moving average
+    v ← β₂ v + (1 − β₂) g²           second: its square's
+
+    The averages start at zero; dividing by 1 − βᵗ after t steps corrects for that. Where ε
+    stands relative to the correction differs between programs:
+
+    θ ← θ − ℓ √(1−β₂ᵗ)/(1−β₁ᵗ) m / (√v + ε)             epsilon_inside=False (TensorFlow 1.8)
+    θ ← θ − ℓ m/(1−β₁ᵗ) / (√(v/(1−β₂ᵗ)) + ε)            epsilon_inside=True (PyTorch)
+
+    rate             ℓ, at least 0
+    beta1, beta2     in [0, 1)
+    epsilon          > 0
+    epsilon_inside   whether the correction of √v is made before ε is added
+    Source           Kingma and Ba 2015, arXiv:1412.6980: algorithm 1 is epsilon_inside=True,
+                     the faster form at the end of its §2 is epsilon_inside=False
+    """
+
+    vectors = ("first", "second")
+
+    def __init__(self, rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, epsilon_inside=False):
+        _require("Adam", "rate", rate, 0 <= rate < math.inf)
+        _require("Adam", "beta1", beta1, 0 <= beta1 < 1)
+        _require("Adam", "beta2", beta2, 0 <= beta2 < 1)
+        _require("Adam", "epsilon", epsilon, 0 < epsilon < math.inf)
+        self.rate = rate
+        self.beta1 = float(beta1)
+        self.beta2 = float(beta2)
+        self.epsilon = float(epsilon)
+        self.epsilon_inside = epsilon_inside
+        self.count = 0
+        self.first = None
+        self.second = None
+
+    def step(self, theta, gradient):
+        """Change θ in place by one step.
+
+        theta      (P,) or (R, P), contiguous; changed
+        gradient   shape and dtype of theta; left as it is
+        Raises     ValueError when shapes or dtypes differ
+        """
+        self._begin(theta, gradient)
+        xp = xp_of(theta)
+        beta1, beta2 = self.beta1, self.beta2
+        correction = math.sqrt(1 - beta2**self.count)
+        rate = float(self.rate) * correction / (1 - beta1**self.count)
+        # Inside: √(v/c²) + ε = (√v + c ε)/c, so both conventions are one formula.
+        epsilon = self.epsilon * (correction if self.epsilon_inside else 1.0)
+
+        def descend(theta, gradient, first, second):
+            first += (1 - beta1) * (gradient - first)
+            second += (1 - beta2) * (gradient * gradient - second)
+            theta -= rate * first / (xp.sqrt(second) + epsilon)
+
+        each_block(descend, theta, gradient, self.first, self.second)
+
+
+def _require(where, name, value, holds):
+    if not holds:
+        raise ValueError(f"{where}: {name} is {value}, outside its range (see help({where}))")

@@ -1,0 +1,141 @@
+"""Accuracy, NLL, Brier and ECE, against slow definitions and numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minires.metrics import accuracy, brier, ece, evaluate, nll
+
+METRICS = [accuracy, nll, brier, ece]
+every_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+def predictions(rng, *shape, dtype=np.float64):
+    """Probabilities (…, N, C) and labels (N,)."""
+    weights = rng.standard_exponential(shape) ** 3
+    probabilities = (weights / weights.sum(axis=-1, keepdims=True)).astype(dtype)
+    return probabilities, rng.integers(0, shape[-1], shape[-2])
+
+
+# Four images, three classes; right, right, wrong, wrong.
+HAND = np.array([[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])
+HAND_LABELS = np.array([0, 1, 1, 0])
+
+
+def test_numbers_worked_out_by_hand():
+    result = evaluate(HAND, HAND_LABELS)
+    assert set(result) == {"accuracy", "nll", "brier", "ece"}
+    assert result["accuracy"] == 0.5
+    assert result["nll"] == pytest.approx(-math.log(0.6 * 0.8 * 0.25 * 0.2) / 4)
+    # .16+.09+.01, .01+.04+.01, .25+.5625+.0625, .64+.04+.36
+    assert result["brier"] == pytest.approx((0.26 + 0.06 + 0.875 + 1.04) / 4)
+    # 0.6 is right once and wrong once: |1.2 − 1|; 0.8 right: 0.2; 0.5 wrong: 0.5
+    assert result["ece"] == pytest.approx((0.2 + 0.2 + 0.5) / 4)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(2, 5))
+def test_definitions_written_as_loops(seed, images, classes):
+    probabilities, labels = predictions(np.random.default_rng(seed), images, classes)
+    right, loss, squares = 0, 0.0, 0.0
+    bins = [[] for _ in range(15)]
+    for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
+        chosen = row.index(max(row))
+        right += chosen == label
+        loss -= math.log(row[label])
+        squares += sum((p - (c == label)) ** 2 for c, p in enumerate(row))
+        member = next(b for b in range(15) if b / 15 < max(row) <= (b + 1) / 15)
+        bins[member].append((max(row), chosen == label))
+    gap = 0.0
+    for members in bins:
+        if members:
+            confidence, correct = np.mean(members, axis=0)
+            gap += len(members) / images * abs(confidence - correct)
+    assert accuracy(probabilities, labels) == pytest.approx(right / images)
+    assert nll(probabilities, labels) == pytest.approx(loss / images)
+    assert brier(probabilities, labels) == pytest.approx(squares / images)
+    assert ece(probabilities, labels) == pytest.approx(gap, abs=1e-14)
+
+
+@every_metric
+def test_leading_axes_are_networks(xp, rng, metric):
+    probabilities, labels = predictions(rng, 2, 3, 50, 4, dtype=np.float32)
+    together = metric(xp.asarray(probabilities), labels)
+    assert together.shape == (2, 3)
+    assert together.dtype == np.float64
+    assert isinstance(together, np.ndarray)
+    for index in np.ndindex(2, 3):
+        np.testing.assert_allclose(together[index], metric(probabilities[index], labels), 1e-12)
+
+
+@every_metric
+def test_one_network_gives_a_plain_number_and_nothing_is_changed(rng, metric):
+    probabilities, labels = predictions(rng, 20, 4)
+    before = probabilities.copy()
+    assert isinstance(metric(probabilities, labels), float)
+    np.testing.assert_array_equal(probabilities, before)
+
+
+@every_metric
+def test_sums_of_float32_are_in_float64(rng, metric):
+    probabilities, labels = predictions(rng, 30_000, 10, dtype=np.float32)
+    exact = metric(probabilities.astype(np.float64), labels)
+    assert metric(probabilities, labels) == pytest.approx(exact, rel=1e-13)
+
+
+def test_perfect_and_worst_predictions():
+    perfect, labels = np.eye(3, dtype=np.float32), np.arange(3)
+    assert evaluate(perfect, labels) == {"accuracy": 1, "nll": 0, "brier": 0, "ece": 0}
+    worst = evaluate(perfect, (labels + 1) % 3)
+    tiny = -math.log(np.finfo(np.float32).tiny)
+    assert worst == {"accuracy": 0, "nll": pytest.approx(tiny), "brier": 2, "ece": 1}
+
+
+def test_of_equal_probabilities_the_first_is_chosen():
+    assert accuracy(np.full((2, 4), 0.25), np.array([0, 3])) == 0.5
+
+
+def test_calibration_bins_are_closed_on_the_right():
+    # 9/15 ends the ninth bin. 0.61 is in the tenth; together they would cancel.
+    edge, above = 9 / 15, 0.61
+    probabilities = np.array([[edge, 1 - edge], [above, 1 - above]])
+    assert ece(probabilities, np.array([0, 1])) == pytest.approx((1 - edge + above) / 2)
+    below = np.nextafter(8 / 15, 1)
+    probabilities = np.array([[edge, 1 - edge], [below, 1 - below]])
+    assert ece(probabilities, np.array([0, 1])) == pytest.approx(abs(edge - 1 + below) / 2)
+
+
+def test_calibrated_predictions_have_no_calibration_error():
+    probabilities = np.tile([0.75, 0.25], (8, 1))
+    assert ece(probabilities, np.array([0, 0, 0, 1] * 2)) == 0
+    assert ece(probabilities, np.array([0, 0, 1, 1] * 2), bins=1) == 0.25
+
+
+def test_a_prediction_that_is_not_a_number_is_wrong():
+    probabilities = HAND.copy()
+    probabilities[0] = np.nan
+    result = evaluate(probabilities, HAND_LABELS)
+    assert result["accuracy"] == 0.25
+    assert all(math.isnan(result[name]) for name in ("nll", "brier", "ece"))
+
+
+@every_metric
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "complaint"),
+    [
+        (HAND, [0, 1, 2, 3], "labels go from 0 to 3, expected 0 to 2"),
+        (HAND, [0, 1, 2, -1], "labels go from -1 to 2"),
+        (HAND, [0, 1, 2], r"probabilities are \(4, 3\), labels \(3,\)"),
+        (HAND, [[0, 1, 2, 0]], r"labels \(1, 4\)"),
+        (HAND[0], [0], r"probabilities are \(3,\)"),
+        (HAND[:0], [], "labels are float64|labels"),
+        (HAND[:0], np.zeros(0, int), "N >= 1"),
+        (HAND, [0.0, 1.0, 2.0, 0.0], "labels are float64, expected integers"),
+        (HAND.astype(int), HAND_LABELS, "probabilities are int64"),
+    ],
+)
+def test_what_does_not_fit_is_refused(metric, probabilities, labels, complaint):
+    with pytest.raises(ValueError, match=f"{metric.__name__}: .*({complaint})"):
+        metric(probabilities, labels)

@@ -1,0 +1,217 @@
+"""SGD and Adam, against their formulas written out in float64 and against PyTorch."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minires import backend
+from minires.optimizers import SGD, Adam
+
+SETTINGS = [
+    (SGD, {"rate": 0.1}),
+    (SGD, {"rate": 0.1, "momentum": 0.9}),
+    (SGD, {"rate": 0.1, "weight_decay": 0.03}),
+    (SGD, {"rate": 0.1, "momentum": 0.7, "weight_decay": 0.03}),
+    (Adam, {}),
+    (Adam, {"rate": 0.05, "beta1": 0.8, "beta2": 0.95, "epsilon": 0.1}),
+    (Adam, {"rate": 0.05, "beta1": 0.8, "beta2": 0.95, "epsilon": 0.1, "epsilon_inside": True}),
+]
+every_setting = pytest.mark.parametrize(("kind", "options"), SETTINGS)
+
+
+def run(optimizer, theta, gradients):
+    for gradient in gradients:
+        optimizer.step(theta, gradient)
+    return theta
+
+
+def literal_sgd(theta, gradients, rate, momentum=0.0, weight_decay=0.0):
+    velocity = 0.0
+    for gradient in gradients:
+        velocity = momentum * velocity + gradient + weight_decay * theta
+        theta = theta - rate * velocity
+    return theta
+
+
+def literal_adam(
+    theta, gradients, rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, epsilon_inside=False
+):
+    """From the definitions: each average is a weighted sum of all gradients so far."""
+    for t in range(1, len(gradients) + 1):
+        past = gradients[:t]
+        age = np.arange(t - 1, -1, -1).reshape(-1, *[1] * theta.ndim)
+        first = ((1 - beta1) * beta1**age * past).sum(axis=0)
+        second = ((1 - beta2) * beta2**age * past**2).sum(axis=0)
+        if epsilon_inside:
+            step = (first / (1 - beta1**t)) / (np.sqrt(second / (1 - beta2**t)) + epsilon)
+        else:
+            step = np.sqrt(1 - beta2**t) / (1 - beta1**t) * first / (np.sqrt(second) + epsilon)
+        theta = theta - rate * step
+    return theta
+
+
+LITERAL = {SGD: literal_sgd, Adam: literal_adam}
+
+
+@every_setting
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-5), (np.float64, 1e-12)])
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (100_000,)])
+def test_steps_follow_the_formula(xp, rng, kind, options, dtype, tolerance, shape):
+    theta = rng.standard_normal(shape).astype(dtype)
+    gradients = rng.standard_normal((4, *shape)).astype(dtype)
+    ours = run(kind(**options), xp.asarray(theta.copy()), xp.asarray(gradients))
+    expected = LITERAL[kind](theta.astype(np.float64), gradients.astype(np.float64), **options)
+    assert ours.dtype == dtype
+    np.testing.assert_allclose(backend.to_host(ours), expected, rtol=tolerance, atol=tolerance)
+
+
+@every_setting
+def test_steps_equal_pytorch(rng, kind, options):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra bench)")
+    if kind is Adam and not options.get("epsilon_inside"):
+        options = {**options, "epsilon_inside": True}
+    theta = rng.standard_normal(50)
+    gradients = rng.standard_normal((20, 50))
+    ours = run(kind(**options), theta.copy(), gradients)
+
+    parameter = torch.tensor(theta, requires_grad=True)
+    names = dict(options)
+    if kind is SGD:
+        theirs = torch.optim.SGD([parameter], lr=names.pop("rate"), **names)
+    else:
+        theirs = torch.optim.Adam(
+            [parameter],
+            lr=options.get("rate", 1e-3),
+            betas=(options.get("beta1", 0.9), options.get("beta2", 0.999)),
+            eps=options.get("epsilon", 1e-8),
+        )
+    for gradient in gradients:
+        parameter.grad = torch.tensor(gradient)
+        theirs.step()
+    np.testing.assert_allclose(ours, parameter.detach().numpy(), rtol=1e-12)
+
+
+def test_the_two_conventions_for_epsilon_differ(rng):
+    theta, gradients = np.zeros(5), rng.standard_normal((3, 5)) * 1e-3
+    outside = run(Adam(epsilon=1e-3), theta.copy(), gradients)
+    inside = run(Adam(epsilon=1e-3, epsilon_inside=True), theta.copy(), gradients)
+    # After one step √(1 − β₂) = 0.03 lies between them: outside, ε weighs 30 times as much.
+    assert (np.abs(outside) < 0.5 * np.abs(inside)).all()
+
+
+def test_the_first_step_of_adam_is_the_rate():
+    theta = run(Adam(rate=0.25), np.zeros(3), np.array([[7.0, -0.01, 0.0]]))
+    np.testing.assert_allclose(theta, [-0.25, 0.25, 0], rtol=1e-4)
+
+
+@every_setting
+def test_replicas_at_once_equal_one_by_one(rng, kind, options):
+    theta = rng.standard_normal((3, 40)).astype(np.float32)
+    gradients = rng.standard_normal((5, 3, 40)).astype(np.float32)
+    together = run(kind(**options), theta.copy(), gradients)
+    for replica in range(3):
+        alone = run(kind(**options), theta[replica].copy(), gradients[:, replica])
+        np.testing.assert_array_equal(together[replica], alone)
+
+
+@every_setting
+def test_theta_changes_in_place_and_the_gradient_does_not(rng, kind, options):
+    theta, gradient = rng.standard_normal((2, 10))
+    gradient.flags.writeable = False
+    before = theta.copy()
+    optimizer = kind(**options)
+    assert optimizer.step(theta, gradient) is None
+    optimizer.step(theta, gradient)
+    assert (theta != before).all()
+
+
+@every_setting
+@given(cut=st.integers(0, 6))
+def test_a_restored_optimizer_goes_on_with_the_same_bits(kind, options, cut):
+    rng = np.random.default_rng(cut)
+    theta = rng.standard_normal(20).astype(np.float32)
+    gradients = rng.standard_normal((6, 20)).astype(np.float32)
+    whole = run(kind(**options), theta.copy(), gradients)
+
+    first = kind(**options)
+    first.rate *= 0.5
+    theta = run(first, theta, gradients[:cut])
+    # Through a file's arrays, numbers included, as a checkpoint would.
+    state = {name: np.asarray(value) for name, value in first.state().items()}
+    second = kind(**options)
+    second.restore(state)
+    assert second.rate == first.rate
+    if cut:
+        run(first, np.ones(20, np.float32), gradients)  # must not reach into the copy
+    second.rate = first.rate = options.get("rate", 1e-3)
+    resumed = run(second, theta.copy(), gradients[cut:])
+
+    halved = kind(**options)
+    halved.rate *= 0.5
+    expected = np.random.default_rng(cut).standard_normal(20).astype(np.float32)
+    run(halved, expected, gradients[:cut])
+    halved.rate = second.rate
+    np.testing.assert_array_equal(resumed, run(halved, expected, gradients[cut:]))
+    assert cut or np.array_equal(resumed, whole)
+
+
+def test_the_rate_may_change_between_steps():
+    optimizer, theta = SGD(1.0), np.zeros(1, np.float32)
+    for rate in (1.0, 0.5, np.float64(0.25)):
+        optimizer.rate = rate
+        optimizer.step(theta, np.ones(1, np.float32))
+    assert theta[0] == -1.75
+
+
+def test_rate_zero_changes_nothing(rng):
+    theta = rng.standard_normal(5)
+    for optimizer in (SGD(0), SGD(0, momentum=0.9), Adam(0)):
+        np.testing.assert_array_equal(run(optimizer, theta.copy(), [theta, theta]), theta)
+
+
+def test_what_does_not_fit_is_refused_before_anything_changes():
+    optimizer, theta = Adam(), np.ones(4, np.float32)
+    optimizer.step(theta, theta.copy())
+    before = theta.copy()
+    for bad_theta, gradient, complaint in [
+        (theta, np.ones(3, np.float32), r"Adam.step: theta is \(4,\) float32, gradient is \(3,\)"),
+        (theta, np.ones(4), "gradient is .* float64, expected the same"),
+        (np.ones(5, np.float32), np.ones(5, np.float32), "use a new optimizer"),
+        (np.ones(4), np.ones(4), "use a new optimizer"),
+        (np.ones(8, np.float32)[::2], np.ones(4, np.float32), "not contiguous"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            optimizer.step(bad_theta, gradient)
+    assert optimizer.count == 1
+    np.testing.assert_array_equal(theta, before)
+
+
+def test_another_optimizers_state_is_refused():
+    theta = np.ones(4)
+    momentum = SGD(0.1, momentum=0.9)
+    momentum.step(theta, theta.copy())
+    for other in (SGD(0.1), Adam()):
+        with pytest.raises(ValueError, match=r"restore: state holds \['count', 'rate', 'velocity'"):
+            other.restore(momentum.state())
+    with pytest.raises(ValueError, match=r"state holds \['rate'\]"):
+        Adam().restore({"rate": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (SGD, {"rate": -1}),
+        (SGD, {"rate": np.nan}),
+        (SGD, {"rate": 0.1, "momentum": 1}),
+        (SGD, {"rate": 0.1, "weight_decay": -1}),
+        (Adam, {"rate": np.inf}),
+        (Adam, {"beta1": 1}),
+        (Adam, {"beta2": -0.1}),
+        (Adam, {"epsilon": 0}),
+    ],
+)
+def test_arguments_out_of_range_are_refused(kind, options):
+    name = list(options)[-1]
+    with pytest.raises(ValueError, match=f"{kind.__name__}: {name} is"):
+        kind(**options)
