@@ -156,6 +156,26 @@ def test_a_restored_optimizer_goes_on_with_the_same_bits(kind, options, cut):
     assert cut or np.array_equal(resumed, whole)
 
 
+@pytest.mark.parametrize("kind", [Adam, lambda: SGD(0.1, momentum=0.9)])
+def test_a_state_is_a_copy_and_is_copied(rng, kind):
+    first, second, theta = kind(), kind(), np.ones(4)
+    first.step(theta, rng.standard_normal(4))
+    state = first.state()
+    kept = {name: np.copy(value) for name, value in state.items()}
+    first.step(theta, rng.standard_normal(4))
+    second.restore(state)
+    second.step(theta, rng.standard_normal(4))
+    for name, value in kept.items():
+        np.testing.assert_array_equal(state[name], value)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_a_rate_of_another_type_gives_the_same_bits(rng, kind):
+    theta, gradient = rng.standard_normal((2, 1000)).astype(np.float32)
+    plain = run(kind(0.1), theta.copy(), [gradient])
+    np.testing.assert_array_equal(run(kind(np.float64(0.1)), theta.copy(), [gradient]), plain)
+
+
 def test_the_rate_may_change_between_steps():
     optimizer, theta = SGD(1.0), np.zeros(1, np.float32)
     for rate in (1.0, 0.5, np.float64(0.25)):
