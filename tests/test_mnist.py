@@ -122,6 +122,8 @@ def test_arbitrary_bytes_are_a_clear_error(file, content, packed):
         (idx(np.zeros((0, 28, 28))), "promises 0 × 28 × 28 = 0 bytes"),
         (idx(np.zeros((2, 32, 32))), "images are 32 × 32 pixels, not 28 × 28"),
         (gzip.compress(idx(digits(2)[0]))[:-1], "cannot be unpacked"),
+        # Ten bytes of gzip's header, then a block of the type 3, which does not exist.
+        (gzip.compress(b"")[:10] + b"\x07" * 20, "cannot be unpacked (Error -3"),
     ],
 )
 def test_an_error_says_what_is_wrong(tmp_path, content, message):
