@@ -99,7 +99,9 @@ def find(data_dir=None):
 
 def _find_in(folder, origin, required=False):
     if not folder.is_dir():
-        raise FileNotFoundError(f"mnist: {folder} (named by {origin}) is not a folder")
+        raise FileNotFoundError(
+            f"mnist: {folder} (named by {origin}) is not a folder; name the one with the files"
+        )
     for place in (folder, folder / "mnist"):
         paths = {name: _variant(place, name) for name in FILES}
         missing = [name for name, path in paths.items() if path is None]
