@@ -311,6 +311,17 @@ def test_ten_thousand_float32_updates_are_exact_for_every_weight(rng):
         assert mean_error.max() < 1e-7, f"{name}: {mean_error.max()}"
 
 
+def test_float32_weights_are_accumulated_as_exactly_as_float64_ones(rng):
+    thetas = rng.standard_normal((20, 1000)).astype(np.float32)
+    narrow, wide = fold(thetas), fold(thetas.astype(np.float64))
+    np.testing.assert_array_equal(narrow._offset, wide._offset)
+    np.testing.assert_array_equal(narrow._m2, wide._m2)
+    for part in (narrow, wide):
+        part.merge(fold(thetas[:7].astype(part.mean.dtype)))
+    np.testing.assert_array_equal(narrow._offset, wide._offset)
+    np.testing.assert_array_equal(narrow._m2, wide._m2)
+
+
 # --- merging ------------------------------------------------------------------------------
 
 
