@@ -1,0 +1,35 @@
+"""minires: better networks by weight resampling, from scratch in NumPy and CuPy.
+
+    model = minires.lenet()
+    theta = model.init(rng)                                     # (P,) float32
+    loss, gradient = model.loss_and_gradient(theta, images, labels, rng=rng)
+    theta -= rate * gradient                                    # eq. 1
+    moments.update(theta)                                       # eqs. 2-3
+    probabilities = model.predict(moments.mean, images)         # (N, classes)
+    members = moments.sample(10, rng)                           # (10, P)
+    ensemble = model.predict(members, images).mean(axis=0)      # (N, classes)
+
+Source   Liu, Tripathi, Kurup and Shah, "Make (Nearly) Every Neural Network Better: Generating
+         Neural Network Ensembles by Weight Parameter Resampling", arXiv:1807.00847
+"""
+
+from minires.backend import set_threads, to_device, to_host, xp_of
+from minires.model import Model
+from minires.moments import Moments
+from minires.networks import lenet, lenet_classic
+from minires.optimizers import SGD, Adam
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "Model",
+    "Moments",
+    "lenet",
+    "lenet_classic",
+    "set_threads",
+    "to_device",
+    "to_host",
+    "xp_of",
+]

@@ -150,8 +150,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-class _SingleThreadedBlas:
-    """Holds BLAS to one thread while any tile runs: the tiles are the parallelism."""
+class _SingleThreadedBlas(contextlib.ContextDecorator):
+    """Holds BLAS to one thread while kernels run: the tiles are the parallelism.
+
+    A whole training step is done under it. One product outside would wake BLAS's own threads,
+    and they keep spinning for some 20 ms after their work, on a core that the tiles need.
+    """
 
     def __init__(self):
         self._lock = threading.Lock()

@@ -1,0 +1,231 @@
+"""Convolution and pooling as differentiable functions of images (…, N, H, W, C).
+
+Here the leading axes are sorted out and the arguments checked; the arithmetic is in `kernels/`.
+One network with `w (kh, kw, C, O)` sees any number of leading axes as one long batch; R
+networks with `w (R, kh, kw, C, O)` see the same images `(N, H, W, C)` or each its own,
+`(R, N, H, W, C)`.
+"""
+
+import numpy as np
+
+from minires.autodiff import op
+from minires.backend import kernels_of, xp_of
+
+# --- settings -----------------------------------------------------------------------------
+
+
+def pair(value, name="stride"):
+    """A whole number, or two, as (rows, columns)."""
+    rows, columns = (value, value) if np.ndim(value) == 0 else value
+    if int(rows) != rows or int(columns) != columns or min(rows, columns) < 1:
+        raise ValueError(f"{name} is {value!r}, expected one or two whole numbers from 1 up")
+    return int(rows), int(columns)
+
+
+def borders(padding, size, kernel, stride, dilation=(1, 1)):
+    """Any way of giving the padding as ((top, bottom), (left, right)).
+
+    padding  a number for all four sides; (rows, columns); ((top, bottom), (left, right));
+             "valid" for none; or "same": as little as gives ⌈size / stride⌉ outputs, the odd
+             pixel at the end, as in TensorFlow
+    size     (H, W) of the images
+    """
+    if isinstance(padding, str):
+        if padding.lower() == "valid":
+            return (0, 0), (0, 0)
+        if padding.lower() != "same":
+            raise ValueError(f"padding is {padding!r}, expected numbers, 'same' or 'valid'")
+        total = [
+            max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+            for n, k, s, d in zip(size, kernel, stride, dilation, strict=True)
+        ]
+        return tuple((t // 2, t - t // 2) for t in total)
+    sides = np.asarray(padding)
+    if sides.shape == (2,):
+        sides = np.stack([sides, sides], axis=1)
+    if sides.shape not in ((), (2, 2)) or sides.dtype.kind not in "iu" or sides.min() < 0:
+        raise ValueError(
+            f"padding is {padding!r}, expected a number, (rows, columns), "
+            "((top, bottom), (left, right)), 'same' or 'valid'"
+        )
+    return tuple(tuple(side) for side in np.broadcast_to(sides, (2, 2)).tolist())
+
+
+def output_size(size, kernel, stride, padding, dilation=(1, 1)):
+    """(OH, OW) of a convolution or pooling over images of (H, W)."""
+    return tuple(
+        (n + sum(border) - (d * (k - 1) + 1)) // s + 1
+        for n, k, s, border, d in zip(size, kernel, stride, padding, dilation, strict=True)
+    )
+
+
+def _settings(name, x, kernel, stride, padding, dilation):
+    if x.ndim < 4:
+        raise ValueError(f"{name}: x is {x.shape}, expected (…, N, H, W, C)")
+    stride, dilation = pair(stride), pair(dilation, "dilation")
+    size = x.shape[-3:-1]
+    padding = borders(padding, size, kernel, stride, dilation)
+    if min(output_size(size, kernel, stride, padding, dilation)) < 1:
+        raise ValueError(
+            f"{name}: a window of {kernel[0]}×{kernel[1]} pixels, dilation {dilation}, exceeds "
+            f"the image of {size[0]}×{size[1]} with padding {padding} (x {x.shape})"
+        )
+    return stride, padding, dilation
+
+
+def once(function):
+    """Remember the last result, for pullbacks of one op that begin with the same step."""
+    last = [None, None]
+
+    def remembered(g):
+        if last[0] is not g:
+            last[:] = g, function(g)
+        return last[1]
+
+    return remembered
+
+
+# --- convolution --------------------------------------------------------------------------
+
+
+@op
+def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None):
+    """Correlate images with kernels, add a bias, apply an activation.
+
+    y[n,i,j,o] = f( b[o] + Σ_uvc x[n, i·s + u·d − p, j·s + v·d − p, c] · w[u,v,c,o] )
+
+    x           (…, N, H, W, C) float
+    w           (kh, kw, C, O) or (…, kh, kw, C, O), dtype of x
+    b           (O,) or (…, O), or None
+    stride      pixels: a number or (rows, columns)
+    padding     pixels: a number, (rows, columns), ((top, bottom), (left, right)), "same", "valid"
+    dilation    pixels between taps: a number or (rows, columns)
+    activation  None, "relu" or "relu6"
+    Returns     (…, N, OH, OW, O)
+    Raises      ValueError when shapes disagree or the kernel exceeds the padded image
+    """
+    if w.ndim < 4 or x.shape[-1] != w.shape[-2]:
+        raise ValueError(
+            f"conv2d: x has {x.shape[-1]} channels, w expects {w.shape[-2] if w.ndim > 1 else '?'}"
+            f" (x {x.shape}, w {w.shape})"
+        )
+    if x.dtype != w.dtype:
+        raise ValueError(f"conv2d: x is {x.dtype}, w is {w.dtype}: convert one of them")
+    *lead, kh, kw, channels, out_channels = w.shape
+    if b is not None and b.shape != (*lead, out_channels):
+        raise ValueError(f"conv2d: b is {b.shape}, w {w.shape} needs {(*lead, out_channels)}")
+    if activation not in (None, "relu", "relu6"):
+        raise ValueError(f"conv2d: activation is {activation!r}, expected None, 'relu' or 'relu6'")
+    stride, padding, dilation = _settings("conv2d", x, (kh, kw), stride, padding, dilation)
+    if lead and x.ndim > 4 and list(x.shape[:-4]) != lead:
+        raise ValueError(
+            f"conv2d: x {x.shape} has leading axes {x.shape[:-4]}, w {w.shape} has {tuple(lead)}: "
+            "they must be equal, or x must have none"
+        )
+    kernels = kernels_of(x)
+    images = x.shape[-4:] if lead else (-1, *x.shape[-3:])
+    source = x.reshape(-1, *images) if lead and x.ndim > 4 else x.reshape(1, *images)
+    weights = w.reshape(-1, kh, kw, channels, out_channels)
+    bias = None if b is None else b.reshape(-1, out_channels)
+    settings = stride, padding, dilation
+    y = kernels.convolve(source, weights, bias, *settings, activation)
+
+    @once
+    def before_activation(g):
+        g = g.reshape(y.shape)
+        if activation is None:
+            return g
+        return g * (y > 0 if activation == "relu" else (y > 0) & (y < 6))
+
+    def x_gradient(g):
+        g = before_activation(g)
+        gradient = kernels.convolve_input_gradient(g, weights, source.shape[1:], *settings)
+        return gradient.reshape((*lead, *x.shape[-4:]) if lead else x.shape)
+
+    def w_gradient(g, out=None):
+        g = before_activation(g)
+        if out is not None:
+            out = out.reshape(weights.shape)
+        gradient = kernels.convolve_weight_gradient(source, g, (kh, kw), *settings, out)
+        return gradient.reshape(w.shape)
+
+    def b_gradient(g):
+        g = before_activation(g).reshape(len(weights), -1, out_channels)
+        ones = xp_of(g).ones((1, g.shape[1]), g.dtype)
+        return xp_of(g).matmul(ones, g).reshape(b.shape)
+
+    shape = (*lead, x.shape[-4]) if lead else x.shape[:-3]
+    result = y.reshape(*shape, *y.shape[-3:])
+    return result, (x_gradient, w_gradient, b_gradient)
+
+
+# --- pooling ------------------------------------------------------------------------------
+
+
+@op
+def max_pool(x, *, window=2, stride=None, padding=0, dilation=1):
+    """The largest value of every window; the padding never wins.
+
+    Among equal values the first in reading order takes the gradient.
+
+    x         (…, N, H, W, C) float
+    window    pixels: a number or (rows, columns)
+    stride    pixels; the window's size without it
+    padding   as in `conv2d`
+    Returns   (…, N, OH, OW, C)
+    """
+    window = pair(window, "window")
+    settings = _settings("max_pool", x, window, stride or window, padding, dilation)
+    kernels = kernels_of(x)
+    source = x.reshape(-1, *x.shape[-3:])
+    y = kernels.max_pool(source, window, *settings)
+
+    def pullback(g):
+        g = g.reshape(y.shape)
+        return kernels.max_pool_gradient(g, source, y, window, *settings).reshape(x.shape)
+
+    return y.reshape(*x.shape[:-3], *y.shape[-3:]), (pullback,)
+
+
+@op
+def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=False):
+    """The mean of every window.
+
+    x              (…, N, H, W, C) float
+    window         pixels: a number or (rows, columns)
+    stride         pixels; the window's size without it
+    padding        as in `conv2d`
+    count_padding  whether pixels of the padding count in the mean, as zeros
+    Returns        (…, N, OH, OW, C)
+    """
+    window = pair(window, "window")
+    stride, padding, dilation = _settings(
+        "mean_pool", x, window, stride or window, padding, dilation
+    )
+    divisor = xp_of(x).asarray(
+        pixels_counted(x.shape[-3:-1], window, stride, padding, dilation, count_padding), x.dtype
+    )
+    kernels = kernels_of(x)
+    source = x.reshape(-1, *x.shape[-3:])
+    settings = divisor, window, stride, padding, dilation
+    y = kernels.mean_pool(source, *settings)
+
+    def pullback(g):
+        g = g.reshape(y.shape)
+        divisor, *rest = settings
+        return kernels.mean_pool_gradient(g, divisor, source.shape, *rest).reshape(x.shape)
+
+    return y.reshape(*x.shape[:-3], *y.shape[-3:]), (pullback,)
+
+
+def pixels_counted(size, window, stride, padding, dilation, count_padding):
+    """How many pixels count in each window's mean: (OH, OW, 1)."""
+    counts = []
+    outputs = output_size(size, window, stride, padding, dilation)
+    for n, k, s, (before, _), d, out in zip(
+        size, window, stride, padding, dilation, outputs, strict=True
+    ):
+        places = np.arange(out)[:, None] * s + np.arange(k) * d - before
+        inside = np.ones_like(places) if count_padding else (places >= 0) & (places < n)
+        counts.append(np.maximum(inside.sum(axis=1), 1))
+    return np.outer(*counts)[..., None].astype(float)

@@ -1,0 +1,462 @@
+"""The few functions that are worth writing for a CPU: convolution, pooling, products.
+
+Everything heavy in a network is a matrix product, and a matrix product is as fast as a CPU
+gets. So the art is to *feed* it. A convolution is a product of two matrices once every window
+of the image has been copied into a row ("im2col"), but copying a whole batch writes and reads
+back a hundred megabytes, which takes longer than the arithmetic. Here the batch is cut into
+tiles: a few images are copied into a small buffer that stays in the cache, multiplied, and
+the buffer is used again.
+
+Arrays carry their replica axis explicitly here, `x (1 | R, N, H, W, C)`, `w (R, kh, kw, C, O)`:
+one network is R = 1, and an input shared by R networks is copied into windows only once.
+`minires.convolution` is the place that takes any leading axes; `kernels/gpu.py` has the same
+functions with the same arguments.
+"""
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from minires.backend import empty, run_tiles, scratch, single_threaded_blas
+from minires.kernels import winograd
+
+WINDOW_BYTES = 5 << 19  # of windows in a tile: larger leaves the cache, smaller starves BLAS
+LANES = 16  # at most so many partial sums of a weight gradient
+PRODUCT_WORK = 1 << 26  # multiplications in a tile of a plain product
+
+
+# --- products -----------------------------------------------------------------------------
+
+
+@single_threaded_blas
+def matmul(a, b, out=None):
+    """The product `a @ b`, cut into tiles for the threads.
+
+    a        (…, M, K)
+    b        (…, K, L)
+    out      an array to write the result to, if its shape and type fit
+    Returns  (…, M, L)
+    """
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    rows, columns = a.shape[-2], b.shape[-1]
+    shape = (*lead, rows, columns)
+    dtype = np.result_type(a, b)
+    if out is None or out.shape != shape or out.dtype != dtype:
+        out = empty(shape, dtype)
+    work = rows * columns * a.shape[-1]
+    cuts = min(-(-work // PRODUCT_WORK), LANES)
+    a = np.broadcast_to(a, (*lead, *a.shape[-2:]))
+    b = np.broadcast_to(b, (*lead, *b.shape[-2:]))
+    matrices = list(np.ndindex(lead))
+    if len(matrices) * work < PRODUCT_WORK // 8:
+        return np.matmul(a, b, out=out)
+    by_rows = rows > columns
+    step = -(-max(rows, columns) // cuts)
+
+    def run(tile):
+        which, cut = divmod(tile, cuts)
+        part = slice(cut * step, (cut + 1) * step)
+        left, right, result = (array[matrices[which]] for array in (a, b, out))
+        if by_rows:
+            np.matmul(left[part], right, out=result[part])
+        else:
+            np.matmul(left, right[:, part], out=result[:, part])
+
+    run_tiles(run, len(matrices) * cuts)
+    return out
+
+
+# --- convolution --------------------------------------------------------------------------
+
+
+class _Windows:
+    """The windows of a convolution, cut into tiles of whole images or of rows of one image."""
+
+    def __init__(self, shape, dtype, kernel, stride, padding, dilation):
+        self.images, self.height, self.width, self.channels = shape
+        self.dtype = dtype
+        self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
+        self.span = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+        self.output = tuple(
+            (size + sum(border) - span) // step + 1
+            for size, border, span, step in zip(shape[1:3], padding, self.span, stride, strict=True)
+        )
+        self.size = kernel[0] * kernel[1] * self.channels
+        # With few channels a window is many tiny runs of memory; copied tap by tap instead,
+        # the runs are as long as a row of outputs.
+        self.by_taps = self.channels <= 4 and self.size > self.channels
+        # A 1×1 kernel's windows are the pixels themselves: nothing to copy.
+        self.plain = kernel == (1, 1) and stride == (1, 1) and not np.any(padding)
+        rows, columns = self.output
+        row_bytes = max(1, columns * self.size * np.dtype(dtype).itemsize)
+        self.rows = int(min(rows, max(1, WINDOW_BYTES // row_bytes)))
+        self.count = int(max(1, WINDOW_BYTES // (row_bytes * rows)))  # images in a tile
+        self.strips = -(-rows // self.rows)
+        self.tiles = -(-self.images // self.count) * self.strips
+
+    def place(self, tile):
+        """The images and the rows of outputs that a tile covers."""
+        block, strip = divmod(tile, self.strips)
+        first, top = block * self.count, strip * self.rows
+        return (
+            slice(first, min(first + self.count, self.images)),
+            slice(top, min(top + self.rows, self.output[0])),
+        )
+
+    def gather(self, x, place):
+        """The windows of a tile as a matrix (outputs, kh·kw·C); x (N, H, W, C)."""
+        images, rows = place
+        if self.plain:
+            return x[images, rows].reshape(-1, self.channels)
+        piece = self.padded(x[images], rows)
+        count, high, wide = len(piece), rows.stop - rows.start, self.output[1]
+        image, row, pixel, channel = piece.strides
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
+        if self.by_taps:
+            shape = (kh, kw, self.channels, count, high, wide)
+            strides = (dh * row, dw * pixel, channel, image, sh * row, sw * pixel)
+        else:
+            shape = (count, high, wide, kh, kw, self.channels)
+            strides = (image, sh * row, sw * pixel, dh * row, dw * pixel, channel)
+            if dw == 1:  # the taps of a kernel's row are neighbours: one run of memory
+                shape = (count, high, wide, kh, kw * self.channels)
+                strides = (image, sh * row, sw * pixel, dh * row, channel)
+        windows = scratch("windows", shape, self.dtype)
+        np.copyto(windows, as_strided(piece, shape, strides))
+        return windows.reshape(self.size, -1).T if self.by_taps else windows.reshape(-1, self.size)
+
+    def padded(self, x, rows, value=0):
+        """The input rows behind some rows of outputs, with their border of zeros."""
+        (top, _), (left, right) = self.padding
+        first = rows.start * self.stride[0] - top
+        last = (rows.stop - 1) * self.stride[0] - top + self.span[0]
+        above, below = max(0, -first), max(0, last - self.height)
+        if not (above or below or left or right):
+            return x[:, first:last]
+        shape = (len(x), last - first, left + self.width + right, self.channels)
+        padded = scratch("padded", shape, self.dtype)
+        padded[:, :above] = value
+        padded[:, last - first - below :] = value
+        padded[:, :, :left] = value
+        padded[:, :, left + self.width :] = value
+        inside = padded[:, above : last - first - below, left : left + self.width]
+        inside[...] = x[:, first + above : last - below]
+        return padded
+
+
+def _lanes(run, sources, replicas, tiles, shape, dtype, out=None):
+    """Sum what every tile adds to a weight gradient, in an order that no thread can change.
+
+    Tiles are dealt to lanes; a lane adds up its own tiles, one after another, and the lanes'
+    sums are added last.
+
+    run(source, tile, partial, first)   adds a tile to `partial` (R, *shape), or starts it
+    Returns                             (R, *shape)
+    """
+    lanes = max(1, min(tiles, LANES // sources))
+    partial = empty((lanes, replicas, *shape), dtype)
+
+    def lane(number):
+        source, number = divmod(number, lanes)
+        for tile in range(number, tiles, lanes):
+            run(source, tile, partial[number], first=tile == number)
+
+    run_tiles(lane, sources * lanes)
+    if lanes == 1:
+        return partial[0]
+    if out is None:
+        out = empty(partial.shape[1:], dtype)
+    flat, total = partial.reshape(lanes, -1), out.reshape(-1)
+    step = 1 << 15
+
+    def add(block):
+        part = slice(block * step, (block + 1) * step)
+        np.add.reduce(flat[:, part], axis=0, out=total[part])
+
+    run_tiles(add, -(-total.size // step))
+    return out
+
+
+def _accumulate(a, b, total, first):
+    """total = a @ b, or total += a @ b."""
+    if first:
+        np.matmul(a, b, out=total)
+    else:
+        total += np.matmul(a, b, out=scratch("product", total.shape, total.dtype))
+
+
+def activate(y, activation):
+    """Apply None, "relu" or "relu6" in place."""
+    if activation == "relu":
+        np.maximum(y, 0, out=y)
+    elif activation == "relu6":
+        np.clip(y, 0, 6, out=y)
+
+
+@single_threaded_blas
+def convolve(x, w, bias, stride, padding, dilation, activation):
+    """Correlate images with kernels, add the bias and apply the activation.
+
+    y[r,n,i,j,o] = f( b[r,o] + Σ_uvc x[r, n, i·s + u·d − p, j·s + v·d − p, c] · w[r,u,v,c,o] )
+
+    x           (1 | R, N, H, W, C) float
+    w           (R, kh, kw, C, O), dtype of x
+    bias        (R, O) or None
+    stride      (rows, columns), pixels
+    padding     ((top, bottom), (left, right)), pixels of zeros
+    dilation    (rows, columns), pixels between taps
+    activation  None, "relu" or "relu6": applied to a tile while it is in the cache
+    Returns     (R, N, OH, OW, O)
+    """
+
+    def finish(y, r):
+        if bias is not None:
+            y += bias[r]
+        activate(y, activation)
+
+    if winograd.applies(x, w, stride, dilation):
+        return winograd.convolve(x, w, padding, finish)
+    replicas, *kernel, _, out_channels = w.shape
+    windows = _Windows(x.shape[1:], x.dtype, tuple(kernel), stride, padding, dilation)
+    flat = w.reshape(replicas, windows.size, out_channels)
+    y = empty((replicas, windows.images, *windows.output, out_channels), x.dtype)
+
+    def run(tile):
+        source, tile = divmod(tile, windows.tiles)
+        place = windows.place(tile)
+        rows = windows.gather(x[source], place)
+        for r in range(replicas) if len(x) == 1 else [source]:
+            part = y[(r, *place)]  # whole images, or rows of one image: contiguous
+            np.matmul(rows, flat[r], out=part.reshape(-1, out_channels))
+            finish(part, r)
+
+    run_tiles(run, len(x) * windows.tiles)
+    return y
+
+
+@single_threaded_blas
+def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
+    """The gradient of `convolve` with respect to w, given that of y.
+
+    x        (1 | R, N, H, W, C)
+    g        (R, N, OH, OW, O)
+    kernel   (kh, kw)
+    out      an array (R, kh, kw, C, O) to write to
+    Returns  (R, kh, kw, C, O)
+    """
+    replicas, *_, out_channels = g.shape
+    like = np.broadcast_to(np.empty((), x.dtype), (*kernel, x.shape[-1], out_channels))
+    if winograd.applies(x, like, stride, dilation):
+        return winograd.convolve_weight_gradient(x, g, kernel[0], padding, _lanes, _accumulate)
+    windows = _Windows(x.shape[1:], x.dtype, kernel, stride, padding, dilation)
+
+    def run(source, tile, partial, first):
+        place = windows.place(tile)
+        rows = windows.gather(x[source], place)
+        for r in range(replicas) if len(x) == 1 else [source]:
+            part = g[(r, *place)].reshape(-1, out_channels)
+            _accumulate(rows.T, part, partial[r], first)
+
+    flat = None if out is None else out.reshape(replicas, windows.size, out_channels)
+    shape = (windows.size, out_channels)
+    total = _lanes(run, len(x), replicas, windows.tiles, shape, x.dtype, flat)
+    return total.reshape(replicas, *kernel, x.shape[-1], out_channels)
+
+
+@single_threaded_blas
+def convolve_input_gradient(g, w, shape, stride, padding, dilation):
+    """The gradient of `convolve` with respect to x, given that of y.
+
+    With stride 1 it is a convolution again: of g, padded, with the kernels flipped. With a
+    larger stride most of that would multiply zeros; instead each window's gradient is
+    computed and added where the window lay.
+
+    g        (R, N, OH, OW, O)
+    w        (R, kh, kw, C, O)
+    shape    (N, H, W, C) of x
+    Returns  (R, N, H, W, C)
+    """
+    replicas, kh, kw, channels, out_channels = w.shape
+    if stride == (1, 1):
+        flipped = np.ascontiguousarray(w[:, ::-1, ::-1].swapaxes(-1, -2))
+        border = tuple(
+            (d * (k - 1) - before, d * (k - 1) - after)
+            for (before, after), k, d in zip(padding, (kh, kw), dilation, strict=True)
+        )
+        if min(map(min, border)) >= 0:
+            return convolve(g, flipped, None, stride, border, dilation, None)
+    windows = _Windows(shape, g.dtype, (kh, kw), stride, padding, dilation)
+    flat = w.reshape(replicas, windows.size, out_channels).swapaxes(-1, -2)
+    x_gradient = empty((replicas, *shape), g.dtype)
+    (top, bottom), (left, right) = windows.padding
+    high, wide = windows.output
+    # Whole images only: the windows of neighbouring rows overlap.
+    step = min(windows.count, windows.images)
+    tiles = -(-windows.images // step)
+
+    def run(tile):
+        r, tile = divmod(tile, tiles)
+        part = g[r, tile * step : (tile + 1) * step]
+        rows = scratch("windows", (part[..., 0].size, windows.size), g.dtype)
+        np.matmul(part.reshape(-1, out_channels), flat[r], out=rows)
+        rows = rows.reshape(len(part), high, wide, kh, kw, channels)
+        height, width = windows.height + top + bottom, windows.width + left + right
+        padded = scratch("padded", (len(part), height, width, channels), g.dtype)
+        padded[...] = 0
+        for u in range(kh):
+            for v in range(kw):
+                padded[:, _taps(u, 0, windows), _taps(v, 1, windows)] += rows[:, :, :, u, v]
+        inside = padded[:, top : top + windows.height, left : left + windows.width]
+        x_gradient[r, tile * step : (tile + 1) * step] = inside
+
+    run_tiles(run, replicas * tiles)
+    return x_gradient
+
+
+def _taps(tap, axis, windows):
+    """The padded pixels that one tap of the kernel meets, over all outputs of an axis."""
+    stride, start = windows.stride[axis], tap * windows.dilation[axis]
+    return slice(start, start + stride * (windows.output[axis] - 1) + 1, stride)
+
+
+# --- pooling ------------------------------------------------------------------------------
+
+
+def _pooling(x, window, stride, padding, dilation):
+    """The windows of a pooling layer, in tiles of whole images that fit the cache."""
+    windows = _Windows(x.shape, x.dtype, window, stride, padding, dilation)
+    windows.rows, windows.strips = windows.output[0], 1
+    windows.count = max(1, (1 << 20) // max(1, x[:1].nbytes))
+    windows.tiles = -(-windows.images // windows.count)
+    return windows
+
+
+def _each_tap(windows):
+    """For each tap of a window: the rows and the columns of the padded image that it meets."""
+    for u in range(windows.kernel[0]):
+        for v in range(windows.kernel[1]):
+            yield _taps(u, 0, windows), _taps(v, 1, windows)
+
+
+@single_threaded_blas
+def max_pool(x, window, stride, padding, dilation):
+    """The largest value of every window; the padding is −∞.
+
+    x        (M, H, W, C) float
+    window   (rows, columns), pixels; stride, padding and dilation as in `convolve`
+    Returns  (M, OH, OW, C)
+    """
+    windows = _pooling(x, window, stride, padding, dilation)
+    y = empty((len(x), *windows.output, windows.channels), x.dtype)
+
+    def run(tile):
+        place = windows.place(tile)
+        piece = windows.padded(x[place[0]], place[1], -np.inf)
+        # The maximum of a window is the maximum over its columns of the maxima over rows.
+        # Rows first: their runs of memory are long.
+        rows = piece[:, _taps(0, 0, windows)]
+        if window[0] > 1:
+            rows = scratch("rows", rows.shape, x.dtype)
+            np.maximum(piece[:, _taps(0, 0, windows)], piece[:, _taps(1, 0, windows)], out=rows)
+            for u in range(2, window[0]):
+                np.maximum(rows, piece[:, _taps(u, 0, windows)], out=rows)
+        result = y[place[0]]
+        result[...] = rows[:, :, _taps(0, 1, windows)]
+        for v in range(1, window[1]):
+            np.maximum(result, rows[:, :, _taps(v, 1, windows)], out=result)
+
+    run_tiles(run, windows.tiles)
+    return y
+
+
+@single_threaded_blas
+def max_pool_gradient(g, x, y, window, stride, padding, dilation):
+    """The gradient of `max_pool` with respect to x. Among equals the first of a window wins.
+
+    g        (M, OH, OW, C), the gradient of y
+    x, y     (M, H, W, C) and (M, OH, OW, C)
+    Returns  (M, H, W, C)
+    """
+    windows = _pooling(x, window, stride, padding, dilation)
+    x_gradient = empty(x.shape, x.dtype)
+    (top, bottom), (left, right) = padding
+    bordered = any((top, bottom, left, right))
+    disjoint = all(s >= d * (k - 1) + 1 for s, k, d in zip(stride, window, dilation, strict=True))
+
+    def run(tile):
+        images, rows = windows.place(tile)
+        piece = windows.padded(x[images], rows, -np.inf)
+        result = x_gradient[images]
+        if bordered:
+            shape = (len(result), top + windows.height + bottom, left + windows.width + right)
+            result = scratch("result", (*shape, windows.channels), x.dtype)
+        result[...] = 0
+        rest = scratch("rest", y[images].shape, x.dtype)  # of g: what no tap has taken yet
+        rest[...] = g[images]
+        taken = scratch("taken", rest.shape, x.dtype)
+        hit = scratch("hit", rest.shape, bool)
+        for row, column in _each_tap(windows):
+            np.equal(piece[:, row, column], y[images], out=hit)
+            if disjoint:
+                share = result[:, row, column]
+                np.multiply(rest, hit, out=share)
+            else:
+                share = np.multiply(rest, hit, out=taken)
+                result[:, row, column] += share
+            rest -= share
+        if bordered:
+            x_gradient[images] = result[:, top : top + windows.height, left : left + windows.width]
+
+    run_tiles(run, windows.tiles)
+    return x_gradient
+
+
+@single_threaded_blas
+def mean_pool(x, divisor, window, stride, padding, dilation):
+    """The sum of every window over a divisor; the padding is 0.
+
+    x        (M, H, W, C) float
+    divisor  (OH, OW, 1), dtype of x: how many pixels count in each window
+    Returns  (M, OH, OW, C)
+    """
+    windows = _pooling(x, window, stride, padding, dilation)
+    y = empty((len(x), *windows.output, windows.channels), x.dtype)
+
+    def run(tile):
+        images, rows = windows.place(tile)
+        piece = windows.padded(x[images], rows)
+        result = y[images]
+        result[...] = 0
+        for row, column in _each_tap(windows):
+            result += piece[:, row, column]
+        result /= divisor
+
+    run_tiles(run, windows.tiles)
+    return y
+
+
+@single_threaded_blas
+def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
+    """The gradient of `mean_pool` with respect to x.
+
+    g        (M, OH, OW, C)
+    shape    (M, H, W, C) of x
+    Returns  (M, H, W, C)
+    """
+    x_gradient = empty(shape, g.dtype)
+    windows = _pooling(x_gradient, window, stride, padding, dilation)
+    (top, bottom), (left, right) = padding
+    padded = (top + windows.height + bottom, left + windows.width + right, windows.channels)
+
+    def run(tile):
+        images, _ = windows.place(tile)
+        part = g[images]
+        share = scratch("rest", part.shape, g.dtype)
+        np.divide(part, divisor, out=share)
+        result = scratch("result", (len(part), *padded), g.dtype)
+        result[...] = 0
+        for row, column in _each_tap(windows):
+            result[:, row, column] += share
+        x_gradient[images] = result[:, top : top + windows.height, left : left + windows.width]
+
+    run_tiles(run, windows.tiles)
+    return x_gradient

@@ -1,0 +1,261 @@
+"""Layers: architecture without arrays.
+
+A layer holds settings only. `connect` tells it the shape of its input (without the batch); it
+then declares, in a `Layout`, the weights it needs, and answers with the shape of its output.
+`apply` computes, taking the weights from a `Run`. So one layer serves any number of networks,
+one after another or side by side.
+"""
+
+import math
+
+from minires import ops
+from minires.convolution import borders, conv2d, max_pool, mean_pool, output_size, pair
+
+# --- initial weights ----------------------------------------------------------------------
+
+
+def glorot_uniform(rng, shape, fan_in, fan_out):
+    """U(−a, a) with a = √(6 / (fan_in + fan_out)): Glorot and Bengio 2010."""
+    limit = math.sqrt(6 / (fan_in + fan_out))
+    return rng.uniform(-limit, limit, shape)
+
+
+def he_normal(rng, shape, fan_in, fan_out):
+    """N(0, 2 / fan_in): He et al. 2015."""
+    return rng.normal(0, math.sqrt(2 / fan_in), shape)
+
+
+def truncated_normal(rng, shape, fan_in, fan_out, std=0.1):
+    """N(0, std²), drawn again beyond two standard deviations."""
+    values = rng.normal(0, std, shape)
+    while (outside := abs(values) > 2 * std).any():
+        values[outside] = rng.normal(0, std, int(outside.sum()))
+    return values
+
+
+def zeros(rng, shape, fan_in, fan_out):
+    """All zeros."""
+    return 0.0
+
+
+def ones(rng, shape, fan_in, fan_out):
+    """All ones."""
+    return 1.0
+
+
+INITIALIZERS = {
+    "glorot": glorot_uniform,
+    "he": he_normal,
+    "truncated_normal": truncated_normal,
+}
+
+# --- layers -------------------------------------------------------------------------------
+
+
+class Layer:
+    """What all layers share: a kind, a name, and a place in one network."""
+
+    name = None  # given by the network that holds it, unless the maker gave one
+
+    @property
+    def kind(self):
+        return type(self).__name__
+
+    def connect(self, shape, layout):
+        """Declare weights for an input of `shape` (no batch); return the output's shape."""
+        return shape
+
+    def apply(self, x, run):
+        """The output for input `x` (…, N, *shape); `run[entry]` are the weights."""
+        raise NotImplementedError
+
+    def expect(self, shape, axes):
+        """Raise unless the input has this many axes."""
+        if len(shape) != axes:
+            wanted = {1: "(features,)", 3: "(H, W, C)"}[axes]
+            raise ValueError(f"{self.kind}: the input is {shape}, expected {wanted}")
+
+
+class Dense(Layer):
+    """A fully connected layer: y = x @ weight + bias."""
+
+    def __init__(self, units, bias=True, initializer="glorot"):
+        self.units, self.has_bias, self.initializer = units, bias, INITIALIZERS[initializer]
+
+    def connect(self, shape, layout):
+        self.expect(shape, 1)
+        fans = shape[0], self.units
+        self.weight = layout.add("weight", fans, self.initializer, fans)
+        self.bias = layout.add("bias", (self.units,), zeros) if self.has_bias else None
+        return (self.units,)
+
+    def apply(self, x, run):
+        return ops.dense(x, run[self.weight], run[self.bias] if self.bias else None)
+
+
+class Conv2D(Layer):
+    """A convolution, its bias, and if wanted its activation (see `minires.convolution`)."""
+
+    def __init__(
+        self,
+        channels,
+        kernel,
+        stride=1,
+        padding="same",
+        dilation=1,
+        bias=True,
+        activation=None,
+        initializer="glorot",
+    ):
+        self.channels, self.kernel = channels, pair(kernel, "kernel")
+        self.stride, self.dilation = pair(stride), pair(dilation, "dilation")
+        self.padding, self.has_bias, self.activation = padding, bias, activation
+        self.initializer = INITIALIZERS[initializer]
+
+    def connect(self, shape, layout):
+        self.expect(shape, 3)
+        taps = self.kernel[0] * self.kernel[1]
+        fans = taps * shape[-1], taps * self.channels
+        weight = (*self.kernel, shape[-1], self.channels)
+        self.weight = layout.add("weight", weight, self.initializer, fans)
+        self.bias = layout.add("bias", (self.channels,), zeros) if self.has_bias else None
+        size = _output_size(self, shape, self.kernel)
+        return (*size, self.channels)
+
+    def apply(self, x, run):
+        return conv2d(
+            x,
+            run[self.weight],
+            run[self.bias] if self.bias else None,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            activation=self.activation,
+        )
+
+
+def _output_size(layer, shape, window):
+    padding = borders(layer.padding, shape[:2], window, layer.stride, layer.dilation)
+    size = output_size(shape[:2], window, layer.stride, padding, layer.dilation)
+    if min(size) < 1:
+        raise ValueError(
+            f"{layer.kind}: a window of {window} exceeds the image of {shape[:2]} with padding "
+            f"{padding}: give larger images or a smaller window"
+        )
+    return size
+
+
+class MaxPool(Layer):
+    """The largest value of every window."""
+
+    def __init__(self, window=2, stride=None, padding=0):
+        self.window, self.padding, self.dilation = pair(window, "window"), padding, (1, 1)
+        self.stride = pair(stride or window)
+
+    def connect(self, shape, layout):
+        self.expect(shape, 3)
+        return (*_output_size(self, shape, self.window), shape[-1])
+
+    def apply(self, x, run):
+        return max_pool(x, window=self.window, stride=self.stride, padding=self.padding)
+
+
+class MeanPool(MaxPool):
+    """The mean of every window."""
+
+    def __init__(self, window=2, stride=None, padding=0, count_padding=False):
+        super().__init__(window, stride, padding)
+        self.count_padding = count_padding
+
+    def apply(self, x, run):
+        return mean_pool(
+            x,
+            window=self.window,
+            stride=self.stride,
+            padding=self.padding,
+            count_padding=self.count_padding,
+        )
+
+
+class GlobalMeanPool(Layer):
+    """The mean over all pixels: (H, W, C) → (C,)."""
+
+    def connect(self, shape, layout):
+        self.expect(shape, 3)
+        return (shape[-1],)
+
+    def apply(self, x, run):
+        return ops.global_mean(x)
+
+
+class Flatten(Layer):
+    """(H, W, C) → (H·W·C,), pixel by pixel."""
+
+    def connect(self, shape, layout):
+        self.expect(shape, 3)
+        return (math.prod(shape),)
+
+    def apply(self, x, run):
+        return ops.flatten(x)
+
+
+class Activation(Layer):
+    """A function of each value: "relu", "relu6", "tanh" or "sigmoid"."""
+
+    def __init__(self, function):
+        self.function = function
+
+    @property
+    def kind(self):
+        return self.function
+
+    def apply(self, x, run):
+        return getattr(ops, self.function)(x)
+
+
+def ReLU():
+    """max(x, 0)"""
+    return Activation("relu")
+
+
+def ReLU6():
+    """min(max(x, 0), 6)"""
+    return Activation("relu6")
+
+
+class Dropout(Layer):
+    """In training, zero a share of the values at random; at test, do nothing."""
+
+    def __init__(self, rate=0.5):
+        if not 0 <= rate < 1:
+            raise ValueError(f"Dropout: rate is {rate}, expected 0 ≤ rate < 1")
+        self.rate = rate
+
+    def apply(self, x, run):
+        if not run.training or self.rate == 0:
+            return x
+        if run.rng is None:
+            raise ValueError(
+                f"Dropout: a training pass with rate {self.rate} needs random numbers: pass "
+                "rng=numpy.random.default_rng(…), or build the network with dropout=0"
+            )
+        return ops.dropout(x, rate=self.rate, rng=run.rng)
+
+
+class Sequential(Layer):
+    """Layers one after another."""
+
+    def __init__(self, *layers):
+        self.layers = layers
+
+    def connect(self, shape, layout):
+        for layer in self.layers:
+            with layout.scope(layer):
+                before, shape = shape, layer.connect(shape, layout)
+                layout.record(layer, before, shape)
+        return shape
+
+    def apply(self, x, run):
+        for layer in self.layers:
+            x = layer.apply(x, run)
+        return x

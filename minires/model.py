@@ -1,0 +1,265 @@
+"""A model: an architecture, and the map from names to slices of one weight vector.
+
+The paper speaks of θ ∈ ℝᴾ, and so does the code. All trainable weights are one contiguous
+vector `theta` that the caller holds; a model holds none. Each layer sees its weights as views
+of `theta`, and their gradients are written straight into views of one gradient vector. SGD,
+running moments, resampling and checkpoints are then expressions on vectors.
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from minires import ops
+from minires.autodiff import data_of, gradients, variable
+from minires.backend import empty, single_threaded_blas, to_device, xp_of
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One named array within a vector."""
+
+    name: str
+    start: int
+    shape: tuple
+    initializer: object
+    fans: tuple
+
+    @property
+    def size(self):
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def view(self, vector):
+        """This array as a view of `vector` (…, P): (…, *shape)."""
+        part = vector[..., self.start : self.start + self.size]
+        return part.reshape(*vector.shape[:-1], *self.shape)
+
+
+class Layout:
+    """From names to slices: where each weight lies in θ, each statistic in `stats`."""
+
+    def __init__(self):
+        self.weights = []
+        self.statistics = []
+        self.rows = []  # (name, layer, input shape, output shape) in order
+        self._path = []
+        self._used = {}
+
+    @contextlib.contextmanager
+    def scope(self, layer):
+        """Within, names begin with that of `layer`."""
+        prefix = ".".join(self._path)
+        kind = layer.name or layer.kind.lower()
+        number = self._used[prefix, kind] = self._used.get((prefix, kind), 0) + 1
+        self._path.append(layer.name or f"{kind}_{number}")
+        try:
+            yield
+        finally:
+            self._path.pop()
+
+    def add(self, name, shape, initializer, fans=(1, 1)):
+        """Declare a trainable array."""
+        return self._declare(self.weights, name, shape, initializer, fans)
+
+    def add_statistic(self, name, shape, initializer):
+        """Declare an array that training updates but no gradient reaches."""
+        return self._declare(self.statistics, name, shape, initializer, (1, 1))
+
+    def _declare(self, entries, name, shape, initializer, fans):
+        start = entries[-1].start + entries[-1].size if entries else 0
+        name = ".".join([*self._path, name])
+        if any(entry.name == name for entry in entries):
+            raise ValueError(f"two layers want the name {name!r}: give one another name")
+        entries.append(Entry(name, start, tuple(shape), initializer, fans))
+        return entries[-1]
+
+    def record(self, layer, before, after):
+        """Note a connected layer for `summary`."""
+        self.rows.append((".".join(self._path), layer, before, after))
+
+    def __getitem__(self, name):
+        for entry in (*self.weights, *self.statistics):
+            if entry.name == name:
+                return entry
+        known = ", ".join(entry.name for entry in (*self.weights, *self.statistics))
+        raise KeyError(f"no array is named {name!r}; there are {known}")
+
+
+class Run:
+    """One pass through a network: its weights, and whether it trains."""
+
+    def __init__(self, theta, stats, training=False, rng=None, gradient=None):
+        self.theta, self.stats = theta, stats
+        self.training, self.rng, self.gradient = training, rng, gradient
+        self.variables = {}
+
+    def __getitem__(self, entry):
+        """A weight: a plain view of θ, or in training a variable whose gradient is a view too."""
+        if self.gradient is None:
+            return entry.view(self.theta)
+        if entry.name not in self.variables:
+            out = entry.view(self.gradient)
+            self.variables[entry.name] = variable(entry.view(self.theta), out)
+        return self.variables[entry.name]
+
+
+class Model:
+    """A network for images of one shape.
+
+    input_shape   (H, W, C)
+    network       the layer that maps (…, N, H, W, C) to logits (…, N, classes)
+    smoothing     label smoothing of the training loss
+    """
+
+    batch = 256  # images that `logits` and `predict` take at once
+
+    def __init__(self, input_shape, network, smoothing=0.0):
+        self.input_shape = tuple(input_shape)
+        self.network = network
+        self.smoothing = smoothing
+        self.layout = Layout()
+        output = network.connect(self.input_shape, self.layout)
+        if len(output) != 1:
+            raise ValueError(f"Model: the network ends with {output}, expected (classes,)")
+        self.classes = output[0]
+
+    @property
+    def size(self):
+        """P, the number of trainable weights."""
+        return sum(entry.size for entry in self.layout.weights)
+
+    @property
+    def stats_size(self):
+        """S, the number of statistics (0 without batch norm)."""
+        return sum(entry.size for entry in self.layout.statistics)
+
+    def init(self, rng, replicas=None, dtype=np.float32, device="cpu"):
+        """Draw initial weights.
+
+        rng       a Generator, or a list of R of them for R networks
+        replicas  R, to draw R networks from one Generator
+        Returns   theta (P,) or (R, P)
+        """
+        if replicas is not None:
+            rng = rng.spawn(replicas)
+        if isinstance(rng, (list, tuple)):
+            theta = np.stack([self.init(generator, dtype=dtype) for generator in rng])
+        else:
+            theta = np.empty(self.size, dtype)
+            for entry in self.layout.weights:
+                entry.view(theta)[...] = entry.initializer(rng, entry.shape, *entry.fans)
+        return to_device(theta, device)
+
+    def init_stats(self, replicas=None, dtype=np.float32, device="cpu"):
+        """The statistics of an untrained network: (S,) or (R, S)."""
+        stats = np.empty(self.stats_size, dtype)
+        for entry in self.layout.statistics:
+            entry.view(stats)[...] = entry.initializer(None, entry.shape, 1, 1)
+        if replicas is not None:
+            stats = np.tile(stats, (replicas, 1))
+        return to_device(stats, device)
+
+    @single_threaded_blas
+    def loss_and_gradient(self, theta, images, labels, stats=None, rng=None):
+        """The mean training loss of a batch, and its gradient (the bracket of eq. 1).
+
+        theta    (P,), or (R, P) for R networks at once
+        images   (N, H, W, C), dtype of theta; or (R, N, H, W, C), one batch a network
+        labels   (N,) or (R, N) integers
+        stats    (S,) or (R, S), updated in place; needed with batch norm only
+        rng      a Generator, or a list of R; needed with dropout only
+        Returns  loss: a float, or (R,); gradient: like theta
+        Raises   ValueError when a shape or a type disagrees
+        """
+        stats = self._check(theta, images, stats)
+        gradient = empty(theta.shape, theta.dtype, like=theta)
+        run = Run(theta, stats, training=True, rng=rng, gradient=gradient)
+        logits = self.network.apply(images, run)
+        loss = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
+        gradients(loss, run.variables.values())
+        return loss.data, gradient
+
+    @single_threaded_blas
+    def logits(self, theta, images, stats=None, batch=None):
+        """The network's outputs before the softmax, `batch` images at a time.
+
+        theta    (P,), or (R, P): R networks in one pass over the images
+        images   (N, H, W, C), or (R, N, H, W, C)
+        Returns  (N, classes), or (R, N, classes)
+        """
+        stats = self._check(theta, images, stats)
+        xp = xp_of(theta)
+        count, step = images.shape[-4], batch or self.batch
+        result = xp.empty((*theta.shape[:-1], count, self.classes), theta.dtype)
+        run = Run(theta, stats)
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            result[..., part, :] = data_of(self.network.apply(images[..., part, :, :, :], run))
+        return result
+
+    def predict(self, theta, images, stats=None, batch=None):
+        """Class probabilities: (N, classes), or (R, N, classes). Arguments as for `logits`."""
+        return ops.softmax(self.logits(theta, images, stats, batch))
+
+    def _check(self, theta, images, stats):
+        """Raise unless the arrays fit the model and one another; return the statistics."""
+        if theta.ndim not in (1, 2) or theta.shape[-1] != self.size:
+            raise ValueError(
+                f"theta is {theta.shape}, this model has {self.size:,} weights: "
+                f"expected ({self.size},) or (R, {self.size})"
+            )
+        lead = theta.shape[:-1]
+        shapes = [4, 5] if lead else [4]
+        if (
+            images.ndim not in shapes
+            or images.shape[-3:] != self.input_shape
+            or (images.ndim == 5 and images.shape[0] != lead[0])
+        ):
+            wanted = ", ".join(map(str, self.input_shape))
+            also = f" or ({lead[0]}, N, {wanted})" if lead else ""
+            raise ValueError(f"images are {images.shape}, expected (N, {wanted}){also}")
+        if images.dtype != theta.dtype:
+            raise ValueError(
+                f"images are {images.dtype}, theta is {theta.dtype}: convert the images "
+                "(data_tools.scale makes float32 in [−1, 1] of bytes)"
+            )
+        if stats is None:
+            if self.stats_size:
+                raise ValueError(
+                    f"this model has {self.stats_size:,} batch-norm statistics: "
+                    "pass stats=, from model.init_stats()"
+                )
+            return xp_of(theta).empty((*lead, 0), theta.dtype)
+        if stats.shape != (*lead, self.stats_size):
+            raise ValueError(f"stats is {stats.shape}, expected {(*lead, self.stats_size)}")
+        return stats
+
+    def summary(self):
+        """The layers as a table: name, output shape, number of weights."""
+        rows = []
+        for name, layer, _, after in self.layout.rows:
+            own = [e for e in self.layout.weights if e.name.rpartition(".")[0] == name]
+            if hasattr(layer, "layers") and not own:
+                continue  # its parts have rows of their own
+            shapes = ", ".join(f"{e.name.rpartition('.')[2]} {_times(e.shape)}" for e in own)
+            rows.append(
+                (name, _times(after), f"{sum(e.size for e in own):,}" if own else "", shapes)
+            )
+        head = ("layer", "output", "weights", "arrays")
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(4)]
+        line = "  ".join("─" * width for width in widths)
+
+        def text(row):
+            cells = [row[0].ljust(widths[0]), row[1].rjust(widths[1])]
+            cells += [row[2].rjust(widths[2]), row[3].ljust(widths[3])]
+            return "  ".join(cells).rstrip()
+
+        total = f"input {_times(self.input_shape)}, {self.size:,} weights"
+        if self.stats_size:
+            total += f", {self.stats_size:,} statistics"
+        return "\n".join([text(head), line, *map(text, rows), line, total])
+
+
+def _times(shape):
+    return "×".join(map(str, shape))
