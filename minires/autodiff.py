@@ -145,18 +145,32 @@ def gradients(output, variables, seed=None):
     variables  Tensors made by `variable`
     seed       what to start from instead of ones: an array of the output's shape
     Returns    a list of arrays, one a variable, zeros where the output does not depend on it
-    Raises     RuntimeError when this graph has been used before: its memory is gone
+    Raises     RuntimeError when this graph has been used before: its memory is gone;
+               ValueError for a Tensor that is not a variable
     """
-    if output.node is not None:
-        xp = xp_of(output.data)
-        output.node.gradient = xp.ones_like(output.data) if seed is None else seed
-        _walk(output.node)
-    return [_collect(v) for v in variables]
+    variables = list(variables)
+    for wanted in variables:
+        if wanted.node is None or wanted.node.parents != ():
+            raise ValueError(f"gradients: {wanted!r} is no variable: make it with `variable`")
+    reached = []
+    try:
+        if output.node is not None:
+            xp = xp_of(output.data)
+            output.node.gradient = xp.ones_like(output.data) if seed is None else seed
+            _walk(output.node, reached)
+        return [_collect(v) for v in variables]
+    finally:  # after an error too, and for variables not asked for: nothing stays behind
+        for node in reached:
+            node.gradient, node.owned = None, False
 
 
-def _walk(last):
-    """Visit nodes from the newest to the oldest: none before all that was made from it."""
+def _walk(last, reached):
+    """Visit nodes from the newest to the oldest: none before all that was made from it.
+
+    reached   a list that takes in every node that is given a gradient
+    """
     waiting = [(-last.serial, last)]
+    reached.append(last)
     while waiting:
         _, node = heapq.heappop(waiting)
         if node.parents is None:
@@ -172,15 +186,15 @@ def _walk(last):
             parent, pullback = parents.pop()
             if parent.gradient is None:
                 heapq.heappush(waiting, (-parent.serial, parent))
+                reached.append(parent)
             parent.receive(pullback, gradient)
             del pullback  # and with it the arrays it holds
 
 
 def _collect(variable):
     node = variable.node
-    gradient, node.gradient, node.owned = node.gradient, None, False
-    if gradient is not None:
-        return gradient
+    if node.gradient is not None:
+        return node.gradient
     if node.out is None:
         return xp_of(variable.data).zeros_like(variable.data)
     node.out[...] = 0
