@@ -1,0 +1,49 @@
+"""ONNX in, better ONNX out: read a network, fine-tune it, write it back.
+
+    network = minires.onnx.load("model.onnx")
+    print(network.summary())
+    theta, stats = network.theta.copy(), network.stats.copy()
+    loss, gradient = network.loss_and_gradient(theta, images, labels, stats=stats, rng=rng)
+    probabilities = network.predict(theta, images, stats)
+    minires.onnx.save(network, "mean.onnx", theta=moments.mean, stats=stats)
+
+`reading` checks a file that nobody vouches for, `graph` turns it into a network, `operators`
+says what each operator does, `writing` puts new weights into the same file. The `onnx` package
+is needed for parsing only, and imported when the first file is read.
+"""
+
+from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError
+from minires.onnx.graph import MEMORY, Network
+
+
+def load(path, memory=MEMORY):
+    """Read a network from an ONNX file.
+
+    path     of the file
+    memory   bytes that its values may take at once for one image; what asks for more is refused
+    Returns  a Network
+    Raises   FormatError when the file is damaged or breaks the rules, UnsupportedError with the
+             complete list when it uses operators that are not implemented, SecurityError when
+             it reaches outside its folder or for too much memory (all three are OnnxError);
+             OSError when it cannot be read
+    """
+    try:
+        return Network(path, memory)
+    except OnnxError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}", *_details(error)) from error
+
+
+def _details(error):
+    return [error.operators] if isinstance(error, UnsupportedError) else []
+
+
+__all__ = [
+    "FormatError",
+    "Network",
+    "OnnxError",
+    "SecurityError",
+    "UnsupportedError",
+    "load",
+]

@@ -1,0 +1,765 @@
+"""An ONNX graph as a network: which arrays are weights, in which order it is computed.
+
+Loading goes through four steps.
+
+1. *Fold.* Whatever does not depend on an input is computed once.
+2. *Roles.* What an array is shows in the slot that consumes it: the second input of a
+   convolution is a weight, the fourth of a batch norm a statistic, the bound of a Clip a
+   constant. A weight may reach its slot through nodes that only re-shape it (Transpose,
+   Reshape, Cast …); then the array they start from is the weight, and they stay in the graph.
+   An array used in many places is one weight, and its gradients add.
+3. *Fuse.* A convolution takes the batch norm and the activation behind it along.
+4. *Try.* One image of zeros goes through, within limits of memory and arithmetic, so that
+   whatever does not fit shows now and not in the middle of a long run.
+
+`Network` then has the interface of `minires.Model`: θ is one vector, `stats` another.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from minires import ops
+from minires.autodiff import data_of, gradients, variable
+from minires.backend import empty, single_threaded_blas, to_device, xp_of
+from minires.onnx import operators as operators_of
+from minires.onnx import reading
+from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError
+from minires.onnx.operators import OPERATORS
+from minires.onnx.values import KERNEL, Value
+
+MEMORY = 1 << 31  # bytes at once, for one image
+MULTIPLICATIONS = 10**12  # for one image; Inception-V3 needs 6·10⁹
+ELEMENTS = 1 << 33  # computed in all, for one image
+
+# Nodes that keep the numbers and change the shape only.
+VIEWS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"}
+# Inputs of an operator that are weights, and those that are statistics.
+WEIGHTS = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1), "BatchNormalization": (1, 2)}
+WEIGHTS |= {"PRelu": (1,)} | dict.fromkeys(("Add", "Sub", "Mul", "Div"), (0, 1))
+STATISTICS = {"BatchNormalization": (3, 4)}
+ARITHMETIC = ("Add", "Sub", "Mul", "Div")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One array of the file within a vector.
+
+    name    of the initialiser, or of the node's output that it comes from
+    start   its first place in the vector
+    shape   as it is stored there
+    order   which axis of the file each stored axis is
+    """
+
+    name: str
+    start: int
+    shape: tuple
+    order: tuple
+
+    @property
+    def size(self):
+        return math.prod(self.shape)
+
+    def view(self, vector):
+        """The array as it is stored, a view of `vector` (P,)."""
+        return vector[self.start : self.start + self.size].reshape(self.shape)
+
+    def file_view(self, vector):
+        """The array with the file's axes, a view of `vector` (P,)."""
+        return self.view(vector).transpose([self.order.index(a) for a in range(len(self.order))])
+
+
+@dataclass
+class Step:
+    """One thing to compute: a node, or a convolution with its batch norm and activation."""
+
+    node: reading.Node
+    inputs: list
+    outputs: list
+    norm: reading.Node | None = None  # with five more inputs
+    activation: str | None = None
+    done: tuple = ()  # names that nobody needs after this step
+
+    def __call__(self, run, values):
+        """Compute: Values in, a list of Values out."""
+        if self.norm is None and self.activation is None:
+            result = OPERATORS[self.node.operator](run, self.node, *values)
+            return list(result) if isinstance(result, tuple) else [result]
+        x, w, *rest = values
+        norm = rest[-4:] if self.norm is not None else None
+        bias = rest[0] if len(rest) % 4 else None
+        if norm is not None and not run.training:
+            # The running statistics are constants: they go into the weights.
+            factor, shift = operators_of.as_affine(self.norm, *norm)
+            if bias is not None:
+                shift = ops.add(shift, ops.multiply(factor, bias.data))
+            w = Value(ops.multiply(w.stored(KERNEL), factor), KERNEL)
+            bias, norm = Value(shift), None
+        activation = self.activation if norm is None else None
+        y = operators_of.conv(run, self.node, x, w, bias, activation=activation)
+        if norm is not None:
+            y = operators_of.batch_normalization(run, self.norm, y, *norm)
+            y = Value(operators_of._activate(y.data, self.activation), y.order)
+        return [y]
+
+
+class Run:
+    """One pass through a graph: how it computes, and what it may use.
+
+    dtype      of every float
+    like       an array on the device to compute on
+    training   whether batch norm uses the batch, and dropout drops
+    images     how many there are: the limits are for one
+    """
+
+    def __init__(self, dtype, like, training=False, rng=None, images=1, memory=MEMORY):
+        self.dtype, self.like, self.training, self.rng = dtype, like, training, rng
+        self.images, self.memory = max(images, 1), memory
+        self.held = self.elements = self.multiplications = 0
+
+    def constant(self, array):
+        """Numbers as floats of this run, on its device."""
+        return xp_of(self.like).asarray(array, self.dtype)
+
+    def reserve(self, shape):
+        """Ask for an array; returns its number of elements.
+
+        Raises   SecurityError when it, with all that is held, exceeds the memory
+        """
+        count = math.prod(int(size) for size in shape)
+        self.elements += count
+        wanted = self.held + count * np.dtype(self.dtype).itemsize
+        if wanted > self.memory * self.images or self.elements > ELEMENTS * self.images:
+            raise SecurityError(
+                f"an array {tuple(shape)} takes the memory in use to {wanted:,} bytes; the limit "
+                f"is {self.memory:,} an image: load(…, memory=…) raises it, if you trust the file"
+            )
+        return count
+
+    def spend(self, multiplications):
+        """Ask for arithmetic.
+
+        Raises   SecurityError when no honest network needs so much
+        """
+        self.multiplications += multiplications
+        if self.multiplications > MULTIPLICATIONS * self.images:
+            raise SecurityError(
+                f"the graph needs more than {MULTIPLICATIONS:.0e} multiplications an image"
+            )
+
+
+class Network:
+    """A network from an ONNX file, with the interface of `minires.Model`.
+
+    theta         (P,) float32, every trainable weight of the file
+    stats         (S,) float32, the running mean and variance of every batch norm
+    layout        name → Entry: where each array lies in theta or stats
+    input_name, input_shape, input_dtype
+                  of the image input, as the file declares it; None for what is free
+    input_layout  "NCHW" or "NHWC", where the file's shape or its first nodes tell
+    output_kind   "logits", "softmax" (the file ends in one; `logits` are taken before it) or
+                  "sigmoid" (no logits: neither loss nor predictions)
+    classes       the number of outputs
+    batch         None when any number of images can be given at once, or the file's fixed one
+    """
+
+    chunk = 32  # images that `logits` and `predict` take at once
+
+    def __init__(self, path, memory=MEMORY):
+        self.path, self.memory = path, memory
+        self.serialized, graph = reading.read(path, OPERATORS, memory)
+        self.graph = graph
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self._fold()
+        self._assign_roles()
+        self._plan()
+        self._describe()
+        self._try()
+
+    # --- loading ---------------------------------------------------------------------------
+
+    def _fold(self):
+        """Compute what depends on no input: `self.static`, name → Value."""
+        self.static = {name: Value(array) for name, array in self.graph.arrays.items()}
+        self.root = {name: name for name in self.graph.arrays}  # through views only
+        self.maker = {}
+        dynamic = set()
+        run = Run(np.dtype(np.float32), np.empty(0, np.float32), memory=min(self.memory, 1 << 30))
+        for node in self.graph.nodes:
+            self.maker.update((name, node) for name in node.outputs if name)
+            inputs = [name for name in node.inputs if name]
+            if any(name not in self.static for name in inputs):
+                dynamic.update(node.outputs)
+                self._check_arrays(node)
+                continue
+            values = [self.static[name] if name else None for name in node.inputs]
+            results = self._compute(Step(node, node.inputs, node.outputs), run, values)
+            for name, value in zip(node.outputs, results, strict=False):
+                if name:
+                    self.static[name] = value
+                    run.held += value.array.nbytes
+            if node.operator == "Constant" or (
+                node.operator in VIEWS and node.inputs[0] in self.root
+            ):
+                first = node.outputs[0]
+                self.root[first] = first if not inputs else self.root[inputs[0]]
+
+    def _check_arrays(self, node):
+        """What can be said of a node's arrays before it runs."""
+        if node.operator == "BatchNormalization":
+            if node["training_mode"] or any(node.outputs[1:]) or node["spatial"] == 0:
+                raise UnsupportedError(
+                    f"{node}: training mode, more outputs than one, or spatial=0; export the "
+                    "network for inference (minires itself trains it)",
+                    [(node.operator, node.version, node.name)],
+                )
+            lengths = {self.static[name].shape for name in node.inputs[1:] if name in self.static}
+            if len(lengths) > 1:
+                raise FormatError(f"{node}: scale, B, mean and var have the shapes {lengths}")
+            variance = self.static.get(node.inputs[4])
+            if variance is not None and not (variance.array >= 0).all():
+                raise FormatError(f"{node}: {node.inputs[4]!r} holds a negative variance")
+        if node.operator == "Conv" and node.inputs[1] in self.static:
+            kernel = list(self.static[node.inputs[1]].shape)
+            group = node["group"]
+            if len(kernel) < 3 or group < 1 or kernel[0] % group:
+                raise FormatError(f"{node}: weights {kernel} do not divide into {group} groups")
+
+    def _assign_roles(self):
+        """Find weights and statistics, and lay them out in θ and `stats`."""
+        order, kinds = {}, {}
+        for node in self.graph.nodes:
+            if all(name in self.static for name in node.inputs if name):
+                continue
+            for roles, kind in ((WEIGHTS, "weight"), (STATISTICS, "statistic")):
+                for slot in roles.get(node.operator, ()):
+                    name = node.inputs[slot] if slot < len(node.inputs) else ""
+                    if name not in self.static or not self.static[name].is_float:
+                        continue
+                    if node.operator in ARITHMETIC and self.static[name].size == 1:
+                        continue  # a scale or a shift of everything: a constant
+                    origin = self.root.get(name, name)
+                    if kinds.setdefault(origin, kind) != kind:
+                        raise UnsupportedError(
+                            f"{node}: {origin!r} is a weight in one place and a batch-norm "
+                            "statistic in another; export the network without merging arrays"
+                        )
+                    axes = tuple(range(self.static[origin].rank))
+                    if origin == name and node.operator == "Conv" and len(axes) == 4:
+                        axes = KERNEL
+                    elif origin == name and node.operator == "Gemm" and slot == 1:
+                        axes = (1, 0) if node["transB"] else axes
+                    order.setdefault(origin, axes)
+        self.weights, theta = self._lay_out([n for n in kinds if kinds[n] == "weight"], order)
+        statistics = [n for n in kinds if kinds[n] == "statistic"]
+        self.statistics, stats = self._lay_out(statistics, order)
+        self.theta, self.stats = theta, stats
+        self.layout = {entry.name: entry for entry in (*self.weights, *self.statistics)}
+
+    def _lay_out(self, names, order):
+        """Entries for arrays, in the file's order, and the vector that holds them."""
+        place = {name: i for i, name in enumerate(self.static)}
+        entries, parts, start = [], [], 0
+        for name in sorted(names, key=place.get):
+            stored = self.static[name].stored(order[name])
+            entries.append(Entry(name, start, stored.shape, order[name]))
+            parts.append(stored.reshape(-1))
+            start += stored.size
+        return entries, np.concatenate([np.empty(0, np.float32), *parts], dtype=np.float32)
+
+    def _plan(self):
+        """The steps: nodes that depend on an input or on a weight, some of them joined."""
+        live = set(self.layout) | {value.name for value in self.inputs}
+        steps = []
+        for node in self.graph.nodes:
+            if live.isdisjoint(node.inputs) or all(n in self.layout for n in node.outputs if n):
+                continue
+            live.update(name for name in node.outputs if name)
+            steps.append(Step(node, list(node.inputs), list(node.outputs)))
+        self.softmax = self._final_softmax(steps)
+        steps = self._fuse(steps)
+        wanted = {value.name for value in self.outputs}
+        last = {}
+        for i, step in enumerate(steps):
+            for name in (*step.inputs, *step.outputs):
+                last[name] = i
+        for i, step in enumerate(steps):
+            names = {name for name in (*step.inputs, *step.outputs) if last[name] == i}
+            step.done = tuple(names - wanted - set(self.layout) - set(self.static) - {""})
+        self.steps = steps
+        live = {name for step in steps for name in step.inputs} | wanted
+        self.constants = {n: v for n, v in self.static.items() if n in live - set(self.layout)}
+        self._cast_constants = {}
+
+    def _fuse(self, steps):
+        """Join Conv → BatchNormalization → Relu or Clip(0, 6) where nothing else looks in."""
+        uses = Counter(name for step in steps for name in step.inputs)
+        uses.update(value.name for value in self.outputs)
+        joined, heads = [], {}  # the output of a convolution that can still take more → its step
+        for step in steps:
+            head = heads.pop(step.inputs[0], None) if step.inputs else None
+            if head is not None and uses[step.inputs[0]] == 1 and self._joins(head, step):
+                heads[step.outputs[0]] = head
+                continue
+            joined.append(step)
+            if step.node.operator == "Conv" and len([n for n in step.inputs if n]) >= 2:
+                step.inputs = [name for name in step.inputs if name]
+                heads[step.outputs[0]] = step
+        return joined
+
+    def _joins(self, head, step):
+        """Take a step into the convolution before it, if it is of the kind."""
+        if head.activation is None:
+            if step.node.operator == "BatchNormalization" and head.norm is None:
+                head.norm = step.node
+                head.inputs += step.inputs[1:]
+                head.outputs = step.outputs[:1]
+                return True
+            activation = self._activation(step.node)
+            if activation is not None:
+                head.activation, head.outputs = activation, step.outputs
+                return True
+        return False
+
+    def _activation(self, node):
+        """ "relu" or "relu6" if that is what a node does."""
+        if node.operator == "Relu":
+            return "relu"
+        if node.operator == "Clip":
+            bounds = [self.static.get(name) if name else None for name in node.inputs[1:]]
+            if any(
+                name and value is None for name, value in zip(node.inputs[1:], bounds, strict=True)
+            ):
+                return None
+            low, high = operators_of.clip_bounds(node, *bounds)
+            return "relu6" if (low, high) == (0, 6) else None
+        return None
+
+    def _final_softmax(self, steps):
+        """The Softmax that the graph ends in, perhaps with nodes behind it that only re-shape."""
+        if len(self.outputs) != 1:
+            return None
+        name = self.outputs[0].name
+        made = {n: step.node for step in steps for n in step.outputs}
+        uses = Counter(n for step in steps for n in step.inputs)
+        while name in made and uses[name] <= (name != self.outputs[0].name):
+            node = made[name]
+            if node.operator in ("Softmax", "Sigmoid"):
+                return node
+            if node.operator not in VIEWS:
+                return None
+            name = node.inputs[0]
+        return None
+
+    def _describe(self):
+        """What the file declares about its input and output."""
+        images = [value for value in self.inputs if value.dtype.kind == "f"]
+        image = images[0] if images else None
+        self.input_name = image.name if image else None
+        self.input_dtype = image.dtype if image else None
+        self.input_shape = image.shape if image else None
+        self.input_layout = self._layout_of(image) if image else None
+        ends = self.softmax.operator if self.softmax else ""
+        self.output_kind = {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(ends, "logits")
+        shape = self.outputs[0].shape
+        self.classes = shape[-1] if shape else None
+        self.batch = self.input_shape[0] if self.input_shape else None
+
+    def _layout_of(self, image):
+        """ "NCHW" or "NHWC": by the first node that treats the image's axes as such."""
+        if image.shape is None or len(image.shape) != 4:
+            return None
+        axes = {image.name: (0, 1, 2, 3)}
+        for node in self.graph.nodes:
+            first = axes.get(node.inputs[0]) if node.inputs else None
+            if first is None:
+                continue
+            if node.operator in ("Conv", "MaxPool", "AveragePool", "BatchNormalization"):
+                return "".join("NCHW"[first.index(axis)] for axis in range(4))
+            if node.operator == "Transpose" and node["perm"] and len(node["perm"]) == 4:
+                axes[node.outputs[0]] = tuple(first[axis] for axis in node["perm"])
+            elif node.operator in ARITHMETIC or node.operator in ("Identity", "Cast", "Pad"):
+                axes[node.outputs[0]] = first
+        return None
+
+    def _try(self):
+        """Send one image of zeros through, and find out about the batch."""
+        if len(self.inputs) != 1 or self.input_shape is None:
+            return
+        fixed, *size = self.input_shape or (None,)
+        if None in size or fixed == 0:
+            return
+        count = fixed or 1
+        run = Run(np.dtype(np.float32), self.theta, images=1, memory=self.memory)
+        run.reserve((count, *size))
+        zeros = np.zeros((count, *size), np.float32)
+        outputs = self._forward(run, self.theta, self.stats, {self.input_name: zeros})
+        for value, declared in zip(outputs, self.outputs, strict=True):
+            if declared.shape is not None and (
+                len(declared.shape) != value.rank
+                or any(
+                    wanted not in (None, size)
+                    for wanted, size in zip(declared.shape[1:], value.shape[1:], strict=True)
+                )
+            ):
+                raise FormatError(
+                    f"the output {declared.name!r} is declared {declared.shape}, but is "
+                    f"{value.shape}"
+                )
+        shape = outputs[0].shape
+        self.classes = shape[-1] if len(shape) == 2 else self.classes
+        if fixed is not None and len(shape) == 2 and self._batch_is_free(count, size):
+            self.batch = None
+
+    def _batch_is_free(self, count, size):
+        """Whether a graph with a fixed batch treats each of twice as many images alike."""
+        rng = np.random.default_rng(0)
+        images = rng.standard_normal((2 * count, *size), np.float32)
+        run = Run(np.dtype(np.float32), self.theta, images=2, memory=self.memory)
+        try:
+            both, *_ = self._forward(run, self.theta, self.stats, {self.input_name: images})
+        except OnnxError:
+            return False
+        halves = [
+            self._forward(run, self.theta, self.stats, {self.input_name: half})[0].plain
+            for half in (images[:count], images[count:])
+        ]
+        apart = np.concatenate(halves)
+        return both.shape == apart.shape and np.allclose(both.plain, apart, rtol=1e-3, atol=1e-4)
+
+    # --- running ---------------------------------------------------------------------------
+
+    def _compute(self, step, run, values):
+        """One step, with whatever goes wrong in it named after its node."""
+        try:
+            with np.errstate(all="ignore"):
+                return step(run, values)
+        except OnnxError as error:
+            if str(error).startswith(str(step.node)):
+                raise
+            raise type(error)(f"{step.node}: {error}", *error.args[1:]) from None
+        except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
+            raise FormatError(f"{step.node}: {error}") from error
+
+    def _forward(self, run, theta, stats, inputs, gradient=None, before=None):
+        """Compute the outputs.
+
+        gradient   a vector like theta: then weights are variables whose gradients lie there
+        before     a node to leave out: its input stands for its output
+        Returns    a list of Values; with `gradient` also the variables
+        """
+        values = {name: Value(self._as_run(array, run)) for name, array in inputs.items()}
+        variables = []
+        for entry in self.weights:
+            array = entry.view(theta)
+            if gradient is not None:
+                array = variable(array, entry.view(gradient))
+                variables.append(array)
+            values[entry.name] = Value(array, entry.order)
+        for entry in self.statistics:
+            values[entry.name] = Value(entry.view(stats), entry.order)
+        values.update(self._constants_for(run))
+        for step in self.steps:
+            arguments = [values[name] if name else None for name in step.inputs]
+            if step.node is before:
+                results = [arguments[0]]
+            else:
+                results = self._compute(step, run, arguments)
+            for name, value in zip(step.outputs, results, strict=False):
+                if name:
+                    values[name] = value
+                    run.held += value.array.nbytes
+            del arguments, results
+            for name in step.done:
+                run.held -= values.pop(name).array.nbytes
+        outputs = [values[value.name] for value in self.outputs]
+        return outputs if gradient is None else (outputs, variables)
+
+    def _as_run(self, array, run):
+        """An input as the run computes: floats in its type, on its device."""
+        if array.dtype.kind != "f":
+            return array
+        device = "cpu" if xp_of(run.like) is np else "gpu"
+        return to_device(array, device).astype(run.dtype, copy=False)
+
+    def _constants_for(self, run):
+        """The constants, with floats in the type and on the device of a run; made once."""
+        key = xp_of(run.like).__name__, run.dtype
+        if key not in self._cast_constants:
+            self._cast_constants[key] = {
+                name: Value(run.constant(v.data), v.order) if v.is_float else v
+                for name, v in self.constants.items()
+            }
+        return self._cast_constants[key]
+
+    @single_threaded_blas
+    def run(self, images=None, theta=None, stats=None, **inputs):
+        """The outputs of the graph, exactly as the file defines them.
+
+        images   an array for the only input, or a dict of arrays by name (or name=array)
+        theta    (P,), other weights than the file's
+        stats    (S,), other statistics
+        Returns  an array with the axes and the type that the file declares, or a tuple of
+                 arrays when the graph has several outputs
+        Raises   ValueError when an input is missing, or its shape or type disagrees
+        """
+        if isinstance(images, dict):
+            inputs = {**images, **inputs}
+        elif images is not None:
+            inputs = {self.inputs[0].name: images, **inputs}
+        for value in self.inputs:
+            if value.name not in inputs:
+                raise ValueError(f"run: input {value.name!r} is missing")
+            self._check_input(value, inputs[value.name])
+        if len(inputs) > len(self.inputs):
+            raise ValueError(
+                f"run: inputs {list(inputs)}, the file has {[value.name for value in self.inputs]}"
+            )
+        floats = [array for array in inputs.values() if array.dtype.kind == "f"]
+        theta, stats = self._vectors(theta, stats, floats[0].dtype if floats else np.float32)
+        count = len(next(iter(inputs.values()))) if inputs and self.input_shape else 1
+        run = Run(theta.dtype, theta, images=count, memory=self.memory)
+        outputs = self._forward(run, theta, stats, inputs)
+        arrays = []
+        for value, declared in zip(outputs, self.outputs, strict=True):
+            array = value.plain
+            if declared.dtype is not None and declared.dtype.itemsize < 4 and value.is_float:
+                array = array.astype(declared.dtype)
+            arrays.append(xp_of(array).ascontiguousarray(array).reshape(array.shape))
+        return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+    def _vectors(self, theta, stats, dtype):
+        """θ and the statistics, the file's own where none are given, in one type."""
+        if theta is None:
+            theta = self.theta.astype(np.float64 if dtype == np.float64 else np.float32)
+        if theta.shape != self.theta.shape or theta.dtype.kind != "f":
+            raise ValueError(
+                f"theta is {theta.dtype} {theta.shape}, this network has {self.theta.size:,} "
+                f"weights: expected floats {self.theta.shape}"
+            )
+        if stats is None:
+            stats = xp_of(theta).asarray(self.stats, theta.dtype)
+        if stats.shape != self.stats.shape or stats.dtype != theta.dtype:
+            raise ValueError(
+                f"stats is {stats.dtype} {stats.shape}, expected {theta.dtype} {self.stats.shape}"
+            )
+        return theta, stats
+
+    def _check_input(self, declared, array):
+        """Raise unless an array fits an input; the batch may differ where the graph allows it."""
+        shape = declared.shape
+        wanted = shape
+        if shape is not None and declared.name == self.input_name and shape:
+            wanted = (self.batch, *shape[1:])
+        fits = wanted is None or (
+            len(wanted) == array.ndim
+            and all(w in (None, n) for w, n in zip(wanted, array.shape, strict=True))
+        )
+        if not fits:
+            text = ", ".join("any" if size is None else str(size) for size in wanted)
+            raise ValueError(
+                f"the input {declared.name!r} is {array.shape}, expected ({text})"
+                + (f" in the layout {self.input_layout}" if self.input_layout else "")
+            )
+        if (array.dtype.kind == "f") != (declared.dtype.kind == "f"):
+            raise ValueError(
+                f"the input {declared.name!r} is {array.dtype}, expected {declared.dtype}"
+            )
+
+    def _check_images(self, images, theta):
+        if len(self.inputs) != 1 or self.input_name is None:
+            raise ValueError(
+                f"{self.path}: the graph has the inputs {[value.name for value in self.inputs]}; "
+                "a classifier has one, of images. Use run(…) for its outputs"
+            )
+        if self.output_kind == "sigmoid":
+            raise UnsupportedError(
+                f"{self.path}: the graph ends in a Sigmoid: no probabilities of one class in many"
+            )
+        self._check_input(self.inputs[0], images)
+        if xp_of(theta) is np and xp_of(images) is not np:
+            raise ValueError("images are on the GPU, theta is not: use minires.to_device")
+
+    @single_threaded_blas
+    def loss_and_gradient(
+        self, theta, images, labels, stats=None, rng=None, *, training=True, smoothing=0.0
+    ):
+        """The mean loss of a batch (softmax cross-entropy), and its gradient.
+
+        theta      (P,) float32 or float64: everything is computed in its type
+        images     the file's input, (N, …) floats in the file's own layout
+        labels     (N,) integers
+        stats      (S,), dtype of theta. In training batch norm uses the batch's statistics and
+                   updates these in place (the unbiased variance, as PyTorch); needed if S > 0
+        rng        a Generator; needed with dropout in training only
+        training   False for the gradient of the network as `predict` computes it
+        smoothing  of the labels
+        Returns    loss: a float; gradient: like theta
+        Raises     ValueError when a shape or a type disagrees
+        """
+        if stats is None and training and self.stats.size:
+            raise ValueError(
+                f"training updates {self.stats.size:,} batch-norm statistics: "
+                "pass stats=, from network.stats.copy()"
+            )
+        self._check_images(images, theta)
+        theta, stats = self._vectors(theta, stats, theta.dtype)
+        gradient = empty(theta.shape, theta.dtype, like=theta)
+        run = Run(theta.dtype, theta, training, rng, len(images), self.memory)
+        run.memory = math.inf  # every value is kept for the way back
+        inputs = {self.input_name: images}
+        (output,), variables = self._forward(run, theta, stats, inputs, gradient, self._skipped)
+        loss = ops.softmax_cross_entropy(self._as_rows(output), labels, smoothing=smoothing)
+        gradients(loss, variables)
+        return loss.data, gradient
+
+    @property
+    def _skipped(self):
+        return self.softmax if self.output_kind == "softmax" else None
+
+    def _as_rows(self, output):
+        if output.rank != 2:
+            raise UnsupportedError(
+                f"{self.path}: the output is {output.shape}; logits are (N, classes)"
+            )
+        return output.plain
+
+    @single_threaded_blas
+    def logits(self, theta, images, stats=None, batch=None):
+        """The outputs before the softmax, `batch` images at a time.
+
+        theta    (P,), or (R, P): R networks, one after another
+        images   (N, …) floats in the file's own layout
+        stats    (S,) or (R, S); the file's without it
+        Returns  (N, classes), or (R, N, classes), dtype of theta
+        """
+        if theta.ndim == 2:
+            each = [None] * len(theta) if stats is None else stats
+            each = [stats] * len(theta) if stats is not None and stats.ndim == 1 else each
+            members = zip(theta, each, strict=True)
+            return xp_of(theta).stack([self.logits(t, images, s, batch) for t, s in members])
+        step = self.batch or batch or self.chunk
+        if self.batch and len(images) % step:
+            raise ValueError(
+                f"this graph takes {step} images at a time: {len(images)} are no multiple"
+            )
+        parts = [images[start : start + step] for start in range(0, len(images), step)]
+        theta, stats = self._vectors(theta, stats, theta.dtype)
+        result = xp_of(theta).empty((len(images), self.classes), theta.dtype)
+        for i, part in enumerate(parts):
+            self._check_images(part, theta)
+            run = Run(theta.dtype, theta, images=len(part), memory=self.memory)
+            inputs = {self.input_name: part}
+            (output,) = self._forward(run, theta, stats, inputs, before=self._skipped)
+            result[i * step : i * step + len(part)] = self._as_rows(output)
+        return result
+
+    def predict(self, theta, images, stats=None, batch=None):
+        """Class probabilities: (N, classes), or (R, N, classes). Arguments as for `logits`."""
+        return ops.softmax(self.logits(theta, images, stats, batch))
+
+    # --- looking ---------------------------------------------------------------------------
+
+    @property
+    def size(self):
+        """P, the number of trainable weights."""
+        return self.theta.size
+
+    def arrays(self, theta=None, stats=None):
+        """Every weight and statistic by name, with the file's axes: views of the vectors."""
+        theta = self.theta if theta is None else theta
+        stats = self.stats if stats is None else stats
+        views = {entry.name: entry.file_view(theta) for entry in self.weights}
+        return views | {entry.name: entry.file_view(stats) for entry in self.statistics}
+
+    def batch_norms(self):
+        """How many batch norms are live, folded into convolutions, or decomposed.
+
+        Returns   {"live": BatchNormalization nodes, "decomposed": pairs of a multiplication
+                  and an addition by a number for each channel, "folded": convolutions with a
+                  bias and neither of them behind, into which one was folded if there was one}
+        """
+        live = decomposed = folded = 0
+        users = {}
+        for node in self.graph.nodes:
+            for name in node.inputs:
+                users.setdefault(name, []).append(node)
+
+        def behind(node, depth=6):
+            """Operators that follow a node, through views and per-channel arithmetic."""
+            found = []
+            while depth and len(users.get(node.outputs[0], [])) == 1:
+                node, depth = users[node.outputs[0]][0], depth - 1
+                channelwise = node.operator in ARITHMETIC and any(
+                    self.root.get(name, name) in self.layout for name in node.inputs
+                )
+                if not channelwise and node.operator not in VIEWS | {"BatchNormalization"}:
+                    break
+                found.append(node.operator)
+            return found
+
+        for node in self.graph.nodes:
+            live += node.operator == "BatchNormalization"
+            if node.operator == "Conv" and node.inputs[1] not in self.static:
+                continue
+            if node.operator == "Conv":
+                after = behind(node)
+                if "Mul" in after or "Div" in after:
+                    decomposed += 1
+                elif "BatchNormalization" not in after and len(node.inputs) > 2:
+                    folded += 1
+        return {"live": live, "folded": folded, "decomposed": decomposed}
+
+    def summary(self):
+        """What was found in the file, as text: steps with weights, batch norms, input, output."""
+        rows = []
+        for step in self.steps:
+            owned = [n for n in dict.fromkeys(step.inputs) if n in self.layout]
+            owned = [n for n in owned if self.layout[n] in self.weights]
+            if not owned:
+                continue
+            kind = " + ".join(
+                part
+                for part in (
+                    step.node.operator,
+                    "BatchNormalization" if step.norm else None,
+                    step.activation,
+                )
+                if part
+            )
+            shapes = ", ".join("×".join(map(str, self.static[name].shape)) for name in owned)
+            count = sum(self.layout[name].size for name in owned)
+            rows.append((step.outputs[0], kind, f"{count:,}", shapes))
+        head = ("output", "operators", "weights", "arrays")
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(4)]
+
+        def text(row):
+            cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
+            return "  ".join([*cells, row[2].rjust(widths[2]), row[3]]).rstrip()
+
+        norms = self.batch_norms()
+        sizes = "×".join("N" if n is None else str(n) for n in self.input_shape or ())
+        kinds = {
+            "logits": "logits",
+            "softmax": "a softmax; the loss and logits() take what goes into it",
+            "sigmoid": "a sigmoid: no loss, no predictions",
+        }
+        lines = [
+            text(head),
+            "  ".join("─" * width for width in widths),
+            *map(text, rows),
+            "",
+            f"file          {self.path}, opset {self.graph.opset}, {len(self.graph.nodes)} nodes "
+            f"in {len(self.steps)} steps",
+            f"weights       {self.theta.size:,} in {len(self.weights)} arrays, "
+            f"{self.stats.size:,} statistics",
+            f"input         {self.input_name!r} {sizes} {self.input_layout or 'layout unknown'}, "
+            f"batch {'free' if self.batch is None else self.batch}",
+            f"output        {', '.join(repr(v.name) for v in self.outputs)}: "
+            f"{self.classes} {kinds[self.output_kind]}",
+            f"batch norms   {norms['live']} live, {norms['folded']} folded or never there, "
+            f"{norms['decomposed']} decomposed into multiplications and additions",
+        ]
+        return "\n".join(lines)

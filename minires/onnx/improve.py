@@ -1,0 +1,606 @@
+"""`minires improve`: the paper's method on anybody's network, from an ONNX file to an ONNX file.
+
+1. Fine-tune the network on photographs; fold every θ into the moments (eqs. 1-3).
+2. Compare, on photographs that were held out: the file's own weights, the fine-tuned ones,
+   their exponential moving average, the mean model, and an ensemble drawn from the moments.
+3. Write the mean model and the drawn networks as ONNX files that any runtime loads.
+
+What happens at update t is a function of the seed and of t alone: which photographs, and which
+units drop out. So a checkpoint is a handful of vectors and a counter, and a run that was killed
+and started again ends with the same bits as one that was not.
+
+With batch normalisation, a mean of weights needs statistics to go with it. Three choices:
+
+    averaged      the statistics' own running mean, like the weights'
+    recomputed    the mean of the batch statistics that the mean weights see, over training batches
+    last          whatever the last update left
+
+Source   Liu, Tripathi, Kurup and Shah, arXiv:1807.00847; on recomputing: Izmailov et al. 2018,
+         arXiv:1803.05407, §3.2
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from minires.onnx.evaluate import (
+    Outcomes,
+    add_picture_options,
+    check_counts,
+    describe_notes,
+    open_examination,
+    plan_of,
+    standard_error,
+    summarize,
+)
+
+STATISTICS = ("averaged", "recomputed", "last")
+RECOMPUTE_BATCHES = 100  # at most so many training batches give the recomputed statistics
+CHECKPOINT = "checkpoint.npz"
+FORMAT = "minires improve 1"
+
+
+# --- what a run carries from one update to the next -----------------------------------------
+
+
+class State:
+    """Everything that changes while fine-tuning; saved and restored bit for bit.
+
+    theta, stats   the weights (P,) and the batch-norm statistics (S,), copied
+    optimizer      SGD or Adam
+    decay          of the exponential moving average
+    """
+
+    def __init__(self, theta, stats, optimizer, decay):
+        from minires.moments import Moments
+        from minires.resampling import EMA
+
+        self.updates = 0
+        self.theta, self.stats = theta.copy(), stats.copy()
+        self.optimizer = optimizer
+        self.moments, self.moments_of_stats = Moments(theta.shape), Moments(stats.shape)
+        self.ema, self.ema_of_stats = EMA(decay), EMA(decay)
+        self.losses = []
+
+    def fold(self, loss):
+        """Count the update that has just been made."""
+        self.updates += 1
+        self.losses.append(float(loss))
+        self.moments.update(self.theta)
+        self.ema.update(self.theta)
+        self.moments_of_stats.update(self.stats)
+        self.ema_of_stats.update(self.stats)
+
+    def save(self, path, settings):
+        """Write everything to one file, which appears only when it is complete.
+
+        settings   dict of plain values: what the run was asked to do
+        """
+        from minires.backend import to_host
+        from minires.files import save_arrays
+
+        arrays = {
+            "format": np.array(FORMAT),
+            "settings": np.array(json.dumps(settings)),
+            "updates": np.array(self.updates),
+            "losses": np.array(self.losses, np.float64),
+            "theta": self.theta,
+            "stats": self.stats,
+        }
+        for name, value in self.optimizer.state().items():
+            arrays[f"optimizer.{name}"] = value
+        for owner, names in _AVERAGES.items():
+            for name in names:
+                arrays[f"{owner}.{name}"] = getattr(getattr(self, owner), name)
+        save_arrays(path, **{name: np.asarray(to_host(a)) for name, a in arrays.items()})
+
+    def restore(self, path, settings):
+        """Go on from what `save` wrote.
+
+        Raises   ValueError when it is damaged, or belongs to a run that was asked for other things
+        """
+        from minires.backend import to_device, xp_of
+        from minires.files import load_arrays
+
+        arrays = load_arrays(path, "format", "settings", "updates", "losses", "theta", "stats")
+        if str(arrays["format"]) != FORMAT:
+            raise ValueError(f"{path} has the format {arrays['format']}, expected {FORMAT!r}")
+        before = json.loads(str(arrays["settings"]))
+        changed = [f"{n} was {before.get(n)}, now {v}" for n, v in settings.items()
+                   if before.get(n) != v]  # fmt: skip
+        if changed:
+            raise ValueError(
+                f"{path} belongs to a run with other settings ({'; '.join(changed)}): name another "
+                "folder with --out, or delete that file to start anew"
+            )
+        device = "cpu" if xp_of(self.theta) is np else "gpu"
+        self.updates = int(arrays["updates"])
+        self.losses = arrays["losses"].tolist()
+        self.theta = to_device(arrays["theta"], device)
+        self.stats = to_device(arrays["stats"], device)
+        mark = "optimizer."
+        self.optimizer.restore(
+            {n.removeprefix(mark): a for n, a in arrays.items() if n.startswith(mark)}
+        )
+        for owner, names in _AVERAGES.items():
+            average = getattr(self, owner)
+            for name in names:
+                array = arrays[f"{owner}.{name}"]
+                setattr(average, name, to_device(array, device) if array.ndim else int(array))
+        self.ema._dtype = self.ema_of_stats._dtype = self.theta.dtype
+
+
+# The attributes that hold what an average has seen.
+_MOMENTS = ("seen", "count", "_first", "_offset", "_m2")
+_AVERAGES = {
+    "moments": _MOMENTS,
+    "moments_of_stats": _MOMENTS,
+    "ema": ("count", "_mean"),
+    "ema_of_stats": ("count", "_mean"),
+}
+
+
+# --- fine-tuning ----------------------------------------------------------------------------
+
+
+def split(count, share, seed):
+    """Hold out a share of the photographs, drawn by the seed.
+
+    count    how many there are
+    share    of them held out, in (0, 1)
+    Returns  indices to train on, indices held out, each in rising order
+    """
+    held = round(count * share)
+    if not 0 < held < count:
+        raise ValueError(f"--holdout {share} of {count} pictures leaves nothing on one side")
+    order = _generator(seed, "holdout").permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def order_of(indices, batch, seed):
+    """Training batches without end: every epoch in a new order, a partial batch dropped.
+
+    indices  of the photographs to train on
+    Yields   (batch,) of them
+    """
+    if not 0 < batch <= len(indices):
+        raise ValueError(f"--batch is {batch}, but there are {len(indices)} pictures to train on")
+    rng = _generator(seed, "order")
+    while True:
+        epoch = indices[rng.permutation(len(indices))]
+        yield from epoch[: len(epoch) - len(epoch) % batch].reshape(-1, batch)
+
+
+def fine_tune(examination, state, indices, updates, batch, seed, save=None, every=180.0):
+    """Fine-tune from wherever `state` is up to a number of updates.
+
+    θ ← optimizer(θ, gradient of the mean loss of one batch), and every θ into the moments
+
+    examination  the network and the photographs
+    state        State, changed
+    indices      of the photographs to train on
+    updates      to have been made in the end
+    batch        photographs in a batch
+    seed         of the order of the photographs, and of dropout
+    save         called with no argument when a checkpoint is due, and at the end
+    every        seconds between checkpoints
+    Raises       FloatingPointError when the loss is no longer a number
+    """
+    from tqdm import tqdm
+
+    network, done = examination.network, state.updates
+    plan = itertools.islice(order_of(indices, batch, seed), done, updates)
+    saved = time.monotonic()
+    with tqdm(total=updates, initial=done, unit="update", desc="fine-tuning", disable=None) as bar:
+        for images, labels, _ in examination.batches(plan):
+            if len(labels) == 0:
+                raise ValueError(
+                    f"no picture in the batch of update {state.updates + 1} can be used "
+                    f"({examination.notes}): mend the files, or use larger batches"
+                )
+            loss, gradient = network.loss_and_gradient(
+                state.theta,
+                images,
+                labels + examination.offset,
+                stats=state.stats,
+                rng=_generator(seed, "dropout", state.updates),
+            )
+            if not math.isfinite(float(loss)):
+                raise FloatingPointError(
+                    f"the loss is {float(loss)} at update {state.updates + 1} of {updates}: lower "
+                    f"the rate (now {state.optimizer.rate})"
+                )
+            state.optimizer.step(state.theta, gradient)
+            state.fold(loss)
+            bar.update()
+            bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
+            if save is not None and time.monotonic() - saved >= every:
+                save()
+                saved = time.monotonic()
+    if save is not None and state.updates > done:
+        save()
+
+
+def recompute_statistics(examination, theta, like, plan):
+    """Batch-norm statistics for weights that were never trained: what training batches show.
+
+    A training step moves every statistic s towards the batch's own b: s ← m s + (1 − m) b. Two
+    starts a known distance apart stay that distance times m apart, which gives m, and from it
+    b. The result is the mean of b over the batches.
+
+    theta    (P,), left as it is
+    like     (S,), statistics of the same network
+    plan     list of index arrays, the training batches
+    Returns  (S,)
+    """
+    from minires.backend import xp_of
+
+    xp, network = xp_of(like), examination.network
+    total, momentum, count = xp.zeros(like.shape, np.float64), None, 0
+
+    def step(start, images, labels):
+        stats = xp.full_like(like, start)
+        rng = np.random.default_rng(0)  # dropout must be the same in both
+        labels = labels + examination.offset
+        network.loss_and_gradient(theta, images, labels, stats=stats, rng=rng)
+        return stats.astype(np.float64)
+
+    for images, labels, _ in examination.batches(plan):
+        if len(labels) == 0:
+            continue
+        moved = step(0, images, labels)
+        if momentum is None:
+            momentum = step(1, images, labels) - moved
+        total += moved / (1 - momentum)
+        count += 1
+    if count == 0:
+        raise ValueError("no training picture can be used to recompute batch-norm statistics")
+    return (total / count).astype(like.dtype)
+
+
+# --- comparing ------------------------------------------------------------------------------
+
+
+def contenders(examination, state, choice, members, plan):
+    """The networks to compare: their weights and the statistics that go with them.
+
+    choice   of STATISTICS: what goes with averaged weights
+    members  (K, P), drawn from the moments; K may be 0
+    plan     training batches, for recomputing
+    Returns  {name: (theta, stats)}, members as "member 1", … ; the mean model appears once for
+             each choice when the network has statistics, and as "mean" with the chosen ones
+    """
+    from minires.backend import to_device
+
+    device = examination.device
+    base = tuple(
+        to_device(a, device) for a in (examination.network.theta, examination.network.stats)
+    )
+    mean, ema = state.moments.mean, state.ema.mean
+
+    def statistics(theta, averaged, choice):
+        if choice == "last" or not state.stats.size:
+            return state.stats
+        if choice == "averaged":
+            return averaged
+        return recompute_statistics(examination, theta, state.stats, plan)
+
+    averaged = state.moments_of_stats.mean
+    found = {
+        "base": base,
+        "fine-tuned": (state.theta, state.stats),
+        "EMA": (ema, statistics(ema, state.ema_of_stats.mean, choice)),
+        "mean": (mean, statistics(mean, averaged, choice)),
+    }
+    if state.stats.size:
+        for other in STATISTICS:
+            if other != choice:
+                found[f"mean, statistics {other}"] = mean, statistics(mean, averaged, other)
+    for number, theta in enumerate(members, 1):
+        found[f"member {number}"] = theta, statistics(theta, averaged, choice)
+    return found
+
+
+def compare(examination, networks, pictures, indices, batch):
+    """Show held-out photographs to all networks, each photograph decoded once.
+
+    networks  as `contenders` gives them; the ensemble of all members is added
+    pictures  the ones that hold the held-out photographs
+    indices   of these
+    Returns   {name: Outcomes}, members replaced by "ensemble of K"
+    """
+    from tqdm import tqdm
+
+    parts = {}
+    plan = [indices[part] for part in plan_of(len(indices), batch)]
+    with tqdm(total=len(indices), unit="image", desc="comparing", disable=None) as bar:
+        shown = examination.batches(plan, pictures)
+        for planned, (images, labels, _) in zip(plan, shown, strict=True):
+            bar.update(len(planned))
+            if len(labels) == 0:
+                continue
+            drawn = []
+            for name, (theta, stats) in networks.items():
+                probabilities = examination.predict(theta, images, stats)
+                if name.startswith("member"):
+                    drawn.append(probabilities)
+                else:
+                    parts.setdefault(name, []).append(Outcomes.of(probabilities, labels))
+            if drawn:
+                mean = np.mean(drawn, axis=0, dtype=np.float64)
+                name = f"ensemble of {len(drawn)}"
+                parts.setdefault(name, []).append(Outcomes.of(mean, labels))
+    if not parts:
+        raise ValueError(f"none of {len(indices)} held-out pictures can be used")
+    return {name: Outcomes.joined(found) for name, found in parts.items()}
+
+
+def score_all(outcomes):
+    """The scores of every network, and its differences to the base, photograph by photograph.
+
+    The errors of the differences are those of paired samples: two networks that err on the same
+    photographs differ by much less than the error of either.
+
+    outcomes  {name: Outcomes}, "base" among them
+    Returns   list of dicts: "name", all of `summarize`, and "top1_difference", "nll_difference",
+              each with its "…_error"
+    """
+    base, rows = outcomes["base"], []
+    for name, found in outcomes.items():
+        row = {"name": name, **summarize(found)}
+        for key in ("top1", "nll"):
+            difference = getattr(found, key).astype(float) - getattr(base, key).astype(float)
+            row[f"{key}_difference"] = float(difference.mean())
+            row[f"{key}_difference_error"] = standard_error(difference)
+        rows.append(row)
+    return rows
+
+
+def table(rows):
+    """The scores as text; ± is one standard error, Δ the paired difference to the base."""
+    heads = ["network", "top-1 %", "Δ", "top-5 %", "NLL", "Δ", "ECE %"]
+    lines = []
+    for row in rows:
+        plain = row["name"] == "base"
+        lines.append(
+            [
+                row["name"],
+                _with_error(row, "top1", 2, 100),
+                "" if plain else _with_error(row, "top1_difference", 2, 100, "+"),
+                _with_error(row, "top5", 2, 100),
+                _with_error(row, "nll", 4),
+                "" if plain else _with_error(row, "nll_difference", 4, 1, "+"),
+                _with_error(row, "ece", 2, 100),
+            ]
+        )
+    widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
+
+    def text(cells):
+        first, *rest = zip(cells, widths, strict=True)
+        return "  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]).rstrip()
+
+    rule = "  ".join("─" * width for width in widths)
+    return "\n".join([text(heads), rule, *map(text, lines)])
+
+
+def _with_error(row, key, digits, factor=1, sign=""):
+    value, error = row[key] * factor, row[key + "_error"] * factor
+    return f"{value:{sign}.{digits}f} ± {error:.{digits}f}"
+
+
+def draw(rows, losses, path):
+    """The comparison and the training loss as one picture (PNG)."""
+    from matplotlib.figure import Figure
+
+    from minires.figures import INK, OURS, PLAIN
+    from minires.files import complete
+
+    figure = Figure(figsize=(11, 1.6 + 0.34 * len(rows)), layout="constrained", dpi=130)
+    left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 0.9])
+    for axes, key, factor, title in (
+        (left, "top1", 100, "top-1, % (right is better)"),
+        (middle, "nll", 1, "negative log-likelihood (left is better)"),
+    ):
+        for place, row in enumerate(rows):
+            axes.errorbar(
+                row[key] * factor, place, xerr=row[f"{key}_error"] * factor, fmt="o", capsize=3,
+                color=PLAIN if row["name"] in ("base", "fine-tuned", "EMA") else OURS,
+            )  # fmt: skip
+        axes.axvline(rows[0][key] * factor, color=PLAIN, lw=1, ls=":")
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_title(title, fontsize=9, color=INK)
+    left.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8.5)
+    middle.set_yticks(range(len(rows)), [""] * len(rows))
+    width = max(1, len(losses) // 50)
+    smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+    right.plot(np.arange(1, len(losses) + 1), losses, color=PLAIN, lw=0.6)
+    right.plot(np.arange(width, len(losses) + 1), smooth, color=OURS, lw=1.4)
+    right.set_title("training loss, by update", fontsize=9, color=INK)
+    for axes in (left, middle, right):
+        axes.tick_params(labelsize=8.5, colors=INK)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    with complete(path) as file:
+        figure.savefig(file, format="png")
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+def add_parser(subparsers):
+    """Add `minires improve` to the command line."""
+    parser = subparsers.add_parser(
+        "improve",
+        help="fine-tune an ONNX network with moments, write the averaged one",
+        description="Fine-tune an ONNX network while keeping the running mean and variance of its "
+        "weights; compare it, on held-out photographs, with the mean model and an ensemble drawn "
+        "from the moments; write these as ONNX files. The same command goes on where a run that "
+        "was stopped had its last checkpoint, and ends with the same bits.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_picture_options(parser)
+    parser.add_argument("--rate", type=float, required=True, help="learning rate")
+    parser.add_argument("--updates", type=int, required=True, help="of fine-tuning")
+    parser.add_argument("--batch", type=int, default=32, help="photographs in a batch")
+    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="of θ")
+    parser.add_argument("--batch-norm", choices=STATISTICS, default="averaged",
+                        help="which statistics go with averaged weights")  # fmt: skip
+    parser.add_argument("--members", type=int, default=3, help="networks drawn; 0 for none")
+    parser.add_argument("--ema", type=float, default=0.999, metavar="DECAY",
+                        help="of the exponential moving average to compare with")  # fmt: skip
+    held = parser.add_mutually_exclusive_group()
+    held.add_argument("--holdout", type=float, default=0.2, metavar="SHARE",
+                      help="of the pictures, to compare on")  # fmt: skip
+    held.add_argument("--test-images", type=Path, metavar="DIR",
+                      help="other pictures to compare on")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
+    parser.add_argument("--checkpoint-every", type=float, default=180, metavar="SECONDS",
+                        help="0 after every update")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
+    parser.set_defaults(run=run)
+
+
+def run(options):
+    """`minires improve`: do it all, or what is left of it; 0 is the exit code."""
+    import minires.onnx
+    from data_tools import imagenet
+    from minires.backend import to_device, to_host
+    from minires.files import save_json
+
+    check_counts(options, "updates")
+    if options.members < 0 or options.seed < 0:
+        raise ValueError("--members and --seed must be 0 or more")
+    examination = open_examination(options)
+    network, pictures = examination.network, examination.pictures
+    if options.test_images is None:
+        training, held_out = split(len(pictures), options.holdout, options.seed)
+        test = pictures
+    else:
+        # By its own class folders, but with the numbers of all classes.
+        test = imagenet.load(options.test_images, options.synsets)
+        if test.classes != pictures.classes:
+            raise ValueError(
+                f"{options.test_images} holds other classes than {options.images}: name the order "
+                "of all classes with --synsets"
+            )
+        training, held_out = np.arange(len(pictures)), np.arange(len(test))
+    settings = _settings(options, examination, training)
+    state = State(
+        to_device(network.theta, options.device),
+        to_device(network.stats, options.device),
+        _optimizer(options),
+        options.ema,
+    )
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / CHECKPOINT
+
+    def say(text):
+        print(text, file=sys.stderr)
+
+    if checkpoint.exists():
+        state.restore(checkpoint, settings)
+        say(f"going on after update {state.updates} ({checkpoint})")
+        if state.updates > options.updates:
+            raise ValueError(
+                f"{checkpoint} is {state.updates} updates old, --updates says {options.updates}"
+            )
+    say(examination.outputs)
+    say(
+        f"{len(training):,} pictures to train on, {len(held_out):,} to compare on; "
+        f"{state.theta.size:,} weights, {state.stats.size:,} batch-norm statistics"
+    )
+    fine_tune(
+        examination, state, training, options.updates, options.batch, options.seed,
+        save=lambda: state.save(checkpoint, settings), every=options.checkpoint_every,
+    )  # fmt: skip
+
+    members = np.empty((0, state.theta.size), np.float32)
+    if options.members:
+        members = state.moments.sample(options.members, _generator(options.seed, "members"))
+    plan = list(
+        itertools.islice(
+            order_of(training, options.batch, options.seed),
+            min(RECOMPUTE_BATCHES, len(training) // options.batch),
+        )
+    )
+    networks = contenders(examination, state, options.batch_norm, members, plan)
+    state.moments.save(out / "moments.npz")
+    for name, (theta, stats) in networks.items():
+        if name == "mean" or name.startswith("member"):
+            path = out / f"{name.replace(' ', '_')}.onnx"
+            minires.onnx.save(network, path, theta=to_host(theta), stats=to_host(stats))
+    outcomes = compare(examination, networks, test, held_out, options.batch)
+    rows = score_all(outcomes)
+    for line in describe_notes(examination):
+        say(line)
+    save_json(
+        out / "results.json",
+        {
+            "settings": settings | {"updates": options.updates, "members": options.members},
+            "outputs": examination.outputs,
+            "training_images": len(training),
+            "notes": examination.notes.lines(),
+            "networks": _without_nan(rows),
+            "losses": state.losses,
+        },
+    )
+    draw(rows, state.losses, out / "figure.png")
+    print(table(rows))
+    print(
+        f"{rows[0]['images']:,} held-out pictures; ± is one standard error, Δ the difference to "
+        "the base, photograph by photograph"
+    )
+    if state.stats.size:
+        print(f"batch-norm statistics of averaged networks: {options.batch_norm}, unless named")
+    say(f"mean.onnx, {options.members} members, moments.npz, results.json, figure.png: in {out}")
+    return 0
+
+
+def _settings(options, examination, training):
+    """What must be the same for a checkpoint to be gone on with."""
+    network, pictures = examination.network, examination.pictures
+    model = hashlib.sha256(Path(options.model).read_bytes())
+    model.update(network.theta.tobytes())  # weights may lie in files of their own
+    model.update(network.stats.tobytes())
+    shown = hashlib.sha256("\n".join(pictures.names).encode())
+    shown.update(pictures.labels.tobytes())
+    shown.update(training.tobytes())
+    return {
+        "model": model.hexdigest(),
+        "pictures": shown.hexdigest(),
+        "preset": options.preset,
+        "size": examination.size,
+        "rate": options.rate,
+        "batch": options.batch,
+        "optimizer": options.optimizer,
+        "ema": options.ema,
+        "seed": options.seed,
+        "device": options.device,
+    }
+
+
+def _optimizer(options):
+    from minires.optimizers import SGD, Adam
+
+    return {"sgd": SGD, "adam": Adam}[options.optimizer](options.rate)
+
+
+def _generator(seed, purpose, number=0):
+    """The random generator of a seed for one purpose."""
+    key = ("holdout", "order", "dropout", "members").index(purpose)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(key, number)))
+
+
+def _without_nan(rows):
+    return [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]

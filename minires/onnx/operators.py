@@ -1,0 +1,922 @@
+"""What each ONNX operator does: one function per operator, in the words of `minires.ops`.
+
+A function takes the `run` it belongs to, the `node` with its settings, and its inputs as
+Values (None for one left out); it returns a Value, or several. Settings that the standard
+moved from attributes to inputs between versions are looked up in both places. Arrays that say
+something about shapes are whole numbers on the host; they steer the graph and carry no
+gradient.
+
+Before a function asks for memory it calls `run.reserve`, and before long arithmetic
+`run.spend`: a file of a few hundred bytes can describe an image of a terabyte.
+
+Source   https://onnx.ai/onnx/operators/, opsets 7 to 28
+"""
+
+import math
+
+import numpy as np
+
+from minires import convolution, ops
+from minires.autodiff import data_of, op
+from minires.backend import sum_leading, to_host, xp_of
+from minires.onnx.errors import UnsupportedError
+from minires.onnx.reading import DTYPES
+from minires.onnx.values import CHANNELS_LAST, KERNEL, Value
+
+OPERATORS = {}
+
+
+def operator(*names):
+    """Register a function under the names of the operators it does."""
+
+    def register(function):
+        for name in names:
+            OPERATORS[name] = function
+        return function
+
+    return register
+
+
+# --- settings -----------------------------------------------------------------------------
+
+
+def whole_numbers(value):
+    """The content of a small array of whole numbers, as a list."""
+    array = to_host(value.array)
+    if array.dtype.kind not in "iu" or array.size > 4096:
+        raise ValueError(f"expected a short list of whole numbers, got {array.dtype} {array.shape}")
+    return [int(number) for number in array.reshape(-1)]
+
+
+def setting(node, name, value):
+    """A list of whole numbers given as an attribute, or as an input in later versions."""
+    if value is not None:
+        return whole_numbers(value)
+    return node[name]
+
+
+def scalar(value, default):
+    """A single number given as an input."""
+    if value is None:
+        return default
+    if value.size != 1:
+        raise ValueError(f"expected one number, got an array {value.shape}")
+    return to_host(value.array).reshape(()).item()
+
+
+def expect_images(node, x):
+    """Raise unless a value has two axes of pixels."""
+    if x.rank != 4:
+        raise UnsupportedError(
+            f"{node}: the input is {x.shape}; images (N, C, H, W) only are implemented",
+            [(node.operator, node.version, node.name)],
+        )
+
+
+# --- convolution and pooling --------------------------------------------------------------
+
+
+class Window:
+    """The window, steps and borders of a convolution or pooling node.
+
+    Source   the operators' specification; sizes as in onnxruntime and PyTorch: under
+             `ceil_mode` no window may begin beyond the image and its first border
+    """
+
+    def __init__(self, node, size, kernel):
+        self.kernel = tuple(kernel)
+        self.stride = self._pair(node, "strides", 1)
+        self.dilation = self._pair(node, "dilations", 1)
+        if min(self.kernel) < 1:
+            raise ValueError(f"the window is {self.kernel}")
+        self.borders = self._borders(node, size)
+        self.output, overhang = [], []
+        for n, k, s, d, (before, after) in zip(
+            size, self.kernel, self.stride, self.dilation, self.borders, strict=True
+        ):
+            span = d * (k - 1) + 1
+            room = n + before + after - span
+            if room < 0:
+                raise ValueError(
+                    f"a window of {span} exceeds {n} pixels and their border of {before} + {after}"
+                )
+            count = (-(-room // s) if node["ceil_mode"] else room // s) + 1
+            if node["ceil_mode"] and (count - 1) * s >= n + before:
+                count -= 1
+            self.output.append(count)
+            overhang.append(max(0, (count - 1) * s + span - (n + before + after)))
+        self.overhang = tuple(overhang)
+        # With so much at the end, rounding down gives the same number of outputs.
+        self.padding = tuple(
+            (before, after + more)
+            for (before, after), more in zip(self.borders, overhang, strict=True)
+        )
+
+    def _pair(self, node, name, default):
+        values = node[name] or [default] * 2
+        if len(values) != 2 or min(values) < 1:
+            raise ValueError(f"{name} is {values}, expected two numbers from 1 up")
+        return tuple(values)
+
+    def _borders(self, node, size):
+        auto, pads = node["auto_pad"] or "NOTSET", node["pads"]
+        if auto == "NOTSET":
+            pads = pads or [0] * 4
+            if len(pads) != 4 or min(pads) < 0:
+                raise ValueError(f"pads is {pads}, expected four numbers from 0 up")
+            return (pads[0], pads[2]), (pads[1], pads[3])
+        if pads and any(pads):
+            raise ValueError(f"both auto_pad {auto} and pads {pads} are given")
+        if auto == "VALID":
+            return (0, 0), (0, 0)
+        if auto not in ("SAME_UPPER", "SAME_LOWER"):
+            raise ValueError(f"auto_pad is {auto!r}")
+        sides = convolution.borders("same", size, self.kernel, self.stride, self.dilation)
+        return tuple(side[::-1] for side in sides) if auto == "SAME_LOWER" else sides
+
+    def reserve(self, run, x, channels, work):
+        """Ask for the memory and time of a layer over images x (N, H, W, C)."""
+        count, *size, depth = x.shape
+        wide = [n + sum(border) for n, border in zip(size, self.padding, strict=True)]
+        run.reserve((count, *wide, depth))
+        outputs = run.reserve((count, *self.output, channels))
+        run.spend(outputs * math.prod(self.kernel) * work)
+
+    def count_taps(self, run):
+        """Pooling takes one pass over the images for each pixel of its window."""
+        run.spend(math.prod(self.kernel) * 1_000_000)
+
+
+@operator("Conv")
+def conv(run, node, x, w, b=None, *, activation=None):
+    expect_images(node, x)
+    if w.rank != 4:
+        raise ValueError(f"the weights are {w.shape}, expected (O, C/group, kh, kw)")
+    group = node["group"]
+    outputs, depth, *kernel = w.shape
+    channels = x.shape[1]
+    if group < 1 or channels != depth * group or outputs % group:
+        raise ValueError(
+            f"{channels} channels in {group} groups, but the weights are {w.shape}: expected "
+            f"(O, {channels}/{group}, kh, kw) with O a multiple of {group}"
+        )
+    if node["kernel_shape"] and node["kernel_shape"] != kernel:
+        raise ValueError(f"kernel_shape is {node['kernel_shape']}, the weights are {w.shape}")
+    if b is not None and b.shape != (outputs,):
+        raise ValueError(f"the bias is {b.shape}, expected ({outputs},)")
+    images, kernels = x.stored(CHANNELS_LAST), w.stored(KERNEL)
+    window = Window(node, x.shape[2:], kernel)
+    window.reserve(run, images, outputs, depth)
+    settings = {
+        "stride": window.stride,
+        "padding": window.padding,
+        "dilation": window.dilation,
+    }
+    bias = None if b is None else b.data
+    if group == 1:
+        y = convolution.conv2d(images, kernels, bias, activation=activation, **settings)
+    elif depth == 1:
+        y = _depthwise(images, kernels, channels, settings)
+        y = _activate(y if bias is None else ops.add(y, bias), activation)
+    else:
+        each = outputs // group
+        parts = [
+            convolution.conv2d(
+                _part(images, 3, i * depth, (i + 1) * depth),
+                _part(kernels, 3, i * each, (i + 1) * each),
+                None if bias is None else _part(bias, 0, i * each, (i + 1) * each),
+                activation=activation,
+                **settings,
+            )
+            for i in range(group)
+        ]
+        y = ops.concatenate(parts)
+    return Value(y, CHANNELS_LAST)
+
+
+def _depthwise(images, kernels, channels, settings):
+    """Each channel with its own kernels: w (kh, kw, 1, C·m), m outputs for each channel."""
+    kh, kw, _, outputs = kernels.shape
+    if outputs == channels:
+        return depthwise(images, ops.reshape(kernels, shape=(kh, kw, channels)), **settings)
+    many = outputs // channels
+    kernels = ops.reshape(kernels, shape=(kh, kw, channels, many))
+    maps = [depthwise(images, ops.take(kernels, index=(..., i)), **settings) for i in range(many)]
+    maps = [ops.reshape(y, shape=(*y.shape, 1)) for y in maps]
+    joined = ops.concatenate(maps)
+    return ops.reshape(joined, shape=(*joined.shape[:3], outputs))
+
+
+@op
+def depthwise(x, w, *, stride, padding, dilation):
+    """Filter every channel with its own kernel, one tap of the kernel after another.
+
+    y[n,i,j,c] = Σ_uv x[n, i·s + u·d − p, j·s + v·d − p, c] · w[u,v,c]
+
+    x        (N, H, W, C); w (kh, kw, C); settings as pairs
+    Returns  (N, OH, OW, C)
+    """
+    xp = xp_of(x)
+    (top, bottom), (left, right) = padding
+    kh, kw, _ = w.shape
+    high, wide = convolution.output_size(x.shape[1:3], (kh, kw), stride, padding, dilation)
+    padded = xp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+
+    def taps(images):
+        for u in range(kh):
+            for v in range(kw):
+                row, column = u * dilation[0], v * dilation[1]
+                yield (
+                    u,
+                    v,
+                    images[
+                        :,
+                        row : row + stride[0] * (high - 1) + 1 : stride[0],
+                        column : column + stride[1] * (wide - 1) + 1 : stride[1],
+                    ],
+                )
+
+    y = xp.zeros((len(x), high, wide, x.shape[-1]), x.dtype)
+    for u, v, piece in taps(padded):
+        y += piece * w[u, v]
+
+    def x_gradient(g):
+        gradient = xp.zeros_like(padded)
+        for u, v, piece in taps(gradient):
+            piece += g * w[u, v]
+        return gradient[:, top : top + x.shape[1], left : left + x.shape[2]]
+
+    def w_gradient(g):
+        gradient = xp.empty_like(w)
+        for u, v, piece in taps(padded):
+            gradient[u, v] = sum_leading(xp.ascontiguousarray(piece * g), 3)
+        return gradient
+
+    return y, (x_gradient, w_gradient)
+
+
+def _activate(x, activation):
+    if activation is None:
+        return x
+    return ops.relu(x) if activation == "relu" else ops.relu6(x)
+
+
+def _part(x, axis, start, stop):
+    index = [slice(None)] * x.ndim
+    index[axis] = slice(start, stop)
+    return ops.take(x, index=tuple(index))
+
+
+@operator("MaxPool")
+def max_pool(run, node, x):
+    expect_images(node, x)
+    if len(node.outputs) > 1 and node.outputs[1]:
+        raise UnsupportedError(f"{node}: the indices of the maxima are not implemented")
+    images = x.stored(CHANNELS_LAST)
+    window = Window(node, x.shape[2:], node["kernel_shape"])
+    window.reserve(run, images, images.shape[-1], 1)
+    window.count_taps(run)
+    y = convolution.max_pool(
+        images,
+        window=window.kernel,
+        stride=window.stride,
+        padding=window.padding,
+        dilation=window.dilation,
+    )
+    return Value(y, CHANNELS_LAST)
+
+
+@operator("AveragePool")
+def average_pool(run, node, x):
+    expect_images(node, x)
+    images = x.stored(CHANNELS_LAST)
+    window = Window(node, x.shape[2:], node["kernel_shape"])
+    window.reserve(run, images, images.shape[-1], 1)
+    window.count_taps(run)
+    counted = bool(node["count_include_pad"])
+    y = convolution.mean_pool(
+        images,
+        window=window.kernel,
+        stride=window.stride,
+        padding=window.padding,
+        dilation=window.dilation,
+        count_padding=counted,
+    )
+    if counted and any(window.overhang):
+        # Of a last window that reaches beyond the border only the pixels within it count.
+        within = _pixels_within(window, x.shape[2:])
+        share = math.prod(window.kernel) / np.maximum(within, 1)
+        y = ops.multiply(y, run.constant(share[..., None]))
+    return Value(y, CHANNELS_LAST)
+
+
+def _pixels_within(window, size):
+    """How many pixels of each window lie on the image or its border: (OH, OW)."""
+    counts = []
+    for n, k, s, d, out, border in zip(
+        size,
+        window.kernel,
+        window.stride,
+        window.dilation,
+        window.output,
+        window.borders,
+        strict=True,
+    ):
+        places = np.arange(out)[:, None] * s + np.arange(k) * d
+        counts.append((places < n + sum(border)).sum(axis=1))
+    return np.outer(*counts)
+
+
+@operator("GlobalAveragePool")
+def global_average_pool(run, node, x):
+    expect_images(node, x)
+    y = ops.global_mean(x.stored(CHANNELS_LAST))
+    return Value(ops.reshape(y, shape=(x.shape[0], 1, 1, x.shape[1])), CHANNELS_LAST)
+
+
+@operator("GlobalMaxPool")
+def global_max_pool(run, node, x):
+    expect_images(node, x)
+    y = convolution.max_pool(x.stored(CHANNELS_LAST), window=x.shape[2:], stride=1)
+    return Value(y, CHANNELS_LAST)
+
+
+# --- normalisation ------------------------------------------------------------------------
+
+
+@operator("BatchNormalization")
+def batch_normalization(run, node, x, scale, bias, mean, variance):
+    if x.rank < 2:
+        raise ValueError(f"the input is {x.shape}, expected (N, C, …)")
+    for name, value in (("scale", scale), ("B", bias), ("mean", mean), ("var", variance)):
+        if value.shape != (x.shape[1],):
+            raise ValueError(f"{name} is {value.shape}, expected ({x.shape[1]},)")
+    order = (0, *range(2, x.rank), 1)
+    data = x.stored(order)
+    if run.training:
+        y = _normalise(
+            data,
+            scale.data,
+            bias.data,
+            running=(mean.data, variance.data),
+            momentum=node["momentum"],
+            epsilon=node["epsilon"],
+        )
+    else:
+        factor, shift = as_affine(node, scale, bias, mean, variance)
+        y = ops.add(ops.multiply(data, factor), shift)
+    return Value(y, order)
+
+
+def as_affine(node, scale, bias, mean, variance):
+    """Batch norm with its running statistics is y = x · factor + shift."""
+    xp = xp_of(variance.array)
+    deviation = xp.sqrt(variance.array + variance.array.dtype.type(node["epsilon"]))
+    factor = ops.divide(scale.data, deviation)
+    return factor, ops.subtract(bias.data, ops.multiply(factor, mean.array))
+
+
+@op
+def _normalise(x, scale, bias, *, running, momentum, epsilon):
+    """Batch norm with the batch's own statistics; the running ones follow, in place.
+
+    y = (x − μ) / √(σ² + ε) · scale + bias;  running ← momentum · running + (1 − momentum) · new
+
+    The variance that divides is the population's, the one that is kept the unbiased estimate,
+    as in PyTorch. (ONNX's own training mode keeps the population's; its momentum is one minus
+    that of PyTorch, which is used here as the file has it.)
+
+    Source   Ioffe and Szegedy 2015, arXiv:1502.03167
+    """
+    channels = x.shape[-1]
+    count = x.size // channels
+    mean = sum_leading(x, x.ndim - 1) / count
+    centred = x - mean
+    variance = sum_leading(centred * centred, x.ndim - 1) / count
+    unbiased = variance * (count / max(count - 1, 1))
+    for kept, new in zip(running, (mean, unbiased), strict=True):
+        kept *= momentum
+        kept += (1 - momentum) * new
+    inverse = 1 / xp_of(x).sqrt(variance + epsilon)
+    normal = centred
+    normal *= inverse
+
+    @convolution.once
+    def sums(g):
+        return sum_leading(g, g.ndim - 1), sum_leading(g * normal, g.ndim - 1)
+
+    def x_gradient(g):
+        total, along = sums(g)
+        return (g - total / count - normal * (along / count)) * (scale * inverse)
+
+    return normal * scale + bias, (x_gradient, lambda g: sums(g)[1], lambda g: sums(g)[0])
+
+
+@operator("LRN")
+def local_response_normalization(run, node, x):
+    """x / (k + α/n · Σ x²)^β, the sum over n neighbouring channels (Krizhevsky et al. 2012)."""
+    expect_images(node, x)
+    data, size = x.stored(CHANNELS_LAST), node["size"]
+    if size < 1:
+        raise ValueError(f"size is {size}")
+    run.spend(size * 1_000_000)
+    before, after = (size - 1) // 2, size // 2
+    channels = data.shape[-1]
+    squares = _padded(ops.multiply(data, data), [(0, 0)] * 3 + [(before, after)], 0)
+    total = None
+    for i in range(size):
+        part = _part(squares, 3, i, i + channels)
+        total = part if total is None else ops.add(total, part)
+    base = ops.add(
+        ops.multiply(total, run.constant(node["alpha"] / size)), run.constant(node["bias"])
+    )
+    return Value(ops.multiply(data, ops.power(base, exponent=-node["beta"])), CHANNELS_LAST)
+
+
+@operator("Dropout")
+def dropout(run, node, x, ratio=None, training=None):
+    rate = scalar(ratio, 0.5) if node.version >= 12 else node["ratio"]
+    if training is not None and scalar(training, False):
+        raise UnsupportedError(
+            f"{node}: the file asks for training mode; export the network for inference (minires "
+            "itself drops in loss_and_gradient)"
+        )
+    y = x
+    if run.training and rate > 0:
+        if run.rng is None:
+            raise ValueError(f"{node} drops {rate:.0%}: pass rng=numpy.random.default_rng(…)")
+        y = Value(ops.dropout(x.data, rate=rate, rng=run.rng), x.order)
+    if len(node.outputs) == 1:
+        return y
+    return y, Value(xp_of(x.array).ones(x.array.shape, bool), x.order)
+
+
+# --- elementwise --------------------------------------------------------------------------
+
+
+def together(x, y):
+    """Two values in one order of axes, ready to broadcast: (x, y, order)."""
+    rank = max(x.rank, y.rank)
+    leader = x if (x.rank, x.size) >= (y.rank, y.size) else y
+    order = leader.with_rank(rank).order
+    return (*(v.data if v.rank == 0 else v.with_rank(rank).stored(order) for v in (x, y)), order)
+
+
+def binary(function, on_whole_numbers):
+    """An operator on two broadcast inputs."""
+
+    def apply(run, node, x, y):
+        a, b, order = together(x, y)
+        run.reserve(np.broadcast_shapes(a.shape, b.shape))
+        if x.is_float:
+            return Value(function(a, b), order)
+        return Value(np.asarray(on_whole_numbers(to_host(data_of(a)), to_host(data_of(b)))), order)
+
+    return apply
+
+
+def _divide_whole(x, y):
+    """Division towards zero, as in C."""
+    if not np.all(y):
+        raise ValueError("a whole number is divided by zero")
+    return np.sign(x) * np.sign(y) * (np.abs(x) // np.abs(y))
+
+
+def _of(dtype_like, numbers):
+    return np.asarray(numbers, dtype_like.dtype)
+
+
+OPERATORS["Add"] = binary(ops.add, np.add)
+OPERATORS["Sub"] = binary(ops.subtract, np.subtract)
+OPERATORS["Mul"] = binary(ops.multiply, np.multiply)
+OPERATORS["Div"] = binary(ops.divide, lambda x, y: _of(x, _divide_whole(x, y)))
+
+
+def variadic(combine):
+    """An operator that combines any number of inputs, two at a time."""
+
+    def apply(run, node, first, *others):
+        for other in others:
+            first = combine(run, node, first, other)
+        return first
+
+    return apply
+
+
+OPERATORS["Max"] = variadic(binary(ops.maximum, np.maximum))
+OPERATORS["Min"] = variadic(binary(ops.minimum, np.minimum))
+OPERATORS["Sum"] = variadic(OPERATORS["Add"])
+
+
+def unary(function):
+    """An operator on each number by itself."""
+
+    def apply(run, node, x):
+        return Value(function(x.data), x.order)
+
+    return apply
+
+
+OPERATORS["Relu"] = unary(ops.relu)
+OPERATORS["Sigmoid"] = unary(ops.sigmoid)
+OPERATORS["Tanh"] = unary(ops.tanh)
+OPERATORS["Neg"] = unary(ops.negative)
+OPERATORS["Sqrt"] = unary(ops.sqrt)
+OPERATORS["Identity"] = unary(lambda x: x)
+
+
+@op
+def _leaky_relu(x, *, slope):
+    factor = xp_of(x).where(x < 0, x.dtype.type(slope), x.dtype.type(1))
+    return x * factor, (lambda g: g * factor,)
+
+
+@operator("LeakyRelu")
+def leaky_relu(run, node, x):
+    return Value(_leaky_relu(x.data, slope=node["alpha"]), x.order)
+
+
+@operator("PRelu")
+def prelu(run, node, x, slope):
+    """max(x, 0) + slope · min(x, 0)"""
+    a, b, order = together(x, slope)
+    below = ops.negative(ops.relu(ops.negative(a)))
+    return Value(ops.add(ops.relu(a), ops.multiply(below, b)), order)
+
+
+def _between(x, slope, shift):
+    """x · slope + shift, held between 0 and 1."""
+    dtype = x.dtype.type
+    return ops.clip(ops.add(ops.multiply(x, dtype(slope)), dtype(shift)), low=0, high=1)
+
+
+@operator("HardSigmoid")
+def hard_sigmoid(run, node, x):
+    return Value(_between(x.data, node["alpha"], node["beta"]), x.order)
+
+
+@operator("HardSwish")
+def hard_swish(run, node, x):
+    return Value(ops.multiply(x.data, _between(x.data, 1 / 6, 0.5)), x.order)
+
+
+def clip_bounds(node, low=None, high=None):
+    """The bounds of a Clip node, from attributes (before opset 11) or inputs."""
+    if node.version < 11:
+        return node["min"], node["max"]
+    return scalar(low, None), scalar(high, None)
+
+
+@operator("Clip")
+def clip(run, node, x, low=None, high=None):
+    low, high = clip_bounds(node, low, high)
+    if not x.is_float:
+        return Value(np.clip(to_host(x.array), low, high), x.order)
+    if (low, high) == (0, 6):
+        return Value(ops.relu6(x.data), x.order)
+    low, high = -np.inf if low is None else low, np.inf if high is None else high
+    # A float16 file's largest number is no bound in float32; it makes no difference below it.
+    # Where the bounds cross, the upper one wins.
+    return Value(ops.clip(x.data, low=min(low, high), high=high), x.order)
+
+
+# --- products -----------------------------------------------------------------------------
+
+
+@operator("Gemm")
+def gemm(run, node, a, b, c=None):
+    """α · A B + β · C, with A and B transposed on request."""
+    if a.rank != 2 or b.rank != 2:
+        raise ValueError(f"A is {a.shape} and B {b.shape}, expected two matrices")
+    a = a.transposed([1, 0]) if node["transA"] else a
+    b = b.transposed([1, 0]) if node["transB"] else b
+    y = _product(run, a, b)
+    if node["alpha"] != 1:
+        y = ops.multiply(y, run.constant(node["alpha"]))
+    if c is not None and node["beta"] != 0:
+        addend = c.plain
+        if node["beta"] != 1:
+            addend = ops.multiply(addend, run.constant(node["beta"]))
+        if np.broadcast_shapes(addend.shape, y.shape) != tuple(y.shape):
+            raise ValueError(f"C is {c.shape}, the product {tuple(y.shape)}")
+        y = ops.add_bias(y, addend) if addend.shape == y.shape[1:] else ops.add(y, addend)
+    return Value(y)
+
+
+@operator("MatMul")
+def matmul(run, node, a, b):
+    if not a.rank or not b.rank:
+        raise ValueError(f"A is {a.shape} and B {b.shape}: a product needs axes")
+    row, column = a.rank == 1, b.rank == 1
+    if row:
+        a = a.with_rank(2)
+    if column:
+        b = Value(ops.reshape(b.data, shape=(*b.shape, 1)))
+    y = _product(run, a, b)
+    shape = y.shape
+    if row or column:
+        keep = shape[:-2] + (() if row else shape[-2:-1]) + (() if column else shape[-1:])
+        y = ops.reshape(y, shape=keep)
+    return Value(y)
+
+
+def _product(run, a, b):
+    left, right = a.plain, b.plain
+    if left.shape[-1] != right.shape[-2]:
+        raise ValueError(f"A {a.shape} has {left.shape[-1]} columns, B {b.shape} other rows")
+    lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    run.spend(run.reserve((*lead, left.shape[-2], right.shape[-1])) * left.shape[-1])
+    if not a.is_float:
+        return np.matmul(left, right)
+    return ops.matmul(left, right)
+
+
+# --- reductions ---------------------------------------------------------------------------
+
+
+def reduction(function):
+    """An operator that sums or averages over some axes."""
+
+    def apply(run, node, x, axes=None):
+        axes = setting(node, "axes", axes)
+        if not axes:
+            if node["noop_with_empty_axes"]:
+                return x
+            axes = list(range(x.rank))
+        axes = sorted({axis % x.rank for axis in axes if x.place(axis) >= 0})
+        keep = bool(node["keepdims"])
+        if axes == [2, 3] and x.order == CHANNELS_LAST and function is ops.mean:
+            y = ops.global_mean(x.data)
+            return Value(ops.reshape(y, shape=(*y.shape, 1, 1)) if keep else y)
+        places = tuple(x.place(axis) for axis in axes)
+        y = function(x.data, axis=places, keepdims=keep)
+        if keep:
+            return Value(y, x.order)
+        left = [axis for axis in range(x.rank) if axis not in axes]
+        return Value(y, tuple(left.index(axis) for axis in x.order if axis in left))
+
+    return apply
+
+
+OPERATORS["ReduceMean"] = reduction(ops.mean)
+OPERATORS["ReduceSum"] = reduction(ops.sum)
+
+
+def softmax_of(function):
+    """Softmax or its logarithm: over one axis, before opset 13 over all from that axis on."""
+
+    def apply(run, node, x):
+        axis = node["axis"]
+        if not x.rank or not -x.rank <= axis < x.rank:
+            raise ValueError(f"axis {axis} of an array with {x.rank} axes")
+        axis %= x.rank
+        if node.version < 13:
+            flat = ops.reshape(x.plain, shape=(math.prod(x.shape[:axis]), -1))
+            return Value(ops.reshape(function(flat), shape=x.shape))
+        order = (*(a for a in range(x.rank) if a != axis), axis)
+        return Value(function(x.stored(order)), order)
+
+    return apply
+
+
+OPERATORS["Softmax"] = softmax_of(ops.softmax)
+OPERATORS["LogSoftmax"] = softmax_of(ops.log_softmax)
+
+# --- shapes -------------------------------------------------------------------------------
+
+
+def _reshaped(run, x, shape):
+    run.reserve(shape)
+    if math.prod(shape) != x.size:
+        raise ValueError(f"an array {x.shape} cannot take the shape {tuple(shape)}")
+    return Value(ops.reshape(x.plain, shape=tuple(shape)))
+
+
+@operator("Reshape")
+def reshape(run, node, x, shape):
+    wanted = whole_numbers(shape)
+    if not node["allowzero"]:
+        wanted = [x.shape[i] if size == 0 else size for i, size in enumerate(wanted)]
+    if any(size < -1 for size in wanted) or wanted.count(-1) > 1:
+        raise ValueError(f"the shape asked for is {wanted}")
+    if -1 in wanted:
+        known = -math.prod(wanted)
+        if not known or x.size % known:
+            raise ValueError(f"an array {x.shape} cannot take the shape {wanted}")
+        wanted[wanted.index(-1)] = x.size // known
+    return _reshaped(run, x, wanted)
+
+
+@operator("Flatten")
+def flatten(run, node, x):
+    axis = node["axis"]
+    if not -x.rank <= axis <= x.rank:
+        raise ValueError(f"axis {axis} of an array with {x.rank} axes")
+    axis = axis + x.rank if axis < 0 else axis
+    return _reshaped(run, x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
+
+
+@operator("Squeeze")
+def squeeze(run, node, x, axes=None):
+    axes = setting(node, "axes", axes)
+    if axes is None:
+        axes = [axis for axis, size in enumerate(x.shape) if size == 1]
+    gone = {axis % x.rank for axis in axes if x.place(axis) >= 0}
+    if any(x.shape[axis] != 1 for axis in gone):
+        raise ValueError(f"the axes {sorted(gone)} of {x.shape} are not all of size 1")
+    return _reshaped(run, x, [size for axis, size in enumerate(x.shape) if axis not in gone])
+
+
+@operator("Unsqueeze")
+def unsqueeze(run, node, x, axes=None):
+    axes = setting(node, "axes", axes)
+    rank = x.rank + len(axes)
+    new = {axis % rank for axis in axes if -rank <= axis < rank}
+    if len(new) != len(axes):
+        raise ValueError(f"axes {axes} of a result with {rank} axes")
+    sizes = iter(x.shape)
+    return _reshaped(run, x, [1 if axis in new else next(sizes) for axis in range(rank)])
+
+
+@operator("Transpose")
+def transpose(run, node, x):
+    axes = node["perm"]
+    axes = list(range(x.rank))[::-1] if axes is None else axes
+    if sorted(axes) != list(range(x.rank)):
+        raise ValueError(f"perm is {axes} for an array with {x.rank} axes")
+    return x.transposed(axes)
+
+
+@operator("Expand")
+def expand(run, node, x, shape):
+    shape = np.broadcast_shapes(x.shape, tuple(whole_numbers(shape)))
+    run.reserve(shape)
+    ones = xp_of(x.array).ones(shape, x.array.dtype)
+    return Value(ops.multiply(x.plain, ones) if x.is_float else x.plain * ones)
+
+
+@operator("Concat")
+def concat(run, node, *values):
+    first = max(values, key=lambda v: v.order == CHANNELS_LAST)
+    order, place = first.order, first.place(node["axis"])
+    if any(value.rank != first.rank for value in values):
+        raise ValueError(f"the inputs are {[value.shape for value in values]}")
+    shapes = [value.shape for value in values]
+    axis = node["axis"] % first.rank
+    if len({(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}) != 1:
+        raise ValueError(f"the inputs are {shapes}, the axis is {axis}")
+    run.reserve(first.shape[:axis] + (sum(s[axis] for s in shapes),) + first.shape[axis + 1 :])
+    if len(values) == 1:
+        return first
+    return Value(ops.concatenate([value.stored(order) for value in values], axis=place), order)
+
+
+@operator("Split")
+def split(run, node, x, sizes=None):
+    place, count = x.place(node["axis"]), len(node.outputs)
+    length = x.data.shape[place]
+    sizes = setting(node, "split", sizes)
+    if sizes is None:
+        if node["num_outputs"] not in (None, count):
+            raise ValueError(f"num_outputs is {node['num_outputs']}, the node has {count}")
+        if node.version < 18 and length % count:
+            raise ValueError(f"{length} does not divide into {count} equal parts")
+        step = -(-length // count)
+        sizes = [max(min(step, length - i * step), 0) for i in range(count)]
+    if len(sizes) != count or min(sizes) < 0 or sum(sizes) != length:
+        raise ValueError(f"parts of {sizes} for {count} outputs and {length} in all")
+    ends = np.cumsum(sizes).tolist()
+    return tuple(
+        Value(_part(x.data, place, end - size, end), x.order)
+        for size, end in zip(sizes, ends, strict=True)
+    )
+
+
+@operator("Pad")
+def pad(run, node, x, pads=None, value=None, axes=None):
+    mode = node["mode"]
+    if mode != "constant":
+        raise UnsupportedError(f"{node}: mode {mode!r} is not implemented, only 'constant'")
+    pads = setting(node, "pads", pads)
+    fill = node["value"] if node.version < 11 else scalar(value, 0)
+    axes = list(range(x.rank)) if axes is None else whole_numbers(axes)
+    if len(pads) != 2 * len(axes) or len({axis % max(x.rank, 1) for axis in axes}) != len(axes):
+        raise ValueError(f"pads {pads} for the axes {axes}")
+    widths = [(0, 0)] * x.rank
+    for i, axis in enumerate(axes):
+        widths[x.place(axis)] = pads[i], pads[i + len(axes)]
+    data = x.data
+    for place, (before, after) in enumerate(widths):
+        if min(before, after) < 0:  # a negative border cuts off
+            stop = data.shape[place] + min(after, 0)
+            data = _part(data, place, max(-before, 0), max(stop, 0))
+    widths = [(max(before, 0), max(after, 0)) for before, after in widths]
+    run.reserve([size + sum(w) for size, w in zip(data.shape, widths, strict=True)])
+    return Value(_padded(data, widths, fill) if np.any(widths) else data, x.order)
+
+
+def _padded(x, widths, value):
+    return _pad(x, widths=tuple(widths), value=value)
+
+
+@op
+def _pad(x, *, widths, value):
+    inside = tuple(
+        slice(before, before + n) for n, (before, _) in zip(x.shape, widths, strict=True)
+    )
+    y = xp_of(x).pad(x, widths, constant_values=value)
+    return y, (lambda g: g[inside],)
+
+
+@operator("Slice")
+def slice_(run, node, x, starts=None, ends=None, axes=None, steps=None):
+    starts, ends, axes = (
+        setting(node, name, value)
+        for name, value in (("starts", starts), ("ends", ends), ("axes", axes))
+    )
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else whole_numbers(steps)
+    if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
+        raise ValueError(f"starts {starts}, ends {ends}, axes {axes}, steps {steps}")
+    index = [slice(None)] * x.rank
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        place = x.place(axis)
+        size = x.data.shape[place]
+        if step < 0 and end < -size:
+            end = None  # down to the first one, which no number can say in Python
+        index[place] = slice(start, end, step)
+    return Value(ops.take(x.data, index=tuple(index)), x.order)
+
+
+@operator("Gather")
+def gather(run, node, x, indices):
+    place, axis = x.place(node["axis"]), node["axis"] % x.rank
+    chosen = to_host(indices.array)
+    size = x.data.shape[place]
+    if chosen.dtype.kind not in "iu" or (chosen < -size).any() or (chosen >= size).any():
+        raise ValueError(f"indices {chosen.dtype} outside of the {size} that there are")
+    chosen = np.where(chosen < 0, chosen + size, chosen)
+    run.reserve(x.shape[:axis] + chosen.shape + x.shape[axis + 1 :])
+    if chosen.ndim == 0:
+        data = ops.take(x.data, index=(slice(None),) * place + (int(chosen),))
+        order = (a - (a > axis) for a in x.order if a != axis)
+        return Value(data, tuple(order))
+    chosen = xp_of(x.array).asarray(chosen)
+    return Value(ops.take(x.plain, index=(slice(None),) * axis + (chosen,)))
+
+
+@operator("Shape")
+def shape(run, node, x):
+    start, end = node["start"] or 0, node["end"]
+    return Value(np.array(x.shape[start:end], np.int64))
+
+
+@operator("Constant")
+def constant(run, node):
+    given = [name for name in node.attributes if node[name] is not None]
+    if len(given) != 1:
+        raise ValueError(f"the attributes are {given}, expected exactly one")
+    value = node[given[0]]
+    if given[0] == "value":
+        return Value(value)
+    if given[0] in ("value_float", "value_floats"):
+        return Value(np.array(value, np.float32))
+    if given[0] in ("value_int", "value_ints"):
+        return Value(np.array(value, np.int64))
+    raise UnsupportedError(f"{node}: {given[0]} is not implemented")
+
+
+@operator("ConstantOfShape")
+def constant_of_shape(run, node, shape):
+    sizes = whole_numbers(shape)
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"the shape is {sizes}")
+    value = node["value"]
+    value = np.zeros((), np.float32) if value is None else value.reshape(())
+    run.reserve(sizes)
+    filled = np.full(sizes, value)
+    return Value(run.constant(filled) if filled.dtype.kind == "f" else filled)
+
+
+def cast_to(run, node, x, dtype):
+    """Floats stay as wide as the run computes; between whole numbers and floats it is a cast."""
+    if dtype.kind == "f":
+        return x if x.is_float else Value(run.constant(to_host(x.array)), x.order)
+    if x.is_float:
+        return Value(to_host(x.array).astype(dtype), x.order)
+    return Value(x.array.astype(dtype), x.order)
+
+
+@operator("Cast")
+def cast(run, node, x):
+    if node["to"] not in DTYPES:
+        raise UnsupportedError(
+            f"{node}: a cast to type {node['to']} is not implemented",
+            [(node.operator, node.version, node.name)],
+        )
+    return cast_to(run, node, x, DTYPES[node["to"]])
+
+
+@operator("CastLike")
+def cast_like(run, node, x, like):
+    return cast_to(run, node, x, like.array.dtype)

@@ -1,0 +1,618 @@
+"""From a file that nobody vouches for to a graph that can be trusted.
+
+An ONNX file is a protobuf message: fields of (number, type, length, content), nested. The
+`onnx` package decodes it; what it does not do is doubt it. Here, in this order:
+
+1. the bytes are walked before anything is built from them: every length stays within its
+   message, nesting and the number of fields are bounded, every string is UTF-8;
+2. everything the file uses must be known here, and all that is missing is listed at once;
+3. every node is held against the standard's own schema of its operator: attributes, their
+   types, the number of inputs and outputs; every name is defined once, before its use;
+4. every array's size is checked against the bytes that are there before memory is asked for,
+   and arrays in other files are read only from regular files within the model's own folder.
+
+Source   https://github.com/onnx/onnx/blob/main/docs/IR.md, docs/ExternalData.md
+"""
+
+import math
+import os
+import stat
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minires.onnx.errors import FormatError, SecurityError, UnsupportedError
+
+OPSETS = range(7, 29)  # the versions of the standard whose operators are implemented
+DEPTH = 64  # of nested messages; a graph of plain nodes needs six
+FIELDS = 4_000_000  # of the whole file; a network of a thousand nodes has some 30,000
+
+
+def import_onnx():
+    """The `onnx` package, or an error that says how to get it."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError(
+            "ONNX files are parsed with the onnx package, which is not installed: "
+            "pip install 'minires[onnx]'"
+        ) from error
+    return onnx
+
+
+# --- bytes --------------------------------------------------------------------------------
+
+SIGNATURES = {
+    b"PK\x03\x04": "a zip archive (a PyTorch or Keras file, perhaps)",
+    b"\x89HDF": "an HDF5 file (Keras, perhaps)",
+    b"\x1f\x8b": "a gzip archive: unpack it first",
+    b"TFL3": "a TensorFlow Lite file",
+}
+
+
+def read_bytes(path):
+    """The content of a model file.
+
+    Raises   FormatError when it is empty, too large, or recognisably something else;
+             OSError when it cannot be read
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError(f"{path}: not a regular file")
+    if status.st_size >= 1 << 31:
+        raise FormatError(
+            f"{path}: {status.st_size:,} bytes, but a protobuf message ends at 2 GiB: "
+            "save the model with external data"
+        )
+    with open(path, "rb") as file:
+        data = file.read()
+    if not data:
+        raise FormatError(f"{path}: the file is empty")
+    if data.startswith(b"version https://git-lfs"):
+        size = data.partition(b"size ")[2].split(b"\n")[0].decode("ascii", "replace")[:20]
+        raise FormatError(
+            f"{path}: this is a Git LFS pointer, not the model ({size} bytes) it stands for: "
+            "run `git lfs pull`, or download the file itself"
+        )
+    if data[:512].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise FormatError(
+            f"{path}: this is a web page (HTML), probably an error message saved by a download: "
+            "open it in a browser and download the model again"
+        )
+    for signature, name in SIGNATURES.items():
+        if data.startswith(signature):
+            raise FormatError(f"{path}: this is {name}, not an ONNX model")
+    return data
+
+
+def varint(data, at, end):
+    """A number of seven bits a byte, and the offset after it."""
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise FormatError(f"a number at offset {at} does not end")
+
+
+def fields(data, start, end):
+    """The fields of a message: (number, wire type, start, end of the content)."""
+    at = start
+    while at < end:
+        tag, begin = varint(data, at, end)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            _, stop = varint(data, begin, end)
+        elif wire == 1:
+            stop = begin + 8
+        elif wire == 2:
+            length, begin = varint(data, begin, end)
+            stop = begin + length
+        elif wire == 5:
+            stop = begin + 4
+        else:
+            raise FormatError(f"field {number} at offset {at} has the unknown type {wire}")
+        if stop > end or number == 0:
+            raise FormatError(
+                f"field {number} at offset {at} should end at {stop:,}, its message ends at "
+                f"{end:,}: the file is truncated or damaged, download it again"
+            )
+        yield number, wire, begin, stop
+        at = stop
+
+
+def walk(data, descriptor):
+    """Check the bytes of a message and of all messages in it, without building any.
+
+    descriptor   the message's type, as protobuf describes it
+    """
+    kinds = {}
+
+    def parts(descriptor):
+        """For each field number: the type of message it holds, or "text", or None."""
+        if descriptor.full_name not in kinds:
+            kinds[descriptor.full_name] = {
+                f.number: f.message_type or ("text" if f.type == f.TYPE_STRING else None)
+                for f in descriptor.fields
+            }
+        return kinds[descriptor.full_name]
+
+    count = 0
+    waiting = [(0, len(data), descriptor, 1)]
+    while waiting:
+        start, end, descriptor, depth = waiting.pop()
+        known = parts(descriptor)
+        for number, wire, begin, stop in fields(data, start, end):
+            count += 1
+            if count > FIELDS:
+                raise SecurityError(
+                    f"more than {FIELDS:,} fields: no network needs so many. If its weights are "
+                    "stored number by number, save it again with raw data"
+                )
+            kind = known.get(number)
+            if kind is None or wire != 2:
+                continue
+            if kind == "text":
+                try:
+                    data[begin:stop].decode()
+                except UnicodeDecodeError:
+                    raise FormatError(f"the text at offset {begin} is not UTF-8") from None
+            elif depth == DEPTH:
+                raise SecurityError(f"messages are nested {depth} deep at offset {begin}")
+            else:
+                waiting.append((begin, stop, kind, depth + 1))
+
+
+def parse(data):
+    """The bytes of a file as an `onnx.ModelProto`."""
+    onnx = import_onnx()
+    walk(data, onnx.ModelProto.DESCRIPTOR)
+    graph = [part for part in fields(data, 0, len(data)) if part[0] == 7]
+    if len(graph) != 1:
+        raise FormatError(f"the file holds {len(graph)} graphs, expected one")
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.ModelProto.FromString(data)
+    except DecodeError as error:
+        raise FormatError(f"the file is no ONNX model: {error}") from None
+
+
+# --- the graph ----------------------------------------------------------------------------
+
+
+@dataclass
+class Node:
+    """One node: an operator, the names of its inputs and outputs ("" for none), its settings."""
+
+    operator: str
+    version: int  # of the standard that last changed the operator
+    name: str
+    inputs: list
+    outputs: list
+    attributes: dict
+    index: int  # its place in the file
+
+    def __getitem__(self, name):
+        return self.attributes.get(name)
+
+    def __str__(self):
+        return f"{self.operator} {self.name!r}"
+
+
+@dataclass
+class Signature:
+    """An input or an output: its name, type, and shape with None for what is free."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple | None
+
+
+@dataclass
+class Graph:
+    """What a file says, checked."""
+
+    model: object  # the onnx.ModelProto
+    opset: int
+    nodes: list
+    arrays: dict  # name → array: the initialisers, floats as float32
+    inputs: list
+    outputs: list
+    location: dict = field(default_factory=dict)  # name → protobuf tensor of an array
+
+
+def read(path, operators, memory):
+    """Read and check a file.
+
+    path        of the model
+    operators   the names of the operators that can be run
+    memory      bytes that a single array may take
+    Returns     a Graph
+    Raises      FormatError, UnsupportedError, SecurityError
+    """
+    data = read_bytes(path)
+    model = parse(data)
+    opset = _check_header(model)
+    _check_operators(model, opset, operators)
+    folder = Folder(os.path.dirname(os.path.abspath(path)), memory)
+    graph = model.graph
+    arrays, location = {}, {}
+    for tensor in graph.initializer:
+        if not tensor.name or tensor.name in arrays:
+            raise FormatError(f"two initialisers are named {tensor.name!r}, or none is named")
+        arrays[tensor.name] = read_tensor(tensor, folder)
+        location[tensor.name] = tensor
+    inputs = [_signature(value) for value in graph.input if value.name not in arrays]
+    outputs = [_signature(value, typed=False) for value in graph.output]
+    nodes = [_read_node(n, i, opset, folder) for i, n in enumerate(graph.node)]
+    _check_names(nodes, arrays, inputs, outputs)
+    return data, Graph(model, opset, nodes, arrays, inputs, outputs, location)
+
+
+def _check_header(model):
+    onnx = import_onnx()
+    if not 3 <= model.ir_version <= onnx.IR_VERSION:
+        raise FormatError(
+            f"IR version {model.ir_version}, expected 3 to {onnx.IR_VERSION} "
+            "(a later one needs a later onnx package)"
+        )
+    versions = {}
+    for entry in model.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        if versions.setdefault(domain, entry.version) != entry.version:
+            raise FormatError(f"two versions of the operator set {domain!r} are imported")
+    if "" not in versions:
+        raise FormatError("the file does not say which operator set (opset) it uses")
+    if versions[""] not in OPSETS:
+        error = FormatError if versions[""] < 1 else UnsupportedError
+        raise error(
+            f"operator set {versions['']}: supported are {OPSETS[0]} to {OPSETS[-1]}; "
+            "convert the file with onnx.version_converter"
+        )
+    if not model.graph.node or not model.graph.output:
+        raise FormatError("the graph has no nodes or no outputs")
+    return versions[""]
+
+
+def _check_operators(model, opset, operators):
+    """Raise one error with everything that is missing."""
+    missing = []
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            missing.append((f"{node.domain}.{node.op_type}", 0, node.name))
+        elif node.op_type not in operators:
+            missing.append((node.op_type, opset, node.name))
+    if missing:
+        by_name = {}
+        for operator, _, name in missing:
+            by_name.setdefault(operator, []).append(name)
+        listed = ", ".join(
+            f"{operator} ({len(names)}×, first in node {names[0]!r})"
+            for operator, names in sorted(by_name.items())
+        )
+        quantised = any(
+            "Quantize" in operator or "QLinear" in operator or "Integer" in operator
+            for operator in by_name
+        )
+        remedy = "; export the float network instead of the quantised one" if quantised else ""
+        raise UnsupportedError(f"opset {opset}: not implemented: {listed}{remedy}", missing)
+    for name in ("functions", "training_info"):
+        if len(getattr(model, name)):
+            raise UnsupportedError(f"the file has {name}, which are not implemented")
+    if len(model.graph.sparse_initializer):
+        raise UnsupportedError("sparse initialisers are not implemented")
+
+
+def _read_node(node, index, opset, folder):
+    onnx = import_onnx()
+    where = f"{node.op_type} {node.name!r} (node {index})"
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, "")
+    except onnx.defs.SchemaError:
+        raise FormatError(f"{where}: opset {opset} has no such operator") from None
+    if schema.deprecated:
+        raise FormatError(f"{where}: the operator is not part of opset {opset}")
+    for kind, names, low, high in (
+        ("inputs", node.input, schema.min_input, schema.max_input),
+        ("outputs", node.output, schema.min_output, schema.max_output),
+    ):
+        if not low <= len(names) <= high or "" in names[:low]:
+            raise FormatError(
+                f"{where}: {kind} {list(names)}, expected {low}"
+                + (f" to {high}" if high != low else "")
+            )
+    attributes = {
+        name: _attribute_value(known.default_value, None, where)
+        for name, known in schema.attributes.items()
+        if known.default_value.type
+    }
+    seen = set()
+    for attribute in node.attribute:
+        name = attribute.name
+        known = schema.attributes.get(name)
+        if known is None or name in seen or attribute.ref_attr_name:
+            raise FormatError(f"{where}: attribute {name!r} is unknown, repeated or a reference")
+        if attribute.type != int(known.type.value):
+            raise FormatError(
+                f"{where}: attribute {name!r} has type "
+                f"{onnx.AttributeProto.AttributeType.Name(attribute.type)}, "
+                f"expected {known.type.name}"
+            )
+        seen.add(name)
+        attributes[name] = _attribute_value(attribute, folder, where)
+    for name, known in schema.attributes.items():
+        if known.required and name not in seen:
+            raise FormatError(f"{where}: attribute {name!r} is missing")
+    version = schema.since_version
+    return Node(
+        node.op_type, version, node.name, list(node.input), list(node.output), attributes, index
+    )
+
+
+def _attribute_value(attribute, folder, where):
+    """An attribute as a Python value.
+
+    A float was written by a program that meant 0.9 and not 0.8999999762: of all decimals that
+    round to the stored float32 the shortest is taken. In float32 it is the same number.
+    """
+    types = type(attribute)
+    if attribute.type == types.FLOAT:
+        return _decimal(attribute.f)
+    if attribute.type == types.INT:
+        return attribute.i
+    if attribute.type == types.STRING:
+        return attribute.s.decode("utf-8", "replace")
+    if attribute.type == types.TENSOR:
+        return read_tensor(attribute.t, folder)
+    if attribute.type == types.FLOATS:
+        return [_decimal(value) for value in attribute.floats]
+    if attribute.type == types.INTS:
+        return list(attribute.ints)
+    raise UnsupportedError(f"{where}: attribute {attribute.name!r} has a type not implemented")
+
+
+def _decimal(value):
+    return float(str(np.float32(value)))
+
+
+def _signature(value, typed=True):
+    """The name, type and shape of an input or output."""
+    onnx = import_onnx()
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        if kind is None and not typed:
+            return Signature(value.name, None, None)
+        raise UnsupportedError(f"{value.name!r} is a {kind}, expected a tensor")
+    tensor = value.type.tensor_type
+    dtype = DTYPES.get(tensor.elem_type)
+    if dtype is None:
+        known = onnx.TensorProto.DataType.values()
+        error = UnsupportedError if tensor.elem_type in known[1:] else FormatError
+        raise error(f"{value.name!r} has elements of type {tensor.elem_type}")
+    shape = None
+    if tensor.HasField("shape"):
+        shape = tuple(
+            d.dim_value if d.WhichOneof("value") == "dim_value" else None for d in tensor.shape.dim
+        )
+        if any(size is not None and size < 0 for size in shape):
+            raise FormatError(f"{value.name!r} has the shape {shape}")
+    return Signature(value.name, dtype, shape)
+
+
+def _check_names(nodes, arrays, inputs, outputs):
+    """Every name is defined once, and before it is used."""
+    known = set(arrays)
+    for value in inputs:
+        if not value.name or value.name in known:
+            raise FormatError(f"two inputs are named {value.name!r}, or one has no name")
+        known.add(value.name)
+    for node in nodes:
+        for name in node.inputs:
+            if name and name not in known:
+                raise FormatError(
+                    f"{node}: input {name!r} is not defined before it is used (an input, an "
+                    "initialiser, or the output of an earlier node)"
+                )
+        for name in node.outputs:
+            if name and name in known:
+                raise FormatError(f"{node}: output {name!r} is defined twice")
+            known.add(name)
+    for value in outputs:
+        if value.name not in known:
+            raise FormatError(f"the output {value.name!r} is computed by no node")
+
+
+# --- arrays -------------------------------------------------------------------------------
+
+BFLOAT16 = 16
+DTYPES = {  # ONNX's number of a type → (how it is computed here)
+    1: np.dtype(np.float32),
+    2: np.dtype(np.uint8),
+    3: np.dtype(np.int8),
+    4: np.dtype(np.uint16),
+    5: np.dtype(np.int16),
+    6: np.dtype(np.int32),
+    7: np.dtype(np.int64),
+    9: np.dtype(bool),
+    10: np.dtype(np.float16),
+    11: np.dtype(np.float64),
+    12: np.dtype(np.uint32),
+    13: np.dtype(np.uint64),
+    BFLOAT16: np.dtype(np.float32),
+}
+# How an array is stored, where that is not how it is computed.
+STORED = {BFLOAT16: np.dtype(np.uint16)}
+# Which of a tensor's lists holds its numbers, if they are not raw bytes.
+LISTS = {
+    "float_data": (1,),
+    "int32_data": (2, 3, 4, 5, 6, 9, 10, BFLOAT16),
+    "int64_data": (7,),
+    "double_data": (11,),
+    "uint64_data": (12, 13),
+}
+EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}
+
+
+def read_tensor(tensor, folder):
+    """The array in a tensor message: floats of any width as float32.
+
+    Raises   FormatError when sizes disagree; UnsupportedError for a type not in DTYPES;
+             SecurityError when it reaches outside its folder or for too much memory
+    """
+    name = f"tensor {tensor.name!r}"
+    if tensor.data_type not in DTYPES:
+        known = import_onnx().TensorProto.DataType
+        if tensor.data_type in known.values() and tensor.data_type:
+            text = known.Name(tensor.data_type)
+            raise UnsupportedError(f"{name}: elements of type {text} are not implemented")
+        raise FormatError(f"{name}: {tensor.data_type} is no type of element")
+    dtype = stored_dtype(tensor)
+    shape = tuple(tensor.dims)
+    if any(size < 0 for size in shape) or len(shape) > 16:
+        raise FormatError(f"{name}: the shape {shape} is impossible")
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    lists = [f for f in LISTS if len(getattr(tensor, f))]
+    if len(lists) + bool(tensor.raw_data) + (tensor.data_location == 1) > 1:
+        raise FormatError(f"{name}: the numbers are given twice, as {lists} and as bytes")
+    if len(tensor.string_data) or tensor.HasField("segment"):
+        raise UnsupportedError(f"{name}: strings and segments are not implemented")
+    if tensor.data_location == 1:
+        raw = folder.read(tensor, size)
+    elif lists:
+        if tensor.data_type not in LISTS[lists[0]]:
+            raise FormatError(f"{name}: its type {tensor.data_type} is not kept in {lists[0]}")
+        numbers = np.array(getattr(tensor, lists[0]))
+        if len(numbers) != count:
+            raise FormatError(
+                f"{name}: shape {shape} needs {count:,} numbers, has {len(numbers):,}"
+            )
+        if tensor.data_type in (10, BFLOAT16):
+            raw = numbers.astype(np.uint16).tobytes()
+        else:
+            raw = numbers.astype(dtype).tobytes()
+    else:
+        raw = tensor.raw_data
+    if len(raw) != size:
+        raise FormatError(
+            f"{name}: shape {shape} of {dtype} needs {size:,} bytes, the file has {len(raw):,}"
+        )
+    array = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+    return widen(array, tensor.data_type)
+
+
+def stored_dtype(tensor):
+    """The type in which a tensor's numbers lie in the file (bfloat16: as its 16 bits)."""
+    return STORED.get(tensor.data_type, DTYPES[tensor.data_type])
+
+
+def widen(array, data_type):
+    """Floats of any width as float32."""
+    if data_type == BFLOAT16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return array.astype(np.float32)
+    return array
+
+
+def narrow(array, data_type):
+    """Back from float32 or float64 to the type that a tensor stores.
+
+    Raises   ValueError when a number does not fit
+    """
+    if data_type == BFLOAT16:
+        bits = np.asarray(array, np.float32).view(np.uint32)
+        # To the nearest, and to the even one of two equally near.
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    with np.errstate(over="ignore"):
+        narrowed = array.astype(DTYPES[data_type])
+    if (np.isinf(narrowed) & np.isfinite(array)).any():
+        raise ValueError(f"a weight of {np.abs(array).max():g} does not fit in {narrowed.dtype}")
+    return narrowed
+
+
+class Folder:
+    """A model's folder: the only place where its arrays may lie in other files.
+
+    path     of the folder
+    memory   bytes that one array may take
+    """
+
+    def __init__(self, path, memory):
+        self.path, self.memory = os.path.realpath(path), memory
+        self.asked, self.files = 0, {}
+
+    def read(self, tensor, size):
+        """The bytes of a tensor that are kept in another file."""
+        name = f"tensor {tensor.name!r}"
+        entries = {}
+        for entry in tensor.external_data:
+            if entry.key in entries or entry.key not in EXTERNAL_KEYS:
+                raise FormatError(f"{name}: external data has {entry.key!r} twice, or unknown")
+            entries[entry.key] = entry.value
+        offset, length = (
+            _whole(entries.get(key, default), key, name)
+            for key, default in (("offset", "0"), ("length", str(size)))
+        )
+        if length != size:
+            raise FormatError(f"{name}: needs {size:,} bytes, external data has {length:,}")
+        if size > self.memory:
+            raise SecurityError(f"{name}: {size:,} bytes, more than memory={self.memory:,}")
+        descriptor = self.open(entries.get("location", ""), name)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise SecurityError(f"{name}: {entries['location']!r} is not a regular file")
+            if offset + length > status.st_size:
+                raise FormatError(
+                    f"{name}: bytes {offset:,} to {offset + length:,} of "
+                    f"{entries['location']!r}, which has {status.st_size:,}"
+                )
+            # A thousand tensors that share one range would cost a thousand times its size.
+            self.files[status.st_dev, status.st_ino] = status.st_size
+            self.asked += length
+            if self.asked > 4 * sum(self.files.values()) + (1 << 20):
+                raise SecurityError(f"{name}: the tensors read the same bytes again and again")
+            file.seek(offset)
+            return file.read(length)
+
+    def open(self, location, name):
+        """Open a file of this folder, without ever following a link.
+
+        Returns   a file descriptor
+        Raises    SecurityError for a path that leaves the folder, or a link on the way
+        """
+        parts = location.split("/")
+        if (
+            not location
+            or "\0" in location
+            or "\\" in location
+            or os.path.isabs(location)
+            or os.path.splitdrive(location)[0]
+            or any(part in ("", "..") for part in parts)
+        ):
+            raise SecurityError(
+                f"{name}: external data at {location!r}: expected a plain path within {self.path}"
+            )
+        path = os.path.join(self.path, *parts)
+        if os.path.realpath(path) != os.path.normpath(path):
+            raise SecurityError(f"{name}: external data at {location!r} lies behind a link")
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        try:
+            return os.open(path, flags | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise FormatError(
+                f"{name}: its numbers lie in {location!r}, which cannot be opened "
+                f"({error.strerror}): put that file beside the model"
+            ) from None
+
+
+def _whole(text, key, name):
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise FormatError(f"{name}: external data has {key} {text!r}, expected a whole number")
+    return int(text)
