@@ -75,20 +75,61 @@ def _import_cupy():
     return cupy
 
 
+def describe_gpus():
+    """What `minires info` says of the GPUs: a list of cards, or the reason why there is none."""
+    try:
+        runtime = _import_cupy().cuda.runtime
+    except RuntimeError as error:
+        return str(error)
+    cards = [runtime.getDeviceProperties(number) for number in range(runtime.getDeviceCount())]
+    return [
+        f"{card['name'].decode()}, {card['totalGlobalMem'] / 2**30:.0f} GiB, "
+        f"compute capability {card['major']}.{card['minor']}"
+        for card in cards
+    ]
+
+
+def describe_blas():
+    """The BLAS libraries in this process, with their kernels' architecture and threads."""
+    return [
+        f"{library['internal_api']} {library['version']} "
+        f"({library.get('architecture', 'unknown architecture')}, {library['num_threads']} threads)"
+        for library in threadpoolctl.threadpool_info()
+        if library["user_api"] == "blas"
+    ]
+
+
 # --- sums ---------------------------------------------------------------------------------
 
 
-def sum_leading(array, count):
-    """Sum the first `count` axes away.
+def sum_rows(array):
+    """Sum over the last axis but one: (…, M, C) → (…, C).
 
     Written as a product with a vector of ones: BLAS keeps many partial sums, so it is both
     faster and more exact in float32 than adding one row after another.
     """
+    xp = xp_of(array)
+    if array.dtype.kind != "f":
+        return array.sum(axis=-2)
+    rows = array.shape[-2]
+    if xp is not np or array.size < 1 << 18:
+        return (xp.ones((1, rows), array.dtype) @ array)[..., 0, :]
+    step = -(-rows // 16)
+    ones = np.ones((1, step), array.dtype)
+    partial = np.empty((-(-rows // step), *array.shape[:-2], 1, array.shape[-1]), array.dtype)
+
+    def add(tile):
+        part = array[..., tile * step : (tile + 1) * step, :]
+        np.matmul(ones[:, : part.shape[-2]], part, out=partial[tile])
+
+    run_tiles(add, len(partial))
+    return partial.sum(axis=0)[..., 0, :]
+
+
+def sum_leading(array, count):
+    """Sum the first `count` axes away."""
     rest = array.shape[count:]
-    flat = array.reshape(-1, int(np.prod(rest, dtype=np.int64)))
-    if flat.dtype.kind != "f":
-        return flat.sum(axis=0).reshape(rest)
-    return (xp_of(array).ones(len(flat), flat.dtype) @ flat).reshape(rest)
+    return sum_rows(array.reshape(-1, int(np.prod(rest, dtype=np.int64)))).reshape(rest)
 
 
 def sum_to_shape(array, shape):

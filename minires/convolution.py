@@ -9,7 +9,7 @@ networks with `w (R, kh, kw, C, O)` see the same images `(N, H, W, C)` or each i
 import numpy as np
 
 from minires.autodiff import op
-from minires.backend import kernels_of, xp_of
+from minires.backend import kernels_of, sum_rows, xp_of
 
 # --- settings -----------------------------------------------------------------------------
 
@@ -151,12 +151,77 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None):
 
     def b_gradient(g):
         g = before_activation(g).reshape(len(weights), -1, out_channels)
-        ones = xp_of(g).ones((1, g.shape[1]), g.dtype)
-        return xp_of(g).matmul(ones, g).reshape(b.shape)
+        return sum_rows(g).reshape(b.shape)
 
     shape = (*lead, x.shape[-4]) if lead else x.shape[:-3]
     result = y.reshape(*shape, *y.shape[-3:])
     return result, (x_gradient, w_gradient, b_gradient)
+
+
+@op
+def depthwise_conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None):
+    """Filter every channel with its own kernel, add a bias, apply an activation.
+
+    y[n,i,j,c] = f( b[c] + Σ_uv x[n, i·s + u·d − p, j·s + v·d − p, c] · w[u,v,c] )
+
+    x        (…, N, H, W, C) float
+    w        (kh, kw, C) or (…, kh, kw, C), dtype of x
+    b        (C,) or (…, C), or None
+    Returns  (…, N, OH, OW, C); stride, padding, dilation and activation as in `conv2d`
+    Raises   ValueError when shapes disagree or the kernel exceeds the padded image
+    Source   Howard et al. 2017, arXiv:1704.04861, §3.1
+    """
+    if w.ndim < 3 or x.shape[-1] != w.shape[-1]:
+        raise ValueError(
+            f"depthwise_conv2d: x has {x.shape[-1]} channels, w has {w.shape[-1]} "
+            f"(x {x.shape}, w {w.shape}): one kernel is needed for each channel"
+        )
+    if x.dtype != w.dtype:
+        raise ValueError(f"depthwise_conv2d: x is {x.dtype}, w is {w.dtype}: convert one of them")
+    *lead, kh, kw, channels = w.shape
+    if b is not None and b.shape != (*lead, channels):
+        raise ValueError(f"depthwise_conv2d: b is {b.shape}, w {w.shape} needs {(*lead, channels)}")
+    if activation not in (None, "relu", "relu6"):
+        raise ValueError(
+            f"depthwise_conv2d: activation is {activation!r}, expected None, 'relu' or 'relu6'"
+        )
+    settings = _settings("depthwise_conv2d", x, (kh, kw), stride, padding, dilation)
+    if lead and x.ndim > 4 and list(x.shape[:-4]) != lead:
+        raise ValueError(
+            f"depthwise_conv2d: x {x.shape} has leading axes {x.shape[:-4]}, w {w.shape} has "
+            f"{tuple(lead)}: they must be equal, or x must have none"
+        )
+    kernels = kernels_of(x)
+    images = x.shape[-4:] if lead else (-1, *x.shape[-3:])
+    source = x.reshape(-1, *images) if lead and x.ndim > 4 else x.reshape(1, *images)
+    weights = w.reshape(-1, kh, kw, channels)
+    bias = None if b is None else b.reshape(-1, channels)
+    y = kernels.depthwise(source, weights, bias, *settings, activation)
+
+    @once
+    def before_activation(g):
+        g = g.reshape(y.shape)
+        if activation is None:
+            return g
+        return g * (y > 0 if activation == "relu" else (y > 0) & (y < 6))
+
+    def x_gradient(g):
+        g = before_activation(g)
+        gradient = kernels.depthwise_input_gradient(g, weights, source.shape[1:], *settings)
+        return gradient.reshape((*lead, *x.shape[-4:]) if lead else x.shape)
+
+    def w_gradient(g):
+        g = before_activation(g)
+        gradient = kernels.depthwise_weight_gradient(source, g, (kh, kw), *settings)
+        return gradient.reshape(w.shape)
+
+    def b_gradient(g):
+        g = before_activation(g).reshape(len(weights), -1, channels)
+        ones = xp_of(g).ones((1, g.shape[1]), g.dtype)
+        return xp_of(g).matmul(ones, g).reshape(b.shape)
+
+    shape = (*lead, x.shape[-4]) if lead else x.shape[:-3]
+    return y.reshape(*shape, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient)
 
 
 # --- pooling ------------------------------------------------------------------------------
@@ -175,7 +240,8 @@ def max_pool(x, *, window=2, stride=None, padding=0, dilation=1):
     Returns   (…, N, OH, OW, C)
     """
     window = pair(window, "window")
-    settings = _settings("max_pool", x, window, stride or window, padding, dilation)
+    stride = window if stride is None else stride
+    settings = _settings("max_pool", x, window, stride, padding, dilation)
     kernels = kernels_of(x)
     source = x.reshape(-1, *x.shape[-3:])
     y = kernels.max_pool(source, window, *settings)
@@ -199,9 +265,8 @@ def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=
     Returns        (…, N, OH, OW, C)
     """
     window = pair(window, "window")
-    stride, padding, dilation = _settings(
-        "mean_pool", x, window, stride or window, padding, dilation
-    )
+    stride = window if stride is None else stride
+    stride, padding, dilation = _settings("mean_pool", x, window, stride, padding, dilation)
     divisor = xp_of(x).asarray(
         pixels_counted(x.shape[-3:-1], window, stride, padding, dilation, count_padding), x.dtype
     )

@@ -16,14 +16,12 @@ same numbers, made safe for ten thousand updates of millions of float32 weights:
   cannot become negative and needs no clamp.
 """
 
-import contextlib
 import operator
-import os
-from pathlib import Path
 
 import numpy as np
 
 from minires.backend import each_block, empty, run_tiles, to_device, to_host, xp_of
+from minires.files import load_arrays, save_arrays
 
 
 def literal_update(mean, variance, theta, t):
@@ -233,18 +231,7 @@ class Moments:
             self._finite(self._m2)
             content |= {name: to_host(getattr(self, "_" + name)) for name in _ARRAYS}
 
-        path = Path(path)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            with open(unfinished, "wb") as file:
-                np.savez(file, **content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                unfinished.unlink()
-            raise
+        save_arrays(path, **content)
 
     @classmethod
     def load(cls, path, device="cpu"):
@@ -255,15 +242,14 @@ class Moments:
         Returns  Moments
         Raises   FileNotFoundError; ValueError when the file is damaged or of another kind
         """
-        with open(path, "rb") as file:
-            try:
-                with np.load(file, allow_pickle=False) as archive:
-                    moments = cls._from({name: archive[name] for name in archive})
-            except Exception as error:  # a damaged file can make zipfile and NumPy raise anything
-                reason = f"{type(error).__name__}: {error}"
-                raise ValueError(
-                    f"Moments.load: {path} is damaged or was not written by Moments.save ({reason})"
-                ) from error
+        content = load_arrays(path)
+        try:
+            moments = cls._from(content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Moments.load: {path} was not written by Moments.save "
+                f"({type(error).__name__}: {error})"
+            ) from error
         if moments.count:
             for name in _ARRAYS:
                 setattr(moments, "_" + name, to_device(getattr(moments, "_" + name), device))

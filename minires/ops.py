@@ -9,7 +9,7 @@ side by side, needs no word here.
 import numpy as np
 
 from minires.autodiff import Tensor, data_of, op
-from minires.backend import empty, kernels_of, xp_of
+from minires.backend import each_block, empty, kernels_of, sum_rows, xp_of
 
 # --- elementwise --------------------------------------------------------------------------
 
@@ -87,8 +87,18 @@ def sigmoid(x):
 @op
 def relu(x):
     """max(x, 0), with derivative 0 at 0"""
-    y = xp_of(x).maximum(x, 0, out=empty(x.shape, x.dtype, like=x))
-    return y, (lambda g: g * (y > 0),)
+    xp = xp_of(x)
+    x = xp.asarray(x, order="C")
+    y = empty(x.shape, x.dtype, like=x)
+    each_block(lambda x, y: xp.maximum(x, 0, out=y), x, y)
+
+    def pullback(g):
+        gradient = empty(y.shape, y.dtype, like=y)
+        g = xp.asarray(g, order="C")
+        each_block(lambda g, y, gradient: xp.multiply(g, y > 0, out=gradient), g, y, gradient)
+        return gradient
+
+    return y, (pullback,)
 
 
 @op
@@ -144,10 +154,8 @@ def add_bias(x, b):
     rows = x.reshape(*x.shape[: b.ndim - 1], -1, x.shape[-1]) if between > 1 else x
 
     def b_gradient(g):
-        # As a product with ones: fast, and exact in float32.
-        g = g.reshape(*rows.shape)
-        ones = xp_of(g).ones((1, g.shape[-2]), g.dtype)
-        return xp_of(g).matmul(ones, g)[..., 0, :]
+        lead = g.shape[: b.ndim - 1]  # that of the networks: longer than 1 where b is shared
+        return sum_rows(g.reshape(*lead, -1, g.shape[-1]))
 
     return (rows + b[..., None, :]).reshape(x.shape), (lambda g: g, b_gradient)
 
@@ -211,7 +219,7 @@ def reshape(x, *, shape):
 @op
 def transpose(x, *, axes):
     """The axes in another order"""
-    back = tuple(np.argsort(axes).tolist())
+    back = tuple(np.argsort([axis % x.ndim for axis in axes]).tolist())
     return x.transpose(axes), (lambda g: g.transpose(back),)
 
 
@@ -235,6 +243,18 @@ def take(x, *, index):
         return gradient
 
     return x[index], (pullback,)
+
+
+@op
+def residual_sum(x, y):
+    """x + y for equal shapes, on all threads: the sum behind a residual block"""
+    if x.shape != y.shape:  # one input for R networks
+        return x + y, (lambda g: g, lambda g: g)
+    xp = xp_of(x)
+    total = empty(x.shape, x.dtype, like=x)
+    x, y = xp.ascontiguousarray(x), xp.ascontiguousarray(y)
+    each_block(lambda a, b, c: xp.add(a, b, out=c), x, y, total)
+    return total, (lambda g: g, lambda g: g)
 
 
 def concatenate(tensors, axis=-1):
@@ -329,7 +349,7 @@ def softmax_cross_entropy(logits, labels, *, smoothing=0.0):
             f"softmax_cross_entropy: labels {labels.shape} for logits {logits.shape}: "
             f"expected {(count,)} or {logits.shape[:-1]}"
         )
-    if xp is np and labels.size and not (0 <= labels.min() and labels.max() < classes):
+    if xp is np and labels.size and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(
             f"softmax_cross_entropy: labels from {labels.min()} to {labels.max()} "
             f"for {classes} classes"
@@ -383,6 +403,7 @@ __all__ = [
     "relu",
     "relu6",
     "reshape",
+    "residual_sum",
     "sigmoid",
     "softmax",
     "softmax_cross_entropy",

@@ -551,7 +551,7 @@ def test_a_file_that_makes_no_sense_is_refused(saved, changes, complaint):
     with np.load(saved) as archive:
         content = dict(archive) | changes
     np.savez(saved, **{name: array for name, array in content.items() if array is not None})
-    with pytest.raises(ValueError, match=f"moments.npz is damaged .*{complaint}"):
+    with pytest.raises(ValueError, match=f"moments.npz .*{complaint}"):
         Moments.load(saved)
 
 
@@ -559,7 +559,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     np.save(tmp_path / "array.npy", np.ones(3))
     (tmp_path / "text.npz").write_text("not weights")
     for name in ("array.npy", "text.npz"):
-        with pytest.raises(ValueError, match=f"{name} is damaged or was not written by"):
+        with pytest.raises(ValueError, match=f"{name} is damaged or not an .npz file"):
             Moments.load(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         Moments.load(tmp_path / "nowhere.npz")

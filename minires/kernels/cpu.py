@@ -22,6 +22,8 @@ from minires.kernels import winograd
 WINDOW_BYTES = 5 << 19  # of windows in a tile: larger leaves the cache, smaller starves BLAS
 LANES = 16  # at most so many partial sums of a weight gradient
 PRODUCT_WORK = 1 << 26  # multiplications in a tile of a plain product
+STRIP_BYTES = 1 << 18  # of outputs in a tile of a depthwise convolution
+RUN = 2048  # channels of neighbouring pixels that are multiplied in one run
 
 
 # --- products -----------------------------------------------------------------------------
@@ -43,7 +45,7 @@ def matmul(a, b, out=None):
     if out is None or out.shape != shape or out.dtype != dtype:
         out = empty(shape, dtype)
     work = rows * columns * a.shape[-1]
-    cuts = min(-(-work // PRODUCT_WORK), LANES)
+    cuts = min(1 << (work // PRODUCT_WORK).bit_length(), LANES)  # even for 2, 4, 8 threads
     a = np.broadcast_to(a, (*lead, *a.shape[-2:]))
     b = np.broadcast_to(b, (*lead, *b.shape[-2:]))
     matrices = list(np.ndindex(lead))
@@ -117,19 +119,30 @@ class _Windows:
         else:
             shape = (count, high, wide, kh, kw, self.channels)
             strides = (image, sh * row, sw * pixel, dh * row, dw * pixel, channel)
-            if dw == 1:  # the taps of a kernel's row are neighbours: one run of memory
+            if dw == 1 and pixel == self.channels * channel:
+                # The taps of a kernel's row are neighbours: one run of memory.
                 shape = (count, high, wide, kh, kw * self.channels)
                 strides = (image, sh * row, sw * pixel, dh * row, channel)
         windows = scratch("windows", shape, self.dtype)
         np.copyto(windows, as_strided(piece, shape, strides))
         return windows.reshape(self.size, -1).T if self.by_taps else windows.reshape(-1, self.size)
 
+    def taps(self, piece):
+        """What each tap of the kernel meets, as a view (kh, kw, images, OH, OW, C)."""
+        image, row, pixel, channel = piece.strides
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
+        shape = (kh, kw, len(piece), *self.output, self.channels)
+        strides = (dh * row, dw * pixel, image, sh * row, sw * pixel, channel)
+        return as_strided(piece, shape, strides)
+
     def padded(self, x, rows, value=0):
         """The input rows behind some rows of outputs, with their border of zeros."""
         (top, _), (left, right) = self.padding
         first = rows.start * self.stride[0] - top
         last = (rows.stop - 1) * self.stride[0] - top + self.span[0]
-        above, below = max(0, -first), max(0, last - self.height)
+        # At most all of the rows: a wide border can hide the image from them.
+        above = min(max(0, -first), last - first)
+        below = min(max(0, last - self.height), last - first - above)
         if not (above or below or left or right):
             return x[:, first:last]
         shape = (len(x), last - first, left + self.width + right, self.channels)
@@ -139,7 +152,8 @@ class _Windows:
         padded[:, :, :left] = value
         padded[:, :, left + self.width :] = value
         inside = padded[:, above : last - first - below, left : left + self.width]
-        inside[...] = x[:, first + above : last - below]
+        if inside.size:
+            inside[...] = x[:, first + above : last - below]
         return padded
 
 
@@ -161,9 +175,11 @@ def _lanes(run, sources, replicas, tiles, shape, dtype, out=None):
             run(source, tile, partial[number], first=tile == number)
 
     run_tiles(lane, sources * lanes)
+    if not tiles:
+        partial[...] = 0
     if lanes == 1:
         return partial[0]
-    if out is None:
+    if out is None or not out.flags.c_contiguous:  # of R networks: a part of each one's vector
         out = empty(partial.shape[1:], dtype)
     flat, total = partial.reshape(lanes, -1), out.reshape(-1)
     step = 1 << 15
@@ -213,7 +229,7 @@ def convolve(x, w, bias, stride, padding, dilation, activation):
             y += bias[r]
         activate(y, activation)
 
-    if winograd.applies(x, w, stride, dilation):
+    if winograd.applies(x.shape[-3:], w.shape[-4:], stride, dilation):
         return winograd.convolve(x, w, padding, finish)
     replicas, *kernel, _, out_channels = w.shape
     windows = _Windows(x.shape[1:], x.dtype, tuple(kernel), stride, padding, dilation)
@@ -244,8 +260,7 @@ def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
     Returns  (R, kh, kw, C, O)
     """
     replicas, *_, out_channels = g.shape
-    like = np.broadcast_to(np.empty((), x.dtype), (*kernel, x.shape[-1], out_channels))
-    if winograd.applies(x, like, stride, dilation):
+    if winograd.applies(x.shape[-3:], (*kernel, x.shape[-1], out_channels), stride, dilation):
         return winograd.convolve_weight_gradient(x, g, kernel[0], padding, _lanes, _accumulate)
     windows = _Windows(x.shape[1:], x.dtype, kernel, stride, padding, dilation)
 
@@ -325,7 +340,7 @@ def _pooling(x, window, stride, padding, dilation):
     """The windows of a pooling layer, in tiles of whole images that fit the cache."""
     windows = _Windows(x.shape, x.dtype, window, stride, padding, dilation)
     windows.rows, windows.strips = windows.output[0], 1
-    windows.count = max(1, (1 << 20) // max(1, x[:1].nbytes))
+    windows.count = max(1, (1 << 19) // max(1, x[:1].nbytes))
     windows.tiles = -(-windows.images // windows.count)
     return windows
 
@@ -379,32 +394,32 @@ def max_pool_gradient(g, x, y, window, stride, padding, dilation):
     windows = _pooling(x, window, stride, padding, dilation)
     x_gradient = empty(x.shape, x.dtype)
     (top, bottom), (left, right) = padding
-    bordered = any((top, bottom, left, right))
-    disjoint = all(s >= d * (k - 1) + 1 for s, k, d in zip(stride, window, dilation, strict=True))
+    # Whether the windows tile the image: then every pixel is written, and written once.
+    size = tuple(n * k for n, k in zip(windows.output, window, strict=True))
+    exact = stride == window and dilation == (1, 1) and size == x.shape[1:3]
 
     def run(tile):
         images, rows = windows.place(tile)
-        piece = windows.padded(x[images], rows, -np.inf)
-        result = x_gradient[images]
-        if bordered:
-            shape = (len(result), top + windows.height + bottom, left + windows.width + right)
-            result = scratch("result", (*shape, windows.channels), x.dtype)
+        taps = windows.taps(windows.padded(x[images], rows, -np.inf))
+        values = scratch("values", taps.shape, x.dtype)  # long runs for all that follows
+        np.copyto(values, taps)
+        hit = np.equal(values, y[images], out=scratch("hit", taps.shape, bool))
+        hit = hit.reshape(-1, *y[images].shape)
+        taken = hit[0].copy()
+        for number in range(1, len(hit)):  # a later tap wins only where no earlier one has
+            np.greater(hit[number], taken, out=hit[number])
+            np.logical_or(taken, hit[number], out=taken)
+        np.multiply(g[images], hit.reshape(taps.shape), out=values)
+        if exact:
+            windows.taps(x_gradient[images])[...] = values
+            return
+        height, width = top + windows.height + bottom, left + windows.width + right
+        shape = (len(values[0, 0]), height, width, windows.channels)
+        result = scratch("result", shape, x.dtype)
         result[...] = 0
-        rest = scratch("rest", y[images].shape, x.dtype)  # of g: what no tap has taken yet
-        rest[...] = g[images]
-        taken = scratch("taken", rest.shape, x.dtype)
-        hit = scratch("hit", rest.shape, bool)
-        for row, column in _each_tap(windows):
-            np.equal(piece[:, row, column], y[images], out=hit)
-            if disjoint:
-                share = result[:, row, column]
-                np.multiply(rest, hit, out=share)
-            else:
-                share = np.multiply(rest, hit, out=taken)
-                result[:, row, column] += share
-            rest -= share
-        if bordered:
-            x_gradient[images] = result[:, top : top + windows.height, left : left + windows.width]
+        for u, v in np.ndindex(window):
+            result[:, _taps(u, 0, windows), _taps(v, 1, windows)] += values[u, v]
+        x_gradient[images] = result[:, top : top + windows.height, left : left + windows.width]
 
     run_tiles(run, windows.tiles)
     return x_gradient
@@ -459,4 +474,136 @@ def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
         x_gradient[images] = result[:, top : top + windows.height, left : left + windows.width]
 
     run_tiles(run, windows.tiles)
+    return x_gradient
+
+
+# --- depthwise convolution ----------------------------------------------------------------
+
+
+def _depthwise(shape, dtype, kernel, stride, padding, dilation):
+    """The windows of a depthwise convolution, in tiles whose strip of the image fits the cache."""
+    windows = _Windows(shape, dtype, kernel, stride, padding, dilation)
+    rows, columns = windows.output
+    row_bytes = max(1, columns * windows.channels * windows.dtype.itemsize)
+    windows.rows = int(min(rows, max(1, STRIP_BYTES // row_bytes)))
+    windows.count = int(max(1, STRIP_BYTES // (row_bytes * rows)))
+    windows.strips = -(-rows // windows.rows)
+    windows.tiles = -(-windows.images // windows.count) * windows.strips
+    # NumPy multiplies and adds along one run of memory at a time. A run of one pixel's
+    # channels may be short; neighbouring pixels side by side make it longer.
+    windows.together = 1
+    if stride[1] == 1:
+        fitting = range(1, max(1, RUN // windows.channels) + 1)
+        windows.together = max(count for count in fitting if columns % count == 0)
+    return windows
+
+
+def _pixels_together(piece, windows):
+    """The windows of a strip `piece` (k, h, W, C): (k, OH, OW / t, kh, kw, t · C)."""
+    image, row, pixel, channel = piece.strides
+    (sh, sw), (dh, dw), together = windows.stride, windows.dilation, windows.together
+    high = (piece.shape[1] - windows.span[0]) // sh + 1
+    shape = (len(piece), high, windows.output[1] // together, *windows.kernel)
+    strides = (image, sh * row, sw * together * pixel, dh * row, dw * pixel, channel)
+    return as_strided(piece, (*shape, together * windows.channels), strides)
+
+
+@single_threaded_blas
+def depthwise(x, w, bias, stride, padding, dilation, activation):
+    """Filter every channel with its own kernel, add the bias and apply the activation.
+
+    y[r,n,i,j,c] = f( b[r,c] + Σ_uv x[r, n, i·s + u·d − p, j·s + v·d − p, c] · w[r,u,v,c] )
+
+    x        (1 | R, N, H, W, C) float
+    w        (R, kh, kw, C), dtype of x
+    bias     (R, C) or None
+    Returns  (R, N, OH, OW, C); stride, padding, dilation and activation as in `convolve`
+    """
+    replicas, *kernel, channels = w.shape
+    windows = _depthwise(x.shape[1:], x.dtype, tuple(kernel), stride, padding, dilation)
+    taps = np.tile(w, windows.together)
+    y = empty((replicas, windows.images, *windows.output, channels), x.dtype)
+
+    def run(tile):
+        source, tile = divmod(tile, windows.tiles)
+        images, rows = place = windows.place(tile)
+        pixels = _pixels_together(windows.padded(x[source, images], rows), windows)
+        for r in range(replicas) if len(x) == 1 else [source]:
+            part = y[(r, *place)]
+            flat = part.reshape(*pixels.shape[:3], -1)
+            np.einsum("nhwuvc,uvc->nhwc", pixels, taps[r], out=flat)
+            if bias is not None:
+                part += bias[r]
+            activate(part, activation)
+
+    run_tiles(run, len(x) * windows.tiles)
+    return y
+
+
+@single_threaded_blas
+def depthwise_weight_gradient(x, g, kernel, stride, padding, dilation):
+    """The gradient of `depthwise` with respect to w, given that of y.
+
+    x        (1 | R, N, H, W, C)
+    g        (R, N, OH, OW, C)
+    Returns  (R, kh, kw, C)
+    """
+    replicas, channels = len(g), g.shape[-1]
+    windows = _depthwise(x.shape[1:], x.dtype, kernel, stride, padding, dilation)
+
+    def run(source, tile, partial, first):
+        images, rows = place = windows.place(tile)
+        pixels = _pixels_together(windows.padded(x[source, images], rows), windows)
+        for r in range(replicas) if len(x) == 1 else [source]:
+            part = g[(r, *place)].reshape(*pixels.shape[:3], -1)
+            total = np.einsum("nhwuvc,nhwc->uvc", pixels, part)
+            if first:
+                partial[r] = total
+            else:
+                partial[r] += total
+
+    shape = (*kernel, windows.together * channels)
+    total = _lanes(run, len(x), replicas, windows.tiles, shape, x.dtype)
+    return total.reshape(replicas, *kernel, windows.together, channels).sum(axis=-2)
+
+
+@single_threaded_blas
+def depthwise_input_gradient(g, w, shape, stride, padding, dilation):
+    """The gradient of `depthwise` with respect to x, given that of y.
+
+    With stride 1 a depthwise convolution again: of g, padded, with the kernels flipped. With a
+    larger stride every tap's share is added to the pixels that it met.
+
+    g        (R, N, OH, OW, C)
+    w        (R, kh, kw, C)
+    shape    (N, H, W, C) of x
+    Returns  (R, N, H, W, C)
+    """
+    replicas, *kernel, _ = w.shape
+    if stride == (1, 1):
+        border = tuple(
+            (d * (k - 1) - before, d * (k - 1) - after)
+            for (before, after), k, d in zip(padding, kernel, dilation, strict=True)
+        )
+        if min(map(min, border)) >= 0:
+            return depthwise(g, w[:, ::-1, ::-1], None, stride, border, dilation, None)
+    windows = _Windows(shape, g.dtype, tuple(kernel), stride, padding, dilation)
+    x_gradient = empty((replicas, *shape), g.dtype)
+    (top, bottom), (left, right) = padding
+    padded = (top + windows.height + bottom, left + windows.width + right, windows.channels)
+
+    def run(tile):
+        r, image = divmod(tile, windows.images)
+        part = g[r, image]
+        result = scratch("result", padded, g.dtype)
+        result[...] = 0
+        share = scratch("rest", part.shape, g.dtype)
+        for u in range(kernel[0]):
+            for v in range(kernel[1]):
+                np.multiply(part, w[r, u, v], out=share)
+                result[_taps(u, 0, windows), _taps(v, 1, windows)] += share
+        inside = result[top : top + windows.height, left : left + windows.width]
+        x_gradient[r, image] = inside
+
+    run_tiles(run, replicas * windows.images)
     return x_gradient

@@ -58,26 +58,30 @@ def _both_axes(m, r, dtype):
     return tuple(np.ascontiguousarray(np.kron(t, t), dtype) for t in transforms(m, r))
 
 
-def applies(x, w, stride, dilation):
-    """Whether `convolve` below is for this convolution: enough channels, every pixel."""
-    kh, kw, channels, out_channels = w.shape[-4:]
+def applies(image, kernel, stride, dilation):
+    """Whether this file is for a convolution: every pixel of it, and enough channels.
+
+    image    (H, W, C) of the input
+    kernel   (kh, kw, C, O)
+    """
+    kh, kw, channels, out_channels = kernel
     return (
         kh == kw
         and kh in OUTPUTS
         and stride == (1, 1)
         and dilation == (1, 1)
         and min(channels, out_channels) >= 16
-        and x.shape[-3] * x.shape[-2] >= 4 * OUTPUTS[kh] ** 2
+        and image[0] * image[1] >= 4 * OUTPUTS[kh] ** 2
     )
 
 
 class _Pieces:
     """How a batch of images is cut into overlapping pieces of n × n pixels, m apart."""
 
-    def __init__(self, x, kernel, padding):
-        images, height, width, self.channels = x.shape[-4:]
+    def __init__(self, shape, dtype, kernel, padding):
+        images, height, width, self.channels = shape
         (top, bottom), (left, right) = padding
-        self.dtype = x.dtype
+        self.dtype = dtype
         self.padding = top, left
         self.input = height, width
         self.output = height + top + bottom - kernel + 1, width + left + right - kernel + 1
@@ -93,10 +97,12 @@ class _Pieces:
         top, left = self.padding
         height, width = self.input
         extra = self.n - self.m
-        shape = [len(x), *(size * self.m + extra for size in self.grid), self.channels]
         # A border wider than the pieces need has no output behind it.
-        shape[1], shape[2] = max(shape[1], top + height), max(shape[2], left + width)
-        padded = scratch("padded", shape, self.dtype)
+        size = [
+            max(grid * self.m + extra, before + inside)
+            for grid, before, inside in zip(self.grid, self.padding, self.input, strict=True)
+        ]
+        padded = scratch("padded", (len(x), *size, self.channels), self.dtype)
         padded[:, :top] = padded[:, top + height :] = 0
         padded[:, :, :left] = padded[:, :, left + width :] = 0
         padded[:, top : top + height, left : left + width] = x
@@ -128,7 +134,7 @@ def _input_points(x, pieces, to_points):
 def convolve(x, w, padding, finish):
     """`kernels.cpu.convolve` for stride 1. x (1 | R, N, H, W, C), w (R, r, r, C, O)."""
     replicas, kernel, _, channels, out_channels = w.shape
-    pieces = _Pieces(x, kernel, padding)
+    pieces = _Pieces(x.shape[1:], x.dtype, kernel, padding)
     m, n = pieces.m, pieces.n
     to_output, filter_side, to_points = _both_axes(m, kernel, x.dtype)
     filters = np.matmul(filter_side, w.reshape(replicas, kernel * kernel, -1))
@@ -175,11 +181,10 @@ def convolve_weight_gradient(x, g, kernel, padding, lanes, accumulate):
     Returns  (R, r, r, C, O)
     """
     replicas, images, _, _, out_channels = g.shape
-    pieces = _Pieces(x, kernel, padding)
+    pieces = _Pieces(x.shape[1:], x.dtype, kernel, padding)
     m, n, channels = pieces.m, pieces.n, pieces.channels
     to_output, filter_side, to_points = _both_axes(m, kernel, x.dtype)
     from_output = np.ascontiguousarray(to_output.T)
-    rows, columns = pieces.grid
 
     def run(source, tile, partial, first):
         chosen = slice(tile * pieces.images, min((tile + 1) * pieces.images, images))

@@ -1,0 +1,146 @@
+"""The command line: `minires run`, `minires evaluate`, `minires improve`, `minires info`."""
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+# Commands that live elsewhere: each module has `add_parser(subparsers)`.
+COMMANDS = ()
+
+
+def main(arguments=None):
+    """Run one command; the exit code is 0, 2 for bad input, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="minires", description="Better networks by weight resampling (arXiv:1807.00847)."
+    )
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run(subparsers)
+    _add_info(subparsers)
+    for name in COMMANDS:
+        importlib.import_module(name).add_parser(subparsers)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\nstopped; finished stages are kept, --resume goes on from them", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
+        # What the user can mend: one line. Anything else is our mistake and shows its trace.
+        print(f"minires: {error}", file=sys.stderr)
+        return 2
+
+
+def _add_run(subparsers):
+    parser = subparsers.add_parser(
+        "run",
+        help="train, fine-tune with moments, compare",
+        description="Train a network, fine-tune it while keeping the running mean and variance of "
+        "its weights, then compare the fine-tuned network with the mean model and with ensembles.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", choices=("glyphs", "mnist"), default="glyphs",
+                        help="digits made on the spot, or MNIST")  # fmt: skip
+    parser.add_argument("--data-dir", type=Path, help="the folder of the MNIST files")
+    parser.add_argument("--network", default="lenet", help="lenet, lenet_classic, …")
+    parser.add_argument("--l1", type=float, default=0.2, help="learning rate of training")
+    parser.add_argument("--l2", type=float, default=0.15, help="learning rate of fine-tuning")
+    parser.add_argument("--epochs", type=int, default=2, help="of training")
+    parser.add_argument("--updates", type=int, default=500, help="of fine-tuning")
+    parser.add_argument("--batch", type=int, default=128, help="images in a mini-batch")
+    parser.add_argument("--dropout", type=float, default=0.5, help="share of units dropped")
+    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="of training")
+    parser.add_argument("--finetune-optimizer", choices=("sgd", "adam"), default="sgd",
+                        help="of fine-tuning")  # fmt: skip
+    parser.add_argument("--members", type=int, default=10, help="networks in the ensemble")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--seeds", type=int, default=1, help="how many repeats")
+    parser.add_argument("--train", type=int, help="training images (all)")
+    parser.add_argument("--test", type=int, help="test images (all)")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where to compute")
+    parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
+    parser.add_argument("--out", type=Path, help="folder for results (runs/DATA-NETWORK-TIME)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=_run)
+
+
+def _run(options):
+    import data_tools
+    from minires import backend, experiment, figures
+    from minires.files import load_arrays
+
+    if options.threads is not None:
+        backend.set_threads(options.threads)
+    names = [field.name for field in fields(experiment.Config)]
+    config = experiment.Config(**{name: getattr(options, name) for name in names})
+    if options.resume and options.out is None:
+        raise ValueError("--resume needs --out: the folder of the run to go on with")
+    now = time.strftime("%Y%m%d-%H%M%S")
+    out = options.out or Path("runs") / f"{config.data}-{config.network}-{now}"
+    started = time.monotonic()
+
+    def say(text):
+        if not options.quiet:
+            print(text, file=sys.stderr)
+
+    sizes = {"train": config.train, "test": config.test}
+    dataset = data_tools.load(
+        config.data, data_dir=options.data_dir, progress=not options.quiet, **sizes
+    )
+    model = config.model(dataset.train_images.shape[1:])
+    folder = experiment.Folder(out, config, options.resume)
+    experiment.check_space(folder, model, config)
+    say(f"{dataset.name}: {len(dataset.train_images):,} training, "
+        f"{len(dataset.test_images):,} test images; {config.network}: {model.size:,} weights; "
+        f"{backend.get_threads()} threads")  # fmt: skip
+    results = experiment.run(config, dataset, folder, options.quiet)
+    kept = load_arrays(folder.file(f"seed_{config.seed}_finetuned.npz"), "watched", "history")
+    watched = [_name_of(model, index) for index in kept["watched"]]
+    figures.draw_experiment(results, out / "figure.png", kept["history"], watched)
+    print(experiment.table(results["records"]))
+    say(f"{time.monotonic() - started:.0f} s; results, weights and figure.png are in {out}")
+    return 0
+
+
+def _name_of(model, index):
+    """ "conv2d_1.weight[3, 2, 0, 17]" for an index into θ."""
+    import numpy as np
+
+    for entry in model.layout.weights:
+        if entry.start <= index < entry.start + entry.size:
+            place = np.unravel_index(index - entry.start, entry.shape)
+            return f"{entry.name}[{', '.join(str(int(i)) for i in place)}]"
+    raise IndexError(f"θ has {model.size} weights, there is no number {index}")
+
+
+def _add_info(subparsers):
+    parser = subparsers.add_parser("info", help="versions, threads and GPUs at hand")
+    parser.set_defaults(run=_info)
+
+
+def _info(options):
+    import platform
+
+    import numpy as np
+
+    import minires
+    from minires import backend
+
+    facts = {
+        "minires": minires.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "threads": backend.get_threads(),
+        "blas": backend.describe_blas(),
+        "gpus": backend.describe_gpus(),
+    }
+    print(json.dumps(facts, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,344 @@
+"""One experiment: train, fine-tune with moments, compare; for one seed or several.
+
+Each seed goes through three stages, and each stage leaves one file in the folder of results:
+
+    seed_0_pretrained.npz   θ and statistics after training
+    seed_0_finetuned.npz    the same after fine-tuning, and the life of a few weights
+    seed_0_moments.npz      mean and variance of θ over the fine-tuning updates
+    seed_0_records.json     what the methods scored
+
+A stage whose file is there is not done again, so a run that was stopped, however rudely, goes
+on where it was. At the end `results.json`, and the picture.
+"""
+
+import inspect
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from minires import training
+from minires.backend import to_device, to_host
+from minires.files import load_arrays, load_json, save_arrays, save_json
+from minires.moments import Moments
+from minires.networks import NETWORKS
+from minires.optimizers import SGD, Adam
+from minires.resampling import average
+
+METRICS = ("accuracy", "nll", "brier", "ece")
+WATCHED = 6  # weights whose life is drawn
+SMALL_ENSEMBLE = 3  # the paper's cheap ensemble, beside that of all members
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a result depends on.
+
+    data                 "glyphs" or "mnist"
+    network              a name in `minires.networks.NETWORKS`
+    l1, l2               ℓ₁ and ℓ₂, the learning rates of training and of fine-tuning (SGD)
+    epochs               of training
+    updates              of fine-tuning; about an epoch in the paper
+    batch                examples in a mini-batch
+    dropout              share of hidden units dropped, in both phases
+    optimizer            of training, "sgd" or "adam" (with its own default rate)
+    finetune_optimizer   of fine-tuning, likewise
+    members              networks in the large ensemble
+    seed, seeds          the first seed, and how many
+    train, test          how many images (None: all that the data set has)
+    device               "cpu" or "gpu"
+    """
+
+    data: str = "glyphs"
+    network: str = "lenet"
+    l1: float = 0.2
+    l2: float = 0.15
+    epochs: int = 2
+    updates: int = 500
+    batch: int = 128
+    dropout: float = 0.5
+    optimizer: str = "sgd"
+    finetune_optimizer: str = "sgd"
+    members: int = 10
+    seed: int = 0
+    seeds: int = 1
+    train: int | None = None
+    test: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self):
+        for name in ("epochs", "updates", "batch", "members", "seeds"):
+            least = 0 if name == "epochs" else 1
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {least} or more")
+        for name in ("l1", "l2"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive rate")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, expected 0 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
+        if self.network not in NETWORKS:
+            raise ValueError(f"network is {self.network!r}, there are {', '.join(NETWORKS)}")
+        for name in ("optimizer", "finetune_optimizer"):
+            if getattr(self, name) not in ("sgd", "adam"):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, there are sgd, adam")
+
+    def model(self, input_shape):
+        """The network of this configuration for images of one shape."""
+        make = NETWORKS[self.network]
+        options = {"dropout": self.dropout, "input_shape": input_shape, "classes": 10}
+        known = inspect.signature(make).parameters
+        return make(**{name: value for name, value in options.items() if name in known})
+
+
+def make_optimizer(name, rate):
+    """SGD at a rate, or Adam with the defaults of TensorFlow 1.8, which knows no ℓ."""
+    return SGD(rate) if name == "sgd" else Adam()
+
+
+class Folder:
+    """Where an experiment keeps its stages, or nowhere.
+
+    path     a folder, made if need be; None keeps nothing
+    config   the Config that belongs to it
+    resume   go on with a folder that holds an earlier run of the same configuration
+    Raises   FileExistsError when it holds a run and `resume` is off; ValueError when that run
+             was another configuration's
+    """
+
+    def __init__(self, path, config, resume=False):
+        self.path = None if path is None else Path(path)
+        if self.path is None:
+            return
+        settings = self.path / "config.json"
+        if settings.exists():
+            if not resume:
+                raise FileExistsError(
+                    f"{self.path} holds an earlier run: add --resume to go on with it, or name "
+                    "another folder with --out"
+                )
+            before, now = load_json(settings), asdict(config)
+            names = [field.name for field in fields(config)]
+            # More seeds are more of the same: those done already count.
+            changed = [n for n in names if n != "seeds" and before.get(n) != now[n]]
+            if changed:
+                what = ", ".join(f"{n} was {before.get(n)!r}, now {now[n]!r}" for n in changed)
+                raise ValueError(f"{self.path} holds a run with other settings ({what})")
+        self.path.mkdir(parents=True, exist_ok=True)
+        save_json(settings, asdict(config))
+
+    def file(self, name):
+        """The path of a file here, or None."""
+        return None if self.path is None else self.path / name
+
+    def has(self, name):
+        """Whether a finished file of that name is here."""
+        return self.path is not None and (self.path / name).exists()
+
+
+def run(config, dataset, folder, quiet=False):
+    """All stages for all seeds.
+
+    config    Config
+    dataset   a data_tools.Dataset of uint8 images
+    folder    Folder
+    Returns   {"config": …, "records": [{"seed", "method", "members", accuracy, nll, …}, …]}
+    """
+    from data_tools import scale  # the command's data; the library itself needs none
+
+    arrays = [
+        to_device(array, config.device)
+        for array in (
+            scale(dataset.train_images),
+            dataset.train_labels,
+            scale(dataset.test_images),
+            dataset.test_labels,
+        )
+    ]
+    model = config.model(dataset.train_images.shape[1:])
+    records = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        records += _run_seed(config, model, seed, arrays, folder, quiet)
+    results = {"config": asdict(config), "records": records}
+    if folder.path is not None:
+        save_json(folder.file("results.json"), results)
+    return results
+
+
+def _run_seed(config, model, seed, arrays, folder, quiet):
+    name = f"seed_{seed}_records.json"
+    if folder.has(name):
+        return load_json(folder.file(name))
+    train_images, train_labels, test_images, test_labels = arrays
+    settings = {"batch": config.batch, "seed": seed, "quiet": quiet}
+    data = train_images, train_labels
+
+    def pretrain():
+        theta = model.init(training.stream(seed, "initial weights"), device=config.device)
+        stats = model.init_stats(device=config.device)
+        updates = config.epochs * (len(train_images) // config.batch)
+        optimizer = make_optimizer(config.optimizer, config.l1)
+        training.train(model, theta, stats, *data, optimizer, updates, **settings)
+        return {"theta": theta, "stats": stats}
+
+    def fine_tune(start):
+        theta, stats = start["theta"].copy(), start["stats"].copy()
+        watched = training.choose_weights(model, WATCHED, np.random.default_rng(0))
+        moments, moments_of_stats, history = training.fine_tune(
+            model, theta, stats, *data,
+            make_optimizer(config.finetune_optimizer, config.l2), config.updates,
+            watch=watched, **settings,
+        )  # fmt: skip
+        if folder.path is not None:
+            moments.save(folder.file(f"seed_{seed}_moments.npz"))
+        return {
+            "theta": theta,
+            "stats": stats,
+            "mean_stats": moments_of_stats.mean,
+            "watched": np.array(watched),
+            "history": history,
+        }, moments
+
+    pretrained = _stage(folder, f"seed_{seed}_pretrained.npz", pretrain, config.device)
+    finetuned_file, moments_file = f"seed_{seed}_finetuned.npz", f"seed_{seed}_moments.npz"
+    if folder.has(finetuned_file) and folder.has(moments_file):
+        finetuned = _load(folder, finetuned_file, config.device)
+        moments = Moments.load(folder.file(moments_file), config.device)
+    else:
+        finetuned, moments = fine_tune(pretrained)
+        _save(folder, finetuned_file, finetuned)
+
+    mean_stats = finetuned["mean_stats"]
+    members = moments.sample(config.members, training.stream(seed, "drawn networks"))
+    records = []
+
+    def record(method, members, probabilities):
+        scores = training.score(probabilities, to_host(test_labels))
+        records.append({"seed": seed, "method": method, "members": members, **scores})
+
+    def predict(theta, stats, what):
+        desc = f"{what} (seed {seed})"
+        return training.predict(model, theta, test_images, stats, quiet, desc)
+
+    record("pretrained", 1, predict(pretrained["theta"], pretrained["stats"], "pre-trained"))
+    record("finetuned", 1, predict(finetuned["theta"], finetuned["stats"], "fine-tuned"))
+    record("mean", 1, predict(moments.mean, mean_stats, "mean model"))
+    stats = np.broadcast_to(to_host(mean_stats), (config.members, mean_stats.size)).copy()
+    drawn = predict(members, to_device(stats, config.device), f"{config.members} drawn networks")
+    record("draw", 1, drawn[0])
+    for size in sorted({min(SMALL_ENSEMBLE, config.members), config.members}):
+        record("ensemble", size, average(drawn[:size]))
+    if folder.path is not None:
+        save_json(folder.file(name), records)
+    return records
+
+
+def _stage(folder, name, work, device):
+    """Do a stage, or read what it left when it was done before."""
+    if folder.has(name):
+        return _load(folder, name, device)
+    result = work()
+    _save(folder, name, result)
+    return result
+
+
+def _save(folder, name, arrays):
+    if folder.path is not None:
+        save_arrays(folder.file(name), **{key: to_host(array) for key, array in arrays.items()})
+
+
+def _load(folder, name, device):
+    arrays = load_arrays(folder.file(name), "theta", "stats")
+    return {
+        key: to_device(array, device) if key in ("theta", "stats", "mean_stats") else array
+        for key, array in arrays.items()
+    }
+
+
+# --- the table ----------------------------------------------------------------------------
+
+
+def label_of(method, members):
+    """What a row or a bar of results is called."""
+    if method == "ensemble":
+        return f"ensemble of {members}"
+    return {
+        "pretrained": "pre-trained",
+        "finetuned": "fine-tuned",
+        "mean": "mean model",
+        "draw": "1 drawn network",
+    }.get(method, method)
+
+
+def collect(records):
+    """{(method, members): {metric: array over seeds}}, methods and seeds in order."""
+    table = {}
+    for record in sorted(records, key=lambda record: record["seed"]):
+        row = table.setdefault((record["method"], record["members"]), {})
+        for metric in METRICS:
+            row.setdefault(metric, []).append(record[metric])
+    return {key: {m: np.array(v) for m, v in row.items()} for key, row in table.items()}
+
+
+def table(records):
+    """The results as text: mean ± standard deviation over seeds, and Δ to fine-tuned.
+
+    Δ is the mean over seeds of the difference between two networks of the same seed, and its
+    standard deviation (ddof = 1). Accuracy and ECE in per cent.
+    """
+    rows = collect(records)
+    seeds = len(next(iter(rows.values()))["accuracy"])
+    reference = rows[("finetuned", 1)]
+    heads = ["method", "accuracy %", "Δ", "NLL", "Δ", "Brier", "ECE %"]
+    lines = []
+    for key, row in rows.items():
+        plain = key == ("finetuned", 1)
+        cells = [label_of(*key)]
+        for metric, factor, digits in (("accuracy", 100, 2), ("nll", 1, 4)):
+            cells.append(_spread(row[metric] * factor, digits))
+            difference = (row[metric] - reference[metric]) * factor
+            cells.append("" if plain else _spread(difference, digits, sign="+"))
+        cells += [_spread(row["brier"], 4), _spread(row["ece"] * 100, 2)]
+        lines.append(cells)
+    widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
+
+    def text(cells):
+        first, *rest = cells
+        aligned = [first.ljust(widths[0])]
+        aligned += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        return "  ".join(aligned).rstrip()
+
+    rule = "  ".join("─" * width for width in widths)
+    note = (
+        f"{seeds} seeds, ± standard deviation over them (ddof 1); "
+        if seeds > 1
+        else "one seed, so no spread; "
+    )
+    return "\n".join(
+        [text(heads), rule, *map(text, lines), rule, note + "Δ: against fine-tuned, same seed"]
+    )
+
+
+def _spread(values, digits, sign=""):
+    mean = f"{values.mean():{sign}.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
+
+
+def free_space_needed(model, config):
+    """Bytes that the stages of a run will fill on disk."""
+    per_seed = model.size * 4 * 2 + model.size * 20
+    return per_seed * config.seeds
+
+
+def check_space(folder, model, config):
+    """Raise OSError before the work, rather than after, when the disk is too full."""
+    if folder.path is None:
+        return
+    needed, free = free_space_needed(model, config), shutil.disk_usage(folder.path).free
+    if needed > free:
+        raise OSError(
+            f"{folder.path}: the results need {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are "
+            "free: name another folder with --out, or fewer --seeds"
+        )
