@@ -40,7 +40,7 @@ class Examination:
 
         self.network, self.pictures = network, pictures
         self.preset, self.device, self.threads = preset, device, threads
-        self.size = _input_size(network, size)
+        self.layout, self.size = _input_of(network, size)
         self.offset, self.outputs = imagenet.match_outputs(len(pictures.classes), network.classes)
         self.notes = imagenet.Notes()
 
@@ -60,7 +60,7 @@ class Examination:
             pictures, plan, self.preset, self.size, self.notes, self.threads
         ):
             images = to_device(batch.images, self.device)
-            if self.network.layout == "NCHW":
+            if self.layout == "NCHW":
                 images = images.transpose(0, 3, 1, 2)
             yield images, batch.labels, batch.indices
 
@@ -70,9 +70,14 @@ class Examination:
         A background class is left out, and the others made to sum to one: as if its logit were
         left out of the softmax.
         """
-        from minires.backend import to_host
+        from minires.backend import to_host, xp_of
 
-        probabilities = to_host(self.network.predict(theta, images, stats))
+        count, fixed = len(images), self.network.batch
+        if fixed and count % fixed:
+            # The graph takes so many at a time or none: show some again.
+            xp = xp_of(images)
+            images = images[xp.arange(-(-count // fixed) * fixed) % count]
+        probabilities = to_host(self.network.predict(theta, images, stats)[:count])
         if self.offset:
             probabilities = probabilities[:, self.offset :]
             probabilities = probabilities / probabilities.sum(axis=-1, keepdims=True)
@@ -232,22 +237,25 @@ def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=
     }
 
 
-def _input_size(network, size):
-    """The side of the square that the network expects, pixels."""
-    shape = network.input_shape
-    if len(shape) != 4:
-        raise ValueError(f"the network's input is {shape}, expected photographs, 4 axes")
-    channels = shape[1] if network.layout == "NCHW" else shape[3]
-    height, width = shape[2:] if network.layout == "NCHW" else shape[1:3]
+def _input_of(network, size):
+    """The layout of the network's input, and the side of the square it expects, pixels."""
+    shape, layout = network.input_shape, network.input_layout
+    if shape is None or len(shape) != 4 or layout not in ("NCHW", "NHWC"):
+        raise ValueError(
+            f"{network.path}: the input is {shape} ({layout or 'layout unknown'}), expected "
+            "photographs: (N, 3, H, W) or (N, H, W, 3)"
+        )
+    channels, *sides = shape[1:] if layout == "NCHW" else (shape[3], *shape[1:3])
     if channels not in (3, None):
-        raise ValueError(f"the network's input has {channels} channels, photographs have 3")
-    if height != width:
-        raise ValueError(f"the network's input is {height} × {width} pixels, expected a square")
-    if height is None and size is None:
-        raise ValueError("the network takes pictures of any size: say which with --size")
-    if None not in (height, size) and height != size:
-        raise ValueError(f"the network takes pictures of {height} × {height}, --size says {size}")
-    return height or size
+        raise ValueError(f"{network.path}: the input has {channels} channels, photographs have 3")
+    fixed = {side for side in sides if side is not None}
+    if len(fixed) > 1:
+        raise ValueError(f"{network.path}: the input is {sides} pixels, expected a square")
+    if not fixed and size is None:
+        raise ValueError(f"{network.path} takes pictures of any size: say which with --size")
+    if fixed and size is not None and {size} != fixed:
+        raise ValueError(f"{network.path} takes pictures of size {fixed.pop()}, --size is {size}")
+    return layout, size or fixed.pop()
 
 
 # --- the command ----------------------------------------------------------------------------

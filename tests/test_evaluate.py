@@ -1,0 +1,313 @@
+"""`minires evaluate`: its scores against plain definitions and another runtime, and its output."""
+
+import argparse
+import json
+import math
+
+import numpy as np
+import pytest
+from test_imagenet import ODD, WORDNET, encoded, photograph, write_tar
+
+import minires.onnx
+from data_tools import imagenet
+from minires import metrics
+from minires.onnx import evaluate
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
+
+SIZE = 16
+
+
+def write_network(path, classes=3, layout="NCHW", batch="N", size=SIZE, softmax=False, seed=0):
+    """A small network with a live batch norm: convolution, batch norm, ReLU, pooling, dense."""
+    rng = np.random.default_rng(seed)
+    filters = 6
+    arrays = {
+        "kernel": rng.normal(size=(filters, 3, 3, 3)) / 3,
+        "scale": rng.uniform(0.5, 1.5, filters),
+        "shift": rng.normal(size=filters),
+        "mean": rng.normal(size=filters) / 9,
+        "variance": rng.uniform(0.5, 1.5, filters),
+        "dense": 3 * rng.normal(size=(filters, classes)),
+        "bias": rng.normal(size=classes),
+    }
+    node = onnx.helper.make_node
+    nodes = [
+        node("Conv", ["x", "kernel"], ["a"], strides=[2, 2], pads=[0, 0, 1, 1]),
+        node("BatchNormalization", ["a", "scale", "shift", "mean", "variance"], ["b"],
+             momentum=0.9),
+        node("Relu", ["b"], ["c"]),
+        node("GlobalAveragePool", ["c"], ["d"]),
+        node("Flatten", ["d"], ["e"]),
+        node("Gemm", ["e", "dense", "bias"], ["logits"]),
+    ]  # fmt: skip
+    last = "logits"
+    if softmax:
+        nodes.append(node("Softmax", ["logits"], ["probabilities"], axis=1))
+        last = "probabilities"
+    shape = [batch, 3, size, size]
+    if layout == "NHWC":
+        shape = [batch, size, size, 3]
+        nodes[0].input[0] = "y"
+        nodes.insert(0, node("Transpose", ["x"], ["y"], perm=[0, 3, 1, 2]))
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "small",
+        [value("x", onnx.TensorProto.FLOAT, shape)],
+        [value(last, onnx.TensorProto.FLOAT, [batch, classes])],
+        [onnx.numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 13)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return path
+
+
+def write_pictures(folder, each=4, names=WORDNET, size=(24, 20)):
+    """Class folders of noise; every picture differs."""
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for index in range(each):
+            content = encoded(photograph(100 * number + index, size))
+            (folder / name / f"{index}.png").write_bytes(content)
+    return folder
+
+
+def command(*words):
+    """Run a command as the command line does; returns the exit code."""
+    from minires.onnx import improve
+
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers()
+    evaluate.add_parser(subparsers)
+    improve.add_parser(subparsers)
+    options = parser.parse_args([str(word) for word in words])
+    return options.run(options)
+
+
+def random_predictions(count=200, classes=12, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(count, classes)) * 3
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.where(
+        rng.random(count) < 0.5, logits.argmax(axis=1), rng.integers(classes, size=count)
+    )
+    return probabilities, labels
+
+
+# The scores
+
+
+def test_scores_equal_their_plain_definitions():
+    probabilities, labels = random_predictions()
+    scores = evaluate.summarize(evaluate.Outcomes.of(probabilities, labels))
+    best = np.argsort(-probabilities, axis=1, kind="stable")
+    top1 = (best[:, 0] == labels).mean()
+    top5 = (best[:, :5] == labels[:, None]).any(axis=1).mean()
+    costs = -np.log(probabilities[np.arange(200), labels])
+    assert scores["images"] == 200
+    assert scores["top1"] == top1 == metrics.accuracy(probabilities, labels)
+    assert scores["top5"] == top5
+    assert scores["nll"] == pytest.approx(metrics.nll(probabilities, labels), rel=1e-12)
+    assert scores["ece"] == pytest.approx(metrics.ece(probabilities, labels), rel=1e-12)
+    assert scores["top1_error"] == pytest.approx(math.sqrt(top1 * (1 - top1) / 200))
+    assert scores["top5_error"] == pytest.approx(math.sqrt(top5 * (1 - top5) / 200))
+    assert scores["nll_error"] == pytest.approx(costs.std(ddof=1) / math.sqrt(200))
+
+
+def test_the_error_of_the_calibration_is_its_scatter_over_new_pictures():
+    """The bootstrap must say what drawing other pictures says: here they can be drawn."""
+    found = [
+        evaluate.summarize(evaluate.Outcomes.of(*random_predictions(seed=seed)))
+        for seed in range(40)
+    ]
+    scatter = np.std([scores["ece"] for scores in found], ddof=1)
+    promised = np.mean([scores["ece_error"] for scores in found])
+    assert 0.7 < promised / scatter < 1.4
+
+
+def test_of_equal_probabilities_the_first_class_counts():
+    probabilities = np.full((8, 8), 0.125, np.float32)
+    outcomes = evaluate.Outcomes.of(probabilities, np.arange(8))
+    np.testing.assert_array_equal(outcomes.top1, [True] + [False] * 7)
+    np.testing.assert_array_equal(outcomes.top5, [True] * 5 + [False] * 3)
+    assert outcomes.top1.mean() == metrics.accuracy(probabilities, np.arange(8))
+
+
+def test_a_prediction_that_is_no_number_is_wrong():
+    probabilities, labels = random_predictions(20)
+    probabilities[3] = np.nan
+    labels[3] = 0
+    scores = evaluate.summarize(evaluate.Outcomes.of(probabilities, labels))
+    assert scores["top1"] == metrics.accuracy(probabilities, labels)
+    assert math.isnan(scores["nll"])
+    assert math.isnan(scores["ece"])
+
+
+def test_fewer_than_five_classes_are_all_among_the_first_five():
+    probabilities, labels = random_predictions(classes=3)
+    assert evaluate.Outcomes.of(probabilities, labels).top5.all()
+
+
+# A network and its pictures
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_predictions_equal_another_runtimes(tmp_path, layout, softmax):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    path = write_network(tmp_path / "n.onnx", layout=layout, softmax=softmax)
+    network = minires.onnx.load(path)
+    pictures = imagenet.load(write_pictures(tmp_path / "val"))
+    examination = evaluate.Examination(network, pictures, "keras")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    shown = 0
+    for images, labels, _ in examination.batches(evaluate.plan_of(len(pictures), 5)):
+        expected = session.run(None, {"x": np.ascontiguousarray(images)})[0]
+        if not softmax:
+            expected = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)
+        found = examination.predict(network.theta, images, network.stats)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        shown += len(labels)
+    assert shown == 12
+
+
+def test_the_background_is_left_out_as_if_its_logit_were_not_there(tmp_path):
+    network = minires.onnx.load(write_network(tmp_path / "n.onnx", classes=4))
+    pictures = imagenet.load(write_pictures(tmp_path / "val"))
+    examination = evaluate.Examination(network, pictures, "keras")
+    assert examination.offset == 1
+    assert "output 0 is the background" in examination.outputs
+    images, _, _ = next(iter(examination.batches([[0, 5, 9]])))
+    logits = network.logits(network.theta, images, network.stats)[:, 1:]
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = examination.predict(network.theta, images, network.stats)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_graph_with_a_fixed_batch_is_shown_all_pictures(tmp_path):
+    free = minires.onnx.load(write_network(tmp_path / "free.onnx"))
+    fixed = minires.onnx.load(write_network(tmp_path / "fixed.onnx", batch=5))
+    pictures = imagenet.load(write_pictures(tmp_path / "val"))
+    found = []
+    for network in (free, fixed):
+        examination = evaluate.Examination(network, pictures, "keras")
+        outcomes, _ = evaluate.examine(examination, batch=7, quiet=True)
+        assert len(outcomes) == 12
+        found.append(outcomes.nll)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+
+
+def test_a_network_that_takes_other_things_than_photographs_is_refused(tmp_path):
+    pictures = imagenet.load(write_pictures(tmp_path / "val"))
+    network = minires.onnx.load(write_network(tmp_path / "n.onnx"))
+    with pytest.raises(ValueError, match=r"size 16, --size is 32"):
+        evaluate.Examination(network, pictures, "keras", size=32)
+    many = minires.onnx.load(write_network(tmp_path / "many.onnx", classes=10))
+    with pytest.raises(ValueError, match="3 classes, the network has 10 outputs"):
+        evaluate.Examination(many, pictures, "keras")
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gemm", ["x", "w"], ["y"])],
+        "dense",
+        [value("x", onnx.TensorProto.FLOAT, ["N", 4])],
+        [value("y", onnx.TensorProto.FLOAT, ["N", 3])],
+        [onnx.numpy_helper.from_array(np.ones((4, 3), np.float32), "w")],
+    )
+    opset = [onnx.helper.make_opsetid("", 13)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "d.onnx")
+    with pytest.raises(ValueError, match="expected photographs"):
+        evaluate.Examination(minires.onnx.load(tmp_path / "d.onnx"), pictures, "keras")
+
+
+# The command
+
+
+def test_json_is_one_object_on_stdout(tmp_path, capsys):
+    model = write_network(tmp_path / "n.onnx")
+    folder = write_pictures(tmp_path / "val")
+    for name in ("empty.JPEG", "bomb.png", "grey.JPEG"):
+        (folder / WORDNET[0] / name).write_bytes(ODD[name][1])
+    assert command("evaluate", model, "--images", folder, "--json", "--batch", 4) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 1
+    found = json.loads(printed.out)
+    assert {"top1", "top5", "nll", "ece", "images"} <= set(found)
+    assert found["images"] == 13
+    assert 0 <= found["top1"] <= found["top5"] == 1
+    assert found["left_out"] == 2
+    assert found["notes"] == {"empty": 1, "too large": 1, "grey": 1}
+    assert "empty.JPEG: empty (0 bytes)" in printed.err
+    assert "3 outputs for 3 classes" in printed.err
+
+
+def test_text_says_the_same_as_json(tmp_path, capsys):
+    model, folder = write_network(tmp_path / "n.onnx"), write_pictures(tmp_path / "val")
+    command("evaluate", model, "--images", folder, "--json")
+    scores = json.loads(capsys.readouterr().out)
+    command("evaluate", model, "--images", folder)
+    text = capsys.readouterr().out
+    assert f"{100 * scores['top1']:.2f} ± {100 * scores['top1_error']:.2f} %" in text
+    assert f"{scores['nll']:.4f} ± {scores['nll_error']:.4f} nats" in text
+    assert "12 pictures" in text
+
+
+def test_a_tar_gives_the_scores_of_the_folder(tmp_path, capsys):
+    model, folder = write_network(tmp_path / "n.onnx"), write_pictures(tmp_path / "val")
+    pictures = imagenet.load(folder)
+    order = np.random.default_rng(0).permutation(len(pictures))
+    files, labels = {}, []
+    for number, index in enumerate(order, 1):
+        files[f"ILSVRC2012_val_{number:08}.JPEG"] = pictures.read(index)
+        labels.append(pictures.classes[pictures.labels[index]])
+    tar = write_tar(tmp_path / "val.tar", files)
+    (tmp_path / "labels.txt").write_text("\n".join(labels))
+    found = []
+    for source in ([folder], [tar, "--labels", tmp_path / "labels.txt"]):
+        assert command("evaluate", model, "--images", *source, "--json") == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["images"] == found[1]["images"] == 12
+    for score in ("top1", "nll", "ece"):
+        assert found[1][score] == pytest.approx(found[0][score], rel=1e-5), score
+
+
+def test_presets_and_limits_reach_the_network(tmp_path, capsys):
+    model, folder = write_network(tmp_path / "n.onnx"), write_pictures(tmp_path / "val")
+    found = {}
+    for preset in imagenet.PRESETS:
+        command("evaluate", model, "--images", folder, "--json", "--preset", preset)
+        found[preset] = json.loads(capsys.readouterr().out)["nll"]
+    assert len(set(found.values())) == 3
+    command("evaluate", model, "--images", folder, "--json", "--limit", 5)
+    assert json.loads(capsys.readouterr().out)["images"] == 5
+    with pytest.raises(ValueError, match="--limit is 0"):
+        command("evaluate", model, "--images", folder, "--limit", 0)
+
+
+def test_a_folder_of_broken_pictures_is_a_clear_error(tmp_path):
+    (tmp_path / "val" / WORDNET[0]).mkdir(parents=True)
+    (tmp_path / "val" / WORDNET[0] / "a.jpg").write_bytes(b"")
+    model = write_network(tmp_path / "n.onnx", classes=1)
+    with pytest.raises(ValueError, match=r"none of 1 pictures can be used .*a\.jpg: empty"):
+        command("evaluate", model, "--images", tmp_path / "val")
+
+
+@pytest.mark.slow
+def test_published_weights_give_what_another_runtime_gives(data_dir):
+    """MobileNetV1 0.25 on 500 photographs: the same prediction for each."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    path = data_dir / "onnx" / "mobilenet_v1_0.25_224.onnx"
+    if not path.is_file():
+        pytest.skip("the data folder has no onnx/mobilenet_v1_0.25_224.onnx")
+    network = minires.onnx.load(path)
+    pictures = imagenet.load(data_dir / "imagenet/val", data_dir / "imagenet/synsets.txt")
+    examination = evaluate.Examination(network, pictures, "keras")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    right = 0
+    for images, labels, _ in examination.batches(evaluate.plan_of(len(pictures), 50)):
+        expected = session.run(None, {network.input_name: np.ascontiguousarray(images)})[0]
+        found = network.logits(network.theta, images, network.stats)
+        np.testing.assert_allclose(found, expected, atol=1e-4 * abs(expected).max())
+        np.testing.assert_array_equal(found.argmax(axis=1), expected.argmax(axis=1))
+        right += (found.argmax(axis=1) == labels).sum()
+    assert right == 278
