@@ -14,6 +14,7 @@ is needed for parsing only, and imported when the first file is read.
 
 from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError
 from minires.onnx.graph import MEMORY, Network
+from minires.onnx.writing import save
 
 
 def load(path, memory=MEMORY):
@@ -46,4 +47,5 @@ __all__ = [
     "SecurityError",
     "UnsupportedError",
     "load",
+    "save",
 ]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minires import ops
-from minires.autodiff import data_of, gradients, variable
+from minires.autodiff import gradients, variable
 from minires.backend import empty, single_threaded_blas, to_device, xp_of
 from minires.onnx import operators as operators_of
 from minires.onnx import reading
@@ -100,8 +100,9 @@ class Step:
         activation = self.activation if norm is None else None
         y = operators_of.conv(run, self.node, x, w, bias, activation=activation)
         if norm is not None:
-            y = operators_of.batch_normalization(run, self.norm, y, *norm)
-            y = Value(operators_of._activate(y.data, self.activation), y.order)
+            y = operators_of.batch_normalization(
+                run, self.norm, y, *norm, activation=self.activation
+            )
         return [y]
 
 
@@ -463,10 +464,8 @@ class Network:
         values.update(self._constants_for(run))
         for step in self.steps:
             arguments = [values[name] if name else None for name in step.inputs]
-            if step.node is before:
-                results = [arguments[0]]
-            else:
-                results = self._compute(step, run, arguments)
+            skip = step.node is before
+            results = [arguments[0]] if skip else self._compute(step, run, arguments)
             for name, value in zip(step.outputs, results, strict=False):
                 if name:
                     values[name] = value

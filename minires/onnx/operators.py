@@ -18,7 +18,8 @@ import numpy as np
 
 from minires import convolution, ops
 from minires.autodiff import data_of, op
-from minires.backend import sum_leading, to_host, xp_of
+from minires.backend import to_host, xp_of
+from minires.batch_norm import batch_moments, batch_norm
 from minires.onnx.errors import UnsupportedError
 from minires.onnx.reading import DTYPES
 from minires.onnx.values import CHANNELS_LAST, KERNEL, Value
@@ -171,13 +172,13 @@ def conv(run, node, x, w, b=None, *, activation=None):
         "stride": window.stride,
         "padding": window.padding,
         "dilation": window.dilation,
+        "activation": activation,
     }
     bias = None if b is None else b.data
     if group == 1:
-        y = convolution.conv2d(images, kernels, bias, activation=activation, **settings)
+        y = convolution.conv2d(images, kernels, bias, **settings)
     elif depth == 1:
-        y = _depthwise(images, kernels, channels, settings)
-        y = _activate(y if bias is None else ops.add(y, bias), activation)
+        y = _depthwise(images, kernels, channels, bias, settings)
     else:
         each = outputs // group
         parts = [
@@ -185,7 +186,6 @@ def conv(run, node, x, w, b=None, *, activation=None):
                 _part(images, 3, i * depth, (i + 1) * depth),
                 _part(kernels, 3, i * each, (i + 1) * each),
                 None if bias is None else _part(bias, 0, i * each, (i + 1) * each),
-                activation=activation,
                 **settings,
             )
             for i in range(group)
@@ -194,71 +194,15 @@ def conv(run, node, x, w, b=None, *, activation=None):
     return Value(y, CHANNELS_LAST)
 
 
-def _depthwise(images, kernels, channels, settings):
+def _depthwise(images, kernels, channels, bias, settings):
     """Each channel with its own kernels: w (kh, kw, 1, C·m), m outputs for each channel."""
     kh, kw, _, outputs = kernels.shape
-    if outputs == channels:
-        return depthwise(images, ops.reshape(kernels, shape=(kh, kw, channels)), **settings)
     many = outputs // channels
-    kernels = ops.reshape(kernels, shape=(kh, kw, channels, many))
-    maps = [depthwise(images, ops.take(kernels, index=(..., i)), **settings) for i in range(many)]
-    maps = [ops.reshape(y, shape=(*y.shape, 1)) for y in maps]
-    joined = ops.concatenate(maps)
-    return ops.reshape(joined, shape=(*joined.shape[:3], outputs))
-
-
-@op
-def depthwise(x, w, *, stride, padding, dilation):
-    """Filter every channel with its own kernel, one tap of the kernel after another.
-
-    y[n,i,j,c] = Σ_uv x[n, i·s + u·d − p, j·s + v·d − p, c] · w[u,v,c]
-
-    x        (N, H, W, C); w (kh, kw, C); settings as pairs
-    Returns  (N, OH, OW, C)
-    """
-    xp = xp_of(x)
-    (top, bottom), (left, right) = padding
-    kh, kw, _ = w.shape
-    high, wide = convolution.output_size(x.shape[1:3], (kh, kw), stride, padding, dilation)
-    padded = xp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-
-    def taps(images):
-        for u in range(kh):
-            for v in range(kw):
-                row, column = u * dilation[0], v * dilation[1]
-                yield (
-                    u,
-                    v,
-                    images[
-                        :,
-                        row : row + stride[0] * (high - 1) + 1 : stride[0],
-                        column : column + stride[1] * (wide - 1) + 1 : stride[1],
-                    ],
-                )
-
-    y = xp.zeros((len(x), high, wide, x.shape[-1]), x.dtype)
-    for u, v, piece in taps(padded):
-        y += piece * w[u, v]
-
-    def x_gradient(g):
-        gradient = xp.zeros_like(padded)
-        for u, v, piece in taps(gradient):
-            piece += g * w[u, v]
-        return gradient[:, top : top + x.shape[1], left : left + x.shape[2]]
-
-    def w_gradient(g):
-        gradient = xp.empty_like(w)
-        for u, v, piece in taps(padded):
-            gradient[u, v] = sum_leading(xp.ascontiguousarray(piece * g), 3)
-        return gradient
-
-    return y, (x_gradient, w_gradient)
-
-
-def _activate(x, activation):
-    if activation is None:
-        return x
-    return ops.relu(x) if activation == "relu" else ops.relu6(x)
+    if many > 1:  # output c·m + i sees channel c
+        repeated = xp_of(data_of(images)).repeat(np.arange(channels), many)
+        images = ops.take(images, index=(..., repeated))
+    kernels = ops.reshape(kernels, shape=(kh, kw, outputs))
+    return convolution.depthwise_conv2d(images, kernels, bias, **settings)
 
 
 def _part(x, axis, start, stop):
@@ -345,7 +289,7 @@ def global_max_pool(run, node, x):
 
 
 @operator("BatchNormalization")
-def batch_normalization(run, node, x, scale, bias, mean, variance):
+def batch_normalization(run, node, x, scale, bias, mean, variance, *, activation=None):
     if x.rank < 2:
         raise ValueError(f"the input is {x.shape}, expected (N, C, …)")
     for name, value in (("scale", scale), ("B", bias), ("mean", mean), ("var", variance)):
@@ -353,19 +297,43 @@ def batch_normalization(run, node, x, scale, bias, mean, variance):
             raise ValueError(f"{name} is {value.shape}, expected ({x.shape[1]},)")
     order = (0, *range(2, x.rank), 1)
     data = x.stored(order)
+    shape = data.shape
+    if x.rank not in (2, 4):
+        data = ops.reshape(data, shape=(-1, x.shape[1]))
     if run.training:
-        y = _normalise(
-            data,
-            scale.data,
-            bias.data,
-            running=(mean.data, variance.data),
-            momentum=node["momentum"],
-            epsilon=node["epsilon"],
-        )
+        moments = batch_moments(data_of(data))
+        update_running(node, (mean.array, variance.array), moments, x.size // x.shape[1])
     else:
-        factor, shift = as_affine(node, scale, bias, mean, variance)
-        y = ops.add(ops.multiply(data, factor), shift)
-    return Value(y, order)
+        moments = mean.array, variance.array
+    y = batch_norm(
+        data,
+        scale.data,
+        bias.data,
+        mean=moments[0],
+        variance=moments[1],
+        epsilon=node["epsilon"],
+        of_batch=run.training,
+        activation=activation,
+    )
+    return Value(ops.reshape(y, shape=shape) if y.shape != shape else y, order)
+
+
+def update_running(node, running, moments, count):
+    """Let the running mean and variance follow those of a batch, in place.
+
+    running ← momentum · running + (1 − momentum) · new
+
+    The batch is normalised with the population's variance; what is kept is the unbiased
+    estimate, as in PyTorch, whose own "momentum" is one minus that of the file. (ONNX's
+    training mode, which no exporter writes for inference, keeps the population's.)
+
+    count   how many values of each channel the batch has
+    """
+    mean, variance = moments
+    new = mean, variance * (count / max(count - 1, 1))
+    for kept, value in zip(running, new, strict=True):
+        kept *= node["momentum"]
+        kept += (1 - node["momentum"]) * value
 
 
 def as_affine(node, scale, bias, mean, variance):
@@ -374,42 +342,6 @@ def as_affine(node, scale, bias, mean, variance):
     deviation = xp.sqrt(variance.array + variance.array.dtype.type(node["epsilon"]))
     factor = ops.divide(scale.data, deviation)
     return factor, ops.subtract(bias.data, ops.multiply(factor, mean.array))
-
-
-@op
-def _normalise(x, scale, bias, *, running, momentum, epsilon):
-    """Batch norm with the batch's own statistics; the running ones follow, in place.
-
-    y = (x − μ) / √(σ² + ε) · scale + bias;  running ← momentum · running + (1 − momentum) · new
-
-    The variance that divides is the population's, the one that is kept the unbiased estimate,
-    as in PyTorch. (ONNX's own training mode keeps the population's; its momentum is one minus
-    that of PyTorch, which is used here as the file has it.)
-
-    Source   Ioffe and Szegedy 2015, arXiv:1502.03167
-    """
-    channels = x.shape[-1]
-    count = x.size // channels
-    mean = sum_leading(x, x.ndim - 1) / count
-    centred = x - mean
-    variance = sum_leading(centred * centred, x.ndim - 1) / count
-    unbiased = variance * (count / max(count - 1, 1))
-    for kept, new in zip(running, (mean, unbiased), strict=True):
-        kept *= momentum
-        kept += (1 - momentum) * new
-    inverse = 1 / xp_of(x).sqrt(variance + epsilon)
-    normal = centred
-    normal *= inverse
-
-    @convolution.once
-    def sums(g):
-        return sum_leading(g, g.ndim - 1), sum_leading(g * normal, g.ndim - 1)
-
-    def x_gradient(g):
-        total, along = sums(g)
-        return (g - total / count - normal * (along / count)) * (scale * inverse)
-
-    return normal * scale + bias, (x_gradient, lambda g: sums(g)[1], lambda g: sums(g)[0])
 
 
 @operator("LRN")
@@ -765,7 +697,7 @@ def concat(run, node, *values):
     axis = node["axis"] % first.rank
     if len({(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}) != 1:
         raise ValueError(f"the inputs are {shapes}, the axis is {axis}")
-    run.reserve(first.shape[:axis] + (sum(s[axis] for s in shapes),) + first.shape[axis + 1 :])
+    run.reserve((*first.shape[:axis], sum(s[axis] for s in shapes), *first.shape[axis + 1 :]))
     if len(values) == 1:
         return first
     return Value(ops.concatenate([value.stored(order) for value in values], axis=place), order)

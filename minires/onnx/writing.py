@@ -1,0 +1,206 @@
+"""The same ONNX file with other weights.
+
+Where the numbers of an array lie in the file as plain bytes, and they nearly always do, the new
+ones are written over them and not another byte changes. Otherwise the message is built again by
+protobuf: an array that was stored number by number becomes plain bytes; one that the file
+*computes* from others (a batch norm's scale over its deviation, say) takes the place of the
+node that computed it. Arrays in a second file stay in a second file.
+"""
+
+import os
+
+import numpy as np
+
+from minires.backend import to_host
+from minires.files import complete
+from minires.onnx.reading import Folder, fields, import_onnx, narrow, stored_dtype
+
+# Fields of the protobuf messages, by the numbers that onnx.proto gives them.
+GRAPH = 7
+INITIALIZER, NODE = 5, 1
+ATTRIBUTE, TENSOR = 5, 5
+NUMBERS = (4, 9, 10)  # float_data, raw_data, double_data
+EXTERNAL = 1
+ALIGNMENT = 4096  # of arrays in a second file, so that they can be mapped
+
+
+def save(network, path, theta=None, stats=None):
+    """Write a network back to an ONNX file, with the same graph.
+
+    network   as loaded
+    path      of the new file; arrays that the network's own file keeps in others go to
+              `path` + ".data"
+    theta     (P,) weights; the file's own without it
+    stats     (S,) batch-norm statistics; the file's own without it
+    Raises    ValueError when a vector does not fit, holds NaN, or a number is too large for the
+              type in which the file keeps it; OSError when the file cannot be written
+    """
+    path = os.fspath(path)
+    for name, given, own in (("theta", theta, network.theta), ("stats", stats, network.stats)):
+        if given is not None and given.shape != own.shape:
+            raise ValueError(f"save: {name} is {given.shape}, this network has {own.shape}")
+        if given is not None and not np.isfinite(to_host(given)).all():
+            raise ValueError(f"save: {name} holds NaN or infinite numbers: training has diverged")
+    arrays = network.arrays(
+        *(None if vector is None else to_host(vector) for vector in (theta, stats))
+    )
+    changed = {
+        name: array
+        for name, array in arrays.items()
+        if not np.array_equal(array, network.static[name].plain)
+    }
+    tensors = {name: _tensor_of(network, name) for name in changed}
+    external = [t for t in network.graph.model.graph.initializer if t.data_location == EXTERNAL]
+    if not external:
+        data = _overwrite(network, changed, tensors)
+        if data is None:
+            data = _rebuild(network, changed, tensors).SerializeToString()
+        _write(path, [data])
+        return
+    model = _rebuild(network, changed, tensors)
+    _write_external(network, model, path, changed)
+    _write(path, [model.SerializeToString()])
+
+
+def _tensor_of(network, name):
+    """The message that holds an array: an initialiser, a Constant node's, or None."""
+    if name in network.graph.location:
+        return network.graph.location[name]
+    node = network.graph.model.graph.node[network.maker[name].index]
+    if node.op_type == "Constant" and node.attribute[0].name == "value":
+        return node.attribute[0].t
+    return None
+
+
+def _bytes_for(tensor, array):
+    """An array as a tensor of the given type stores it: little-endian bytes."""
+    dtype = stored_dtype(tensor).newbyteorder("<")
+    try:
+        return narrow(array, tensor.data_type).astype(dtype).tobytes()
+    except ValueError as error:
+        raise ValueError(f"save: {tensor.name!r}: {error}") from None
+
+
+def _overwrite(network, changed, tensors):
+    """The file's bytes with new numbers over the old ones, or None where that cannot be."""
+    if None in tensors.values():
+        return None
+    data = bytearray(network.serialized)
+    places = _places(network.serialized)
+    for name, array in changed.items():
+        maker = network.maker.get(name)
+        key = ("node", maker.index) if maker else ("initializer", name)
+        content = _bytes_for(tensors[name], array)
+        place = places.get(key)
+        if place is None or place[1] - place[0] != len(content):
+            return None
+        data[slice(*place)] = content
+    return data
+
+
+def _places(data):
+    """Where the numbers of every tensor that keeps them as plain bytes lie in a file.
+
+    Returns   ("initializer", name) or ("node", index) → (start, end)
+    """
+
+    def parts(span, number):
+        return [(b, e) for n, wire, b, e in fields(data, *span) if n == number and wire == 2]
+
+    (graph,) = parts((0, len(data)), GRAPH)
+    places = {}
+
+    def note(key, tensor):
+        found = [(b, e) for n, w, b, e in fields(data, *tensor) if n in NUMBERS and w == 2]
+        if len(found) == 1:
+            places[key] = found[0]
+
+    for tensor in parts(graph, INITIALIZER):
+        names = parts(tensor, 8)
+        if len(names) == 1:
+            note(("initializer", data[slice(*names[0])].decode()), tensor)
+    for index, node in enumerate(parts(graph, NODE)):
+        tensors = [t for attribute in parts(node, ATTRIBUTE) for t in parts(attribute, TENSOR)]
+        if len(tensors) == 1:
+            note(("node", index), tensors[0])
+    return places
+
+
+def _rebuild(network, changed, tensors):
+    """The model as a message, with new arrays (those in other files apart)."""
+    onnx = import_onnx()
+    model = onnx.ModelProto.FromString(network.serialized)
+    graph = model.graph
+    by_name = {tensor.name: tensor for tensor in graph.initializer}
+    computed = []
+    for name, array in changed.items():
+        old = tensors[name]
+        if name in by_name:
+            if by_name[name].data_location != EXTERNAL:
+                _fill(by_name[name], _bytes_for(old, array))
+        elif old is not None:
+            node = graph.node[network.maker[name].index]
+            _fill(node.attribute[0].t, _bytes_for(old, array))
+        else:
+            new = onnx.TensorProto(
+                name=name, data_type=onnx.TensorProto.FLOAT, dims=array.shape
+            )
+            new.raw_data = _bytes_for(new, array)
+            graph.initializer.append(new)
+            computed.append(network.maker[name].index)
+            if model.ir_version < 4:  # then every initialiser is an input too
+                graph.input.append(
+                    onnx.helper.make_tensor_value_info(name, new.data_type, array.shape)
+                )
+    for index in sorted(computed, reverse=True):
+        del graph.node[index]
+    return model
+
+
+def _fill(tensor, content):
+    """Give a tensor other numbers, as plain bytes."""
+    for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+        tensor.ClearField(name)
+    tensor.raw_data = content
+
+
+def _write_external(network, model, path, changed):
+    """Write the second file: every array that the network's own file keeps elsewhere."""
+    own = Folder(os.path.dirname(os.path.abspath(network.path)), network.memory)
+    name = os.path.basename(path) + ".data"
+    target = os.path.join(os.path.dirname(os.path.abspath(path)), name)
+    kept = [t for t in model.graph.initializer if t.data_location == EXTERNAL]
+    used = {
+        os.path.join(own.path, entry.value)
+        for tensor in kept
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    same = os.path.realpath(path) == os.path.realpath(network.path)
+    if os.path.realpath(target) in map(os.path.realpath, used) and not same:
+        raise ValueError(
+            f"save: {target} belongs to {network.path}, whose weights it holds: "
+            "choose another name"
+        )
+    pieces, offset = [], 0
+    for tensor in kept:
+        if tensor.name in changed:
+            content = _bytes_for(tensor, changed[tensor.name])
+        else:
+            size = int(np.prod(tensor.dims, dtype=np.int64)) * stored_dtype(tensor).itemsize
+            content = own.read(tensor, size)
+        gap = -offset % ALIGNMENT
+        pieces += [bytes(gap), content]
+        offset += gap
+        del tensor.external_data[:]
+        entries = {"location": name, "offset": offset, "length": len(content)}
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=str(value))
+        offset += len(content)
+    _write(target, pieces)
+
+
+def _write(path, pieces):
+    with complete(path) as file:
+        for piece in pieces:
+            file.write(piece)
