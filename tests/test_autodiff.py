@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from helpers import assert_close
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from helpers import assert_close
 from minires import ops
 from minires.autodiff import Node, Tensor, data_of, gradients, op, variable
 

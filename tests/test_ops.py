@@ -2,10 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, mutually_broadcastable_shapes
-
 from helpers import (
     assert_adjoint,
     assert_close,
@@ -15,6 +11,10 @@ from helpers import (
     pull_back,
     seeds,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, mutually_broadcastable_shapes
+
 from minires import ops
 from minires.autodiff import Tensor, gradients, variable
 

@@ -305,7 +305,7 @@ def convolve_input_gradient(g, w, shape, stride, padding, dilation):
     (top, bottom), (left, right) = windows.padding
     high, wide = windows.output
     # Whole images only: the windows of neighbouring rows overlap.
-    step = min(windows.count, windows.images)
+    step = max(1, min(windows.count, windows.images))
     tiles = -(-windows.images // step)
 
     def run(tile):
@@ -500,6 +500,8 @@ def _depthwise(shape, dtype, kernel, stride, padding, dilation):
 
 def _pixels_together(piece, windows):
     """The windows of a strip `piece` (k, h, W, C): (k, OH, OW / t, kh, kw, t · C)."""
+    if piece.strides[2] != windows.channels * piece.strides[3]:  # no pixel beside the next
+        piece = np.ascontiguousarray(piece)
     image, row, pixel, channel = piece.strides
     (sh, sw), (dh, dw), together = windows.stride, windows.dilation, windows.together
     high = (piece.shape[1] - windows.span[0]) // sh + 1
