@@ -345,7 +345,7 @@ def decode(content):
     except UnidentifiedImageError:
         start = content[:8].hex(" ")
         raise _Refused("corrupt", f"no {', '.join(_FORMATS)}: starts with {start}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise _Refused("too large", str(error)) from None
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise _Refused("corrupt", f"{type(error).__name__}: {error}") from None
@@ -536,10 +536,7 @@ def batches(pictures, plan, preset, size, notes=None, threads=None, ahead=2):
 
 
 def _batches(pictures, plan, prepare, size, notes, threads, ahead):
-    from PIL import Image
-
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
     def work(index, place):
         """Put a picture where it belongs; return its remarks, and whether it can be used."""
