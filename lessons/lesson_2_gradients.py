@@ -1,0 +1,51 @@
+"""Lesson 2: gradients, from one op to a network.
+
+    python -m lessons.lesson_2_gradients
+
+An op says, beside its result, how a gradient flows back through it. `gradients` does the rest.
+"""
+
+import numpy as np
+
+from minires import lenet_classic
+from minires.autodiff import gradients, op, variable
+
+
+@op
+def softplus(x):
+    """log(1 + eˣ): forward and backward stand side by side."""
+    return np.logaddexp(0, x), (lambda g: g / (1 + np.exp(-x)),)
+
+
+def main():
+    print("1. An op of our own, and its gradient checked by a finite difference")
+    x = variable(np.array([-1.0, 0.0, 2.0]))
+    (gradient,) = gradients(softplus(x), [x])
+    h = 1e-6
+    numeric = (softplus(x.data + h) - softplus(x.data - h)) / (2 * h)
+    print(f"   gradient {gradient.round(6)}\n   numeric  {numeric.round(6)}")
+
+    print("\n2. The chain rule is the engine's work: y = softplus(x)² · x")
+    x = variable(np.array([0.5]))
+    (gradient,) = gradients(softplus(x) ** 2 * x, [x])
+    print(f"   dy/dx at 0.5 = {gradient[0]:.6f}")
+
+    print("\n3. A network is one function of one vector θ")
+    rng = np.random.default_rng(0)
+    model = lenet_classic()
+    print("   " + model.summary().replace("\n", "\n   "))
+    theta = model.init(rng, dtype=np.float64)
+    images, labels = rng.standard_normal((8, 28, 28, 1)), rng.integers(0, 10, 8)
+    loss, gradient = model.loss_and_gradient(theta, images, labels)
+    direction = rng.standard_normal(theta.shape)
+    ahead, _ = model.loss_and_gradient(theta + h * direction, images, labels)
+    behind, _ = model.loss_and_gradient(theta - h * direction, images, labels)
+    print(f"\n   loss {loss:.4f}; slope along a random direction:")
+    print(f"   by the gradient    {gradient @ direction:.6f}")
+    print(f"   by two evaluations {(ahead - behind) / (2 * h):.6f}")
+
+    print("\nExercise: write `swish`, x · sigmoid(x), as an op, and check it the same way.")
+
+
+if __name__ == "__main__":
+    main()
