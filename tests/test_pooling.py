@@ -30,9 +30,11 @@ def poolings(draw):
     number = st.integers(0, 2)
     two = st.tuples(number, number)
     padding = draw(st.one_of(number, two, st.tuples(two, two), st.sampled_from(["same", "valid"])))
-    size = tuple(d * (k - 1) + 1 + draw(st.integers(0, 5)) for k, d in zip(window, dilation))
+    size = tuple(
+        d * (k - 1) + 1 + draw(st.integers(0, 5)) for k, d in zip(window, dilation, strict=True)
+    )
     rng = generator(draw(seeds))
-    shape = draw(st.sampled_from([(1,), (3,), (2, 2)])) + (*size, draw(st.integers(1, 4)))
+    shape = (*draw(st.sampled_from([(1,), (3,), (2, 2)])), *size, draw(st.integers(1, 4)))
     levels = draw(st.sampled_from([2, 4, 10**6]))  # two levels: ties in every window
     x = rng.integers(-levels, levels, shape) / 4.0
     options = {"window": window, "stride": stride, "padding": padding, "dilation": dilation}
