@@ -16,8 +16,9 @@ Source   Liu, Tripathi, Kurup and Shah, "Make (Nearly) Every Neural Network Bett
 from minires.backend import set_threads, to_device, to_host, xp_of
 from minires.model import Model
 from minires.moments import Moments
-from minires.networks import lenet, lenet_classic
+from minires.networks import inception_v3, lenet, lenet_classic, mobilenet_v1, mobilenet_v2
 from minires.optimizers import SGD, Adam
+from minires.running_statistics import batch_norm_policies, reestimate_stats
 
 __version__ = "0.1.0"
 
@@ -26,8 +27,13 @@ __all__ = [
     "Adam",
     "Model",
     "Moments",
+    "batch_norm_policies",
+    "inception_v3",
     "lenet",
     "lenet_classic",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "reestimate_stats",
     "set_threads",
     "to_device",
     "to_host",

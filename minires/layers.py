@@ -9,7 +9,17 @@ one after another or side by side.
 import math
 
 from minires import ops
-from minires.convolution import borders, conv2d, max_pool, mean_pool, output_size, pair
+from minires.autodiff import data_of
+from minires.batch_norm import batch_moments, batch_norm
+from minires.convolution import (
+    borders,
+    conv2d,
+    depthwise_conv2d,
+    max_pool,
+    mean_pool,
+    output_size,
+    pair,
+)
 
 # --- initial weights ----------------------------------------------------------------------
 
@@ -150,7 +160,7 @@ class MaxPool(Layer):
 
     def __init__(self, window=2, stride=None, padding=0):
         self.window, self.padding, self.dilation = pair(window, "window"), padding, (1, 1)
-        self.stride = pair(stride or window)
+        self.stride = pair(window if stride is None else stride)
 
     def connect(self, shape, layout):
         self.expect(shape, 3)
@@ -258,4 +268,189 @@ class Sequential(Layer):
     def apply(self, x, run):
         for layer in self.layers:
             x = layer.apply(x, run)
+        return x
+
+
+# --- layers of the larger networks --------------------------------------------------------
+
+
+class DepthwiseConv2D(Layer):
+    """A convolution of every channel with a kernel of its own (see `minires.convolution`)."""
+
+    def __init__(
+        self,
+        kernel,
+        stride=1,
+        padding="same",
+        dilation=1,
+        bias=True,
+        activation=None,
+        initializer="glorot",
+    ):
+        self.kernel, self.padding = pair(kernel, "kernel"), padding
+        self.stride, self.dilation = pair(stride), pair(dilation, "dilation")
+        self.has_bias, self.activation = bias, activation
+        self.initializer = INITIALIZERS[initializer]
+
+    def connect(self, shape, layout):
+        self.expect(shape, 3)
+        taps = self.kernel[0] * self.kernel[1]
+        weight = (*self.kernel, shape[-1])
+        self.weight = layout.add("weight", weight, self.initializer, (taps, taps))
+        self.bias = layout.add("bias", (shape[-1],), zeros) if self.has_bias else None
+        return (*_output_size(self, shape, self.kernel), shape[-1])
+
+    def apply(self, x, run):
+        return depthwise_conv2d(
+            x,
+            run[self.weight],
+            run[self.bias] if self.bias else None,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            activation=self.activation,
+        )
+
+
+class BatchNorm(Layer):
+    """Batch normalisation, and if wanted the activation behind it (see `minires.batch_norm`).
+
+    In training the batch's own mean and variance are used, and the running ones follow:
+
+        running ← momentum · running + (1 − momentum) · batch
+
+    At test the running ones are used; with `frozen`, in training too: then they stay as they
+    are, and gradients flow as through any other constants.
+
+    momentum    of the running statistics: the share of the old value that is kept
+    epsilon     added to the variance
+    scale       whether there is a trainable scale (a shift there always is)
+    unbiased    whether the running variance is that of the population the batch was drawn
+                from, n/(n−1) times the batch's own: as in PyTorch, not in Keras and ONNX
+    """
+
+    def __init__(
+        self,
+        momentum=0.9,
+        epsilon=1e-3,
+        scale=True,
+        activation=None,
+        unbiased=False,
+        frozen=False,
+    ):
+        self.momentum, self.epsilon, self.has_scale = momentum, epsilon, scale
+        self.activation, self.unbiased, self.frozen = activation, unbiased, frozen
+
+    def connect(self, shape, layout):
+        channels = (shape[-1],)
+        self.scale = layout.add("scale", channels, ones) if self.has_scale else None
+        self.shift = layout.add("shift", channels, zeros)
+        self.mean = layout.add_statistic("mean", channels, zeros)
+        self.variance = layout.add_statistic("variance", channels, ones)
+        return shape
+
+    def apply(self, x, run):
+        running = self.mean.view(run.stats), self.variance.view(run.stats)
+        of_batch = run.momentum is not None or (run.training and not self.frozen)
+        if of_batch:
+            mean, variance = batch_moments(data_of(x))
+            momentum = self.momentum if run.momentum is None else run.momentum
+            count = math.prod(x.shape) / mean.size
+            correction = count / (count - 1) if self.unbiased else 1
+            for old, new in zip(running, (mean, variance * correction), strict=True):
+                old *= momentum
+                old += (1 - momentum) * new
+        else:
+            mean, variance = running
+        return batch_norm(
+            x,
+            run[self.scale] if self.scale else None,
+            run[self.shift],
+            mean=mean,
+            variance=variance,
+            epsilon=self.epsilon,
+            of_batch=of_batch,
+            activation=self.activation,
+        )
+
+
+class Affine(Layer):
+    """scale · x + shift for every channel: what is left of a batch norm once it is folded."""
+
+    def __init__(self, activation=None):
+        self.activation = activation
+
+    def connect(self, shape, layout):
+        self.scale = layout.add("scale", (shape[-1],), ones)
+        self.shift = layout.add("shift", (shape[-1],), zeros)
+        return shape
+
+    def apply(self, x, run):
+        scale, shift = run[self.scale], run[self.shift]
+        nothing = 0 * data_of(shift)
+        return batch_norm(
+            x,
+            scale,
+            shift,
+            mean=nothing,
+            variance=nothing + 1,
+            epsilon=0,
+            activation=self.activation,
+        )
+
+
+class Residual(Sequential):
+    """x + f(x), f being layers one after another that keep the shape."""
+
+    def connect(self, shape, layout):
+        output = super().connect(shape, layout)
+        if output != shape:
+            raise ValueError(
+                f"Residual: the layers turn {shape} into {output}; a sum needs equal shapes"
+            )
+        return shape
+
+    def apply(self, x, run):
+        return ops.residual_sum(x, super().apply(x, run))
+
+
+class Branches(Layer):
+    """Several ways from one input, their channels side by side."""
+
+    def __init__(self, *layers):
+        self.layers = layers
+
+    def connect(self, shape, layout):
+        outputs = []
+        for layer in self.layers:
+            with layout.scope(layer):
+                outputs.append(layer.connect(shape, layout))
+                layout.record(layer, shape, outputs[-1])
+        if len({output[:-1] for output in outputs}) > 1:
+            raise ValueError(f"Branches: the branches end with {outputs}: only channels may differ")
+        return (*outputs[0][:-1], sum(output[-1] for output in outputs))
+
+    def apply(self, x, run):
+        return ops.concatenate([layer.apply(x, run) for layer in self.layers])
+
+
+class AuxiliaryHead(Sequential):
+    """A second classifier, halfway, that trains the layers below; x itself passes unchanged.
+
+    The training loss is that of the logits plus `weight` times that of this head's.
+
+    Source   Szegedy et al. 2015, arXiv:1512.00567, §4
+    """
+
+    def __init__(self, *layers, weight=0.4):
+        super().__init__(*layers)
+        self.weight = weight
+
+    def connect(self, shape, layout):
+        super().connect(shape, layout)
+        return shape
+
+    def apply(self, x, run):
+        if run.training or run.momentum is not None:
+            run.auxiliary.append((self.weight, super().apply(x, run)))
         return x

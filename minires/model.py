@@ -7,6 +7,7 @@ running moments, resampling and checkpoints are then expressions on vectors.
 """
 
 import contextlib
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from minires import ops
 from minires.autodiff import data_of, gradients, variable
 from minires.backend import empty, single_threaded_blas, to_device, xp_of
+from minires.folding import fold_weights, folded_network
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +89,24 @@ class Layout:
 
 
 class Run:
-    """One pass through a network: its weights, and whether it trains."""
+    """One pass through a network: its weights, and whether it trains.
 
-    def __init__(self, theta, stats, training=False, rng=None, gradient=None):
+    theta      (P,) or (R, P)
+    stats      (S,) or (R, S), updated in place by a pass that trains
+    training   whether dropout drops and batch norm uses the batch's own statistics
+    rng        for dropout
+    gradient   like theta: record the pass, its gradient is to be written here
+    momentum   take the statistics of this batch, training or not, with this momentum
+               instead of each layer's own
+    auxiliary  [(weight, logits), …]: what auxiliary heads add to the loss
+    """
+
+    def __init__(self, theta, stats, training=False, rng=None, gradient=None, momentum=None):
         self.theta, self.stats = theta, stats
         self.training, self.rng, self.gradient = training, rng, gradient
+        self.momentum = momentum
         self.variables = {}
+        self.auxiliary = []
 
     def __getitem__(self, entry):
         """A weight: a plain view of θ, or in training a variable whose gradient is a view too."""
@@ -177,6 +191,9 @@ class Model:
         run = Run(theta, stats, training=True, rng=rng, gradient=gradient)
         logits = self.network.apply(images, run)
         loss = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
+        for weight, logits in run.auxiliary:
+            head = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
+            loss = loss + weight * head
         gradients(loss, run.variables.values())
         return loss.data, gradient
 
@@ -189,18 +206,38 @@ class Model:
         Returns  (N, classes), or (R, N, classes)
         """
         stats = self._check(theta, images, stats)
+        model = self
+        if self.stats_size:
+            model, theta = self.fold(theta, stats)
         xp = xp_of(theta)
         count, step = images.shape[-4], batch or self.batch
         result = xp.empty((*theta.shape[:-1], count, self.classes), theta.dtype)
-        run = Run(theta, stats)
+        run = Run(theta, None)
         for start in range(0, count, step):
             part = slice(start, start + step)
-            result[..., part, :] = data_of(self.network.apply(images[..., part, :, :, :], run))
+            result[..., part, :] = data_of(model.network.apply(images[..., part, :, :, :], run))
         return result
 
     def predict(self, theta, images, stats=None, batch=None):
         """Class probabilities: (N, classes), or (R, N, classes). Arguments as for `logits`."""
         return ops.softmax(self.logits(theta, images, stats, batch))
+
+    def fold(self, theta, stats):
+        """A network without batch norm that predicts the same, up to rounding.
+
+        theta    (P,) or (R, P)
+        stats    (S,) or (R, S)
+        Returns  a Model, and its weights (P',) or (R, P'): see `minires.folding`
+        """
+        folded, origins = self._folded
+        result = xp_of(theta).empty((*theta.shape[:-1], folded.size), theta.dtype)
+        fold_weights(origins, theta, stats, result)
+        return folded, result
+
+    @functools.cached_property
+    def _folded(self):
+        network, origins = folded_network(self.network)
+        return Model(self.input_shape, network, self.smoothing), origins
 
     def _check(self, theta, images, stats):
         """Raise unless the arrays fit the model and one another; return the statistics."""
