@@ -32,9 +32,15 @@ def xp_of(array):
 
 
 def kernels_of(array):
-    """The kernel module for `array`: `minires.kernels.cpu` or `minires.kernels.gpu`."""
-    place = "cpu" if xp_of(array) is np else "gpu"
-    return importlib.import_module(f"minires.kernels.{place}")
+    """The kernel module for `array`: `minires.kernels.cpu`.
+
+    Raises   RuntimeError for a CuPy array: convolutions have no GPU kernels yet
+    """
+    if xp_of(array) is not np:
+        raise RuntimeError(
+            "networks run on the CPU so far: move the arrays there with minires.to_host"
+        )
+    return importlib.import_module("minires.kernels.cpu")
 
 
 def to_host(array):

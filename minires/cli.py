@@ -8,6 +8,9 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+# ℓ₂ where the command line says nothing: within the paper's range, where averaging shows best.
+FINETUNE_RATE = {"glyphs": 0.25, "mnist": 0.15}
+
 # Commands that live elsewhere: each module has `add_parser(subparsers)`.
 COMMANDS = ()
 
@@ -42,25 +45,34 @@ def _add_run(subparsers):
         "its weights, then compare the fine-tuned network with the mean model and with ensembles.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--data", choices=("glyphs", "mnist"), default="glyphs",
-                        help="digits made on the spot, or MNIST")  # fmt: skip
+    parser.add_argument(
+        "--data",
+        choices=("glyphs", "mnist"),
+        default="glyphs",
+        help="digits made on the spot, or MNIST",
+    )
     parser.add_argument("--data-dir", type=Path, help="the folder of the MNIST files")
     parser.add_argument("--network", default="lenet", help="lenet, lenet_classic, …")
     parser.add_argument("--l1", type=float, default=0.2, help="learning rate of training")
-    parser.add_argument("--l2", type=float, default=0.15, help="learning rate of fine-tuning")
+    parser.add_argument(
+        "--l2",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="learning rate of fine-tuning (0.25 on glyphs, 0.15 on MNIST)",
+    )
     parser.add_argument("--epochs", type=int, default=2, help="of training")
     parser.add_argument("--updates", type=int, default=500, help="of fine-tuning")
     parser.add_argument("--batch", type=int, default=128, help="images in a mini-batch")
     parser.add_argument("--dropout", type=float, default=0.5, help="share of units dropped")
     parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="of training")
-    parser.add_argument("--finetune-optimizer", choices=("sgd", "adam"), default="sgd",
-                        help="of fine-tuning")  # fmt: skip
+    parser.add_argument(
+        "--finetune-optimizer", choices=("sgd", "adam"), default="sgd", help="of fine-tuning"
+    )
     parser.add_argument("--members", type=int, default=10, help="networks in the ensemble")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many repeats")
     parser.add_argument("--train", type=int, help="training images (all)")
     parser.add_argument("--test", type=int, help="test images (all)")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where to compute")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
     parser.add_argument("--out", type=Path, help="folder for results (runs/DATA-NETWORK-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
@@ -75,8 +87,8 @@ def _run(options):
 
     if options.threads is not None:
         backend.set_threads(options.threads)
-    names = [field.name for field in fields(experiment.Config)]
-    config = experiment.Config(**{name: getattr(options, name) for name in names})
+    given = {"l2": FINETUNE_RATE[options.data]} | vars(options)
+    config = experiment.Config(**{f.name: given[f.name] for f in fields(experiment.Config)})
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out: the folder of the run to go on with")
     now = time.strftime("%Y%m%d-%H%M%S")
@@ -94,9 +106,11 @@ def _run(options):
     model = config.model(dataset.train_images.shape[1:])
     folder = experiment.Folder(out, config, options.resume)
     experiment.check_space(folder, model, config)
-    say(f"{dataset.name}: {len(dataset.train_images):,} training, "
+    say(
+        f"{dataset.name}: {len(dataset.train_images):,} training, "
         f"{len(dataset.test_images):,} test images; {config.network}: {model.size:,} weights; "
-        f"{backend.get_threads()} threads")  # fmt: skip
+        f"{backend.get_threads()} threads"
+    )
     results = experiment.run(config, dataset, folder, options.quiet)
     kept = load_arrays(folder.file(f"seed_{config.seed}_finetuned.npz"), "watched", "history")
     watched = [_name_of(model, index) for index in kept["watched"]]

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from minires import training
-from minires.backend import to_device, to_host
 from minires.files import load_arrays, load_json, save_arrays, save_json
 from minires.moments import Moments
 from minires.networks import NETWORKS
@@ -47,7 +46,6 @@ class Config:
     members              networks in the large ensemble
     seed, seeds          the first seed, and how many
     train, test          how many images (None: all that the data set has)
-    device               "cpu" or "gpu"
     """
 
     data: str = "glyphs"
@@ -65,7 +63,6 @@ class Config:
     seeds: int = 1
     train: int | None = None
     test: int | None = None
-    device: str = "cpu"
 
     def __post_init__(self):
         for name in ("epochs", "updates", "batch", "members", "seeds"):
@@ -148,15 +145,12 @@ def run(config, dataset, folder, quiet=False):
     """
     from data_tools import scale  # the command's data; the library itself needs none
 
-    arrays = [
-        to_device(array, config.device)
-        for array in (
-            scale(dataset.train_images),
-            dataset.train_labels,
-            scale(dataset.test_images),
-            dataset.test_labels,
-        )
-    ]
+    arrays = (
+        scale(dataset.train_images),
+        dataset.train_labels,
+        scale(dataset.test_images),
+        dataset.test_labels,
+    )
     model = config.model(dataset.train_images.shape[1:])
     records = []
     for seed in range(config.seed, config.seed + config.seeds):
@@ -176,8 +170,8 @@ def _run_seed(config, model, seed, arrays, folder, quiet):
     data = train_images, train_labels
 
     def pretrain():
-        theta = model.init(training.stream(seed, "initial weights"), device=config.device)
-        stats = model.init_stats(device=config.device)
+        theta = model.init(training.stream(seed, "initial weights"))
+        stats = model.init_stats()
         updates = config.epochs * (len(train_images) // config.batch)
         optimizer = make_optimizer(config.optimizer, config.l1)
         training.train(model, theta, stats, *data, optimizer, updates, **settings)
@@ -187,10 +181,15 @@ def _run_seed(config, model, seed, arrays, folder, quiet):
         theta, stats = start["theta"].copy(), start["stats"].copy()
         watched = training.choose_weights(model, WATCHED, np.random.default_rng(0))
         moments, moments_of_stats, history = training.fine_tune(
-            model, theta, stats, *data,
-            make_optimizer(config.finetune_optimizer, config.l2), config.updates,
-            watch=watched, **settings,
-        )  # fmt: skip
+            model,
+            theta,
+            stats,
+            *data,
+            make_optimizer(config.finetune_optimizer, config.l2),
+            config.updates,
+            watch=watched,
+            **settings,
+        )
         if folder.path is not None:
             moments.save(folder.file(f"seed_{seed}_moments.npz"))
         return {
@@ -201,11 +200,11 @@ def _run_seed(config, model, seed, arrays, folder, quiet):
             "history": history,
         }, moments
 
-    pretrained = _stage(folder, f"seed_{seed}_pretrained.npz", pretrain, config.device)
+    pretrained = _stage(folder, f"seed_{seed}_pretrained.npz", pretrain)
     finetuned_file, moments_file = f"seed_{seed}_finetuned.npz", f"seed_{seed}_moments.npz"
     if folder.has(finetuned_file) and folder.has(moments_file):
-        finetuned = _load(folder, finetuned_file, config.device)
-        moments = Moments.load(folder.file(moments_file), config.device)
+        finetuned = _load(folder, finetuned_file)
+        moments = Moments.load(folder.file(moments_file))
     else:
         finetuned, moments = fine_tune(pretrained)
         _save(folder, finetuned_file, finetuned)
@@ -215,7 +214,7 @@ def _run_seed(config, model, seed, arrays, folder, quiet):
     records = []
 
     def record(method, members, probabilities):
-        scores = training.score(probabilities, to_host(test_labels))
+        scores = training.score(probabilities, test_labels)
         records.append({"seed": seed, "method": method, "members": members, **scores})
 
     def predict(theta, stats, what):
@@ -225,8 +224,8 @@ def _run_seed(config, model, seed, arrays, folder, quiet):
     record("pretrained", 1, predict(pretrained["theta"], pretrained["stats"], "pre-trained"))
     record("finetuned", 1, predict(finetuned["theta"], finetuned["stats"], "fine-tuned"))
     record("mean", 1, predict(moments.mean, mean_stats, "mean model"))
-    stats = np.broadcast_to(to_host(mean_stats), (config.members, mean_stats.size)).copy()
-    drawn = predict(members, to_device(stats, config.device), f"{config.members} drawn networks")
+    stats = np.tile(mean_stats, (config.members, 1))
+    drawn = predict(members, stats, f"{config.members} drawn networks")
     record("draw", 1, drawn[0])
     for size in sorted({min(SMALL_ENSEMBLE, config.members), config.members}):
         record("ensemble", size, average(drawn[:size]))
@@ -235,10 +234,10 @@ def _run_seed(config, model, seed, arrays, folder, quiet):
     return records
 
 
-def _stage(folder, name, work, device):
+def _stage(folder, name, work):
     """Do a stage, or read what it left when it was done before."""
     if folder.has(name):
-        return _load(folder, name, device)
+        return _load(folder, name)
     result = work()
     _save(folder, name, result)
     return result
@@ -246,15 +245,11 @@ def _stage(folder, name, work, device):
 
 def _save(folder, name, arrays):
     if folder.path is not None:
-        save_arrays(folder.file(name), **{key: to_host(array) for key, array in arrays.items()})
+        save_arrays(folder.file(name), **arrays)
 
 
-def _load(folder, name, device):
-    arrays = load_arrays(folder.file(name), "theta", "stats")
-    return {
-        key: to_device(array, device) if key in ("theta", "stats", "mean_stats") else array
-        for key, array in arrays.items()
-    }
+def _load(folder, name):
+    return load_arrays(folder.file(name), "theta", "stats")
 
 
 # --- the table ----------------------------------------------------------------------------

@@ -35,8 +35,9 @@ def _draw_methods(part, results):
     part.suptitle(
         f"{config['network']} on {config['data']}: ℓ₁ {config['l1']}, ℓ₂ {config['l2']}, "
         f"{config['updates']} updates, {config['seeds']} seed" + "s" * (config["seeds"] > 1),
-        fontsize=11, color=INK,
-    )  # fmt: skip
+        fontsize=11,
+        color=INK,
+    )
     labels = [label_of(*key) for key in rows]
     colours = [PLAIN if key[0] in ("pretrained", "finetuned") else OURS for key in rows]
     for axes, metric, title, factor in zip(
@@ -65,8 +66,9 @@ def _draw_lives(part, history, names):
         "Six weights while fine-tuning, and the Gaussian that the moments fit"
         if count == 6
         else "Weights while fine-tuning, and the Gaussian that the moments fit",
-        fontsize=11, color=INK,
-    )  # fmt: skip
+        fontsize=11,
+        color=INK,
+    )
     columns = (count + 1) // 2
     grid = part.subplots(2, columns, squeeze=False)
     for axes, values, name in zip(grid.flat, history.T.astype(float), names, strict=False):

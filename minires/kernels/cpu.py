@@ -9,8 +9,7 @@ the buffer is used again.
 
 Arrays carry their replica axis explicitly here, `x (1 | R, N, H, W, C)`, `w (R, kh, kw, C, O)`:
 one network is R = 1, and an input shared by R networks is copied into windows only once.
-`minires.convolution` is the place that takes any leading axes; `kernels/gpu.py` has the same
-functions with the same arguments.
+`minires.convolution` is the place that takes any leading axes.
 """
 
 import numpy as np
