@@ -109,7 +109,10 @@ class State:
         from minires.backend import to_device, xp_of
         from minires.files import load_arrays
 
-        arrays = load_arrays(path, "format", "settings", "updates", "losses", "theta", "stats")
+        averages = [f"{owner}.{name}" for owner, names in _AVERAGES.items() for name in names]
+        arrays = load_arrays(
+            path, "format", "settings", "updates", "losses", "theta", "stats", *averages
+        )
         if str(arrays["format"]) != FORMAT:
             raise ValueError(f"{path} has the format {arrays['format']}, expected {FORMAT!r}")
         before = json.loads(str(arrays["settings"]))
@@ -195,6 +198,8 @@ def fine_tune(examination, state, indices, updates, batch, seed, save=None, ever
     """
     from tqdm import tqdm
 
+    from minires.backend import to_device
+
     network, done = examination.network, state.updates
     plan = itertools.islice(order_of(indices, batch, seed), done, updates)
     saved = time.monotonic()
@@ -205,13 +210,14 @@ def fine_tune(examination, state, indices, updates, batch, seed, save=None, ever
                     f"no picture in the batch of update {state.updates + 1} can be used "
                     f"({examination.notes}): mend the files, or use larger batches"
                 )
-            loss, gradient = network.loss_and_gradient(
-                state.theta,
-                images,
-                labels + examination.offset,
-                stats=state.stats,
-                rng=_generator(seed, "dropout", state.updates),
-            )
+            with np.errstate(over="ignore", invalid="ignore"):  # the next lines say it better
+                loss, gradient = network.loss_and_gradient(
+                    state.theta,
+                    images,
+                    to_device(labels + examination.offset, examination.device),
+                    stats=state.stats,
+                    rng=_generator(seed, "dropout", state.updates),
+                )
             if not math.isfinite(float(loss)):
                 raise FloatingPointError(
                     f"the loss is {float(loss)} at update {state.updates + 1} of {updates}: lower "
@@ -231,38 +237,41 @@ def fine_tune(examination, state, indices, updates, batch, seed, save=None, ever
 def recompute_statistics(examination, theta, like, plan):
     """Batch-norm statistics for weights that were never trained: what training batches show.
 
-    A training step moves every statistic s towards the batch's own b: s ← m s + (1 − m) b. Two
-    starts a known distance apart stay that distance times m apart, which gives m, and from it
-    b. The result is the mean of b over the batches.
+    A training step moves every statistic s towards the batch's own b: s ← m s + (1 − m) b. From
+    s = 0 it gets to (1 − m) b. The momenta m, which the file says, show by starting from 1 too:
+    the two end m apart. The result is the mean of b over the batches; a statistic that does
+    not move (m = 1) stays.
 
     theta    (P,), left as it is
     like     (S,), statistics of the same network
     plan     list of index arrays, the training batches
     Returns  (S,)
     """
-    from minires.backend import xp_of
+    from minires.backend import to_device, xp_of
 
     xp, network = xp_of(like), examination.network
-    total, momentum, count = xp.zeros(like.shape, np.float64), None, 0
+    total, share, count = xp.zeros(like.shape, np.float64), None, 0
 
-    def step(start, images, labels):
-        stats = xp.full_like(like, start)
-        rng = np.random.default_rng(0)  # dropout must be the same in both
-        labels = labels + examination.offset
+    def after_a_step(start, theta, images, labels):
+        stats = xp.full(like.shape, start, theta.dtype)
+        labels = to_device(labels + examination.offset, examination.device)
+        rng = np.random.default_rng(count)  # of dropout
         network.loss_and_gradient(theta, images, labels, stats=stats, rng=rng)
         return stats.astype(np.float64)
 
     for images, labels, _ in examination.batches(plan):
         if len(labels) == 0:
             continue
-        moved = step(0, images, labels)
-        if momentum is None:
-            momentum = step(1, images, labels) - moved
-        total += moved / (1 - momentum)
+        if share is None:
+            few = theta.astype(np.float64), images[:4], labels[:4]
+            share = 1 - (after_a_step(1, *few) - after_a_step(0, *few))
+        total += after_a_step(0, theta, images, labels)
         count += 1
     if count == 0:
         raise ValueError("no training picture can be used to recompute batch-norm statistics")
-    return (total / count).astype(like.dtype)
+    moves = share > 1e-9
+    batch_mean = total / count / xp.where(moves, share, 1)
+    return xp.where(moves, batch_mean, like).astype(like.dtype)
 
 
 # --- comparing ------------------------------------------------------------------------------
@@ -402,22 +411,28 @@ def draw(rows, losses, path):
     from minires.figures import INK, OURS, PLAIN
     from minires.files import complete
 
-    figure = Figure(figsize=(11, 1.6 + 0.34 * len(rows)), layout="constrained", dpi=130)
+    others = [row for row in rows if row["name"] != "base"]
+    figure = Figure(figsize=(11, 1.7 + 0.36 * len(others)), layout="constrained", dpi=130)
+    figure.suptitle(
+        f"Against the base (top-1 {100 * rows[0]['top1']:.1f} %, NLL {rows[0]['nll']:.3f}) on the "
+        f"same {rows[0]['images']:,} held-out pictures; bars: one standard error",
+        fontsize=10, color=INK,
+    )  # fmt: skip
     left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 0.9])
     for axes, key, factor, title in (
-        (left, "top1", 100, "top-1, % (right is better)"),
-        (middle, "nll", 1, "negative log-likelihood (left is better)"),
+        (left, "top1_difference", 100, "top-1, points (right is better)"),
+        (middle, "nll_difference", 1, "negative log-likelihood (left is better)"),
     ):
-        for place, row in enumerate(rows):
+        for place, row in enumerate(others):
             axes.errorbar(
                 row[key] * factor, place, xerr=row[f"{key}_error"] * factor, fmt="o", capsize=3,
-                color=PLAIN if row["name"] in ("base", "fine-tuned", "EMA") else OURS,
+                color=PLAIN if row["name"] in ("fine-tuned", "EMA") else OURS,
             )  # fmt: skip
-        axes.axvline(rows[0][key] * factor, color=PLAIN, lw=1, ls=":")
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.axvline(0, color=PLAIN, lw=1, ls=":")
+        axes.set_ylim(len(others) - 0.5, -0.5)
         axes.set_title(title, fontsize=9, color=INK)
-    left.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8.5)
-    middle.set_yticks(range(len(rows)), [""] * len(rows))
+    left.set_yticks(range(len(others)), [row["name"] for row in others], fontsize=8.5)
+    middle.set_yticks(range(len(others)), [""] * len(others))
     width = max(1, len(losses) // 50)
     smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
     right.plot(np.arange(1, len(losses) + 1), losses, color=PLAIN, lw=0.6)
@@ -510,7 +525,8 @@ def run(options):
         say(f"going on after update {state.updates} ({checkpoint})")
         if state.updates > options.updates:
             raise ValueError(
-                f"{checkpoint} is {state.updates} updates old, --updates says {options.updates}"
+                f"{out} has made {state.updates} updates already, --updates is {options.updates}: "
+                "name another folder with --out"
             )
     say(examination.outputs)
     say(

@@ -1,0 +1,371 @@
+"""`minires improve`: killed and started again it ends with the same bits; its files are right."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_evaluate import SIZE, command, write_network, write_pictures
+from test_imagenet import ODD, WORDNET
+
+import minires.onnx
+from data_tools import imagenet
+from minires import SGD, Moments
+from minires.onnx import evaluate, improve
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
+
+ARRAYS = (
+    "theta", "stats", "losses", "moments._first", "moments._offset", "moments._m2",
+    "moments_of_stats._offset", "ema._mean", "ema_of_stats._mean",
+)  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with a network and 24 pictures of three classes."""
+    write_network(tmp_path / "n.onnx")
+    write_pictures(tmp_path / "val", each=8)
+    return tmp_path
+
+
+def words(place, out="out", **options):
+    """A command line; options replace the usual ones."""
+    usual = {"rate": 0.05, "updates": 9, "batch": 5, "members": 2, "holdout": 0.25, "ema": 0.9}
+    found = ["improve", place / "n.onnx", "--images", place / "val", "--out", place / out]
+    for name, value in (usual | options).items():
+        if value is not None:
+            found += [f"--{name.replace('_', '-')}", value]
+    return [str(word) for word in found]
+
+
+def checkpoint(place, out="out"):
+    with np.load(place / out / improve.CHECKPOINT, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays}
+
+
+def assert_equal_runs(place, one, other):
+    """Every array and every written network of two runs: the same bits."""
+    a, b = checkpoint(place, one), checkpoint(place, other)
+    assert set(ARRAYS) <= set(a)
+    assert set(a) == set(b)
+    for name in a:
+        assert a[name].tobytes() == b[name].tobytes(), name
+    for name in ("mean.onnx", "member_1.onnx", "member_2.onnx", "moments.npz"):
+        assert (place / one / name).read_bytes() == (place / other / name).read_bytes(), name
+    results = [json.loads((place / name / "results.json").read_text()) for name in (one, other)]
+    assert results[0] == results[1]
+
+
+# The method
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_moments_are_those_of_every_update(place, optimizer):
+    """The whole run again, in plain steps."""
+    assert command(*words(place, optimizer=optimizer, rate=0.01)) == 0
+    network = minires.onnx.load(place / "n.onnx")
+    pictures = imagenet.load(place / "val")
+    examination = evaluate.Examination(network, pictures, "keras")
+    training, held_out = improve.split(24, 0.25, seed=0)
+    order = improve.order_of(training, 5, seed=0)
+    theta, stats = network.theta.copy(), network.stats.copy()
+    step = {"sgd": SGD, "adam": minires.Adam}[optimizer](0.01)
+    seen, seen_stats = [], []
+    for _ in range(9):
+        images, labels, _ = next(iter(examination.batches([next(order)])))
+        _, gradient = network.loss_and_gradient(theta, images, labels, stats=stats)
+        step.step(theta, gradient)
+        seen.append(theta.astype(np.float64))
+        seen_stats.append(stats.astype(np.float64))
+    moments = Moments.load(place / "out" / "moments.npz")
+    assert moments.count == 9
+    np.testing.assert_allclose(moments.mean, np.mean(seen, axis=0), atol=1e-6)
+    np.testing.assert_allclose(moments.variance, np.var(seen, axis=0), rtol=1e-4, atol=1e-12)
+    written = minires.onnx.load(place / "out" / "mean.onnx")
+    np.testing.assert_array_equal(written.theta, moments.mean)
+    np.testing.assert_allclose(written.stats, np.mean(seen_stats, axis=0), atol=1e-6)
+    assert not np.array_equal(written.theta, network.theta)
+    assert len(held_out) == 6
+    weights = 0.9 ** np.arange(8, -1, -1)
+    ema = np.average(seen, axis=0, weights=weights)
+    np.testing.assert_allclose(checkpoint(place)["ema._mean"], ema, atol=1e-6)
+
+
+def test_every_epoch_shows_every_picture_once_in_a_new_order():
+    indices = np.arange(100, 120)
+    order = improve.order_of(indices, 6, seed=3)
+    epochs = [np.concatenate([next(order) for _ in range(3)]) for _ in range(4)]
+    for epoch in epochs:
+        assert len(set(epoch)) == 18
+        assert set(epoch) <= set(indices)
+    assert len({epoch.tobytes() for epoch in epochs}) == 4
+    again = improve.order_of(indices, 6, seed=3)
+    np.testing.assert_array_equal(np.concatenate([next(again) for _ in range(3)]), epochs[0])
+    other = improve.order_of(indices, 6, seed=4)
+    assert not np.array_equal(np.concatenate([next(other) for _ in range(3)]), epochs[0])
+    with pytest.raises(ValueError, match="--batch is 21, but there are 20"):
+        next(improve.order_of(indices, 21, seed=0))
+
+
+def test_held_out_pictures_are_never_trained_on():
+    training, held_out = improve.split(50, 0.3, seed=1)
+    assert len(held_out) == 15
+    np.testing.assert_array_equal(np.sort(np.concatenate([training, held_out])), np.arange(50))
+    assert not np.array_equal(held_out, improve.split(50, 0.3, seed=2)[1])
+    for share in (0, 1, 0.001):
+        with pytest.raises(ValueError, match="leaves nothing on one side"):
+            improve.split(50, share, seed=0)
+
+
+def test_recomputed_statistics_are_the_mean_over_the_batches(place):
+    """Against the convolution written out: its output's mean and variance, batch by batch."""
+    network = minires.onnx.load(place / "n.onnx")
+    pictures = imagenet.load(place / "val")
+    examination = evaluate.Examination(network, pictures, "keras")
+    theta = network.theta * np.float32(1.3)
+    plan = [np.arange(0, 24, 3), np.arange(1, 24, 3)]
+    kernel = network.arrays(theta)["kernel"].astype(np.float64)
+    expected = {"mean": 0, "variance": 0}
+    for images, _, _ in examination.batches(plan):
+        padded = np.pad(images.astype(np.float64), ((0, 0), (0, 0), (0, 1), (0, 1)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+        outputs = np.einsum("ncijuv,ocuv->noij", windows[:, :, ::2, ::2], kernel)
+        assert outputs.shape[2] == SIZE // 2
+        expected["mean"] += outputs.mean(axis=(0, 2, 3)) / 2
+        expected["variance"] += outputs.var(axis=(0, 2, 3), ddof=1) / 2
+    before = theta.copy()
+    found = improve.recompute_statistics(examination, theta, network.stats, plan)
+    np.testing.assert_array_equal(theta, before)
+    for name, value in expected.items():
+        np.testing.assert_allclose(network.arrays(None, found)[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("choice", improve.STATISTICS)
+def test_each_choice_of_statistics_reaches_the_file(place, choice):
+    command(*words(place, batch_norm=choice, updates=4))
+    network = minires.onnx.load(place / "n.onnx")
+    mean = minires.onnx.load(place / "out" / "mean.onnx")
+    state = checkpoint(place)
+    if choice == "last":
+        expected = state["stats"]
+    elif choice == "averaged":
+        expected = state["moments_of_stats._first"] + state["moments_of_stats._offset"]
+    else:
+        examination = evaluate.Examination(network, imagenet.load(place / "val"), "keras")
+        order = improve.order_of(improve.split(24, 0.25, 0)[0], 5, 0)
+        plan = [next(order) for _ in range(3)]
+        expected = improve.recompute_statistics(examination, mean.theta, network.stats, plan)
+    np.testing.assert_allclose(mean.stats, expected, rtol=1e-6)
+    rows = json.loads((place / "out" / "results.json").read_text())["networks"]
+    others = [f"mean, statistics {other}" for other in improve.STATISTICS if other != choice]
+    assert [row["name"] for row in rows] == [
+        "base", "fine-tuned", "EMA", "mean", *others, "ensemble of 2"
+    ]  # fmt: skip
+
+
+def test_results_are_those_of_the_written_files(place, capsys):
+    """The table, the file and `minires evaluate` agree; differences are paired."""
+    command(*words(place))
+    printed = capsys.readouterr().out
+    results = json.loads((place / "out" / "results.json").read_text())
+    rows = {row["name"]: row for row in results["networks"]}
+    pictures = imagenet.load(place / "val")
+    _, held_out = improve.split(24, 0.25, 0)
+    found, drawn = {}, []
+    for name in ("mean", "member_1", "member_2"):
+        network = minires.onnx.load(place / "out" / f"{name}.onnx")
+        examination = evaluate.Examination(network, pictures, "keras")
+        images, labels, _ = next(iter(examination.batches([held_out])))
+        probabilities = examination.predict(network.theta, images, network.stats)
+        found[name] = evaluate.Outcomes.of(probabilities, labels)
+        drawn.append(probabilities)
+    base = minires.onnx.load(place / "n.onnx")
+    base = evaluate.Outcomes.of(base.predict(base.theta, images, base.stats), labels)
+    mean = np.mean(drawn[1:], axis=0, dtype=np.float64)
+    found["ensemble of 2"] = evaluate.Outcomes.of(mean, labels)
+    for name in ("mean", "ensemble of 2"):
+        expected = evaluate.summarize(found[name])
+        for key in ("images", "top1", "nll", "nll_error"):
+            assert rows[name][key] == pytest.approx(expected[key], rel=1e-5), (name, key)
+        difference = found[name].nll - base.nll
+        assert rows[name]["nll_difference"] == pytest.approx(difference.mean(), rel=1e-3)
+        assert rows[name]["nll_difference_error"] == pytest.approx(
+            difference.std(ddof=1) / np.sqrt(6), rel=1e-3
+        )
+    assert f"{rows['mean']['nll']:.4f} ± {rows['mean']['nll_error']:.4f}" in printed
+    assert "6 held-out pictures" in printed
+    assert len(results["losses"]) == 9
+    assert (place / "out" / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_written_mean_runs_in_another_runtime(place):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    command(*words(place))
+    path = place / "out" / "mean.onnx"
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    state = checkpoint(place)
+    network = minires.onnx.load(place / "n.onnx")
+    examination = evaluate.Examination(network, imagenet.load(place / "val"), "keras")
+    images, _, _ = next(iter(examination.batches([np.arange(24)])))
+    theta = Moments.load(place / "out" / "moments.npz").mean
+    stats = state["moments_of_stats._first"] + state["moments_of_stats._offset"]
+    found = network.logits(theta, images, stats.astype(np.float32))
+    expected = session.run(None, {"x": np.ascontiguousarray(images)})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4 * abs(expected).max())
+
+
+# Going on
+
+
+class Killed(Exception):
+    pass
+
+
+def test_stopped_anywhere_it_ends_with_the_same_bits(place, monkeypatch):
+    command(*words(place, out="whole", optimizer="adam", rate=0.01))
+    plain = improve.State.fold
+    for stops_after in (2, 6):
+
+        def fold(self, loss, stops_after=stops_after):
+            # Within an update, before anything of it was kept.
+            if self.updates == stops_after:
+                raise Killed
+            plain(self, loss)
+
+        monkeypatch.setattr(improve.State, "fold", fold)
+        with pytest.raises(Killed):
+            command(*words(place, optimizer="adam", rate=0.01, checkpoint_every=0))
+        assert checkpoint(place)["updates"] == stops_after
+    monkeypatch.setattr(improve.State, "fold", plain)
+    command(*words(place, optimizer="adam", rate=0.01))
+    assert_equal_runs(place, "whole", "out")
+
+
+@pytest.mark.slow
+def test_killed_three_times_it_ends_with_the_same_bits(place):
+    """Kill -9 wherever it happens to be, in a process of its own."""
+    command(*words(place, out="whole", updates=120))
+    program = (
+        "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); "
+        "from test_evaluate import command; sys.exit(command(*sys.argv[1:]))"
+    )
+    folders = ":".join([os.path.dirname(__file__), *filter(None, sys.path)])
+    line = [sys.executable, "-c", program, folders, *words(place, updates=120, checkpoint_every=0)]
+    path = place / "out" / improve.CHECKPOINT
+    done = 0
+    for _ in range(3):
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not path.exists() or checkpoint(place)["updates"] < done + 15:
+            assert process.poll() is None, "the run ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        done = int(checkpoint(place)["updates"])
+        assert done < 120
+    assert subprocess.run(line, capture_output=True, check=True, text=True).stdout.startswith("net")
+    assert_equal_runs(place, "whole", "out")
+
+
+def test_more_updates_go_on_from_fewer(place):
+    command(*words(place, out="whole"))
+    command(*words(place, updates=4))
+    command(*words(place, updates=9))
+    assert_equal_runs(place, "whole", "out")
+    with pytest.raises(ValueError, match="has made 9 updates already, --updates is 5"):
+        command(*words(place, updates=5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 0.1}, "rate was 0.05, now 0.1"),
+        ({"seed": 7}, "seed was 0, now 7"),
+        ({"batch": 4, "optimizer": "adam"}, "batch was 5, now 4; optimizer was sgd, now adam"),
+        ({"preset": "tf-slim"}, "preset was keras, now tf-slim"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(place, options, message):
+    command(*words(place, updates=2))
+    with pytest.raises(ValueError, match=message):
+        command(*words(place, **options))
+
+
+def test_a_checkpoint_of_other_weights_or_pictures_is_refused(place):
+    command(*words(place, updates=2))
+    (place / "val" / WORDNET[0] / "new.png").write_bytes(ODD["good.JPEG"][1])
+    with pytest.raises(ValueError, match="pictures was"):
+        command(*words(place))
+    (place / "val" / WORDNET[0] / "new.png").unlink()
+    write_network(place / "n.onnx", seed=1)
+    with pytest.raises(ValueError, match="model was"):
+        command(*words(place))
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_checkpoint_is_refused(place, damage):
+    command(*words(place, updates=2))
+    path = place / "out" / improve.CHECKPOINT
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-200])
+    else:
+        np.savez(path, theta=np.zeros(3))
+    with pytest.raises(ValueError, match=r"checkpoint\.npz .*(damaged|lacks)"):
+        command(*words(place))
+
+
+# What can go wrong
+
+
+def test_a_rate_too_high_says_so_and_keeps_the_last_checkpoint(place):
+    command(*words(place, updates=2))
+    before = checkpoint(place)["theta"]
+    with pytest.raises(FloatingPointError, match=r"lower the rate \(now 1e\+30\)"):
+        command(*words(place, out="hot", rate=1e30))
+    np.testing.assert_array_equal(checkpoint(place)["theta"], before)
+    assert not (place / "hot" / "mean.onnx").exists()
+
+
+def test_broken_pictures_are_left_out_and_named(place, capsys):
+    for name in ("empty.JPEG", "cut.JPEG", "grey.JPEG"):
+        (place / "val" / WORDNET[1] / name).write_bytes(ODD[name][1])
+    assert command(*words(place)) == 0
+    assert "2 left out (1 empty, 1 corrupt), 1 converted (1 grey)" in capsys.readouterr().err
+
+
+def test_other_pictures_to_compare_on(place, capsys):
+    write_pictures(place / "test", each=5)
+    command(*words(place, holdout=None, test_images=place / "test"))
+    printed = capsys.readouterr()
+    assert "15 held-out pictures" in printed.out
+    assert "24 pictures to train on" in printed.err
+    write_pictures(place / "fewer", each=1, names=WORDNET[:2])
+    with pytest.raises(ValueError, match="holds other classes"):
+        command(*words(place, holdout=None, test_images=place / "fewer"))
+
+
+def test_a_background_class_is_trained_around(place):
+    """With 4 outputs for 3 classes, labels are one higher; the loss must fall, not explode."""
+    write_network(place / "n.onnx", classes=4)
+    assert command(*words(place, updates=40, members=0, rate=0.02)) == 0
+    losses = json.loads((place / "out" / "results.json").read_text())["losses"]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_without_batch_norm_there_are_no_statistics_to_choose(place, capsys):
+    model = onnx.load(place / "n.onnx")
+    graph = model.graph
+    norm = next(node for node in graph.node if node.op_type == "BatchNormalization")
+    norm.op_type = "Identity"
+    del norm.input[1:], norm.attribute[:]
+    onnx.save(model, place / "n.onnx")
+    assert command(*words(place, members=0)) == 0
+    assert "statistics" not in capsys.readouterr().out
+    rows = json.loads((place / "out" / "results.json").read_text())["networks"]
+    assert [row["name"] for row in rows] == ["base", "fine-tuned", "EMA", "mean"]
