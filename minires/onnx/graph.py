@@ -365,7 +365,7 @@ class Network:
         ends = self.softmax.operator if self.softmax else ""
         self.output_kind = {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(ends, "logits")
         shape = self.outputs[0].shape
-        self.classes = shape[-1] if shape else None
+        self.classes = shape[1] if shape and len(shape) > 1 else None
         self.batch = self.input_shape[0] if self.input_shape else None
 
     def _layout_of(self, image):
@@ -410,8 +410,10 @@ class Network:
                     f"{value.shape}"
                 )
         shape = outputs[0].shape
-        self.classes = shape[-1] if len(shape) == 2 else self.classes
-        if fixed is not None and len(shape) == 2 and self._batch_is_free(count, size):
+        if len(shape) < 2 or math.prod(shape[2:]) != 1:
+            return
+        self.classes = shape[1]
+        if fixed is not None and self._batch_is_free(count, size):
             self.batch = None
 
     def _batch_is_free(self, count, size):
@@ -452,6 +454,7 @@ class Network:
         Returns    a list of Values; with `gradient` also the variables
         """
         values = {name: Value(self._as_run(array, run)) for name, array in inputs.items()}
+        run.held = sum(value.array.nbytes for value in values.values())
         variables = []
         for entry in self.weights:
             array = entry.view(theta)
@@ -532,7 +535,8 @@ class Network:
     def _vectors(self, theta, stats, dtype):
         """θ and the statistics, the file's own where none are given, in one type."""
         if theta is None:
-            theta = self.theta.astype(np.float64 if dtype == np.float64 else np.float32)
+            wide = np.float64 if dtype == np.float64 else np.float32
+            theta = self.theta.astype(wide, copy=False)
         if theta.shape != self.theta.shape or theta.dtype.kind != "f":
             raise ValueError(
                 f"theta is {theta.dtype} {theta.shape}, this network has {self.theta.size:,} "
@@ -619,11 +623,11 @@ class Network:
         return self.softmax if self.output_kind == "softmax" else None
 
     def _as_rows(self, output):
-        if output.rank != 2:
+        if output.rank < 2 or math.prod(output.shape[2:]) != 1:
             raise UnsupportedError(
                 f"{self.path}: the output is {output.shape}; logits are (N, classes)"
             )
-        return output.plain
+        return ops.reshape(output.plain, shape=output.shape[:2])
 
     @single_threaded_blas
     def logits(self, theta, images, stats=None, batch=None):
@@ -705,9 +709,11 @@ class Network:
                 continue
             if node.operator == "Conv":
                 after = behind(node)
+                if "BatchNormalization" in after:
+                    continue
                 if "Mul" in after or "Div" in after:
                     decomposed += 1
-                elif "BatchNormalization" not in after and len(node.inputs) > 2:
+                elif len(node.inputs) > 2:
                     folded += 1
         return {"live": live, "folded": folded, "decomposed": decomposed}
 

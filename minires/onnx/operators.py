@@ -214,8 +214,11 @@ def _part(x, axis, start, stop):
 @operator("MaxPool")
 def max_pool(run, node, x):
     expect_images(node, x)
-    if len(node.outputs) > 1 and node.outputs[1]:
-        raise UnsupportedError(f"{node}: the indices of the maxima are not implemented")
+    if not x.is_float or any(node.outputs[1:]):
+        raise UnsupportedError(
+            f"{node}: whole numbers, or the indices of the maxima, are not implemented",
+            [(node.operator, node.version, node.name)],
+        )
     images = x.stored(CHANNELS_LAST)
     window = Window(node, x.shape[2:], node["kernel_shape"])
     window.reserve(run, images, images.shape[-1], 1)

@@ -142,9 +142,7 @@ def _rebuild(network, changed, tensors):
             node = graph.node[network.maker[name].index]
             _fill(node.attribute[0].t, _bytes_for(old, array))
         else:
-            new = onnx.TensorProto(
-                name=name, data_type=onnx.TensorProto.FLOAT, dims=array.shape
-            )
+            new = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=array.shape)
             new.raw_data = _bytes_for(new, array)
             graph.initializer.append(new)
             computed.append(network.maker[name].index)
@@ -179,8 +177,7 @@ def _write_external(network, model, path, changed):
     same = os.path.realpath(path) == os.path.realpath(network.path)
     if os.path.realpath(target) in map(os.path.realpath, used) and not same:
         raise ValueError(
-            f"save: {target} belongs to {network.path}, whose weights it holds: "
-            "choose another name"
+            f"save: {target} belongs to {network.path}, whose weights it holds: choose another name"
         )
     pieces, offset = [], 0
     for tensor in kept:

@@ -1,0 +1,463 @@
+"""How a file becomes a network: roles, sharing, layouts, batches, and the traps of real files."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx_models import classifier, node, runtime, write  # noqa: E402
+
+import minires.onnx  # noqa: E402
+from minires.onnx import FormatError, UnsupportedError  # noqa: E402
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def network(path, rng):
+    nodes, arrays = classifier(rng)
+    write(path, nodes, arrays, outputs=["y"])
+    return minires.onnx.load(path)
+
+
+def agrees(path, images, **options):
+    """Whether a file's outputs are onnxruntime's; returns the network."""
+    network = minires.onnx.load(path)
+    expected = runtime(path)(x=images)
+    found = network.run(images, **options)
+    for a, b in zip(found if isinstance(found, tuple) else [found], expected, strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    return network
+
+
+# --- the interface ------------------------------------------------------------------------
+
+
+def test_minires_does_not_import_onnx():
+    code = (
+        "import sys, minires, minires.onnx; assert 'onnx' not in sys.modules\n"
+        "sys.modules['onnx'] = None\n"
+        "try: minires.onnx.load(sys.argv[1])\n"
+        "except ImportError as error: assert \"pip install 'minires[onnx]'\" in str(error)\n"
+        "else: raise AssertionError"
+    )
+    subprocess.run([sys.executable, "-c", code, __file__], check=True)
+
+
+def test_roles_follow_the_slots(network):
+    assert [e.name for e in network.weights] == ["w1", "scale", "shift", "w2", "b2", "w3", "b3"]
+    assert [e.name for e in network.statistics] == ["mean", "var"]
+    assert (network.classes, network.batch, network.output_kind) == (5, None, "logits")
+    assert network.batch_norms() == {"live": 1, "folded": 1, "decomposed": 0}
+    assert "1 live, 1 folded" in network.summary()
+    for name, array in network.arrays().items():
+        np.testing.assert_array_equal(array, network.graph.arrays[name])
+
+
+def test_outputs_logits_and_predictions(network, path, rng):
+    images = normal(rng, 5, 3, 8, 8)
+    (expected,) = runtime(path)(x=images)
+    np.testing.assert_allclose(network.run(images), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(network.run({"x": images}), expected, rtol=1e-5, atol=1e-6)
+    logits = network.logits(network.theta, images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+    few = network.logits(network.theta, images, batch=2)
+    np.testing.assert_allclose(few, expected, rtol=1e-5, atol=1e-6)
+    predictions = network.predict(network.theta, images)
+    np.testing.assert_allclose(predictions.sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_members_are_each_predicted(network, rng):
+    images = normal(rng, 4, 3, 8, 8)
+    members = network.theta + 0.1 * normal(rng, 3, network.theta.size)
+    together = network.logits(members, images)
+    for one, theta in zip(together, members, strict=True):
+        np.testing.assert_array_equal(one, network.logits(theta, images))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gradient_is_the_slope_of_the_loss(network, rng, training):
+    theta = network.theta.astype(np.float64)
+    images, labels = rng.standard_normal((4, 3, 8, 8)), np.array([0, 1, 4, 2])
+
+    def loss(theta):
+        stats = network.stats.astype(np.float64)
+        return network.loss_and_gradient(theta, images, labels, stats, training=training)
+
+    _, gradient = loss(theta)
+    for _ in range(5):
+        direction = rng.standard_normal(theta.shape)
+        step = 1e-6 * direction
+        slope = (loss(theta + step)[0] - loss(theta - step)[0]) / 2e-6
+        np.testing.assert_allclose(gradient @ direction, slope, rtol=1e-5)
+
+
+def test_training_updates_the_statistics_in_place(network, rng):
+    images, labels = normal(rng, 4, 3, 8, 8), np.arange(4)
+    stats = network.stats.copy()
+    network.loss_and_gradient(network.theta, images, labels, stats)
+    assert not np.array_equal(stats, network.stats)
+    with pytest.raises(ValueError, match=r"network\.stats\.copy\(\)"):
+        network.loss_and_gradient(network.theta, images, labels)
+
+
+def test_wrong_arguments_are_named(network, rng):
+    images = normal(rng, 2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"expected \(any, 3, 8, 8\) in the layout NCHW"):
+        network.run(images.transpose(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="expected float32"):
+        network.run(images.astype(np.uint8))
+    with pytest.raises(ValueError, match="theta is"):
+        network.logits(network.theta[:-1], images)
+    with pytest.raises(ValueError, match="input 'x' is missing"):
+        network.run({"z": images})
+    with pytest.raises(ValueError, match="labels from"):
+        network.loss_and_gradient(network.theta, images, np.array([0, 5]), network.stats.copy())
+
+
+def test_values_are_freed_after_their_last_use(path, rng):
+    # Twenty layers of 512 KiB each: at no time are more than two alive.
+    arrays = {f"w{i}": normal(rng, 8, 8, 1, 1) for i in range(20)}
+    names = ["x", *(f"t{i}" for i in range(19)), "y"]
+    nodes = [node("Conv", f"{names[i]} w{i}", names[i + 1]) for i in range(20)]
+    write(path, nodes, arrays, shape=(1, 8, 128, 128))
+    size = 8 * 128 * 128 * 4
+    minires.onnx.load(path, memory=2 * size)
+    with pytest.raises(minires.onnx.SecurityError):
+        minires.onnx.load(path, memory=2 * size - 1)
+
+
+# --- the traps of real files (padding and pooling: see test_onnx_differential) ------------
+
+
+def test_average_pool_counts_the_border_or_not(path, rng):
+    images = normal(rng, 2, 3, 8, 8)
+    for counted in (0, 1):
+        pool = node(
+            "AveragePool", "x", "y", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=counted
+        )
+        write(path, [pool])
+        agrees(path, images)
+
+
+def test_batch_norm_epsilon_is_the_decimal_that_was_meant(network):
+    assert network.graph.nodes[1]["epsilon"] == 1e-3
+    assert network.graph.nodes[1]["momentum"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("attributes", "outputs", "opset"),
+    [({"training_mode": 1}, "y", 15), ({}, "y m v s t", 13), ({"spatial": 0}, "y", 7)],
+)
+def test_batch_norm_in_training_mode_is_refused(path, attributes, outputs, opset):
+    arrays = dict(zip("abcd", np.ones((4, 3), np.float32), strict=True))
+    bn = node("BatchNormalization", "x a b c d", outputs, **attributes)
+    write(path, [bn], arrays, opset=opset)
+    with pytest.raises(UnsupportedError, match="training mode"):
+        minires.onnx.load(path)
+
+
+def test_dropout_in_training_mode_is_refused_and_ours_drops(path, rng):
+    arrays = {"ratio": np.float32(0.5), "train": np.array(True), "w": normal(rng, 192, 4)}
+    rest = [node("Flatten", "d", "f"), node("MatMul", "f w", "y")]
+    write(path, [node("Dropout", "x ratio train", "d"), *rest], arrays)
+    with pytest.raises(UnsupportedError, match="training mode"):
+        minires.onnx.load(path)
+    write(path, [node("Dropout", "x ratio", "d"), *rest], arrays)
+    images, labels = normal(rng, 3, 3, 8, 8), np.arange(3)
+    network = agrees(path, images)
+    with pytest.raises(ValueError, match="rng="):
+        network.loss_and_gradient(network.theta, images, labels)
+    losses = {
+        float(network.loss_and_gradient(network.theta, images, labels, rng=generator)[0])
+        for generator in map(np.random.default_rng, (1, 1, 2))
+    }
+    assert len(losses) == 2
+
+
+def test_initialisers_may_be_listed_as_inputs(path, rng):
+    nodes, arrays = classifier(rng)
+    model = write(path, nodes, arrays, ir=3)
+    for name, array in arrays.items():
+        info = helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape)
+        model.graph.input.append(info)
+    onnx.save(model, path)
+    network = agrees(path, normal(rng, 2, 3, 8, 8))
+    assert [value.name for value in network.inputs] == ["x"]
+
+
+def test_quantised_graphs_are_refused_with_every_operator(path):
+    nodes = [
+        node("QuantizeLinear", "x s z", "q"),
+        node("DequantizeLinear", "q s z", "d"),
+        node("If", "d", "i", then_branch=onnx.GraphProto(), else_branch=onnx.GraphProto()),
+        node("DequantizeLinear", "i s z", "y"),
+    ]
+    write(path, nodes, {"s": np.float32(1), "z": np.uint8(0)})
+    with pytest.raises(UnsupportedError, match="export the float network") as caught:
+        minires.onnx.load(path)
+    assert [name for name, _, _ in caught.value.operators] == [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "If",
+        "DequantizeLinear",
+    ]
+    assert str(path) in str(caught.value)
+
+
+def test_a_fixed_reshape_fixes_the_batch(path, rng):
+    arrays = {"shape": np.array([1, 192]), "w": normal(rng, 192, 4)}
+    write(path, [node("Reshape", "x shape", "f"), node("MatMul", "f w", "y")], arrays, (1, 3, 8, 8))
+    images = normal(rng, 4, 3, 8, 8)
+    network = agrees(path, images[:1])
+    assert network.batch == 1
+    with pytest.raises(ValueError, match=r"expected \(1, 3, 8, 8\)"):
+        network.run(images)
+    (each,) = zip(*(runtime(path)(x=images[i : i + 1]) for i in range(4)), strict=True)
+    found = network.logits(network.theta, images)
+    np.testing.assert_allclose(found, np.concatenate(each), rtol=1e-5, atol=1e-5)
+
+
+def test_a_declared_batch_does_not_bind_a_graph_that_is_free(path, rng):
+    nodes, arrays = classifier(rng)
+    write(path, nodes, arrays, shape=(1, 3, 8, 8))
+    network = minires.onnx.load(path)
+    assert network.batch is None
+    assert network.run(normal(rng, 4, 3, 8, 8)).shape == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "allowzero"), [([0, -1], 0), ([-1, 192], 0), ([2, 0, 64], 0), ([2, -1], 1)]
+)
+def test_reshape_copies_zeros_and_finds_the_rest(path, rng, shape, allowzero):
+    extra = {"allowzero": allowzero} if allowzero else {}
+    reshape = node("Reshape", "x shape", "y", **extra)
+    write(path, [reshape], {"shape": np.array(shape)}, shape=(2, 3, 8, 8), opset=15)
+    agrees(path, normal(rng, 2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
+def test_narrow_and_wide_weights_become_float32(path, rng, kind):
+    weights = normal(rng, 4, 3, 3, 3)
+    model = write(path, [node("Conv", "x w", "y")], {"w": weights})
+    if kind == "bfloat16":
+        stored = (weights.view(np.uint32) >> 16).astype(np.uint16)
+        exact = (stored.astype(np.uint32) << 16).view(np.float32)
+        tensor = model.graph.initializer[0]
+        tensor.data_type, tensor.raw_data = TensorProto.BFLOAT16, stored.tobytes()
+    else:
+        exact = weights.astype(kind).astype(np.float32)
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights.astype(kind), "w"))
+    onnx.save(model, path)
+    network = minires.onnx.load(path)
+    assert network.theta.dtype == np.float32
+    np.testing.assert_array_equal(network.arrays()["w"], exact)
+
+
+def test_a_float16_file_answers_in_float16(path, rng):
+    weights = normal(rng, 4, 3, 3, 3).astype(np.float16)
+    write(path, [node("Conv", "x w", "y")], {"w": weights}, dtype=TensorProto.FLOAT16)
+    images = normal(rng, 2, 3, 8, 8).astype(np.float16)
+    found = minires.onnx.load(path).run(images)
+    assert found.dtype == np.float16
+    (expected,) = runtime(path)(x=images)
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_shared_weights_stay_one_and_their_gradients_add(path, rng):
+    arrays = {"w": normal(rng, 3, 3, 1, 1), "v": normal(rng, 192, 4)}
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Tanh", "a", "t"),
+        node("Conv", "t w", "b"),
+        node("Flatten", "b", "f"),
+        node("MatMul", "f v", "y"),
+    ]
+    write(path, nodes, arrays)
+    images, labels = normal(rng, 2, 3, 8, 8).astype(np.float64), np.array([1, 3])
+    network = minires.onnx.load(path)
+    assert network.theta.size == 9 + 192 * 4
+    twice = {"w": arrays["w"], "w2": arrays["w"], "v": arrays["v"]}
+    write(path, [*nodes[:2], node("Conv", "t w2", "b"), *nodes[3:]], twice)
+    apart = minires.onnx.load(path)
+    gradients = [
+        n.arrays(n.loss_and_gradient(n.theta.astype(np.float64), images, labels)[1])
+        for n in (network, apart)
+    ]
+    np.testing.assert_allclose(gradients[0]["w"], gradients[1]["w"] + gradients[1]["w2"])
+
+
+def test_weights_behind_views_are_the_arrays_they_start_from(path, rng):
+    # A matrix that two layers use, one of them transposed, as tied weights are.
+    arrays = {"w": normal(rng, 192, 192), "c": normal(rng, 3, 1, 1, 3)}
+    nodes = [
+        node("Constant", "", "flat", value=numpy_helper.from_array(normal(rng, 4 * 192))),
+        node("Constant", "", "shape", value_ints=[192, 4]),
+        node("Reshape", "flat shape", "v"),
+        node("Transpose", "w", "wt", perm=[1, 0]),
+        node("Transpose", "c", "ct", perm=[3, 0, 1, 2]),
+        node("Conv", "x ct", "a"),
+        node("Flatten", "a", "f"),
+        node("MatMul", "f w", "g"),
+        node("MatMul", "g wt", "h"),
+        node("MatMul", "h v", "y"),
+    ]
+    write(path, nodes, arrays)
+    images = normal(rng, 2, 3, 8, 8)
+    network = agrees(path, images)
+    assert {e.name: e.size for e in network.weights} == {"w": 192**2, "c": 9, "flat": 768}
+    theta, labels = network.theta.astype(np.float64), np.array([0, 3])
+    direction = rng.standard_normal(theta.shape)
+    images = images.astype(np.float64)
+    _, gradient = network.loss_and_gradient(theta, images, labels)
+    up, down = (
+        network.loss_and_gradient(theta + s * direction, images, labels)[0] for s in (1e-7, -1e-7)
+    )
+    np.testing.assert_allclose(gradient @ direction, (up - down) / 2e-7, rtol=1e-4)
+
+
+def test_weights_that_the_file_computes_are_trainable(path, rng):
+    # Batch norm as JAX exports it: the scale over the deviation is folded, and is the weight.
+    arrays = {"gamma": normal(rng, 3, 1, 1), "var": normal(rng, 3, 1, 1) ** 2}
+    arrays |= {"eps": np.float32(1e-3), "shape": np.array([4, 192])}
+    nodes = [
+        node("Add", "var eps", "v"),
+        node("Sqrt", "v", "s"),
+        node("Div", "gamma s", "factor"),
+        node("Mul", "x factor", "a"),
+        node("Flatten", "a", "f"),
+        node("ConstantOfShape", "shape", "w", value=numpy_helper.from_array(np.ones(1, "f"))),
+        node("Gemm", "f w", "y", transB=1),
+    ]
+    write(path, nodes, arrays)
+    network = agrees(path, normal(rng, 2, 3, 8, 8))
+    assert {e.name: e.size for e in network.weights} == {"factor": 3, "w": 768}
+
+
+def test_scalars_and_bounds_are_constants(path, rng):
+    arrays = {
+        "half": np.full((1, 1), 0.5, np.float32),
+        "low": np.float32(-1),
+        "w": np.ones((3, 1, 1), "f"),
+    }
+    nodes = [
+        node("Mul", "x half", "a"),
+        node("Max", "a low", "b"),
+        node("Clip", "b low", "c"),
+        node("Mul", "c w", "y"),
+    ]
+    write(path, nodes, arrays)
+    network = agrees(path, normal(rng, 2, 3, 8, 8))
+    assert [e.name for e in network.weights] == ["w"]
+
+
+@pytest.mark.parametrize("tail", ["none", "identity", "reshape", "before 13"])
+def test_the_loss_sees_what_goes_into_a_final_softmax(path, rng, tail):
+    arrays = {"w": normal(rng, 192, 4), "shape": np.array([-1, 4, 1, 1])}
+    head = [node("Flatten", "x", "f"), node("MatMul", "f w", "z")]
+    softmax = [node("Softmax", "z", "y", **({} if tail == "before 13" else {"axis": 1}))]
+    if tail == "identity":
+        softmax = [node("Softmax", "z", "p", axis=1), node("Identity", "p", "y")]
+    if tail == "reshape":
+        softmax = [
+            node("Reshape", "z shape", "z4"),
+            node("Softmax", "z4", "p", axis=1),
+            node("Flatten", "p", "y"),
+        ]
+    write(path, [*head, *softmax], arrays, opset=9 if tail == "before 13" else 13)
+    images, labels = normal(rng, 3, 3, 8, 8), np.array([0, 2, 3])
+    network = agrees(path, images)
+    assert network.output_kind == "softmax"
+    logits = images.reshape(3, -1) @ arrays["w"]
+    np.testing.assert_allclose(network.logits(network.theta, images), logits, rtol=1e-4)
+    np.testing.assert_allclose(
+        network.predict(network.theta, images), network.run(images), rtol=1e-4, atol=1e-6
+    )
+    loss, _ = network.loss_and_gradient(network.theta, images, labels)
+    expected = -np.log(network.run(images)[np.arange(3), labels]).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+def test_a_softmax_within_the_graph_is_none_at_its_end(path, rng):
+    nodes = [node("Flatten", "x", "f"), node("Softmax", "f", "p"), node("MatMul", "p w", "y")]
+    write(path, nodes, {"w": normal(rng, 192, 4)})
+    assert agrees(path, normal(rng, 2, 3, 8, 8)).output_kind == "logits"
+
+
+def test_a_final_sigmoid_has_no_logits(path, rng):
+    nodes = [node("Flatten", "x", "f"), node("MatMul", "f w", "z"), node("Sigmoid", "z", "y")]
+    write(path, nodes, {"w": normal(rng, 192, 4)})
+    images = normal(rng, 2, 3, 8, 8)
+    network = agrees(path, images)
+    with pytest.raises(UnsupportedError, match="Sigmoid"):
+        network.predict(network.theta, images)
+
+
+def test_nhwc_inputs_are_reported_and_transposes_cost_nothing(path, rng):
+    nodes = [
+        node("Transpose", "x", "t", perm=[0, 3, 1, 2]),
+        node("Conv", "t w", "c"),
+        node("Transpose", "c", "y", perm=[0, 2, 3, 1]),
+    ]
+    write(path, nodes, {"w": normal(rng, 4, 3, 3, 3)}, shape=(None, 8, 8, 3))
+    images = normal(rng, 2, 8, 8, 3)
+    network = agrees(path, images)
+    assert network.input_layout == "NHWC"
+    assert network.run(images).flags.c_contiguous
+
+
+def test_several_outputs_come_as_a_tuple(path, rng):
+    write(path, [node("Split", "x", "a b c", axis=1)], outputs=["c", "a"])
+    first, second = minires.onnx.load(path).run(images := normal(rng, 2, 3, 8, 8))
+    np.testing.assert_array_equal(first, images[:, 2:])
+    np.testing.assert_array_equal(second, images[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("opset", "fits"), [(6, False), (7, True), (28, True), (29, False), (999, False)]
+)
+def test_operator_sets_outside_the_range_are_refused_by_number(path, opset, fits):
+    write(path, [node("Relu", "x", "y")], opset=opset)
+    if fits:
+        assert minires.onnx.load(path).graph.opset == opset
+        return
+    with pytest.raises(UnsupportedError, match=f"operator set {opset}: supported are 7 to 28"):
+        minires.onnx.load(path)
+
+
+@pytest.mark.parametrize(("channels", "outputs", "group"), [(4, 4, 4), (4, 12, 4), (4, 6, 2)])
+def test_grouped_convolutions_and_their_gradients(path, rng, channels, outputs, group):
+    arrays = {"w": normal(rng, outputs, channels // group, 3, 3), "b": normal(rng, outputs)}
+    conv = node("Conv", "x w b", "c", group=group, strides=[2, 1], pads=[1, 0, 2, 1])
+    nodes = [conv, node("GlobalAveragePool", "c", "g"), node("Flatten", "g", "y")]
+    write(path, nodes, arrays, shape=(None, channels, 8, 8))
+    network = agrees(path, normal(rng, 2, channels, 8, 8))
+    theta = network.theta.astype(np.float64)
+    images, labels = rng.standard_normal((2, channels, 8, 8)), np.array([0, 1])
+    _, gradient = network.loss_and_gradient(theta, images, labels)
+    direction = rng.standard_normal(theta.shape)
+    up, down = (
+        network.loss_and_gradient(theta + s * direction, images, labels)[0] for s in (1e-6, -1e-6)
+    )
+    np.testing.assert_allclose(gradient @ direction, (up - down) / 2e-6, rtol=1e-5)
+
+
+def test_a_declared_output_that_is_not_computed_is_an_error(path):
+    model = write(path, [node("Flatten", "x", "y")])
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, ["N", 10]))
+    onnx.save(model, path)
+    with pytest.raises(FormatError, match="declared"):
+        minires.onnx.load(path)
