@@ -47,6 +47,7 @@ class Layout:
         self.rows = []  # (name, layer, input shape, output shape) in order
         self._path = []
         self._used = {}
+        self._layers = []
 
     @contextlib.contextmanager
     def scope(self, layer):
@@ -55,8 +56,15 @@ class Layout:
         kind = layer.name or layer.kind.lower()
         number = self._used[prefix, kind] = self._used.get((prefix, kind), 0) + 1
         self._path.append(layer.name or f"{kind}_{number}")
+        declared = len(self.weights)
         try:
             yield
+            if layer in self._layers and len(self.weights) > declared:
+                raise ValueError(
+                    f"{'.'.join(self._path)}: this very layer stands in the network already, and "
+                    "would forget its weights there: make another one with the same settings"
+                )
+            self._layers.append(layer)
         finally:
             self._path.pop()
 

@@ -1,0 +1,213 @@
+"""Layers: the shapes they announce and keep, the weights they ask for, initial weights, errors."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import assert_close
+
+from minires import ops
+from minires.convolution import conv2d, max_pool, mean_pool
+from minires.layers import (
+    INITIALIZERS,
+    Activation,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalMeanPool,
+    Layer,
+    MaxPool,
+    MeanPool,
+    ReLU,
+    ReLU6,
+    Sequential,
+    ones,
+    zeros,
+)
+from minires.model import Layout, Run
+
+
+def connect(layer, shape):
+    """The output shape, and the declared arrays {name: shape}."""
+    layout = Layout()
+    output = layer.connect(shape, layout)
+    return output, layout
+
+
+def apply(layer, layout, x, rng=None, training=False):
+    """The output, and θ: normal numbers in every array."""
+    size = sum(entry.size for entry in layout.weights)
+    theta = np.random.default_rng(0).standard_normal(size)
+    return layer.apply(x, Run(theta, np.empty(0), training=training, rng=rng)), theta
+
+
+IMAGES = (11, 9, 3)
+CASES = [
+    (Dense(5), (7,), {"weight": (7, 5), "bias": (5,)}),
+    (Dense(5, bias=False), (7,), {"weight": (7, 5)}),
+    (Conv2D(4, 3), IMAGES, {"weight": (3, 3, 3, 4), "bias": (4,)}),
+    (Conv2D(4, (3, 2), stride=2, bias=False), IMAGES, {"weight": (3, 2, 3, 4)}),
+    (Conv2D(4, 3, padding="valid"), IMAGES, {"weight": (3, 3, 3, 4), "bias": (4,)}),
+    (Conv2D(4, 3, padding=((0, 2), (1, 0)), stride=(3, 1)), IMAGES, None),
+    (Conv2D(4, 3, dilation=(2, 3), padding=0), IMAGES, None),
+    (Conv2D(4, 3, activation="relu"), IMAGES, None),
+    (MaxPool(), IMAGES, {}),
+    (MaxPool(3, stride=2, padding="same"), IMAGES, {}),
+    (MaxPool((2, 3), stride=(1, 2), padding=1), IMAGES, {}),
+    (MeanPool(), IMAGES, {}),
+    (MeanPool(3, stride=1, padding=1, count_padding=True), IMAGES, {}),
+    (GlobalMeanPool(), IMAGES, {}),
+    (Flatten(), IMAGES, {}),
+    (ReLU(), IMAGES, {}),
+    (ReLU6(), (7,), {}),
+    (Activation("tanh"), (7,), {}),
+    (Activation("sigmoid"), (7,), {}),
+    (Dropout(), IMAGES, {}),
+    (Sequential(Conv2D(4, 3), MaxPool(), Flatten(), Dense(2)), IMAGES, None),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "arrays"), CASES)
+@pytest.mark.parametrize("lead", [(2,), (3, 2)])
+def test_a_layer_keeps_the_shape_it_announces(rng, layer, shape, arrays, lead):
+    output, layout = connect(layer, shape)
+    if arrays is not None:
+        assert {entry.name: entry.shape for entry in layout.weights} == arrays
+    result, _ = apply(layer, layout, rng.standard_normal((*lead, *shape)))
+    assert result.shape == (*lead, *output)
+
+
+def test_dense_and_convolutions_compute_what_they_say(rng):
+    x = rng.standard_normal((2, 7))
+    layer = Dense(5)
+    result, theta = apply(layer, connect(layer, (7,))[1], x)
+    assert_close(result, x @ theta[:35].reshape(7, 5) + theta[35:], 1e-14)
+    images = rng.standard_normal((2, *IMAGES))
+    for options in (
+        {"stride": 2, "padding": "same"},
+        {"padding": ((0, 2), (1, 0)), "dilation": (2, 1)},
+        {"padding": "valid", "activation": "relu6"},
+    ):
+        layer = Conv2D(4, (3, 2), **options)
+        result, theta = apply(layer, connect(layer, IMAGES)[1], images)
+        w, b = theta[:72].reshape(3, 2, 3, 4), theta[72:]
+        np.testing.assert_array_equal(result, conv2d(images, w, b, **options))
+
+
+def test_pools_and_activations_compute_what_they_say(rng):
+    x = rng.standard_normal((2, *IMAGES))
+    options = {"window": (2, 3), "stride": (1, 2), "padding": 1}
+    for layer, expected in [
+        (MaxPool(**options), max_pool(x, **options)),
+        (MaxPool(), max_pool(x)),
+        (MeanPool(**options), mean_pool(x, **options)),
+        (MeanPool(**options, count_padding=True), mean_pool(x, **options, count_padding=True)),
+        (GlobalMeanPool(), x.mean(axis=(1, 2))),
+        (Flatten(), x.reshape(2, -1)),
+        (ReLU(), np.maximum(x, 0)),
+        (ReLU6(), np.clip(x, 0, 6)),
+        (Activation("tanh"), np.tanh(x)),
+        (Activation("sigmoid"), 1 / (1 + np.exp(-x))),
+    ]:
+        result, _ = apply(layer, connect(layer, IMAGES)[1], x)
+        assert_close(result, expected, 1e-14)
+
+
+def test_dropout_drops_in_training_only(rng):
+    x = rng.standard_normal((20, 30))
+    layer = Dropout(0.3)
+    layout = connect(layer, (30,))[1]
+    assert apply(layer, layout, x)[0] is x
+    assert apply(Dropout(0), layout, x, training=True)[0] is x
+    dropped, _ = apply(layer, layout, x, np.random.default_rng(3), training=True)
+    expected = ops.dropout(x, rate=0.3, rng=np.random.default_rng(3))
+    np.testing.assert_array_equal(dropped, expected)
+    assert (dropped == 0).any()
+
+
+def test_dropout_without_random_numbers_says_what_to_pass(rng):
+    layer = Dropout(0.3)
+    with pytest.raises(ValueError, match=r"rate 0.3 needs random numbers: pass rng="):
+        apply(layer, connect(layer, (30,))[1], rng.standard_normal((2, 30)), training=True)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.5])
+def test_dropout_rates(rate):
+    with pytest.raises(ValueError, match="expected 0 ≤ rate < 1"):
+        Dropout(rate)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"),
+    [
+        (Dense(5), IMAGES, r"Dense: the input is \(11, 9, 3\), expected \(features,\)"),
+        (Conv2D(5, 3), (7,), r"Conv2D: the input is \(7,\), expected \(H, W, C\)"),
+        (Flatten(), (7,), "Flatten: the input is"),
+        (MaxPool(), (7,), "MaxPool: the input is"),
+        (MeanPool(), (7,), "MeanPool: the input is"),
+        (GlobalMeanPool(), (7,), "GlobalMeanPool: the input is"),
+        (Conv2D(5, 12, padding="valid"), IMAGES, "exceeds the image of .* larger images or a sm"),
+        (MaxPool(10), IMAGES, r"MaxPool: a window of \(10, 10\) exceeds the image of \(11, 9\)"),
+    ],
+)
+def test_inputs_that_do_not_fit(layer, shape, message):
+    with pytest.raises(ValueError, match=message):
+        connect(layer, shape)
+
+
+def test_settings_that_mean_nothing():
+    for make in (lambda: Conv2D(3, 0), lambda: MaxPool(0), lambda: MaxPool(2, stride=0)):
+        with pytest.raises(ValueError, match="expected one or two whole numbers from 1 up"):
+            make()
+    with pytest.raises(KeyError):
+        Dense(3, initializer="none such")
+
+
+def test_a_layer_without_arithmetic_says_so():
+    with pytest.raises(NotImplementedError):
+        Layer().apply(None, None)
+
+
+# --- initial weights ----------------------------------------------------------------------
+
+
+def test_glorot_is_uniform_within_its_bounds(rng):
+    values = INITIALIZERS["glorot"](rng, (300, 200), 300, 200)
+    limit = math.sqrt(6 / 500)
+    assert np.abs(values).max() <= limit
+    assert np.abs(values).max() > 0.999 * limit
+    assert abs(values.mean()) < 5 * limit / math.sqrt(3 * values.size)
+    assert values.std() == pytest.approx(limit / math.sqrt(3), rel=0.01)
+
+
+def test_he_is_normal_with_variance_two_over_fan_in(rng):
+    values = INITIALIZERS["he"](rng, (300, 200), 300, 200)
+    assert values.std() == pytest.approx(math.sqrt(2 / 300), rel=0.01)
+    assert abs(values.mean()) < 5 * values.std() / math.sqrt(values.size)
+    assert np.abs(values).max() > 3.5 * values.std()  # not uniform, not truncated
+
+
+def test_truncated_normal_ends_at_two_deviations(rng):
+    values = INITIALIZERS["truncated_normal"](rng, (300, 200), 300, 200)
+    assert 0.1999 < np.abs(values).max() <= 0.2
+    # The deviation of a normal number cut at ±2σ is 0.8796 σ.
+    assert values.std() == pytest.approx(0.1 * 0.8796, rel=0.01)
+
+
+def test_constants(rng):
+    assert zeros(rng, (2,), 1, 1) == 0
+    assert ones(rng, (2,), 1, 1) == 1
+
+
+@pytest.mark.parametrize("initializer", INITIALIZERS)
+def test_fans_of_dense_and_convolution(initializer):
+    """fan-in counts the taps of every input channel, fan-out those of every output channel."""
+    for layer, shape, fans in [
+        (Dense(5, initializer=initializer), (7,), (7, 5)),
+        (Conv2D(4, (3, 2), initializer=initializer), IMAGES, (18, 24)),
+    ]:
+        _, layout = connect(layer, shape)
+        assert layout["weight"].fans == fans
+        assert layout["weight"].initializer is INITIALIZERS[initializer]
+        assert layout["bias"].initializer is zeros
