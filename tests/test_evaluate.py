@@ -18,7 +18,9 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
 SIZE = 16
 
 
-def write_network(path, classes=3, layout="NCHW", batch="N", size=SIZE, softmax=False, seed=0):
+def write_network(
+    path, classes=3, layout="NCHW", batch="N", size=SIZE, softmax=False, dropout=False, seed=0
+):
     """A small network with a live batch norm: convolution, batch norm, ReLU, pooling, dense."""
     rng = np.random.default_rng(seed)
     filters = 6
@@ -41,6 +43,10 @@ def write_network(path, classes=3, layout="NCHW", batch="N", size=SIZE, softmax=
         node("Flatten", ["d"], ["e"]),
         node("Gemm", ["e", "dense", "bias"], ["logits"]),
     ]  # fmt: skip
+    if dropout:
+        arrays["ratio"] = np.array(0.5)
+        nodes.insert(5, node("Dropout", ["e", "ratio"], ["f"]))
+        nodes[-1].input[0] = "f"
     last = "logits"
     if softmax:
         nodes.append(node("Softmax", ["logits"], ["probabilities"], axis=1))

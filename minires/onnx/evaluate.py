@@ -30,16 +30,15 @@ class Examination:
     pictures  data_tools.imagenet.Pictures
     preset    how photographs are prepared, a name in data_tools.imagenet.PRESETS
     size      of the input, pixels; None: as the network's file says
-    device    "cpu" or "gpu": where to compute
     threads   how many decode photographs; None: one for each core
     Raises    ValueError when the network is not one for photographs, or knows other classes
     """
 
-    def __init__(self, network, pictures, preset, size=None, device="cpu", threads=None):
+    def __init__(self, network, pictures, preset, size=None, threads=None):
         from data_tools import imagenet
 
         self.network, self.pictures = network, pictures
-        self.preset, self.device, self.threads = preset, device, threads
+        self.preset, self.threads = preset, threads
         self.layout, self.size = _input_of(network, size)
         self.offset, self.outputs = imagenet.match_outputs(len(pictures.classes), network.classes)
         self.notes = imagenet.Notes()
@@ -53,31 +52,26 @@ class Examination:
                   missing
         """
         from data_tools import imagenet
-        from minires.backend import to_device
 
         pictures = pictures or self.pictures
         for batch in imagenet.batches(
             pictures, plan, self.preset, self.size, self.notes, self.threads
         ):
-            images = to_device(batch.images, self.device)
-            if self.layout == "NCHW":
-                images = images.transpose(0, 3, 1, 2)
+            first = self.layout == "NCHW"
+            images = batch.images.transpose(0, 3, 1, 2) if first else batch.images
             yield images, batch.labels, batch.indices
 
     def predict(self, theta, images, stats=None):
-        """Probabilities of the classes that the photographs know: (n, classes), on the host.
+        """Probabilities of the classes that the photographs know: (n, classes).
 
         A background class is left out, and the others made to sum to one: as if its logit were
         left out of the softmax.
         """
-        from minires.backend import to_host, xp_of
-
         count, fixed = len(images), self.network.batch
         if fixed and count % fixed:
             # The graph takes so many at a time or none: show some again.
-            xp = xp_of(images)
-            images = images[xp.arange(-(-count // fixed) * fixed) % count]
-        probabilities = to_host(self.network.predict(theta, images, stats)[:count])
+            images = images[np.arange(-(-count // fixed) * fixed) % count]
+        probabilities = self.network.predict(theta, images, stats)[:count]
         if self.offset:
             probabilities = probabilities[:, self.offset :]
             probabilities = probabilities / probabilities.sum(axis=-1, keepdims=True)
@@ -204,11 +198,8 @@ def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=
     """
     from tqdm import tqdm
 
-    from minires.backend import to_device
-
-    network, device = examination.network, examination.device
-    theta = to_device(network.theta if theta is None else theta, device)
-    stats = to_device(network.stats if stats is None else stats, device)
+    theta = examination.network.theta if theta is None else theta
+    stats = examination.network.stats if stats is None else stats
     count = len(examination.pictures)
     shown = np.arange(count)
     if limit is not None and limit < count:
@@ -278,7 +269,7 @@ def add_parser(subparsers):
 
 
 def add_picture_options(parser):
-    """Add what `evaluate` and `improve` both ask: the network, the pictures, the device."""
+    """Add what `evaluate` and `improve` both ask: the network and the pictures."""
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR",
                         help="folder with one folder for each class, or a tar")  # fmt: skip
@@ -292,7 +283,6 @@ def add_picture_options(parser):
                         help="how pictures are prepared: the programs that the network comes from "
                         "(keras and tf-slim: [-1, 1]; torchvision: standardised)")  # fmt: skip
     parser.add_argument("--size", type=int, help="pixels, for a network that takes any")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where to compute")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
 
 
@@ -313,12 +303,9 @@ def open_examination(options):
     check_counts(options, "batch", "size", "threads")
     if options.threads is not None:
         backend.set_threads(options.threads)
-    backend.to_device(np.zeros(1), options.device)  # before the work: is there a GPU?
     network = minires.onnx.load(options.model)
     pictures = imagenet.load(options.images, options.synsets, options.labels)
-    return Examination(
-        network, pictures, options.preset, options.size, options.device, options.threads
-    )
+    return Examination(network, pictures, options.preset, options.size, options.threads)
 
 
 def describe_notes(examination, most=10):
@@ -361,7 +348,6 @@ def run(options):
             "notes": examination.notes.counts,
             "noted": examination.notes.lines(),
             "not_pictures": len(pictures.ignored),
-            "device": options.device,
             **speed,
         }
         print(json.dumps(_without_nan(result), ensure_ascii=False, allow_nan=False))

@@ -83,7 +83,6 @@ class State:
 
         settings   dict of plain values: what the run was asked to do
         """
-        from minires.backend import to_host
         from minires.files import save_arrays
 
         arrays = {
@@ -99,14 +98,13 @@ class State:
         for owner, names in _AVERAGES.items():
             for name in names:
                 arrays[f"{owner}.{name}"] = getattr(getattr(self, owner), name)
-        save_arrays(path, **{name: np.asarray(to_host(a)) for name, a in arrays.items()})
+        save_arrays(path, **{name: np.asarray(value) for name, value in arrays.items()})
 
     def restore(self, path, settings):
         """Go on from what `save` wrote.
 
         Raises   ValueError when it is damaged, or belongs to a run that was asked for other things
         """
-        from minires.backend import to_device, xp_of
         from minires.files import load_arrays
 
         averages = [f"{owner}.{name}" for owner, names in _AVERAGES.items() for name in names]
@@ -123,11 +121,9 @@ class State:
                 f"{path} belongs to a run with other settings ({'; '.join(changed)}): name another "
                 "folder with --out, or delete that file to start anew"
             )
-        device = "cpu" if xp_of(self.theta) is np else "gpu"
         self.updates = int(arrays["updates"])
         self.losses = arrays["losses"].tolist()
-        self.theta = to_device(arrays["theta"], device)
-        self.stats = to_device(arrays["stats"], device)
+        self.theta, self.stats = arrays["theta"], arrays["stats"]
         mark = "optimizer."
         self.optimizer.restore(
             {n.removeprefix(mark): a for n, a in arrays.items() if n.startswith(mark)}
@@ -136,7 +132,7 @@ class State:
             average = getattr(self, owner)
             for name in names:
                 array = arrays[f"{owner}.{name}"]
-                setattr(average, name, to_device(array, device) if array.ndim else int(array))
+                setattr(average, name, array if array.ndim else int(array))
         self.ema._dtype = self.ema_of_stats._dtype = self.theta.dtype
 
 
@@ -198,8 +194,6 @@ def fine_tune(examination, state, indices, updates, batch, seed, save=None, ever
     """
     from tqdm import tqdm
 
-    from minires.backend import to_device
-
     network, done = examination.network, state.updates
     plan = itertools.islice(order_of(indices, batch, seed), done, updates)
     saved = time.monotonic()
@@ -214,7 +208,7 @@ def fine_tune(examination, state, indices, updates, batch, seed, save=None, ever
                 loss, gradient = network.loss_and_gradient(
                     state.theta,
                     images,
-                    to_device(labels + examination.offset, examination.device),
+                    labels + examination.offset,
                     stats=state.stats,
                     rng=_generator(seed, "dropout", state.updates),
                 )
@@ -247,14 +241,12 @@ def recompute_statistics(examination, theta, like, plan):
     plan     list of index arrays, the training batches
     Returns  (S,)
     """
-    from minires.backend import to_device, xp_of
-
-    xp, network = xp_of(like), examination.network
-    total, share, count = xp.zeros(like.shape, np.float64), None, 0
+    network = examination.network
+    total, share, count = np.zeros(like.shape, np.float64), None, 0
 
     def after_a_step(start, theta, images, labels):
-        stats = xp.full(like.shape, start, theta.dtype)
-        labels = to_device(labels + examination.offset, examination.device)
+        stats = np.full(like.shape, start, theta.dtype)
+        labels = labels + examination.offset
         rng = np.random.default_rng(count)  # of dropout
         network.loss_and_gradient(theta, images, labels, stats=stats, rng=rng)
         return stats.astype(np.float64)
@@ -270,8 +262,8 @@ def recompute_statistics(examination, theta, like, plan):
     if count == 0:
         raise ValueError("no training picture can be used to recompute batch-norm statistics")
     moves = share > 1e-9
-    batch_mean = total / count / xp.where(moves, share, 1)
-    return xp.where(moves, batch_mean, like).astype(like.dtype)
+    batch_mean = total / count / np.where(moves, share, 1)
+    return np.where(moves, batch_mean, like).astype(like.dtype)
 
 
 # --- comparing ------------------------------------------------------------------------------
@@ -286,12 +278,7 @@ def contenders(examination, state, choice, members, plan):
     Returns  {name: (theta, stats)}, members as "member 1", … ; the mean model appears once for
              each choice when the network has statistics, and as "mean" with the chosen ones
     """
-    from minires.backend import to_device
-
-    device = examination.device
-    base = tuple(
-        to_device(a, device) for a in (examination.network.theta, examination.network.stats)
-    )
+    base = examination.network.theta, examination.network.stats
     mean, ema = state.moments.mean, state.ema.mean
 
     def statistics(theta, averaged, choice):
@@ -486,7 +473,6 @@ def run(options):
     """`minires improve`: do it all, or what is left of it; 0 is the exit code."""
     import minires.onnx
     from data_tools import imagenet
-    from minires.backend import to_device, to_host
     from minires.files import save_json
 
     check_counts(options, "updates")
@@ -507,12 +493,7 @@ def run(options):
             )
         training, held_out = np.arange(len(pictures)), np.arange(len(test))
     settings = _settings(options, examination, training)
-    state = State(
-        to_device(network.theta, options.device),
-        to_device(network.stats, options.device),
-        _optimizer(options),
-        options.ema,
-    )
+    state = State(network.theta, network.stats, _optimizer(options), options.ema)
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
@@ -552,7 +533,7 @@ def run(options):
     for name, (theta, stats) in networks.items():
         if name == "mean" or name.startswith("member"):
             path = out / f"{name.replace(' ', '_')}.onnx"
-            minires.onnx.save(network, path, theta=to_host(theta), stats=to_host(stats))
+            minires.onnx.save(network, path, theta=theta, stats=stats)
     outcomes = compare(examination, networks, test, held_out, options.batch)
     rows = score_all(outcomes)
     for line in describe_notes(examination):
@@ -599,7 +580,6 @@ def _settings(options, examination, training):
         "optimizer": options.optimizer,
         "ema": options.ema,
         "seed": options.seed,
-        "device": options.device,
     }
 
 
