@@ -38,7 +38,7 @@ def runtime(path):
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # a refusal is an exception, not a message
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     return lambda **inputs: session.run(None, inputs)
 

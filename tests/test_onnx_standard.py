@@ -1,0 +1,129 @@
+"""The ONNX standard's own tests of single operators, and its real networks without weights.
+
+The onnx package generates a model, inputs and expected outputs for every operator. All cases
+whose operators are implemented here are run; what is skipped is skipped for one of the reasons
+listed below, and the numbers of both are checked, so that no case disappears unseen.
+"""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, numpy_helper  # noqa: E402
+from onnx.backend.test.loader import load_model_tests  # noqa: E402
+
+import minires.onnx  # noqa: E402
+from minires.onnx import UnsupportedError  # noqa: E402
+from minires.onnx.operators import OPERATORS  # noqa: E402
+
+# Why a case is not run: what the refusal says → what it means.
+REASONS = {
+    r"elements of type \d+": "types: float8, float4, whole numbers of 2 or 4 bits, strings",
+    r"cast to type \d+": "types: float8, float4, whole numbers of 2 or 4 bits, strings",
+    r"is a (sequence|optional)_type": "types: sequences and optional values",
+    r"images \(N, C, H, W\) only": "images with one or three axes of pixels",
+    r"training mode": "the file's own training mode",
+    r"mode '\w+' is not implemented": "borders that repeat the image",
+    r"indices of the maxima": "maxima of whole numbers, or their places",
+}
+
+
+def cases(kind):
+    """The standard's cases whose operators are all implemented."""
+    for case in load_model_tests(kind=kind):
+        model = case.model
+        if model is not None and all(
+            node.op_type in OPERATORS and node.domain in ("", "ai.onnx")
+            for node in model.graph.node
+        ):
+            yield case
+
+
+def reason_of(error):
+    """Which of the reasons a refusal gives."""
+    (reason,) = (text for pattern, text in REASONS.items() if re.search(pattern, str(error)))
+    return reason
+
+
+def as_array(value):
+    """An expected value; bfloat16 as float32."""
+    array = numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+def tolerance(declared):
+    """What half a unit in the last place of the declared type allows."""
+    return {TensorProto.BFLOAT16: 2**-8, TensorProto.FLOAT16: 2**-10}.get(declared, 1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the package that makes the cases
+def test_operators_as_the_standard_tests_them(tmp_path):
+    path = tmp_path / "model.onnx"
+    passed, skipped = [], Counter()
+    for case in cases("node"):
+        onnx.save(case.model, path)
+        try:
+            network = minires.onnx.load(path)
+            ((inputs, outputs),) = case.data_sets
+            names = [value.name for value in network.inputs]
+            found = network.run(dict(zip(names, map(as_array, inputs), strict=True)))
+        except UnsupportedError as error:
+            skipped[reason_of(error)] += 1
+            continue
+        found = found if isinstance(found, tuple) else (found,)
+        for array, value, declared in zip(found, outputs, case.model.graph.output, strict=True):
+            expected = as_array(value)
+            assert array.shape == expected.shape, case.name
+            if expected.dtype.kind == "f":
+                limit = tolerance(declared.type.tensor_type.elem_type)
+                np.testing.assert_allclose(
+                    array.astype(np.float64), expected, rtol=limit, atol=1e-7, err_msg=case.name
+                )
+            else:
+                assert array.dtype == expected.dtype, case.name
+                np.testing.assert_array_equal(array, expected, err_msg=case.name)
+        passed.append(case.name)
+    print(f"{len(passed)} passed, {sum(skipped.values())} skipped: {dict(skipped)}")
+    assert len(passed) >= 300
+    assert {"test_basic_conv_with_padding", "test_averagepool_2d_ceil", "test_relu"} <= {*passed}
+
+
+LIGHT = {  # name → trainable weights; every one comes out of a ConstantOfShape node
+    "bvlc_alexnet": 60_965_224,
+    "densenet121": 8_062_504,
+    "inception_v1": 6_998_552,
+    "inception_v2": 11_214_888,
+    "resnet50": 25_557_032,
+    "shufflenet": 1_393_320,
+    "squeezenet": 1_235_496,
+    "vgg19": 143_667_240,
+    "zfnet512": 87_250_536,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LIGHT)
+def test_real_graphs_with_constant_weights(name, rng, tmp_path):
+    from pathlib import Path
+
+    from onnx_models import runtime
+
+    path = Path(onnx.__file__).parent / f"backend/test/data/light/light_{name}.onnx"
+    if not path.exists():
+        pytest.skip(f"this onnx package lacks {path.name}")
+    if name == "zfnet512":
+        # Its logits are all equal and near 10¹²: behind the softmax only rounding is left.
+        model = onnx.load(path)
+        model.graph.output[0].name = model.graph.node[-1].input[0]
+        path = tmp_path / path.name
+        onnx.save(model, path)
+    network = minires.onnx.load(path)
+    images = rng.uniform(size=network.input_shape).astype(np.float32)
+    (expected,) = runtime(path)(**{network.input_name: images})
+    found = network.run(images)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert network.theta.size == LIGHT[name]

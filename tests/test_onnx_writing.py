@@ -1,0 +1,190 @@
+"""Weights written back: the same file but for its numbers, and any runtime agrees."""
+
+import os
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+from onnx import TensorProto, numpy_helper  # noqa: E402
+from onnx_models import classifier, node, runtime, write  # noqa: E402
+
+import minires.onnx  # noqa: E402
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.onnx"
+
+
+def changed(network, rng):
+    """Other weights and statistics for a network."""
+    theta = network.theta + normal(rng, network.theta.size) / 10
+    return theta, network.stats * rng.uniform(0.5, 2, network.stats.size).astype(np.float32)
+
+
+def save_and_compare(path, rng, images=None):
+    """Save other weights; onnxruntime on the new file must agree with the network."""
+    network = minires.onnx.load(path)
+    theta, stats = changed(network, rng)
+    new = path.with_name("new.onnx")
+    minires.onnx.save(network, new, theta=theta, stats=stats)
+    images = normal(rng, 2, 3, 8, 8) if images is None else images
+    expected = network.run(images, theta=theta, stats=stats)
+    (found,) = runtime(new)(x=images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    again = minires.onnx.load(new)
+    assert [entry.name for entry in again.weights] == [entry.name for entry in network.weights]
+    np.testing.assert_array_equal(again.theta, theta)
+    np.testing.assert_array_equal(again.stats, stats)
+    assert sorted(os.listdir(path.parent)) == sorted({*os.listdir(path.parent), "new.onnx"})
+    return network, new, theta
+
+
+def test_unchanged_weights_give_the_same_bytes(path, rng):
+    nodes, arrays = classifier(rng)
+    write(path, nodes, arrays)
+    new = path.with_name("new.onnx")
+    minires.onnx.save(minires.onnx.load(path), new)
+    assert new.read_bytes() == path.read_bytes()
+
+
+def test_only_the_bytes_of_weights_and_statistics_change(path, rng):
+    nodes, arrays = classifier(rng)
+    write(path, nodes, arrays)
+    network, new, _ = save_and_compare(path, rng)
+    before, after = path.read_bytes(), new.read_bytes()
+    assert len(before) == len(after)
+    numbers = bytearray(before)
+    for name in network.layout:
+        at = before.index(arrays[name].tobytes())
+        numbers[at : at + arrays[name].nbytes] = after[at : at + arrays[name].nbytes]
+    assert numbers == after
+
+
+def test_numbers_stored_one_by_one_become_plain_bytes(path, rng):
+    nodes, arrays = classifier(rng)
+    model = write(path, nodes, arrays)
+    for tensor in model.graph.initializer:
+        numbers = numpy_helper.to_array(tensor).reshape(-1)
+        tensor.ClearField("raw_data")
+        tensor.float_data.extend(numbers)
+    # Not packed, as old protobuf libraries wrote it: a tag before every number.
+    content = model.SerializeToString()
+    tensor = model.graph.initializer[0]
+    packed = tensor.SerializeToString()
+    apart = onnx.TensorProto(dims=tensor.dims, data_type=1, name=tensor.name).SerializeToString()
+    apart += b"".join(b"\x25" + np.float32(v).tobytes() for v in tensor.float_data)
+    model.graph.initializer[0].Clear()
+    assert packed in content
+    onnx.save(model, path)
+    rest = onnx.ModelProto.FromString(path.read_bytes())
+    del rest.graph.initializer[0]
+    graph = rest.graph.SerializeToString() + b"\x2a" + _varint(len(apart)) + apart
+    rest.ClearField("graph")
+    path.write_bytes(rest.SerializeToString() + b"\x3a" + _varint(len(graph)) + graph)
+    save_and_compare(path, rng)
+
+
+def _varint(number):
+    out = b""
+    while number > 127:
+        out += bytes([number & 127 | 128])
+        number >>= 7
+    return out + bytes([number])
+
+
+@pytest.mark.parametrize("kind", ["value", "value_floats"])
+def test_weights_in_constant_nodes(path, rng, kind):
+    weights = normal(rng, 3, 1, 1) if kind == "value" else normal(rng, 8)
+    value = numpy_helper.from_array(weights) if kind == "value" else weights.tolist()
+    nodes = [node("Constant", "-", "w", **{kind: value}), node("Mul", "x w", "y")]
+    nodes[0].ClearField("input")
+    write(path, nodes)
+    save_and_compare(path, rng)
+
+
+def test_weights_that_the_file_computes_take_the_place_of_their_node(path, rng):
+    arrays = {"gamma": normal(rng, 3, 1, 1), "deviation": 1 + normal(rng, 3, 1, 1) ** 2}
+    write(path, [node("Div", "gamma deviation", "f"), node("Mul", "x f", "y")], arrays)
+    _, new, theta = save_and_compare(path, rng)
+    model = onnx.load(new)
+    assert [n.op_type for n in model.graph.node] == ["Mul"]
+    np.testing.assert_array_equal(numpy_helper.to_array(model.graph.initializer[-1]).ravel(), theta)
+
+
+def test_float16_files_stay_float16(path, rng):
+    weights = normal(rng, 4, 3, 3, 3).astype(np.float16)
+    write(path, [node("Conv", "x w", "y")], {"w": weights}, dtype=TensorProto.FLOAT16)
+    network = minires.onnx.load(path)
+    new = path.with_name("new.onnx")
+    minires.onnx.save(network, new, theta=network.theta * 2)
+    (tensor,) = onnx.load(new).graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(tensor), weights * 2)
+    with pytest.raises(ValueError, match="does not fit in float16"):
+        minires.onnx.save(network, new, theta=network.theta * 1e6)
+
+
+@pytest.mark.parametrize("external", ["all", "one"])
+def test_external_data_stays_external(tmp_path, rng, external):
+    nodes, arrays = classifier(rng)
+    folder = tmp_path / "old"
+    folder.mkdir()
+    path = folder / "model.onnx"
+    model = write(path, nodes, arrays)
+    threshold = 0 if external == "all" else 500
+    onnx.save(
+        model, path, save_as_external_data=True, location="weights.bin", size_threshold=threshold
+    )
+    network, new, _ = save_and_compare(path, rng)
+    assert (folder / "new.onnx.data").exists()
+    assert new.stat().st_size < path.stat().st_size + 200
+    minires.onnx.save(network, tmp_path / "far.onnx")
+    far = minires.onnx.load(tmp_path / "far.onnx")
+    np.testing.assert_array_equal(far.theta, network.theta)
+    # The same name would overwrite numbers that the old file still needs.
+    model = write(path, nodes, arrays)
+    onnx.save(model, path, save_as_external_data=True, location="b.onnx.data", size_threshold=0)
+    with pytest.raises(ValueError, match="choose another name"):
+        minires.onnx.save(minires.onnx.load(path), folder / "b.onnx")
+
+
+def test_a_vector_that_does_not_fit_is_named_and_nothing_is_written(path, rng):
+    nodes, arrays = classifier(rng)
+    write(path, nodes, arrays)
+    network = minires.onnx.load(path)
+    new = path.with_name("new.onnx")
+    with pytest.raises(ValueError, match="theta is"):
+        minires.onnx.save(network, new, theta=network.theta[1:])
+    with pytest.raises(ValueError, match="NaN"):
+        minires.onnx.save(network, new, theta=network.theta * np.nan)
+    assert os.listdir(path.parent) == ["model.onnx"]
+
+
+NAMES = [
+    "special_shared_weights_op13_bn",
+    "tiny_keras_tensorflow_mobilenetv1_025",
+    "tiny_keras_torch_mobilenetv2_035",
+    "tiny_mobilenetv2_035_old_op13_bn",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exported_networks_with_other_weights(data_dir, tmp_path, rng, name):
+    folder = data_dir / "onnx_models" / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing")
+    network = minires.onnx.load(folder / "model.onnx")
+    images = np.load(folder / "input.npy")
+    theta = network.theta * (1 + normal(rng, network.theta.size) / 100)
+    new = tmp_path / "new.onnx"
+    minires.onnx.save(network, new, theta=theta)
+    (found,) = runtime(new)(**{network.input_name: images})
+    expected = network.run(images, theta=theta)
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert new.stat().st_size == (folder / "model.onnx").stat().st_size
