@@ -12,6 +12,7 @@ on where it was. At the end `results.json`, and the picture.
 """
 
 import inspect
+import itertools
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,10 +25,12 @@ from minires.moments import Moments
 from minires.networks import NETWORKS
 from minires.optimizers import SGD, Adam
 from minires.resampling import average
+from minires.running_statistics import batch_norm_policies
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 WATCHED = 6  # weights whose life is drawn
 SMALL_ENSEMBLE = 3  # the paper's cheap ensemble, beside that of all members
+STATISTICS_BATCHES = 20  # training batches from which "recomputed" measures batch norm
 
 
 @dataclass(frozen=True)
@@ -209,26 +212,43 @@ def _run_seed(config, model, seed, arrays, folder, quiet):
         finetuned, moments = fine_tune(pretrained)
         _save(folder, finetuned_file, finetuned)
 
-    mean_stats = finetuned["mean_stats"]
     members = moments.sample(config.members, training.stream(seed, "drawn networks"))
     records = []
 
-    def record(method, members, probabilities):
+    def record(method, members, probabilities, policy=None):
         scores = training.score(probabilities, test_labels)
-        records.append({"seed": seed, "method": method, "members": members, **scores})
+        # Only networks with batch norm have the choice of statistics.
+        named = {"batch_norm": policy} if policy else {}
+        records.append({"seed": seed, "method": method, "members": members, **named, **scores})
 
     def predict(theta, stats, what):
         desc = f"{what} (seed {seed})"
         return training.predict(model, theta, test_images, stats, quiet, desc)
 
+    def statistics(theta):
+        """The statistics that go with resampled weights, by each policy."""
+        lead = theta.shape[:-1]
+        if not model.stats_size:
+            return {None: model.init_stats(*lead)}
+        order = training.batches(
+            len(train_images), config.batch, training.stream(seed, "statistics order")
+        )
+        looks = (train_images[chosen] for chosen in itertools.islice(order, STATISTICS_BATCHES))
+        averaged, last = (
+            np.broadcast_to(finetuned[key], (*lead, model.stats_size)).copy()
+            for key in ("mean_stats", "stats")
+        )
+        return batch_norm_policies(model, theta, averaged, last, looks)
+
     record("pretrained", 1, predict(pretrained["theta"], pretrained["stats"], "pre-trained"))
     record("finetuned", 1, predict(finetuned["theta"], finetuned["stats"], "fine-tuned"))
-    record("mean", 1, predict(moments.mean, mean_stats, "mean model"))
-    stats = np.tile(mean_stats, (config.members, 1))
-    drawn = predict(members, stats, f"{config.members} drawn networks")
-    record("draw", 1, drawn[0])
-    for size in sorted({min(SMALL_ENSEMBLE, config.members), config.members}):
-        record("ensemble", size, average(drawn[:size]))
+    for policy, stats in statistics(moments.mean).items():
+        record("mean", 1, predict(moments.mean, stats, "mean model"), policy)
+    for policy, stats in statistics(members).items():
+        drawn = predict(members, stats, f"{config.members} drawn networks")
+        record("draw", 1, drawn[0], policy)
+        for size in sorted({min(SMALL_ENSEMBLE, config.members), config.members}):
+            record("ensemble", size, average(drawn[:size]), policy)
     if folder.path is not None:
         save_json(folder.file(name), records)
     return records
@@ -255,23 +275,27 @@ def _load(folder, name):
 # --- the table ----------------------------------------------------------------------------
 
 
-def label_of(method, members):
+def label_of(method, members, policy):
     """What a row or a bar of results is called."""
-    if method == "ensemble":
-        return f"ensemble of {members}"
-    return {
+    name = {
         "pretrained": "pre-trained",
         "finetuned": "fine-tuned",
         "mean": "mean model",
         "draw": "1 drawn network",
-    }.get(method, method)
+        "ensemble": f"ensemble of {members}",
+    }[method]
+    return f"{name}, {policy}" if policy else name
+
+
+FINETUNED = ("finetuned", 1, None)
 
 
 def collect(records):
-    """{(method, members): {metric: array over seeds}}, methods and seeds in order."""
+    """{(method, members, batch-norm policy): {metric: array over seeds}}, seeds in order."""
     table = {}
     for record in sorted(records, key=lambda record: record["seed"]):
-        row = table.setdefault((record["method"], record["members"]), {})
+        key = record["method"], record["members"], record.get("batch_norm")
+        row = table.setdefault(key, {})
         for metric in METRICS:
             row.setdefault(metric, []).append(record[metric])
     return {key: {m: np.array(v) for m, v in row.items()} for key, row in table.items()}
@@ -285,11 +309,11 @@ def table(records):
     """
     rows = collect(records)
     seeds = len(next(iter(rows.values()))["accuracy"])
-    reference = rows[("finetuned", 1)]
+    reference = rows[FINETUNED]
     heads = ["method", "accuracy %", "Δ", "NLL", "Δ", "Brier", "ECE %"]
     lines = []
     for key, row in rows.items():
-        plain = key == ("finetuned", 1)
+        plain = key == FINETUNED
         cells = [label_of(*key)]
         for metric, factor, digits in (("accuracy", 100, 2), ("nll", 1, 4)):
             cells.append(_spread(row[metric] * factor, digits))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minires.experiment import collect, label_of
+from minires.experiment import FINETUNED, collect, label_of
 from minires.files import complete
 
 INK, GRID, PLAIN, OURS = "#1f2933", "#d9dee3", "#9aa5b1", "#0b7285"
@@ -19,8 +19,9 @@ def draw_experiment(results, path, history=None, names=()):
     from matplotlib.figure import Figure
 
     count = 0 if history is None else history.shape[1]
-    figure = Figure(figsize=(11, 7.2 if count else 3.6), layout="constrained", dpi=130)
-    parts = figure.subfigures(2 if count else 1, 1, height_ratios=[1, 1.15] if count else None)
+    high = 1.2 + 0.4 * len(collect(results["records"]))
+    figure = Figure(figsize=(11, high + 3.7 * (count > 0)), layout="constrained", dpi=130)
+    parts = figure.subfigures(2 if count else 1, 1, height_ratios=[high, 3.7] if count else None)
     top = parts[0] if count else parts
     _draw_methods(top, results)
     if count:
@@ -52,7 +53,7 @@ def _draw_methods(part, results):
             axes.plot(values, np.full(len(values), y), "o", ms=4, color=colour, alpha=0.45)
             spread = values.std(ddof=1) if len(values) > 1 else 0
             axes.errorbar(values.mean(), y, xerr=spread, fmt="o", ms=8, color=colour, capsize=3)
-        reference = rows[("finetuned", 1)][metric].mean() * factor
+        reference = rows[FINETUNED][metric].mean() * factor
         axes.axvline(reference, color=PLAIN, lw=1, ls=":")
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)

@@ -24,6 +24,7 @@ STREAMS = (
     "fine-tuning order",
     "fine-tuning dropout",
     "drawn networks",
+    "statistics order",
 )
 
 
