@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 import time
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -103,6 +104,11 @@ def _run(options):
     dataset = data_tools.load(
         config.data, data_dir=options.data_dir, progress=not options.quiet, **sizes
     )
+    if config.batch > len(dataset.train_images):  # before a folder is made that then stays
+        raise ValueError(
+            f"--batch is {config.batch}, but there are {len(dataset.train_images)} training "
+            "images: give a smaller --batch or a larger --train"
+        )
     model = config.model(dataset.train_images.shape[1:])
     folder = experiment.Folder(out, config, options.resume)
     experiment.check_space(folder, model, config)
@@ -111,7 +117,10 @@ def _run(options):
         f"{len(dataset.test_images):,} test images; {config.network}: {model.size:,} weights; "
         f"{backend.get_threads()} threads"
     )
-    results = experiment.run(config, dataset, folder, options.quiet)
+    with warnings.catch_warnings():
+        # Weights that grow without bound overflow on their way; training says so in one line.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        results = experiment.run(config, dataset, folder, options.quiet)
     kept = load_arrays(folder.file(f"seed_{config.seed}_finetuned.npz"), "watched", "history")
     watched = [_name_of(model, index) for index in kept["watched"]]
     figures.draw_experiment(results, out / "figure.png", kept["history"], watched)

@@ -127,6 +127,8 @@ class Folder:
                 what = ", ".join(f"{n} was {before.get(n)!r}, now {now[n]!r}" for n in changed)
                 raise ValueError(f"{self.path} holds a run with other settings ({what})")
         self.path.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.path.glob("*.part"):  # a killed run cannot tidy up after itself
+            unfinished.unlink()
         save_json(settings, asdict(config))
 
     def file(self, name):

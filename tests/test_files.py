@@ -1,0 +1,99 @@
+"""Files are complete or not there; damaged ones are named."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from minires.files import complete, load_arrays, load_json, save_arrays, save_json
+
+
+def test_arrays_come_back_as_they_were(tmp_path, rng):
+    arrays = {"a": rng.standard_normal((3, 4)).astype(np.float32), "b": np.arange(5), "c": np.e}
+    save_arrays(tmp_path / "x.npz", **arrays)
+    loaded = load_arrays(tmp_path / "x.npz", "a", "b")
+    assert set(loaded) == set(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], array)
+        assert loaded[name].dtype == np.asarray(array).dtype
+    assert os.listdir(tmp_path) == ["x.npz"]
+
+
+def test_json_comes_back_as_it_was(tmp_path):
+    content = {"ℓ": [1, 0.1, None], "x": {"y": True}}
+    save_json(tmp_path / "x.json", content)
+    assert load_json(tmp_path / "x.json") == content
+    assert "ℓ" in (tmp_path / "x.json").read_text("utf-8")
+    assert (tmp_path / "x.json").read_text("utf-8").endswith("}\n")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_halfway_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+
+    def fail_halfway():
+        with complete(path, "w") as file:
+            file.write("new")
+            file.flush()
+            assert path.read_text() == "old"
+            assert len(os.listdir(tmp_path)) == 2
+            raise error
+
+    with pytest.raises(error):
+        fail_halfway()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x.txt"]
+    with complete(path, "w") as file:
+        file.write("new")
+    assert path.read_text() == "new"
+
+
+def test_it_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b))[1])
+    save_json(tmp_path / "x.json", {})
+    assert order == ["fsync", "replace"]
+
+
+def test_arrays_that_need_pickle_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="allow_pickle"):
+        save_arrays(tmp_path / "x.npz", a=np.array([{}]))
+    assert os.listdir(tmp_path) == []
+    np.savez(tmp_path / "evil.npz", a=np.array([{}]))
+    with pytest.raises(ValueError, match=r"evil\.npz is damaged or not an \.npz file of plain"):
+        load_arrays(tmp_path / "evil.npz")
+
+
+def test_damaged_files_are_named(tmp_path, rng):
+    path = tmp_path / "x.npz"
+    save_arrays(path, a=rng.standard_normal(1000))
+    whole = path.read_bytes()
+    for damaged in (whole[:-500], whole[: len(whole) // 2], b"", b"PK\x03\x04", b"text"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"x\.npz is damaged"):
+            load_arrays(path)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match=r"x\.npz is damaged"):
+        load_arrays(path)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"x\.npz lacks theta, stats"):
+        load_arrays(path, "theta", "a", "stats")
+    with pytest.raises(FileNotFoundError):
+        load_arrays(tmp_path / "none.npz")
+
+
+def test_damaged_json_is_named(tmp_path):
+    path = tmp_path / "x.json"
+    for text in ("", "{", json.dumps({"a": 1})[:-1]):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"x\.json is not a JSON file"):
+            load_json(path)
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match=r"x\.json is not a JSON file"):
+        load_json(path)

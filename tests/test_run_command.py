@@ -1,0 +1,539 @@
+"""`minires run` and `minires info`, from the command line to the files they leave."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data_tools
+from minires import cli, experiment, figures, training
+from minires.experiment import Config, Folder
+from minires.files import load_arrays, load_json
+from minires.moments import Moments
+from minires.optimizers import SGD, Adam
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "run", "--train", "256", "--test", "64", "--epochs", "1", "--updates", "4", "--batch", "32",
+    "--network", "lenet_classic", "--members", "4", "--seed", "5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Glyphs are drawn once, and not into the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIRES_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run of two seeds: its folder, and what it printed."""
+    out = tmp_path_factory.mktemp("finished") / "deep" / "folder"
+    done = subprocess.run(
+        [sys.executable, "-m", "minires", *TINY, "--seeds", "2", "--out", str(out)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return out, done.stdout, done.stderr
+
+
+def main(capsys, *arguments):
+    """The exit code, and what came out."""
+    code = cli.main(list(map(str, arguments)))
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+# --- what a run leaves --------------------------------------------------------------------
+
+
+def test_the_table_and_nothing_else_is_on_stdout(finished):
+    out, stdout, stderr = finished
+    records = load_json(out / "results.json")["records"]
+    assert stdout == experiment.table(records) + "\n"
+    assert "%|" not in stderr, "a progress bar, off a terminal"
+    assert "\r" not in stderr
+    lines = stderr.splitlines()
+    assert len(lines) == 2
+    assert "61,706 weights" in lines[0]
+    assert lines[1].endswith(f"results, weights and figure.png are in {out}")
+
+
+def test_the_files_of_a_run(finished):
+    out, _, _ = finished
+    stages = [
+        f"seed_{seed}_{name}"
+        for seed in (5, 6)
+        for name in ("pretrained.npz", "finetuned.npz", "moments.npz", "records.json")
+    ]
+    assert set(os.listdir(out)) == {"config.json", "results.json", "figure.png", *stages}
+
+
+def test_results_json_is_exactly_what_is_promised(finished):
+    out, _, _ = finished
+    results = load_json(out / "results.json")
+    assert set(results) == {"config", "records"}
+    assert results["config"] == load_json(out / "config.json")
+    expected = {
+        "network": "lenet_classic", "data": "glyphs", "train": 256, "test": 64, "epochs": 1,
+        "updates": 4, "batch": 32, "members": 4, "seed": 5, "seeds": 2, "l1": 0.2, "l2": 0.25,
+    }  # fmt: skip
+    assert expected.items() <= results["config"].items()
+    rows = [(r["seed"], r["method"], r["members"]) for r in results["records"]]
+    assert rows == [
+        (seed, method, members)
+        for seed in (5, 6)
+        for method, members in [
+            ("pretrained", 1), ("finetuned", 1), ("mean", 1), ("draw", 1),
+            ("ensemble", 3), ("ensemble", 4),
+        ]
+    ]  # fmt: skip
+    for record in results["records"]:
+        assert set(record) == {"seed", "method", "members", "accuracy", "nll", "brier", "ece"}
+        assert 0 <= record["accuracy"] <= 1
+        assert record["accuracy"] * 64 == round(record["accuracy"] * 64)
+        assert 0 < record["nll"] < 10
+        assert 0 < record["brier"] < 2
+        assert 0 <= record["ece"] <= 1
+
+
+def test_the_figure_is_a_png(finished):
+    out, _, _ = finished
+    content = (out / "figure.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert content.rstrip().endswith(b"IEND\xaeB`\x82")
+    assert len(content) > 20_000
+
+
+def test_every_record_can_be_computed_again_from_the_files(finished):
+    """The numbers are those of the weights that were kept, by the method's own formulas."""
+    out, _, _ = finished
+    results = load_json(out / "results.json")
+    config = Config(**results["config"])
+    data = data_tools.load("glyphs", train=256, test=64)
+    images, labels = data_tools.scale(data.test_images), data.test_labels
+    model = config.model((28, 28, 1))
+    for seed in (5, 6):
+        pretrained = load_arrays(out / f"seed_{seed}_pretrained.npz")["theta"]
+        finetuned = load_arrays(out / f"seed_{seed}_finetuned.npz")["theta"]
+        moments = Moments.load(out / f"seed_{seed}_moments.npz")
+        assert moments.count == 4
+        members = moments.sample(4, training.stream(seed, "drawn networks"))
+        drawn = model.predict(members, images)
+        expected = [
+            model.predict(pretrained, images),
+            model.predict(finetuned, images),
+            model.predict(moments.mean, images),
+            drawn[0],
+            drawn[:3].mean(axis=0),
+            drawn.mean(axis=0),
+        ]
+        records = [record for record in results["records"] if record["seed"] == seed]
+        for record, p in zip(records, expected, strict=True):
+            assert record["accuracy"] == (p.argmax(axis=1) == labels).mean()
+            nll = -np.log(p[np.arange(64), labels].astype(float)).mean()
+            assert record["nll"] == pytest.approx(nll, rel=1e-5)
+            brier = ((p - np.eye(10)[labels]) ** 2).sum(axis=1).mean()
+            assert record["brier"] == pytest.approx(brier, rel=1e-5)
+
+
+def test_the_stages_are_training_and_fine_tuning(finished):
+    """Done again with the library: the same bits."""
+    out, _, _ = finished
+    config = Config(**load_json(out / "config.json"))
+    data = data_tools.load("glyphs", train=256, test=64)
+    arrays = data_tools.scale(data.train_images), data.train_labels
+    model = config.model((28, 28, 1))
+    theta = model.init(training.stream(6, "initial weights"))
+    stats = model.init_stats()
+    training.train(model, theta, stats, *arrays, SGD(0.2), 8, 32, 6, quiet=True)
+    kept = load_arrays(out / "seed_6_pretrained.npz")
+    np.testing.assert_array_equal(kept["theta"], theta)
+    kept = load_arrays(out / "seed_6_finetuned.npz")
+    moments, _, history = training.fine_tune(
+        model, theta, stats, *arrays, SGD(0.25), 4, 32, 6, watch=kept["watched"], quiet=True
+    )
+    np.testing.assert_array_equal(kept["theta"], theta)
+    np.testing.assert_array_equal(kept["history"], history)
+    np.testing.assert_array_equal(kept["history"][-1], theta[kept["watched"]])
+    saved = Moments.load(out / "seed_6_moments.npz")
+    np.testing.assert_array_equal(saved.mean, moments.mean)
+    np.testing.assert_array_equal(saved.variance, moments.variance)
+
+
+# --- stopped and resumed ------------------------------------------------------------------
+
+# Runs the command, and dies by SIGKILL before or after one of its files takes its name.
+KILLED = """
+import os, signal, sys
+from minires.cli import main
+moment, name = sys.argv[1:3]
+replace = os.replace
+def killing(source, target):
+    hit = os.path.basename(target) == name
+    if hit and moment == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+    if hit and moment == "after":
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = killing
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def assert_same_results(out, expected):
+    """Bit for bit, all but the picture."""
+    assert (out / "results.json").read_bytes() == (expected / "results.json").read_bytes()
+    assert sorted(os.listdir(out)) == sorted(os.listdir(expected))
+    for path in expected.glob("*.npz"):
+        ours, theirs = load_arrays(out / path.name), load_arrays(path)
+        assert set(ours) == set(theirs)
+        for name, array in theirs.items():
+            np.testing.assert_array_equal(ours[name], array)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_run_killed_again_and_again_ends_as_if_nothing_had_been(finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [*TINY, "--seeds", "2", "--out", str(out)]
+    for number, (moment, name) in enumerate(
+        [
+            ("before", "seed_5_pretrained.npz"),
+            ("after", "seed_5_moments.npz"),
+            ("after", "seed_5_finetuned.npz"),
+            ("before", "seed_6_finetuned.npz"),
+            ("before", "results.json"),
+        ]
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, moment, name, *arguments, *["--resume"][:number]],
+            cwd=ROOT, capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        assert (out / name).exists() == (moment == "after")
+        assert not (out / "results.json").exists()
+        for path in out.glob("*.npz"):
+            load_arrays(path)  # whole, or it raises
+    code, stdout, _ = main(capsys, *arguments, "--resume")
+    assert code == 0
+    assert stdout == finished[1]
+    assert_same_results(out, finished[0])
+
+
+def test_finished_stages_are_not_done_again(finished, tmp_path, capsys, monkeypatch):
+    out, expected, _ = finished
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("seed_*")}
+    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "predict", lambda *a, **k: pytest.fail("evaluated again"))
+    code, stdout, _ = main(capsys, *TINY, "--seeds", 2, "--out", out, "--resume")
+    assert (code, stdout) == (0, expected)
+    assert before == {path.name: path.stat().st_mtime_ns for path in out.glob("seed_*")}
+
+
+def test_more_seeds_are_more_of_the_same(finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    code, stdout, stderr = main(capsys, *TINY, "--quiet", "--out", out)
+    assert (code, stderr) == (0, "")
+    one = load_json(out / "results.json")
+    assert one["records"] == load_json(finished[0] / "results.json")["records"][:6]
+    assert stdout == experiment.table(one["records"]) + "\n"
+    code, _, _ = main(capsys, *TINY, "--seeds", 2, "--out", out, "--resume")
+    assert code == 0
+    assert_same_results(out, finished[0])
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT ends the process there")
+@pytest.mark.parametrize("moment", ["while training", "while writing"])
+def test_control_c_exits_with_130_and_leaves_nothing_half_written(
+    finished, tmp_path, capsys, monkeypatch, moment
+):
+    out = tmp_path / "out"
+    arguments = [*TINY, "--seeds", "2", "--out", out]
+    count = 0
+
+    def after(calls, function):
+        def wrapped(*args):
+            nonlocal count
+            count += 1
+            if count == calls:
+                interrupt()
+            return function(*args)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        if moment == "while training":
+            patch.setattr(SGD, "step", after(10, SGD.step))  # the second of fine-tuning
+        else:
+            patch.setattr(os, "fsync", after(3, os.fsync))  # in the midst of the moments' file
+        code, stdout, stderr = main(capsys, *arguments)
+    assert (code, stdout) == (130, "")
+    assert "--resume goes on" in stderr
+    assert "Traceback" not in stderr
+    assert set(os.listdir(out)) == {"config.json", "seed_5_pretrained.npz"}
+    code, stdout, _ = main(capsys, *arguments, "--resume")
+    assert (code, stdout) == (0, finished[1])
+    assert_same_results(out, finished[0])
+
+
+# --- what is refused ----------------------------------------------------------------------
+
+
+def refused(capsys, *arguments):
+    """The one line of an exit with code 2."""
+    code, stdout, stderr = main(capsys, *arguments, "--quiet")
+    assert code == 2
+    assert stdout == ""
+    assert stderr.count("\n") == 1
+    assert stderr.startswith("minires: ")
+    return stderr
+
+
+def test_an_earlier_run_is_not_overwritten(finished, capsys):
+    out, _, _ = finished
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    line = refused(capsys, *TINY, "--seeds", 2, "--out", out)
+    assert f"{out} holds an earlier run: add --resume to go on with it, or name another" in line
+    assert before == {path: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "what"),
+    [
+        ("--l1", 0.3, "l1 was 0.2, now 0.3"),
+        ("--updates", 5, "updates was 4, now 5"),
+        ("--network", "lenet", "network was 'lenet_classic', now 'lenet'"),
+        ("--seed", 6, "seed was 5, now 6"),
+        ("--train", 250, "train was 256, now 250"),
+    ],
+)
+def test_other_settings_are_not_resumed(finished, capsys, option, value, what):
+    out, _, _ = finished
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    line = refused(capsys, *TINY, "--seeds", 2, "--out", out, "--resume", option, value)
+    assert "holds a run with other settings" in line
+    assert what in line
+    assert before == {path: path.read_bytes() for path in out.iterdir()}
+
+
+def test_a_damaged_stage_is_named(finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("config.json", "seed_5_pretrained.npz"):
+        (out / name).write_bytes((finished[0] / name).read_bytes())
+    path = out / "seed_5_pretrained.npz"
+    path.write_bytes(path.read_bytes()[:-1000])
+    line = refused(capsys, *TINY, "--seeds", 2, "--out", out, "--resume")
+    assert f"{path} is damaged" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", -1], "epochs is -1, expected 0 or more"),
+        (["--updates", 0], "updates is 0, expected 1 or more"),
+        (["--batch", 0], "batch is 0, expected 1 or more"),
+        (["--members", 0], "members is 0, expected 1 or more"),
+        (["--seeds", 0], "seeds is 0, expected 1 or more"),
+        (["--seed", -3], "seed is -3, expected 0 or more"),
+        (["--l1", 0], "l1 is 0.0, expected a positive rate"),
+        (["--l2", -1], "l2 is -1.0, expected a positive rate"),
+        (["--l2", "nan"], "l2 is nan, expected a positive rate"),
+        (["--l1", "inf"], "l1 is inf, expected a positive rate"),
+        (["--dropout", 1], "dropout is 1.0, expected 0 <= dropout < 1"),
+        (["--network", "alexnet"], "network is 'alexnet', there are lenet, lenet_classic"),
+        (["--threads", 0], "count is 0, expected at least 1"),
+        (["--resume"], "--resume needs --out"),
+        (["--batch", 300], "--batch is 300, but there are 256 training images"),
+        (["--data-dir", "x"], "glyphs are made, not read"),
+        (["--train", 0], "count must be a whole number ≥ 1, not 0"),
+        (["--data", "mnist", "--data-dir", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_values_are_one_line_and_leave_no_folder(
+    tmp_path, capsys, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *TINY, *arguments)
+    if "--resume" not in arguments:
+        assert message in refused(capsys, *TINY, *arguments, "--out", tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["walk"], ["run", "--bogus"], ["run", "--epochs", "two"], ["run", "--data", "cats"],
+     ["run", "--optimizer", "lion"]],
+)  # fmt: skip
+def test_arguments_that_do_not_exist(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1].startswith("minires")
+    assert "error:" in printed.err
+
+
+def test_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for name in Config.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+def test_divergence_is_one_line(tmp_path, capsys):
+    line = refused(capsys, *TINY, "--l1", 1e30, "--out", tmp_path / "out")
+    assert re.search(r"training: the loss is (nan|inf) at update \d of 8 with rate 1e\+30", line)
+    assert "lower the rate" in line
+
+
+def test_a_full_disk_is_told_before_the_work(tmp_path, capsys, monkeypatch):
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr(experiment.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("worked all the same"))
+    line = refused(capsys, *TINY, "--out", tmp_path / "out")
+    assert "results need 2 MB, 0 MB are free" in line
+
+
+def test_an_error_of_ours_shows_its_trace(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiment, "run", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main([*TINY, "--quiet", "--out", str(tmp_path / "out")])
+
+
+# --- other settings -----------------------------------------------------------------------
+
+
+def test_adam_no_epochs_one_member_and_a_folder_named_by_the_time(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, _ = main(
+        capsys, *TINY, "--epochs", 0, "--members", 1, "--optimizer", "adam",
+        "--finetune-optimizer", "adam", "--quiet",
+    )  # fmt: skip
+    assert code == 0
+    (out,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"glyphs-lenet_classic-\d{8}-\d{6}", out.name)
+    records = load_json(out / "results.json")["records"]
+    assert [(r["method"], r["members"]) for r in records] == [
+        ("pretrained", 1), ("finetuned", 1), ("mean", 1), ("draw", 1), ("ensemble", 1),
+    ]  # fmt: skip
+    assert {**records[3], "method": ""} == {**records[4], "method": ""}
+    config = Config(**load_json(out / "config.json"))
+    untrained = config.model((28, 28, 1)).init(training.stream(5, "initial weights"))
+    kept = load_arrays(out / "seed_5_pretrained.npz")["theta"]
+    np.testing.assert_array_equal(kept, untrained)
+
+
+def test_an_optimizer_by_name():
+    sgd, adam = (experiment.make_optimizer(name, 0.3) for name in ("sgd", "adam"))
+    assert (type(sgd), sgd.rate) == (SGD, 0.3)
+    assert (type(adam), adam.rate) == (Adam, 0.001)
+
+
+def test_a_run_without_a_folder_keeps_nothing_and_gives_the_same(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = load_json(finished[0] / "results.json")
+    config = Config(**expected["config"])
+    data = data_tools.load("glyphs", train=256, test=64)
+    results = experiment.run(config, data, Folder(None, config), quiet=True)
+    assert results == expected
+    assert os.listdir(tmp_path) == []
+
+
+# --- table and picture --------------------------------------------------------------------
+
+
+def some_records(seeds):
+    """Scores that can be checked by hand."""
+    records = []
+    for seed in range(seeds):
+        for number, (method, members) in enumerate(
+            [("pretrained", 1), ("finetuned", 1), ("mean", 1), ("ensemble", 3)]
+        ):
+            scores = {
+                "accuracy": 0.9 + 0.01 * number + 0.02 * seed * (number == 2),
+                "nll": 0.5 - 0.1 * number,
+                "brier": 0.2,
+                "ece": 0.0125,
+            }
+            records.append({"seed": seed, "method": method, "members": members, **scores})
+    return records
+
+
+def test_the_table_by_hand():
+    lines = experiment.table(some_records(1)).splitlines()
+    assert lines[0].split() == ["method", "accuracy", "%", "Δ", "NLL", "Δ", "Brier", "ECE", "%"]
+    assert lines[2].split() == [
+        "pre-trained", "90.00", "-1.00", "0.5000", "+0.1000", "0.2000", "1.25",
+    ]  # fmt: skip
+    assert lines[3].split() == ["fine-tuned", "91.00", "0.4000", "0.2000", "1.25"]
+    assert lines[4].split()[:5] == ["mean", "model", "92.00", "+1.00", "0.3000"]
+    assert lines[5].split()[:4] == ["ensemble", "of", "3", "93.00"]
+    assert lines[-1].startswith("one seed, so no spread; Δ: against fine-tuned, same seed")
+    assert len({len(line) for line in (lines[1], lines[-2])}) == 1
+
+
+def test_the_table_of_several_seeds_has_deviations():
+    lines = experiment.table(some_records(2)).splitlines()
+    # 92 and 94: mean 93, deviation √2 (ddof 1); the differences are 1 and 3.
+    assert lines[4].split()[2:8] == ["93.00", "±", "1.41", "+2.00", "±", "1.41"]
+    assert lines[3].split()[1:4] == ["91.00", "±", "0.00"]
+    assert lines[-1].startswith("2 seeds, ± standard deviation over them (ddof 1)")
+    shuffled = some_records(2)[::-1]
+    assert sorted(experiment.table(shuffled).splitlines()) == sorted(lines)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("watched", [0, 1, 6])
+def test_the_picture(tmp_path, rng, seeds, watched):
+    results = {"config": asdict(Config(seeds=seeds)), "records": some_records(seeds)}
+    history = rng.standard_normal((7, watched)) if watched else None
+    path = tmp_path / "figure.png"
+    figures.draw_experiment(results, path, history, [f"weight {k}" for k in range(watched)])
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert os.listdir(tmp_path) == ["figure.png"]
+
+
+def test_weights_that_stand_still_can_be_drawn(tmp_path):
+    results = {"config": asdict(Config()), "records": some_records(1)}
+    figures.draw_experiment(results, tmp_path / "x.png", np.ones((1, 2), np.float32), ["a", "b"])
+
+
+def test_names_of_single_weights():
+    model = Config(network="lenet_classic").model((28, 28, 1))
+    assert cli._name_of(model, 0) == "conv2d_1.weight[0, 0, 0, 0]"
+    assert cli._name_of(model, 149) == "conv2d_1.weight[4, 4, 0, 5]"
+    assert cli._name_of(model, 150) == "conv2d_1.bias[0]"
+    assert cli._name_of(model, model.size - 1) == "dense_3.bias[9]"
+    with pytest.raises(IndexError, match="61706 weights, there is no number 61706"):
+        cli._name_of(model, model.size)
+
+
+# --- info ---------------------------------------------------------------------------------
+
+
+def test_info():
+    done = subprocess.run(
+        [sys.executable, "-m", "minires", "info"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    facts = json.loads(done.stdout)
+    assert {"minires", "python", "numpy", "threads", "blas", "gpus"} <= set(facts)
+    assert facts["numpy"] == np.__version__
+    assert facts["threads"] >= 1
+    assert done.stderr == ""
