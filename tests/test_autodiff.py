@@ -75,6 +75,16 @@ def test_adding_gradients_leaves_the_seed_and_the_pulled_arrays_alone():
     np.testing.assert_array_equal(gy, 2 * seed)
 
 
+def test_a_sum_of_the_walk_before_gives_no_leave_to_change_arrays_now():
+    """Once added up, a gradient may be changed in place: that one, not the next walk's."""
+    x = variable(np.ones(3))
+    gradients(x * x, [x])
+    seed = np.array([1.0, 2.0, 3.0])
+    (gradient,) = gradients(x + x, [x], seed)
+    np.testing.assert_array_equal(seed, [1, 2, 3])
+    np.testing.assert_array_equal(gradient, [2, 4, 6])
+
+
 def test_unreached_variables_get_zeros():
     x, y = variable(np.ones(2)), variable(np.ones((2, 2)))
     gx, gy = gradients(x * 2, [x, y])

@@ -273,6 +273,14 @@ def test_reductions(name, case, keepdims, seed):
     assert_adjoint(function, x, rng=rng)
 
 
+@pytest.mark.parametrize("name", ["sum", "mean"])
+def test_reductions_drop_the_axes_unless_told_otherwise(rng, name):
+    x = rng.standard_normal((2, 3))
+    assert getattr(ops, name)(x).shape == ()
+    assert getattr(ops, name)(x, axis=0).shape == (3,)
+    assert getattr(ops, name)(x, keepdims=True).shape == (1, 1)
+
+
 @given(
     lead=array_shapes(min_dims=1, max_dims=3, max_side=3),
     size=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3)),
