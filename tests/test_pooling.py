@@ -1,5 +1,7 @@
 """max_pool and mean_pool against windows listed one by one, and their gradients."""
 
+import itertools
+
 import numpy as np
 import pytest
 from helpers import (
@@ -87,6 +89,18 @@ def test_mean_pool_is_the_mean(case, count_padding):
         expected[n, i, j, c] = sum(inside) / divisor
     assert_close(y, expected.reshape(y.shape), 1e-13, scale=10)
     assert_adjoint(function, x, rng=rng)
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_every_small_border(rng, window):
+    """A border that the strides make up for elsewhere: as many outputs as without it, shifted."""
+    for size in (4, 6):
+        x = rng.standard_normal((2, size, size, 2))
+        for sides in itertools.product(range(window), repeat=4):
+            options = {"window": window, "padding": (sides[:2], sides[2:])}
+            for pool in (max_pool, mean_pool):
+                # Both only choose and weigh numbers of x: linear, as long as the choice stays.
+                assert_adjoint(lambda x, pool=pool, options=options: pool(x, **options), x, rng=rng)
 
 
 def test_max_pool_ties_by_hand():
