@@ -8,6 +8,7 @@ running moments, resampling and checkpoints are then expressions on vectors.
 
 import contextlib
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ class Entry:
 
     @property
     def size(self):
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def view(self, vector):
         """This array as a view of `vector` (…, P): (…, *shape)."""

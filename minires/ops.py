@@ -6,6 +6,8 @@ Axes count from the right: `(…, N, features)`. Whatever stands at the dots, on
 side by side, needs no word here.
 """
 
+import math
+
 import numpy as np
 
 from minires.autodiff import Tensor, data_of, op
@@ -225,7 +227,7 @@ def transpose(x, *, axes):
 
 def flatten(x):
     """(…, N, H, W, C) → (…, N, H·W·C)"""
-    return reshape(x, shape=(*x.shape[:-3], int(np.prod(x.shape[-3:]))))
+    return reshape(x, shape=(*x.shape[:-3], math.prod(x.shape[-3:])))
 
 
 @op
