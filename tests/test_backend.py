@@ -36,6 +36,16 @@ def test_the_type_of_an_array_names_its_module():
     assert backend.kernels_of(np.ones(2)).__name__ == "minires.kernels.cpu"
 
 
+def test_an_array_of_cupy_is_known_by_its_type(monkeypatch):
+    class Foreign:
+        pass
+
+    Foreign.__module__ = "cupy._core.core"
+    module = object()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    assert backend.xp_of(Foreign()) is module
+
+
 def test_arrays_on_the_host_stay_the_same_object():
     x = np.ones(2)
     assert backend.to_host(x) is x

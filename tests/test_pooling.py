@@ -1,5 +1,6 @@
 """max_pool and mean_pool against windows listed one by one, and their gradients."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -97,10 +98,10 @@ def test_every_small_border(rng, window):
     for size in (4, 6):
         x = rng.standard_normal((2, size, size, 2))
         for sides in itertools.product(range(window), repeat=4):
-            options = {"window": window, "padding": (sides[:2], sides[2:])}
-            for pool in (max_pool, mean_pool):
+            for pool, stride in itertools.product((max_pool, mean_pool), range(1, window + 2)):
+                options = {"window": window, "stride": stride, "padding": (sides[:2], sides[2:])}
                 # Both only choose and weigh numbers of x: linear, as long as the choice stays.
-                assert_adjoint(lambda x, pool=pool, options=options: pool(x, **options), x, rng=rng)
+                assert_adjoint(functools.partial(pool, **options), x, rng=rng)
 
 
 def test_max_pool_ties_by_hand():
