@@ -265,6 +265,8 @@ class Network:
         entries, parts, start = [], [], 0
         for name in sorted(names, key=place.get):
             stored = self.static[name].stored(order[name])
+            if not np.isfinite(stored).all():
+                raise FormatError(f"{name!r} holds NaN or infinite numbers, and is to be trained")
             entries.append(Entry(name, start, stored.shape, order[name]))
             parts.append(stored.reshape(-1))
             start += stored.size

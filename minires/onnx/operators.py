@@ -25,6 +25,7 @@ from minires.onnx.reading import DTYPES
 from minires.onnx.values import CHANNELS_LAST, KERNEL, Value
 
 OPERATORS = {}
+PASS = 20_000_000  # multiplications in the time that one pass over an image takes, at the least
 
 
 def operator(*names):
@@ -145,7 +146,7 @@ class Window:
 
     def count_taps(self, run):
         """Pooling takes one pass over the images for each pixel of its window."""
-        run.spend(math.prod(self.kernel) * 1_000_000)
+        run.spend(math.prod(self.kernel) * PASS)
 
 
 @operator("Conv")
@@ -354,7 +355,7 @@ def local_response_normalization(run, node, x):
     data, size = x.stored(CHANNELS_LAST), node["size"]
     if size < 1:
         raise ValueError(f"size is {size}")
-    run.spend(size * 1_000_000)
+    run.spend(size * PASS)
     before, after = (size - 1) // 2, size // 2
     channels = data.shape[-1]
     squares = _padded(ops.multiply(data, data), [(0, 0)] * 3 + [(before, after)], 0)
@@ -579,6 +580,8 @@ def reduction(function):
                 return x
             axes = list(range(x.rank))
         axes = sorted({axis % x.rank for axis in axes if x.place(axis) >= 0})
+        if 0 in x.shape:
+            raise ValueError(f"an array {x.shape} holds nothing to sum")
         keep = bool(node["keepdims"])
         if axes == [2, 3] and x.order == CHANNELS_LAST and function is ops.mean:
             y = ops.global_mean(x.data)

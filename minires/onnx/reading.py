@@ -25,7 +25,7 @@ from minires.onnx.errors import FormatError, SecurityError, UnsupportedError
 
 OPSETS = range(7, 29)  # the versions of the standard whose operators are implemented
 DEPTH = 64  # of nested messages; a graph of plain nodes needs six
-FIELDS = 4_000_000  # of the whole file; a network of a thousand nodes has some 30,000
+FIELDS = 1_000_000  # of the whole file; a network of a thousand nodes has some 30,000
 
 
 def import_onnx():
@@ -564,10 +564,11 @@ class Folder:
         if size > self.memory:
             raise SecurityError(f"{name}: {size:,} bytes, more than memory={self.memory:,}")
         descriptor = self.open(entries.get("location", ""), name)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise SecurityError(f"{name}: {entries['location']!r} is not a regular file")
         with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise SecurityError(f"{name}: {entries['location']!r} is not a regular file")
             if offset + length > status.st_size:
                 raise FormatError(
                     f"{name}: bytes {offset:,} to {offset + length:,} of "

@@ -1,0 +1,443 @@
+"""Files that are damaged, hostile or merely something else: one family of errors, no harm."""
+
+import copy
+import os
+import time
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, numpy_helper  # noqa: E402
+from onnx_models import classifier, node, write  # noqa: E402
+
+import minires.onnx  # noqa: E402
+from minires.onnx import FormatError, OnnxError, SecurityError, UnsupportedError  # noqa: E402
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.onnx"
+
+
+BAD = {  # file → (error, words that its message must hold)
+    "00_good": None,
+    "01_empty": (FormatError, "empty"),
+    "02_truncated": (FormatError, "truncated"),
+    "03_lfs_pointer": (FormatError, "Git LFS pointer, not the model .13964571 bytes"),
+    "04_html": (FormatError, "web page"),
+    "05_random": (FormatError, "field"),
+    "10_ext_ok": None,
+    "11_ext_dotdot": (SecurityError, "secret.bin"),
+    "16_ext_neg_offset": (FormatError, "offset '-4'"),
+    "18_ext_missing": (FormatError, "put that file beside the model"),
+    "30_raw_short": (FormatError, "needs 432 bytes, the file has 100"),
+    "31_dims_huge": (FormatError, "the file has 0"),
+    "32_dims_negative": (FormatError, "impossible"),
+    "34_dtype_undefined": (FormatError, "no type"),
+    "36_bfloat16_weight": None,
+    "40_undefined_input": (FormatError, "'NOPE' is not defined"),
+    "42_cycle": (FormatError, "not defined before it is used"),
+    "44_output_missing": (FormatError, "'zzz' is computed by no node"),
+    "45_unknown_op": (UnsupportedError, "FooBar"),
+    "46_custom_domain": (UnsupportedError, "com.microsoft"),
+    "48_no_opset": (FormatError, "opset"),
+    "50_no_graph": (FormatError, "0 graphs"),
+    "53_conv_bad_group": (FormatError, "3 channels in 2 groups"),
+    "54_conv_channels_mismatch": (FormatError, "5 channels"),
+    "57_conv_stride0": (FormatError, "strides is"),
+    "58_autopad_and_pads": (FormatError, "both auto_pad"),
+    "60_attr_wrong_type": (FormatError, "has type FLOAT, expected INT"),
+    "62_too_few_inputs": (FormatError, "expected 2 to 3"),
+    "66_bn_negative_var": (FormatError, "negative variance"),
+    "69_bn_training_mode": (UnsupportedError, "training mode"),
+    "70_if_subgraph": (UnsupportedError, "If"),
+    "80_valid_packed_dims_unpacked_floats": None,
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_every_kind_of_bad_file(data_dir, name):
+    path = data_dir / "onnx_bad" / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip(f"{path} is missing")
+    if BAD[name] is None:
+        assert minires.onnx.load(path).theta.size > 0
+        return
+    error, words = BAD[name]
+    with pytest.raises(error, match=words) as caught:
+        minires.onnx.load(path)
+    assert type(caught.value) is error
+    assert str(path) in str(caught.value)
+
+
+def test_no_bad_file_is_forgotten(data_dir):
+    folder = data_dir / "onnx_bad"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing")
+    assert {file.stem for file in folder.glob("*.onnx")} == set(BAD)
+
+
+def test_a_missing_file_and_a_folder_are_errors_of_the_system(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        minires.onnx.load(tmp_path / "none.onnx")
+    with pytest.raises(FormatError, match="regular"):
+        minires.onnx.load(tmp_path)
+
+
+@pytest.mark.parametrize(("start", "name"), [(b"PK\x03\x04", "zip"), (b"\x1f\x8b", "gzip")])
+def test_other_formats_are_recognised(path, start, name):
+    path.write_bytes(start + bytes(100))
+    with pytest.raises(FormatError, match=name):
+        minires.onnx.load(path)
+
+
+# --- other files --------------------------------------------------------------------------
+
+
+def external(path, location, offset="0", length="432", count=1):
+    """A model whose weights lie in another file."""
+    model = write(path, [node("Conv", f"x w{i}", f"y{i}") for i in range(count)], outputs=["y0"])
+    for i in range(count):
+        tensor = TensorProto(name=f"w{i}", data_type=1, dims=[4, 3, 3, 3], data_location=1)
+        for key, value in (("location", location), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=value)
+        model.graph.initializer.append(tensor)
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "../w.bin",
+        "/etc/passwd",
+        "a/../../w.bin",
+        "a\\w.bin",
+        "C:w.bin",
+        "",
+        "..",
+        "w\0.bin",
+        "a//b",
+    ],
+)
+def test_paths_that_leave_the_folder(path, location):
+    (path.parent / "C:w.bin").write_bytes(bytes(432))
+    external(path, location)
+    if location == "C:w.bin" and os.name == "posix":
+        minires.onnx.load(path)  # a plain name here, a drive on Windows
+        return
+    with pytest.raises(SecurityError, match="expected a plain path within"):
+        minires.onnx.load(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links and pipes as POSIX has them")
+def test_links_and_pipes_are_not_read(path, tmp_path):
+    inside, outside = tmp_path / "model", tmp_path / "outside"
+    for folder in (inside, outside):
+        folder.mkdir()
+    (outside / "w.bin").write_bytes(bytes(432))
+    (inside / "link.bin").symlink_to(outside / "w.bin")
+    (inside / "folder").symlink_to(outside)
+    os.mkfifo(inside / "pipe")
+    for location, words in [
+        ("link.bin", "behind a link"),
+        ("folder/w.bin", "behind a link"),
+        ("pipe", "not a regular file"),
+    ]:
+        external(inside / "model.onnx", location)
+        with pytest.raises(SecurityError, match=words):
+            minires.onnx.load(inside / "model.onnx")
+    external(inside / "model.onnx", ".")
+    with pytest.raises(OnnxError):
+        minires.onnx.load(inside / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "words"),
+    [
+        ("8", "432", "which has 432"),
+        ("0", "431", "needs 432 bytes, external data has 431"),
+        ("1" + "0" * 15, "432", "which has 432"),
+        ("0", "1" + "0" * 18, "whole number"),
+        ("zero", "432", "whole number"),
+        ("٣", "432", "whole number"),
+    ],
+)
+def test_ranges_outside_of_the_other_file(path, offset, length, words):
+    (path.parent / "w.bin").write_bytes(bytes(432))
+    external(path, "w.bin", offset, length)
+    with pytest.raises(FormatError, match=words):
+        minires.onnx.load(path)
+
+
+def test_many_tensors_of_the_same_bytes(path):
+    (path.parent / "w.bin").write_bytes(bytes(432))
+    external(path, "w.bin", count=3000)
+    with pytest.raises(SecurityError, match="again and again"):
+        minires.onnx.load(path)
+
+
+# --- too much -----------------------------------------------------------------------------
+
+
+def doublings(first, count, axis):
+    """Nodes that join an array to itself again and again; the last is named "all"."""
+    names = [first, *(f"t{i}" for i in range(count - 1)), "all"]
+    return [node("Concat", f"{names[i]} {names[i]}", names[i + 1], axis=axis) for i in range(count)]
+
+
+HUGE = {  # nodes of a small file that asks for a lot
+    "constant of shape": [node("ConstantOfShape", "square", "c"), node("Add", "x c", "y")],
+    "expand": [node("Expand", "x many", "y")],
+    "concat": [*doublings("x", 60, 2), node("Relu", "all", "y")],
+    "convolution": [node("Conv", "x w", "y", pads=[1 << 30] * 4)],
+    "strides": [node("Conv", "x w", "y", pads=[1 << 30] * 4, strides=[1 << 30] * 2)],
+    "pooling": [node("MaxPool", "x", "y", kernel_shape=[9_000] * 2, pads=[8_999] * 4)],
+    "padding": [node("Pad", "x", "y", pads=[0, 0, 1 << 40, 0, 0, 0, 0, 0])],
+    "product": [
+        node("Reshape", "x column", "a"),
+        *doublings("a", 9, 0),
+        node("Transpose", "all", "t", perm=[1, 0]),
+        node("MatMul", "all t", "y"),
+    ],
+    "channels": [node("LRN", "x", "y", size=(1 << 40) + 1)],
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_small_files_that_ask_for_a_lot(path, name):
+    arrays = {
+        "square": np.array([1 << 20, 1 << 20]),
+        "many": np.array([1 << 40, 3, 8, 8]),
+        "column": np.array([-1, 1]),
+        "w": np.ones((1, 3, 1, 1), np.float32),
+    }
+    opset = 10 if name == "padding" else 13
+    write(path, HUGE[name], arrays, shape=(1, 3, 8, 8), opset=opset)
+    start = time.monotonic()
+    with pytest.raises(SecurityError, match=r"memory|multiplications"):
+        minires.onnx.load(path, memory=1 << 28)
+    assert time.monotonic() - start < 5
+
+
+def test_a_huge_declared_image(path):
+    write(path, [node("Relu", "x", "y")], shape=(1, 3, 1 << 30, 1 << 30))
+    with pytest.raises(SecurityError, match="memory"):
+        minires.onnx.load(path)
+
+
+def message(number, content):
+    """A field of a protobuf message: its number and its content."""
+    length, size = b"", len(content)
+    while size > 127:
+        length += bytes([size & 127 | 128])
+        size >>= 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+def test_nested_graphs_and_endless_numbers(path):
+    graph = b""
+    for _ in range(3000):
+        graph = message(1, message(5, message(6, graph)))  # graph → node → attribute → graph
+    path.write_bytes(message(7, graph))
+    with pytest.raises(SecurityError, match="nested"):
+        minires.onnx.load(path)
+    path.write_bytes(b"\x08" + b"\xff" * 11)
+    with pytest.raises(FormatError, match="does not end"):
+        minires.onnx.load(path)
+
+
+def test_millions_of_empty_messages(path):
+    path.write_bytes(message(7, message(1, b"") * 1_500_000))
+    start = time.monotonic()
+    with pytest.raises(SecurityError, match="more than 1,000,000 fields"):
+        minires.onnx.load(path)
+    assert time.monotonic() - start < 20
+
+
+def test_text_that_is_none(path, rng):
+    nodes, arrays = classifier(rng)
+    write(path, nodes, arrays)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"Conv_c1", b"Conv\xff\xfe1"))
+    with pytest.raises(FormatError, match="not UTF-8"):
+        minires.onnx.load(path)
+
+
+def test_weights_that_are_not_numbers(path, rng):
+    nodes, arrays = classifier(rng)
+    arrays["w1"][0, 0, 0, 0] = np.nan
+    write(path, nodes, arrays)
+    with pytest.raises(FormatError, match="'w1' holds NaN"):
+        minires.onnx.load(path)
+
+
+@pytest.mark.parametrize("fault", ["twice", "both", "segment", "sparse", "functions"])
+def test_rare_faults(path, rng, fault):
+    nodes, arrays = classifier(rng)
+    model = write(path, nodes, arrays)
+    tensor = model.graph.initializer[0]
+    if fault == "twice":
+        model.graph.initializer.append(tensor)
+    elif fault == "both":
+        tensor.float_data.append(1)
+    elif fault == "segment":
+        tensor.segment.begin = 3
+    elif fault == "sparse":
+        model.graph.sparse_initializer.add().dims.append(3)
+    else:
+        model.functions.add().name = "f"
+    onnx.save(model, path)
+    with pytest.raises((FormatError, UnsupportedError)):
+        minires.onnx.load(path)
+
+
+# --- fuzzing ------------------------------------------------------------------------------
+
+
+def survives(path, data):
+    """Load damaged bytes: a network that runs, or one of our errors. Returns which."""
+    path.write_bytes(data)
+    start = time.monotonic()
+    try:
+        network = minires.onnx.load(path)
+        shape = [2 if size is None else min(size, 8) for size in network.input_shape or (2, 3)]
+        network.run(np.zeros(shape, np.float32))
+        outcome = "loaded"
+    except OnnxError as error:
+        outcome = type(error).__name__
+    except ValueError as error:  # of `run`, and it must say which input it means
+        outcome = "loaded" if "input" in str(error) else str(error)
+    assert time.monotonic() - start < 10
+    return outcome
+
+
+def flipped(data, rng):
+    """The bytes with one to eight of them changed."""
+    damaged = bytearray(data)
+    for at in rng.integers(0, len(data), int(rng.integers(1, 9))):
+        damaged[at] = rng.integers(256)
+    return bytes(damaged)
+
+
+OUTCOMES = {"loaded", "FormatError", "UnsupportedError", "SecurityError"}
+NUMBERS = [0, 1, -1, 2, 3, 7, 255, -(1 << 31), 1 << 31, (1 << 62) - 1, -(1 << 63), (1 << 63) - 1]
+WORDS = ["", "x", "y", "w1", "c1", "Conv", "Reshape", "SAME_UPPER", "/etc/passwd", "\0", "é"]
+
+
+def mutated(model, rng):
+    """A message with one to four of its fields changed, removed or repeated, at any depth."""
+    model = copy.deepcopy(model)
+    for _ in range(int(rng.integers(1, 5))):
+        message = model
+        while True:
+            fields = [(d, v) for d, v in message.ListFields() if not rng.random() < 0.1]
+            if not fields:
+                break
+            # The message's own graph counts for more than its strings.
+            field, value = fields[rng.integers(len(fields))]
+            if field.message_type is None or rng.random() < 0.1:
+                change(message, field, value, rng)
+                break
+            repeated = not hasattr(value, "ListFields")
+            message = value[rng.integers(len(value))] if repeated else value
+    return model.SerializeToString()
+
+
+def change(message, field, value, rng):
+    """Change, remove or repeat one field of a message."""
+    kinds = {field.TYPE_STRING: WORDS, field.TYPE_BYTES: [w.encode() for w in WORDS]}
+    floats = [0.0, np.nan, np.inf, -1.0, 1e38]
+    choices = kinds.get(field.type, floats if field.cpp_type in (5, 6) else NUMBERS)
+    new = choices[rng.integers(len(choices))]
+    try:
+        if isinstance(value, (int, float, str, bytes)):
+            setattr(message, field.name, new)
+        elif field.message_type is not None and hasattr(value, "ListFields"):
+            message.ClearField(field.name)
+        elif rng.random() < 0.3:
+            del value[rng.integers(len(value))]
+        elif field.message_type is not None:
+            value.add().CopyFrom(value[rng.integers(len(value))])
+        elif rng.random() < 0.5:
+            value[rng.integers(len(value))] = new
+        else:
+            value.append(new)
+    except (ValueError, TypeError):  # the number does not fit this field
+        message.ClearField(field.name)
+
+
+def seeds(path, rng):
+    """Models to damage: the little classifier, and one with shapes that are computed."""
+    nodes, arrays = classifier(rng)
+    yield write(path, nodes, arrays, shape=(1, 3, 8, 8))
+    arrays = {
+        "i": np.array(0),
+        "axes": np.array([0]),
+        "rest": np.array([-1]),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 0, 0]),
+        "starts": np.array([1]),
+        "ends": np.array([9]),
+        "w": rng.standard_normal((2 * 81, 4)).astype(np.float32),
+    }
+    nodes = [
+        node("Constant", "-", "two", value=numpy_helper.from_array(np.array([2.0], np.float32))),
+        node("Pad", "x pads", "p"),
+        node("Slice", "p starts ends rest", "s"),
+        node("Slice", "s starts ends starts", "t"),
+        node("MaxPool", "s", "m", kernel_shape=[1, 1], auto_pad="SAME_UPPER"),
+        node("Split", "m", "a b", axis=1, split=[2, 1]),
+        node("Transpose", "a", "at", perm=[0, 2, 3, 1]),
+        node("Mul", "at two", "am"),
+        node("Shape", "x", "n"),
+        node("Gather", "n i", "n0"),
+        node("Unsqueeze", "n0", "n1", axes=[0]),
+        node("Concat", "n1 rest", "shape", axis=0),
+        node("Reshape", "am shape", "f"),
+        node("ReduceMean", "f", "r", axes=[1], keepdims=1),
+        node("Sub", "f r", "z"),
+        node("Softmax", "z", "y"),
+    ]
+    nodes[0].ClearField("input")
+    for one in nodes:
+        if one.op_type == "Slice" and one.input[3] == "starts":
+            one.input[3] = "axes"
+    yield write(path, nodes, arrays, shape=(1, 3, 8, 8), opset=11)
+
+
+def fuzz(path, rng, flips, mutations, step):
+    """Damage the models in three ways; returns how many inputs had which outcome."""
+    outcomes = {}
+
+    def note(data):
+        outcome = survives(path, data)
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+
+    for model in seeds(path, rng):
+        data = model.SerializeToString()
+        assert survives(path, data) == "loaded"
+        for end in range(1, len(data), step):
+            note(data[:end])
+        for _ in range(flips):
+            note(flipped(data, rng))
+        for _ in range(mutations):
+            note(mutated(model, rng))
+    return outcomes
+
+
+@pytest.mark.filterwarnings("error")
+def test_damaged_files_do_no_harm(path, rng):
+    outcomes = fuzz(path, rng, flips=150, mutations=250, step=13)
+    assert sum(outcomes.values()) > 900
+    assert set(outcomes) <= OUTCOMES
+    assert outcomes["loaded"] > 50  # or the damage is too coarse to reach the graph
+    assert outcomes["FormatError"] > 200
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error")
+def test_many_damaged_files_do_no_harm(path, rng):
+    outcomes = fuzz(path, rng, flips=8000, mutations=12000, step=1)
+    print(f"{sum(outcomes.values()):,} damaged files: {outcomes}")
+    assert set(outcomes) <= OUTCOMES
+    assert sum(outcomes.values()) > 40_000
