@@ -13,6 +13,8 @@ Source   Liu, Tripathi, Kurup and Shah, "Make (Nearly) Every Neural Network Bett
          Neural Network Ensembles by Weight Parameter Resampling", arXiv:1807.00847
 """
 
+import importlib
+
 from minires.backend import set_threads, to_device, to_host, xp_of
 from minires.model import Model
 from minires.moments import Moments
@@ -21,6 +23,14 @@ from minires.optimizers import SGD, Adam
 from minires.running_statistics import batch_norm_policies, reestimate_stats
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name):
+    """`minires.onnx` is read when it is first asked for."""
+    if name == "onnx":
+        return importlib.import_module("minires.onnx")
+    raise AttributeError(f"module 'minires' has no attribute {name!r}")
+
 
 __all__ = [
     "SGD",

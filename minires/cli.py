@@ -13,7 +13,7 @@ from pathlib import Path
 FINETUNE_RATE = {"glyphs": 0.25, "mnist": 0.15}
 
 # Commands that live elsewhere: each module has `add_parser(subparsers)`.
-COMMANDS = ()
+COMMANDS = ("minires.onnx.evaluate", "minires.onnx.improve")
 
 
 def main(arguments=None):
