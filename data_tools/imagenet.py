@@ -19,6 +19,7 @@ Pictures are decoded by threads ahead of the caller. What comes out, and in whic
 not depend on their number.
 """
 
+import importlib.util
 import io
 import math
 import os
@@ -287,6 +288,10 @@ class Notes:
         """Note that the file `name` is of a kind in SKIPPED or CONVERTED."""
         self._found.setdefault((name, kind), text)
 
+    def rows(self):
+        """Everything noted, as (name, kind, text): what `add` takes."""
+        return [(name, kind, text) for (name, kind), text in self._found.items()]
+
     @property
     def counts(self):
         """How many files of each kind, for the kinds that occur."""
@@ -527,8 +532,10 @@ def batches(pictures, plan, preset, size, notes=None, threads=None, ahead=2):
     ahead     how many batches are prepared while the caller has one
     Yields    Batch, in the order of the plan; pictures that cannot be used are missing in it (it
               may be empty)
-    Raises    ValueError for an unknown preset
+    Raises    ValueError for an unknown preset; ImportError without Pillow
     """
+    if importlib.util.find_spec("PIL") is None:
+        raise ImportError("photographs are decoded with Pillow: pip install 'minires[onnx]'")
     if preset not in PRESETS:
         raise ValueError(f"batches: preset is {preset!r}, expected one of {', '.join(PRESETS)}")
     notes = Notes() if notes is None else notes

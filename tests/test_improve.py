@@ -302,6 +302,8 @@ def test_killed_three_times_it_ends_with_the_same_bits(place):
 
 
 def test_more_updates_go_on_from_fewer(place):
+    for name in ("empty.JPEG", "cut.JPEG", "grey.JPEG"):
+        (place / "val" / WORDNET[1] / name).write_bytes(ODD[name][1])
     command(*words(place, out="whole"))
     command(*words(place, updates=4))
     command(*words(place, updates=9))

@@ -56,9 +56,10 @@ class State:
     theta, stats   the weights (P,) and the batch-norm statistics (S,), copied
     optimizer      SGD or Adam
     decay          of the exponential moving average
+    notes          data_tools.imagenet.Notes: files that were left out so far
     """
 
-    def __init__(self, theta, stats, optimizer, decay):
+    def __init__(self, theta, stats, optimizer, decay, notes):
         from minires.moments import Moments
         from minires.resampling import EMA
 
@@ -67,7 +68,7 @@ class State:
         self.optimizer = optimizer
         self.moments, self.moments_of_stats = Moments(theta.shape), Moments(stats.shape)
         self.ema, self.ema_of_stats = EMA(decay), EMA(decay)
-        self.losses = []
+        self.losses, self.notes = [], notes
 
     def fold(self, loss):
         """Count the update that has just been made."""
@@ -90,6 +91,7 @@ class State:
             "settings": np.array(json.dumps(settings)),
             "updates": np.array(self.updates),
             "losses": np.array(self.losses, np.float64),
+            "notes": np.array(json.dumps(self.notes.rows())),
             "theta": self.theta,
             "stats": self.stats,
         }
@@ -109,7 +111,7 @@ class State:
 
         averages = [f"{owner}.{name}" for owner, names in _AVERAGES.items() for name in names]
         arrays = load_arrays(
-            path, "format", "settings", "updates", "losses", "theta", "stats", *averages
+            path, "format", "settings", "updates", "losses", "notes", "theta", "stats", *averages
         )
         if str(arrays["format"]) != FORMAT:
             raise ValueError(f"{path} has the format {arrays['format']}, expected {FORMAT!r}")
@@ -123,6 +125,8 @@ class State:
             )
         self.updates = int(arrays["updates"])
         self.losses = arrays["losses"].tolist()
+        for row in json.loads(str(arrays["notes"])):
+            self.notes.add(*row)
         self.theta, self.stats = arrays["theta"], arrays["stats"]
         mark = "optimizer."
         self.optimizer.restore(
@@ -493,7 +497,7 @@ def run(options):
             )
         training, held_out = np.arange(len(pictures)), np.arange(len(test))
     settings = _settings(options, examination, training)
-    state = State(network.theta, network.stats, _optimizer(options), options.ema)
+    state = State(network.theta, network.stats, _optimizer(options), options.ema, examination.notes)
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
