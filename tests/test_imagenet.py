@@ -322,6 +322,12 @@ def test_an_unknown_preset_is_refused_at_once(tmp_path):
         imagenet.batches(None, [], "caffe", 32)
 
 
+def test_without_pillow_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'minires\[onnx\]'"):
+        imagenet.batches(None, [], "keras", 32)
+
+
 # Files that are not what they seem
 
 

@@ -339,6 +339,19 @@ def test_a_checkpoint_of_other_weights_or_pictures_is_refused(place):
         command(*words(place))
 
 
+def test_a_checkpoint_remembers_what_was_left_out(place):
+    for name in ("empty.JPEG", "cut.JPEG", "grey.JPEG"):
+        (place / "val" / WORDNET[1] / name).write_bytes(ODD[name][1])
+    command(*words(place, updates=4))
+    saved = checkpoint(place)
+    state = improve.State(saved["theta"], saved["stats"], SGD(0.05), 0.9, imagenet.Notes())
+    path = place / "out" / improve.CHECKPOINT
+    state.restore(path, json.loads(str(saved["settings"])))
+    names = {name.split("/")[1] for name, _, _ in state.notes.rows()}
+    assert names
+    assert names <= {"empty.JPEG", "cut.JPEG", "grey.JPEG"}
+
+
 @pytest.mark.parametrize("damage", ["cut", "other"])
 def test_a_damaged_checkpoint_is_refused(place, damage):
     command(*words(place, updates=2))
