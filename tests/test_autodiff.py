@@ -311,6 +311,26 @@ def test_arrays_are_freed_during_the_walk_not_after_it(rng):
     assert alive == [[False, False, True]]
 
 
+def test_gradients_of_later_steps_are_freed_during_the_walk(rng):
+    made, alive = [], []
+
+    @op
+    def step(x):
+        def pullback(g):
+            alive.append([ref() is not None for ref in made])
+            gradient = g + 1.0
+            made.append(weakref.ref(gradient))
+            return gradient
+
+        return x + 0, (pullback,)
+
+    with no_garbage_collector():
+        x = variable(rng.standard_normal(5))
+        gradients(step(step(step(x))), [x])
+    # Each step finds the gradient that it is given, and none of those before.
+    assert alive == [[], [True], [False, True]]
+
+
 def test_a_constant_input_is_not_kept(rng):
     x = variable(rng.standard_normal(5))
     with no_garbage_collector():

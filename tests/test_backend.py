@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -184,6 +185,20 @@ def test_an_error_stops_the_tiles_not_yet_begun():
     assert done == [0, 1, 2]
 
 
+def test_an_error_in_one_thread_stops_the_others_soon():
+    done = []
+
+    def tile(number):
+        if number == 0:
+            raise ArithmeticError("stop")
+        time.sleep(0.001)
+        done.append(number)
+
+    with backend.threads(2), pytest.raises(ArithmeticError):
+        backend.run_tiles(tile, 2000)
+    assert len(done) < 1000
+
+
 @pytest.mark.parametrize("guilty", ["the caller", "a helper"])
 def test_errors_of_every_thread_come_out(guilty):
     main = threading.current_thread()
@@ -219,7 +234,7 @@ def test_tiles_within_tiles_run_where_they_are():
 
 
 def test_two_threads_of_the_caller_may_compute_at_once(rng):
-    x, w = rng.standard_normal((40, 12, 12, 6)), rng.standard_normal((3, 3, 6, 8))
+    x, w = rng.standard_normal((400, 12, 12, 6)), rng.standard_normal((3, 3, 6, 8))
     expected = conv2d(x, w)
     results = {}
 
@@ -289,7 +304,7 @@ def _compute_in_child(connection, x, w):
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_can_compute(rng):
     """It inherits the pool object, but none of the pool's threads."""
-    x, w = rng.standard_normal((40, 12, 12, 6)), rng.standard_normal((3, 3, 6, 8))
+    x, w = rng.standard_normal((400, 12, 12, 6)), rng.standard_normal((3, 3, 6, 8))
     with backend.threads(2):
         expected = conv2d(x, w)  # the pool exists and has worked
         backend.run_tiles(lambda tile: None, 8)
@@ -298,7 +313,7 @@ def test_a_forked_child_can_compute(rng):
         child = context.Process(target=_compute_in_child, args=(there, x, w))
         child.start()
         try:
-            assert here.poll(60), "the child computes nothing"
+            assert here.poll(30), "the child computes nothing"
             np.testing.assert_array_equal(here.recv(), expected)
         finally:
             child.join(10)

@@ -21,7 +21,7 @@ from scipy import signal
 
 from minires import backend, ops
 from minires.autodiff import gradients, variable
-from minires.convolution import borders, conv2d, output_size, pair
+from minires.convolution import borders, conv2d, depthwise_conv2d, output_size, pair
 from minires.kernels import cpu, winograd
 
 LAYOUTS = ("plain", "channels first", "every other", "backwards")
@@ -107,6 +107,20 @@ def test_conv2d_gradients_are_its_adjoints(case):
         assert_adjoint(lambda x, w: conv2d(x, w, **options), x, w, rng=rng)
         if b is not None:
             assert_adjoint(lambda b: conv2d(0 * x, w, b, **options), b, rng=rng)
+
+
+@settings(max_examples=150)
+@given(case=convolutions(), strip_bytes=st.sampled_from([1, 500, cpu.STRIP_BYTES]))
+def test_depthwise_is_a_convolution_with_diagonal_kernels(case, strip_bytes):
+    x, w, _, options, _, rng = case
+    w = w[..., 0]  # (…, kh, kw, C)
+    b = rng.standard_normal((*w.shape[:-3], w.shape[-1]))
+    diagonal = w[..., None] * np.eye(w.shape[-1])
+    with mock.patch.object(cpu, "STRIP_BYTES", strip_bytes):
+        y = depthwise_conv2d(x, w, b, **options)
+        assert_close(y, expected_conv2d(x, diagonal, b, options), 1e-13, scale=10)
+        assert_adjoint(lambda x, w: depthwise_conv2d(x, w, **options), x, w, rng=rng)
+        assert_adjoint(lambda b: depthwise_conv2d(0 * x, w, b, **options), b, rng=rng)
 
 
 @st.composite

@@ -101,6 +101,7 @@ def test_pools_and_activations_compute_what_they_say(rng):
     for layer, expected in [
         (MaxPool(**options), max_pool(x, **options)),
         (MaxPool(), max_pool(x)),
+        (MeanPool(), mean_pool(x)),
         (MeanPool(**options), mean_pool(x, **options)),
         (MeanPool(**options, count_padding=True), mean_pool(x, **options, count_padding=True)),
         (GlobalMeanPool(), x.mean(axis=(1, 2))),
