@@ -10,7 +10,6 @@ An accuracy without its error is half a number: 78 % of 1,000 photographs is 78 
 cannot be told from 77 %. So every score here carries its standard error.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -259,10 +258,11 @@ def add_parser(subparsers):
         help="accuracy, NLL and calibration of an ONNX network",
         description="Show an ONNX network the photographs of a folder: top-1, top-5, negative "
         "log-likelihood and calibration error, each with its standard error, and the speed.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_picture_options(parser)
-    parser.add_argument("--batch", type=int, default=BATCH, help="photographs at once")
+    parser.add_argument(
+        "--batch", type=int, default=BATCH, help="photographs at once (%(default)s)"
+    )
     parser.add_argument("--limit", type=int, help="show only so many, spread evenly over all")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=run)
@@ -280,8 +280,8 @@ def add_picture_options(parser):
                         help="ground truth of a validation tar: line n is the class of the n-th "
                         "picture by name")  # fmt: skip
     parser.add_argument("--preset", choices=("keras", "torchvision", "tf-slim"), default="keras",
-                        help="how pictures are prepared: the programs that the network comes from "
-                        "(keras and tf-slim: [-1, 1]; torchvision: standardised)")  # fmt: skip
+                        help="how pictures are prepared: as for networks from this program "
+                        "(%(default)s); the first and the last scale to [-1, 1]")  # fmt: skip
     parser.add_argument("--size", type=int, help="pixels, for a network that takes any")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
 
@@ -356,10 +356,10 @@ def run(options):
     print(f"{options.model} on {len(outcomes):,} pictures of {pictures.where}")
     print(f"preset {options.preset}, {size} × {size}; ± is one standard error")
     for name, key in (("top-1", "top1"), ("top-5", "top5"), ("ECE", "ece")):
-        print(f"  {name}   {100 * scores[key]:6.2f} ± {100 * scores[key + '_error']:.2f} %")
-    print(f"  NLL     {scores['nll']:6.4f} ± {scores['nll_error']:.4f} nats")
+        print(f"  {name:<6} {100 * scores[key]:6.2f} ± {100 * scores[key + '_error']:.2f} %")
+    print(f"  NLL      {scores['nll']:.4f} ± {scores['nll_error']:.4f} nats")
     print(
-        f"  speed   {speed['images_per_second']:.0f} pictures a second, "
+        f"  speed  {speed['images_per_second']:.0f} pictures a second, "
         f"{speed['network_images_per_second']:.0f} in the network alone"
     )
     return 0

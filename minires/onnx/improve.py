@@ -19,7 +19,6 @@ Source   Liu, Tripathi, Kurup and Shah, arXiv:1807.00847; on recomputing: Izmail
          arXiv:1803.05407, §3.2
 """
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -449,27 +448,39 @@ def add_parser(subparsers):
         "weights; compare it, on held-out photographs, with the mean model and an ensemble drawn "
         "from the moments; write these as ONNX files. The same command goes on where a run that "
         "was stopped had its last checkpoint, and ends with the same bits.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_picture_options(parser)
     parser.add_argument("--rate", type=float, required=True, help="learning rate")
     parser.add_argument("--updates", type=int, required=True, help="of fine-tuning")
-    parser.add_argument("--batch", type=int, default=32, help="photographs in a batch")
-    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="of θ")
+    parser.add_argument(
+        "--batch", type=int, default=32, help="photographs in a batch (%(default)s)"
+    )
+    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="(%(default)s)")
     parser.add_argument("--batch-norm", choices=STATISTICS, default="averaged",
-                        help="which statistics go with averaged weights")  # fmt: skip
-    parser.add_argument("--members", type=int, default=3, help="networks drawn; 0 for none")
+                        help="which statistics go with averaged weights (%(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--members",
+        type=int,
+        default=3,
+        help="networks drawn for the ensemble, 0 for none (%(default)s)",
+    )
     parser.add_argument("--ema", type=float, default=0.999, metavar="DECAY",
-                        help="of the exponential moving average to compare with")  # fmt: skip
+                        help="of the moving average to compare with (%(default)s)")  # fmt: skip
     held = parser.add_mutually_exclusive_group()
     held.add_argument("--holdout", type=float, default=0.2, metavar="SHARE",
-                      help="of the pictures, to compare on")  # fmt: skip
+                      help="of the pictures that are kept to compare on (%(default)s)")  # fmt: skip
     held.add_argument("--test-images", type=Path, metavar="DIR",
                       help="other pictures to compare on")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")
     parser.add_argument("--checkpoint-every", type=float, default=180, metavar="SECONDS",
-                        help="0 after every update")  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
+                        help="(%(default)s); 0: after every update")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the results; with a checkpoint in it, the run goes on",
+    )
     parser.set_defaults(run=run)
 
 
