@@ -144,7 +144,8 @@ def gradients(output, variables, seed=None):
     output     a Tensor; if it is not a scalar, the gradient of the sum of its elements
     variables  Tensors made by `variable`
     seed       what to start from instead of ones: an array of the output's shape
-    Returns    a list of arrays, one a variable, zeros where the output does not depend on it
+    Returns    a list of arrays, one a variable, zeros where the output does not depend on it.
+               To be read, not changed: two of them, or one and the seed, may be the same array
     Raises     RuntimeError when this graph has been used before: its memory is gone;
                ValueError for a Tensor that is not a variable
     """

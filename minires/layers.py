@@ -241,6 +241,10 @@ class Dropout(Layer):
             raise ValueError(f"Dropout: rate is {rate}, expected 0 ≤ rate < 1")
         self.rate = rate
 
+    def connect(self, shape, layout):
+        self.axes = len(shape)
+        return shape
+
     def apply(self, x, run):
         if not run.training or self.rate == 0:
             return x
@@ -248,6 +252,12 @@ class Dropout(Layer):
             raise ValueError(
                 f"Dropout: a training pass with rate {self.rate} needs random numbers: pass "
                 "rng=numpy.random.default_rng(…), or build the network with dropout=0"
+            )
+        if isinstance(run.rng, (list, tuple)) and x.ndim == self.axes + 1:
+            raise ValueError(
+                f"Dropout: {len(run.rng)} networks share the images here, before any layer with "
+                "weights, and cannot drop each its own: give every network its own images, "
+                "(R, N, H, W, C)"
             )
         return ops.dropout(x, rate=self.rate, rng=run.rng)
 

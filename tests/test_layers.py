@@ -133,6 +133,14 @@ def test_dropout_without_random_numbers_says_what_to_pass(rng):
         apply(layer, connect(layer, (30,))[1], rng.standard_normal((2, 30)), training=True)
 
 
+def test_dropout_before_any_weights_refuses_to_share_its_images(rng):
+    layer = Dropout(0.3)
+    layout = connect(layer, (30,))[1]
+    generators = [np.random.default_rng(seed) for seed in range(2)]
+    with pytest.raises(ValueError, match="give every network its own images"):
+        apply(layer, layout, rng.standard_normal((2, 30)), generators, training=True)
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1, 1.5])
 def test_dropout_rates(rate):
     with pytest.raises(ValueError, match="expected 0 ≤ rate < 1"):

@@ -618,7 +618,7 @@ class Network:
         (output,), variables = self._forward(run, theta, stats, inputs, gradient, self._skipped)
         loss = ops.softmax_cross_entropy(self._as_rows(output), labels, smoothing=smoothing)
         gradients(loss, variables)
-        return loss.data, gradient
+        return loss.data[()], gradient  # a number, not an array of no axes
 
     @property
     def _skipped(self):
