@@ -8,12 +8,20 @@
     minires.onnx.save(network, "mean.onnx", theta=moments.mean, stats=stats)
 
 `reading` checks a file that nobody vouches for, `graph` turns it into a network, `operators`
-says what each operator does, `writing` puts new weights into the same file. The `onnx` package
+says what each operator does, `writing` puts new weights into the same file, and `matching`
+gives a file's weights to the networks that are built here. The `onnx` package
 is needed for parsing only, and imported when the first file is read.
 """
 
-from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError
+from minires.onnx.errors import (
+    FormatError,
+    MismatchError,
+    OnnxError,
+    SecurityError,
+    UnsupportedError,
+)
 from minires.onnx.graph import MEMORY, Network
+from minires.onnx.matching import transfer
 from minires.onnx.writing import save
 
 
@@ -42,10 +50,12 @@ def _details(error):
 
 __all__ = [
     "FormatError",
+    "MismatchError",
     "Network",
     "OnnxError",
     "SecurityError",
     "UnsupportedError",
     "load",
     "save",
+    "transfer",
 ]

@@ -23,3 +23,7 @@ class UnsupportedError(OnnxError):
 
 class SecurityError(OnnxError):
     """The file asks for what no honest network needs: other folders, or all of the memory."""
+
+
+class MismatchError(OnnxError):
+    """The file holds another network than the one that is to take its weights."""

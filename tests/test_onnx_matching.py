@@ -1,0 +1,229 @@
+"""Weights from files for the networks built here: whatever the exporter did to the graph.
+
+A little exporter writes our own networks as ONNX in the forms that real ones use: batch norms
+live, folded, or taken apart; borders in a Pad node; images with channels last; arrays with
+names that say nothing and in any order. The weights must come back from all of them.
+"""
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+from onnx_models import node, runtime, write  # noqa: E402
+
+import minires.onnx  # noqa: E402
+from minires import layers  # noqa: E402
+from minires.convolution import borders  # noqa: E402
+from minires.networks import inception_v3, mobilenet_v1, mobilenet_v2  # noqa: E402
+from minires.onnx import MismatchError  # noqa: E402
+
+
+class Exporter:
+    """Writes a Model as ONNX nodes and arrays.
+
+    norms    "live", "folded" or "apart" (a multiplication and an addition)
+    padded   borders in Pad nodes
+    """
+
+    def __init__(self, model, theta, stats, rng, norms="live", padded=False):
+        self.theta, self.stats, self.rng = theta, stats, rng
+        self.norms, self.padded = norms, padded
+        self.nodes, self.arrays, self.count = [], {}, 0
+        self.sizes = {id(layer): before for _, layer, before, _ in model.layout.rows}
+
+    def name(self):
+        self.count += 1
+        return f"v{self.count}"
+
+    def constant(self, array):
+        name = f"c{self.rng.integers(1 << 40)}"
+        self.arrays[name] = np.asarray(array, np.float32)
+        return name
+
+    def add(self, operator, inputs, **attributes):
+        self.nodes.append(node(operator, inputs, self.name(), **attributes))
+        return self.nodes[-1].output[0]
+
+    def layer(self, layer, x):
+        if isinstance(layer, layers.Residual):
+            parts = [x, self.sequence(layer.layers, x)]
+            return self.add("Add", " ".join(parts[:: self.rng.choice([1, -1])]))
+        if isinstance(layer, layers.Sequential):
+            return self.sequence(layer.layers, x)
+        if isinstance(layer, layers.Branches):
+            # Computed in any order, laid side by side in the layer's.
+            ends = {
+                i: self.layer(layer.layers[i], x) for i in self.rng.permutation(len(layer.layers))
+            }
+            return self.add("Concat", " ".join(ends[i] for i in range(len(ends))), axis=1)
+        if isinstance(layer, layers.Dropout):
+            return self.add("Identity", x)
+        if isinstance(layer, layers.GlobalMeanPool):
+            return self.add("Flatten", self.add("GlobalAveragePool", x))
+        if isinstance(layer, layers.Dense):
+            w, b = layer.weight.view(self.theta), layer.bias.view(self.theta)
+            if self.norms == "folded":
+                product = self.add("MatMul", f"{x} {self.constant(w)}")
+                return self.add("Add", f"{self.constant(b)} {product}")
+            return self.add("Gemm", f"{x} {self.constant(w.T)} {self.constant(b)}", transB=1)
+        x, pads = self.border(layer, layer.window, x, pooling=True)
+        kind = "AveragePool" if isinstance(layer, layers.MeanPool) else "MaxPool"
+        counted = {"count_include_pad": int(layer.count_padding)} if kind == "AveragePool" else {}
+        settings = {"kernel_shape": layer.window, "strides": layer.stride, "pads": pads}
+        return self.add(kind, x, **settings, **counted)
+
+    def sequence(self, steps, x):
+        steps = list(steps)
+        while steps:
+            layer = steps.pop(0)
+            if isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D)):
+                x = self.convolution(layer, steps.pop(0), x)
+            else:
+                x = self.layer(layer, x)
+        return x
+
+    def border(self, layer, kernel, x, pooling=False):
+        sides = borders(layer.padding, self.sizes[id(layer)][:2], kernel, layer.stride)
+        (top, bottom), (left, right) = sides
+        pads = [top, left, bottom, right]
+        if self.padded and any(pads) and not pooling:
+            self.arrays[name := f"pads{self.count}"] = np.array(
+                [0, 0, top, left, 0, 0, bottom, right]
+            )
+            return self.add("Pad", f"{x} {name}"), [0] * 4
+        return x, pads
+
+    def convolution(self, layer, norm, x):
+        w = layer.weight.view(self.theta)
+        depthwise = isinstance(layer, layers.DepthwiseConv2D)
+        w = w[:, :, None] if depthwise else w
+        x, pads = self.border(layer, layer.kernel, x)
+        settings = {"strides": layer.stride, "pads": pads, "group": w.shape[3] if depthwise else 1}
+        scale = norm.scale.view(self.theta) if norm.scale else np.ones(w.shape[3], np.float32)
+        shift = norm.shift.view(self.theta)
+        mean, variance = norm.mean.view(self.stats), norm.variance.view(self.stats)
+        factor = scale / np.sqrt(variance + norm.epsilon)
+        offset = shift - mean * factor
+        if self.norms == "folded":
+            kernel, bias = self.constant((w * factor).transpose(3, 2, 0, 1)), self.constant(offset)
+            x = self.add("Conv", f"{x} {kernel} {bias}", **settings)
+        else:
+            kernel = self.constant(w.transpose(3, 2, 0, 1))
+            x = self.add("Conv", f"{x} {kernel}", **settings)
+            if self.norms == "live":
+                arrays = " ".join(map(self.constant, (scale, shift, mean, variance)))
+                x = self.add("BatchNormalization", f"{x} {arrays}", epsilon=norm.epsilon)
+            else:
+                x = self.add("Mul", f"{x} {self.constant(factor[:, None, None])}")
+                x = self.add("Add", f"{self.constant(offset[None, :, None, None])} {x}")
+        if norm.activation == "relu6":
+            return self.add("Clip", f"{x} {self.constant(0)} {self.constant(6)}")
+        return self.add("Relu", x) if norm.activation else x
+
+
+def export(path, model, rng, softmax=False, channels_last=False, **options):
+    """Random weights for a model, and the model as a file; returns theta and stats."""
+    theta = model.init(rng)
+    theta += 0.05 * rng.standard_normal(theta.size).astype(np.float32)
+    stats = model.init_stats() * rng.uniform(0.5, 2, model.stats_size).astype(np.float32)
+    stats += 0.1 * rng.random(model.stats_size).astype(np.float32)
+    exporter = Exporter(model, theta, stats, rng, **options)
+    high, wide, depth = model.input_shape
+    first = exporter.add("Transpose", "x", perm=[0, 3, 1, 2]) if channels_last else "x"
+    last = exporter.layer(model.network, first)
+    last = exporter.add("Softmax", last, axis=1) if softmax else last
+    exporter.nodes.append(node("Identity", last, "y"))
+    names = list(exporter.arrays)
+    rng.shuffle(names)
+    arrays = {name: exporter.arrays[name] for name in names}
+    shape = (None, high, wide, depth) if channels_last else (None, depth, high, wide)
+    write(path, exporter.nodes, arrays, shape=shape)
+    return theta, stats
+
+
+def make(name, **options):
+    """Small networks of each kind; 28 pixels leave the first convolution at full size."""
+    size = {"input_shape": (28, 28, 3), "classes": 5, "width": 0.25} | options
+    function = {"v1": mobilenet_v1, "v2": mobilenet_v2, "inception": inception_v3}[name]
+    return function(**size)
+
+
+LARGE = {"input_shape": (299, 299, 3), "width": 0.1}  # the auxiliary head needs 17×17 pixels
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "inception"])
+@pytest.mark.parametrize("variant", ["tf", "torch"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norms": "live"},
+        {"norms": "folded", "padded": True},
+        {"norms": "apart", "softmax": True, "channels_last": True},
+    ],
+    ids=lambda options: options["norms"],
+)
+def test_weights_come_back_from_every_form(tmp_path, rng, name, variant, options):
+    path = tmp_path / "model.onnx"
+    model = make(name, variant=variant)
+    theta, stats = export(path, model, rng, **options)
+    network = minires.onnx.load(path)
+    found, found_stats = minires.onnx.transfer(network, model)
+    images = rng.standard_normal((2, *model.input_shape)).astype(np.float32)
+    expected = model.logits(theta, images, stats)
+    logits = model.logits(found, images, found_stats)
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+    if options["norms"] == "live" and not (name == "inception" and variant == "tf"):
+        np.testing.assert_array_equal(found, theta)
+        np.testing.assert_allclose(found_stats, stats, rtol=1e-6)
+    seen = images if options.get("channels_last") else images.transpose(0, 3, 1, 2)
+    (outputs,) = runtime(path)(x=np.ascontiguousarray(seen))
+    theirs = minires.ops.softmax(logits) if options.get("softmax") else logits
+    assert np.abs(outputs - theirs).max() <= 1e-3 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "words"),
+    [
+        (("v2", {"variant": "tf"}), ("v2", {"variant": "torch"}), "border"),
+        (("v2", {}), ("v2", {"width": 0.5}), "outputs of"),
+        (("v2", {}), ("v2", {"classes": 6}), "dense layer"),
+        (("v1", {}), ("v2", {}), "the graphs part at layer"),
+        (("inception", {"variant": "torch"}), ("inception", {"variant": "tf"}), "count"),
+        (("v1", {}), ("v1", {"input_shape": (32, 32, 3)}), "images differ|border"),
+        (("inception", LARGE), ("inception", LARGE | {"auxiliary": True}), "auxiliary=False"),
+    ],
+)
+def test_where_the_graphs_part(tmp_path, rng, file, model, words):
+    path = tmp_path / "model.onnx"
+    export(path, make(file[0], **file[1]), rng)
+    with pytest.raises(MismatchError, match=words):
+        minires.onnx.transfer(minires.onnx.load(path), make(model[0], **model[1]))
+
+
+def test_images_that_the_file_prepares_are_named(tmp_path, rng):
+    path = tmp_path / "model.onnx"
+    model = make("v1")
+    export(path, model, rng)
+    file = onnx.load(path)
+    file.graph.node[0].input[0] = "prepared"
+    file.graph.node.insert(0, node("Mul", "x x", "prepared"))
+    onnx.save(file, path)
+    with pytest.raises(MismatchError, match="prepare the images"):
+        minires.onnx.transfer(minires.onnx.load(path), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("mobilenet_v1_0.25_224", lambda: mobilenet_v1(0.25)), ("mobilenet_v2_1.0_224", mobilenet_v2)],
+)
+def test_published_weights(data_dir, rng, name, model):
+    path = data_dir / "onnx" / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip(f"{path} is missing")
+    network, model = minires.onnx.load(path), model()
+    theta, stats = minires.onnx.transfer(network, model)
+    images = rng.uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32)
+    ours = model.logits(theta, images, stats)
+    (theirs,) = runtime(path)(**{network.input_name: images.transpose(0, 3, 1, 2).copy()})
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
