@@ -14,9 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from minires import ops
-from minires.autodiff import data_of, gradients, variable
-from minires.backend import empty, single_threaded_blas, to_device, xp_of
+from minires.autodiff import gradients, variable
+from minires.backend import empty, run_tiles, single_threaded_blas, to_device, xp_of
 from minires.folding import fold_weights, folded_network
+
+GROUP_PIXELS = 4 * 224 * 224  # of the images that one thread takes through a network at once
+LEAST_GROUPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,25 @@ class Run:
         return self.variables[entry.name]
 
 
+def _pass_through(network, images, run, result):
+    """Write a network's outputs for `images` (…, N, H, W, C) to `result` (…, N, classes).
+
+    What a few images need stays in the cache from layer to layer, so each thread takes a group
+    of them through the whole network. Where that makes few groups, threads share each layer.
+    """
+    count, height, width = images.shape[-4:-1]
+    group = max(1, GROUP_PIXELS // (height * width))
+
+    def pass_group(number):
+        part = slice(number * group, (number + 1) * group)
+        result[..., part, :] = network.apply(images[..., part, :, :, :], run)
+
+    if xp_of(images) is np and count >= LEAST_GROUPS * group:
+        run_tiles(pass_group, -(-count // group))
+    else:
+        result[...] = network.apply(images, run)
+
+
 class Model:
     """A network for images of one shape.
 
@@ -204,7 +226,7 @@ class Model:
             head = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
             loss = loss + weight * head
         gradients(loss, run.variables.values())
-        return loss.data, gradient
+        return loss.data[()], gradient  # a number, not an array of no axes
 
     @single_threaded_blas
     def logits(self, theta, images, stats=None, batch=None):
@@ -224,7 +246,7 @@ class Model:
         run = Run(theta, None)
         for start in range(0, count, step):
             part = slice(start, start + step)
-            result[..., part, :] = data_of(model.network.apply(images[..., part, :, :, :], run))
+            _pass_through(model.network, images[..., part, :, :, :], run, result[..., part, :])
         return result
 
     def predict(self, theta, images, stats=None, batch=None):

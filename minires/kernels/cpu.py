@@ -21,7 +21,7 @@ from minires.kernels import winograd
 WINDOW_BYTES = 5 << 19  # of windows in a tile: larger leaves the cache, smaller starves BLAS
 LANES = 16  # at most so many partial sums of a weight gradient
 PRODUCT_WORK = 1 << 26  # multiplications in a tile of a plain product
-STRIP_BYTES = 1 << 18  # of outputs in a tile of a depthwise convolution
+STRIP_BYTES = 1 << 19  # of outputs in a tile of a depthwise convolution
 RUN = 2048  # channels of neighbouring pixels that are multiplied in one run
 
 
