@@ -30,9 +30,9 @@ def main(arguments=None):
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        print("\nstopped; finished stages are kept, --resume goes on from them", file=sys.stderr)
+        print("\nstopped; what is finished is kept, to go on from", file=sys.stderr)
         return 130
-    except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
+    except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError, ImportError) as error:
         # What the user can mend: one line. Anything else is our mistake and shows its trace.
         print(f"minires: {error}", file=sys.stderr)
         return 2
