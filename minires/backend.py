@@ -326,7 +326,7 @@ class _Recycler:
 
     def empty(self, shape, dtype):
         dtype = np.dtype(dtype)
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         if size < self.smallest:
             return np.empty(shape, dtype)
         with self._lock:
@@ -393,7 +393,7 @@ def scratch(name, shape, dtype):
     Its content lasts until the same thread asks for the same name again.
     """
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     buffers = _scratch.__dict__
     if name not in buffers or len(buffers[name]) < size:
         buffers[name] = np.empty(size, np.uint8)
