@@ -143,14 +143,30 @@ def test_values_are_freed_after_their_last_use(path, rng):
 # --- the traps of real files (padding and pooling: see test_onnx_differential) ------------
 
 
-def test_average_pool_counts_the_border_or_not(path, rng):
-    images = normal(rng, 2, 3, 8, 8)
-    for counted in (0, 1):
-        pool = node(
-            "AveragePool", "x", "y", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=counted
-        )
-        write(path, [pool])
-        agrees(path, images)
+@pytest.mark.parametrize("counted", [0, 1])
+@pytest.mark.parametrize("ceil", [0, 1])
+def test_average_pool_counts_the_border_or_not(path, rng, counted, ceil):
+    # Under ceil_mode the last window reaches beyond the border; there nothing counts.
+    settings = {"kernel_shape": [3, 3], "pads": [1, 0, 1, 0], "strides": [2, 2]}
+    settings |= {"count_include_pad": counted, "ceil_mode": ceil}
+    write(path, [node("AveragePool", "x", "y", **settings)])
+    agrees(path, normal(rng, 2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("opset", "axis"), [(9, 1), (9, 2), (13, 1), (13, -1)])
+@pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax"])
+def test_softmax_before_opset_13_is_over_all_axes_from_one_on(path, rng, operator, opset, axis):
+    write(path, [node(operator, "x", "y", axis=axis)], opset=opset)
+    agrees(path, normal(rng, 2, 3, 8, 8))
+
+
+def test_a_convolution_that_others_look_at_keeps_its_own_output(path, rng):
+    nodes = [node("Conv", "x w", "c"), node("Relu", "c", "r"), node("Add", "r c", "y")]
+    write(path, nodes, {"w": normal(rng, 4, 3, 3, 3)})
+    network = agrees(path, normal(rng, 2, 3, 8, 8))
+    assert len(network.steps) == 3
+    write(path, nodes[:2], {"w": normal(rng, 4, 3, 3, 3)}, outputs=["c", "r"])
+    agrees(path, normal(rng, 2, 3, 8, 8))
 
 
 def test_batch_norm_epsilon_is_the_decimal_that_was_meant(network):
@@ -229,6 +245,12 @@ def test_a_fixed_reshape_fixes_the_batch(path, rng):
     (each,) = zip(*(runtime(path)(x=images[i : i + 1]) for i in range(4)), strict=True)
     found = network.logits(network.theta, images)
     np.testing.assert_allclose(found, np.concatenate(each), rtol=1e-5, atol=1e-5)
+    arrays["shape"] = np.array([2, 192])
+    write(path, [node("Reshape", "x shape", "f"), node("MatMul", "f w", "y")], arrays, (2, 3, 8, 8))
+    network = minires.onnx.load(path)
+    assert network.logits(network.theta, images).shape == (4, 4)
+    with pytest.raises(ValueError, match="takes 2 images at a time: 3 are no multiple"):
+        network.logits(network.theta, images[:3])
 
 
 def test_a_declared_batch_does_not_bind_a_graph_that_is_free(path, rng):

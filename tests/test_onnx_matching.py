@@ -22,7 +22,7 @@ from minires.onnx import MismatchError  # noqa: E402
 class Exporter:
     """Writes a Model as ONNX nodes and arrays.
 
-    norms    "live", "folded" or "apart" (a multiplication and an addition)
+    norms    "live", "folded" or "apart" (four operations on each channel)
     padded   borders in Pad nodes
     """
 
@@ -115,8 +115,11 @@ class Exporter:
                 arrays = " ".join(map(self.constant, (scale, shift, mean, variance)))
                 x = self.add("BatchNormalization", f"{x} {arrays}", epsilon=norm.epsilon)
             else:
-                x = self.add("Mul", f"{x} {self.constant(factor[:, None, None])}")
-                x = self.add("Add", f"{self.constant(offset[None, :, None, None])} {x}")
+                deviation = np.sqrt(variance + norm.epsilon)
+                x = self.add("Sub", f"{x} {self.constant(mean[:, None, None])}")
+                x = self.add("Div", f"{x} {self.constant(deviation[:, None, None])}")
+                x = self.add("Mul", f"{x} {self.constant(scale[:, None, None])}")
+                x = self.add("Add", f"{self.constant(shift[None, :, None, None])} {x}")
         if norm.activation == "relu6":
             return self.add("Clip", f"{x} {self.constant(0)} {self.constant(6)}")
         return self.add("Relu", x) if norm.activation else x
