@@ -183,7 +183,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", metavar="part", help="; ".join(PARTS))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--peak", choices=("minires", "torch"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -193,7 +193,9 @@ def main():
             step()
         print(own_peak())
         return
-    for part in options.parts:
+    for part in options.parts or PARTS:
+        if part not in PARTS:
+            parser.error(f"part is {part!r}, there are {', '.join(PARTS)}")
         globals()[part](options.rounds)
 
 

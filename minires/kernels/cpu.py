@@ -19,6 +19,7 @@ from minires.backend import empty, run_tiles, scratch, single_threaded_blas
 from minires.kernels import winograd
 
 WINDOW_BYTES = 5 << 19  # of windows in a tile: larger leaves the cache, smaller starves BLAS
+LEAST_TILES = 8  # of a batch that has as many images: every thread gets some
 LANES = 16  # at most so many partial sums of a weight gradient
 PRODUCT_WORK = 1 << 26  # multiplications in a tile of a plain product
 STRIP_BYTES = 1 << 19  # of outputs in a tile of a depthwise convolution
@@ -90,7 +91,8 @@ class _Windows:
         rows, columns = self.output
         row_bytes = max(1, columns * self.size * np.dtype(dtype).itemsize)
         self.rows = int(min(rows, max(1, WINDOW_BYTES // row_bytes)))
-        self.count = int(max(1, WINDOW_BYTES // (row_bytes * rows)))  # images in a tile
+        fitting = max(1, WINDOW_BYTES // (row_bytes * rows))
+        self.count = int(min(fitting, max(1, self.images // LEAST_TILES)))  # images in a tile
         self.strips = -(-rows // self.rows)
         self.tiles = -(-self.images // self.count) * self.strips
 
