@@ -580,8 +580,8 @@ def reduction(function):
                 return x
             axes = list(range(x.rank))
         axes = sorted({axis % x.rank for axis in axes if x.place(axis) >= 0})
-        if 0 in x.shape:
-            raise ValueError(f"an array {x.shape} holds nothing to sum")
+        if 0 in x.shape and function is ops.mean:
+            raise ValueError(f"an array {x.shape} holds nothing to average")
         keep = bool(node["keepdims"])
         if axes == [2, 3] and x.order == CHANNELS_LAST and function is ops.mean:
             y = ops.global_mean(x.data)
