@@ -126,6 +126,7 @@ def test_tiles_and_threads_change_nothing(stride, rng, monkeypatch):
 
     whole = everything()
     monkeypatch.setattr(cpu, "STRIP_BYTES", 4000)
+    monkeypatch.setattr(cpu, "LANES", 2)  # so that a lane adds up several tiles
     monkeypatch.setattr(cpu, "RUN", 15)
     with threads(1):
         one = everything()
