@@ -6,7 +6,7 @@
     data = load("mnist", data_dir="~/data")     # the classic, read from disk or downloaded
     images = scale(data.train_images)           # (N, 28, 28, 1) float32 in [-1, 1]
 
-This package knows nothing of networks: it imports NumPy and hands out arrays.
+This package knows nothing of networks: it makes or reads arrays, and hands them out.
 """
 
 import os

@@ -102,7 +102,10 @@ def _find_in(folder, origin, required=False):
         raise FileNotFoundError(
             f"mnist: {folder} (named by {origin}) is not a folder; name the one with the files"
         )
-    for place in (folder, folder / "mnist"):
+    inside = sorted(place for place in folder.iterdir() if place.is_dir())
+    full = [place for place in inside if all(_variant(place, name) for name in FILES)]
+    # Its parent will do, if it is clear which of the parent's folders is meant.
+    for place in (folder, full[0] if len(full) == 1 else folder / "mnist"):
         paths = {name: _variant(place, name) for name in FILES}
         missing = [name for name, path in paths.items() if path is None]
         if not missing:

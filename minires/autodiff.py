@@ -64,8 +64,9 @@ class Node:
 
 
 def takes_out(pullback):
-    """Whether a pullback has a second argument, an array to write its result into."""
-    return pullback.__code__.co_argcount == 2
+    """Whether a pullback has an argument `out`, an array to write its result into."""
+    code = getattr(pullback, "__code__", None)
+    return code is not None and "out" in code.co_varnames[: code.co_argcount]
 
 
 class Tensor:
@@ -118,7 +119,7 @@ def op(function):
 
     function   takes arrays first, settings by keyword; returns (result, pullbacks) with one
                pullback for each array argument, in order. A pullback maps the gradient of the
-               result to that of the argument. One that takes a second argument, `out`, may
+               result to that of the argument. One with a second argument named `out` may
                write there if the shape fits, and returns what it wrote.
     """
 

@@ -1,9 +1,10 @@
 """Where arrays live and who works on them: NumPy or CuPy, threads, recycled memory.
 
 The array's own type picks the backend. `xp_of(array)` is the module that made it, so the
-same line of mathematics runs on a CPU and on a GPU; only the few functions in `kernels/`
-exist twice. On the CPU a kernel cuts its work into *tiles*, pieces small enough to stay in
-the cache, and `run_tiles` hands them to a pool of threads.
+same line of mathematics runs on a CPU and on a GPU. Only the few functions in `kernels/` are
+for one of them; those for the CPU are written so far. There a kernel cuts its work into
+*tiles*, pieces small enough to stay in the cache, and `run_tiles` hands them to a pool of
+threads.
 
 What a tile is depends on shapes alone, never on the number of threads, and no two tiles
 write the same memory. So one thread and eight give the same bits.
@@ -160,6 +161,7 @@ def sum_to_shape(array, shape):
 
 _pool = None
 _pool_size = None
+_pool_lock = threading.Lock()
 _working = threading.local()
 
 
@@ -172,7 +174,12 @@ def default_threads():
 
 def get_threads():
     """The number of threads the CPU kernels use."""
-    return _pool_size or int(os.environ.get("MINIRES_THREADS", "0")) or default_threads()
+    if _pool_size:
+        return _pool_size
+    named = os.environ.get("MINIRES_THREADS") or str(default_threads())
+    if not named.isdecimal() or int(named) < 1:
+        raise ValueError(f"MINIRES_THREADS is {named!r}, expected a whole number from 1 up")
+    return int(named)
 
 
 def set_threads(count):
@@ -183,15 +190,16 @@ def set_threads(count):
     global _pool, _pool_size
     if int(count) < 1:
         raise ValueError(f"set_threads: count is {count}, expected at least 1")
-    old, _pool, _pool_size = _pool, None, int(count)
+    with _pool_lock:
+        old, _pool, _pool_size = _pool, None, int(count)
     if old is not None:
         old.shutdown(wait=True)
 
 
 def _forget_pool():
     """A forked child has the pool object but none of its threads."""
-    global _pool
-    _pool = None
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()  # its holder may be a thread left behind
 
 
 if hasattr(os, "register_at_fork"):
@@ -266,9 +274,10 @@ def run_tiles(function, count):
         if helpers <= 0:
             work()
             return
-        if _pool is None:
-            _pool = ThreadPoolExecutor(max(get_threads() - 1, 1), thread_name_prefix="minires")
-        running = [_pool.submit(work) for _ in range(helpers)]
+        with _pool_lock:  # another thread may be setting the number of threads
+            if _pool is None:
+                _pool = ThreadPoolExecutor(max(get_threads() - 1, 1), thread_name_prefix="minires")
+            running = [_pool.submit(work) for _ in range(helpers)]
         try:
             work()
         finally:

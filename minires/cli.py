@@ -3,13 +3,19 @@
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 import warnings
 from dataclasses import fields
 from pathlib import Path
 
-# ℓ₂ where the command line says nothing: within the paper's range, where averaging shows best.
+# What the user can mend is told in one line; anything else is our mistake and shows its trace.
+MENDABLE = (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError, ImportError)
+
+# Learning rates where the command line says nothing. ℓ₂ lies within the paper's range, where
+# averaging shows best; Adam's is its default in TensorFlow 1.8.
+TRAINING_RATE, ADAM_RATE = 0.2, 1e-3
 FINETUNE_RATE = {"glyphs": 0.25, "mnist": 0.15}
 
 # Commands that live elsewhere: each module has `add_parser(subparsers)`.
@@ -30,12 +36,33 @@ def main(arguments=None):
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        print("\nstopped; what is finished is kept, to go on from", file=sys.stderr)
+        print(
+            "\nstopped; what is finished is kept, `run --resume` goes on with it", file=sys.stderr
+        )
         return 130
-    except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError, ImportError) as error:
+    except BrokenPipeError:  # `minires run | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (
+        ValueError,
+        OSError,
+        FloatingPointError,
+        RuntimeError,
+        MemoryError,
+        ImportError,
+    ) as error:
         # What the user can mend: one line. Anything else is our mistake and shows its trace.
         print(f"minires: {error}", file=sys.stderr)
         return 2
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says defaults, where there are any to say."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, False):
+            return action.help
+        return super()._get_help_string(action)
 
 
 def _add_run(subparsers):
@@ -44,7 +71,7 @@ def _add_run(subparsers):
         help="train, fine-tune with moments, compare",
         description="Train a network, fine-tune it while keeping the running mean and variance of "
         "its weights, then compare the fine-tuned network with the mean model and with ensembles.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
     )
     parser.add_argument(
         "--data",
@@ -54,12 +81,11 @@ def _add_run(subparsers):
     )
     parser.add_argument("--data-dir", type=Path, help="the folder of the MNIST files")
     parser.add_argument("--network", default="lenet", help="lenet, lenet_classic, …")
-    parser.add_argument("--l1", type=float, default=0.2, help="learning rate of training")
+    parser.add_argument("--l1", type=float, help="learning rate of training (0.2; 0.001 with Adam)")
     parser.add_argument(
         "--l2",
         type=float,
-        default=argparse.SUPPRESS,
-        help="learning rate of fine-tuning (0.25 on glyphs, 0.15 on MNIST)",
+        help="learning rate of fine-tuning (0.25 on glyphs, 0.15 on MNIST; 0.001 with Adam)",
     )
     parser.add_argument("--epochs", type=int, default=2, help="of training")
     parser.add_argument("--updates", type=int, default=500, help="of fine-tuning")
@@ -88,12 +114,14 @@ def _run(options):
 
     if options.threads is not None:
         backend.set_threads(options.threads)
-    given = {"l2": FINETUNE_RATE[options.data]} | vars(options)
-    config = experiment.Config(**{f.name: given[f.name] for f in fields(experiment.Config)})
-    if options.resume and options.out is None:
-        raise ValueError("--resume needs --out: the folder of the run to go on with")
-    now = time.strftime("%Y%m%d-%H%M%S")
-    out = options.out or Path("runs") / f"{config.data}-{config.network}-{now}"
+    if options.l1 is None:
+        options.l1 = ADAM_RATE if options.optimizer == "adam" else TRAINING_RATE
+    if options.l2 is None:
+        adam = options.finetune_optimizer == "adam"
+        options.l2 = ADAM_RATE if adam else FINETUNE_RATE[options.data]
+    names = [field.name for field in fields(experiment.Config)]
+    config = experiment.Config(**{name: getattr(options, name) for name in names})
+    out = options.out or _own_folder(config, options.resume)
     started = time.monotonic()
 
     def say(text):
@@ -110,12 +138,12 @@ def _run(options):
             "images: give a smaller --batch or a larger --train"
         )
     model = config.model(dataset.train_images.shape[1:])
-    folder = experiment.Folder(out, config, options.resume)
+    folder = experiment.Folder(out, config, options.resume, experiment.fingerprint(dataset))
     experiment.check_space(folder, model, config)
     say(
         f"{dataset.name}: {len(dataset.train_images):,} training, "
         f"{len(dataset.test_images):,} test images; {config.network}: {model.size:,} weights; "
-        f"{backend.get_threads()} threads"
+        f"{backend.get_threads()} threads; results go to {out}"
     )
     with warnings.catch_warnings():
         # Weights that grow without bound overflow on their way; training says so in one line.
@@ -127,6 +155,17 @@ def _run(options):
     print(experiment.table(results["records"]))
     say(f"{time.monotonic() - started:.0f} s; results, weights and figure.png are in {out}")
     return 0
+
+
+def _own_folder(config, resume):
+    """Where results go without --out: a new folder, or the newest one to go on with."""
+    runs, name = Path("runs"), f"{config.data}-{config.network}-"
+    if not resume:
+        return runs / (name + time.strftime("%Y%m%d-%H%M%S"))
+    earlier = sorted(runs.glob(name + "*"))
+    if not earlier:
+        raise ValueError(f"--resume: there is no {runs / name}… to go on with: name it with --out")
+    return earlier[-1]
 
 
 def _name_of(model, index):

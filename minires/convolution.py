@@ -16,10 +16,10 @@ from minires.backend import kernels_of, sum_rows, xp_of
 
 def pair(value, name="stride"):
     """A whole number, or two, as (rows, columns)."""
-    rows, columns = (value, value) if np.ndim(value) == 0 else value
-    if int(rows) != rows or int(columns) != columns or min(rows, columns) < 1:
+    numbers = (value, value) if np.ndim(value) == 0 else tuple(value)
+    if len(numbers) != 2 or any(int(n) != n or n < 1 for n in numbers):
         raise ValueError(f"{name} is {value!r}, expected one or two whole numbers from 1 up")
-    return int(rows), int(columns)
+    return int(numbers[0]), int(numbers[1])
 
 
 def borders(padding, size, kernel, stride, dilation=(1, 1)):

@@ -11,10 +11,12 @@ A stage whose file is there is not done again, so a run that was stopped, howeve
 on where it was. At the end `results.json`, and the picture.
 """
 
+import hashlib
 import inspect
 import itertools
+import re
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from minires.resampling import average
 from minires.running_statistics import batch_norm_policies
 
 METRICS = ("accuracy", "nll", "brier", "ece")
+OWN_PART = re.compile(r"(config\.json|results\.json|figure\.png|seed_\d+_\w+\.\w+)\.\d+\.part")
 WATCHED = 6  # weights whose life is drawn
 SMALL_ENSEMBLE = 3  # the paper's cheap ensemble, beside that of all members
 STATISTICS_BATCHES = 20  # training batches from which "recomputed" measures batch norm
@@ -39,12 +42,12 @@ class Config:
 
     data                 "glyphs" or "mnist"
     network              a name in `minires.networks.NETWORKS`
-    l1, l2               ℓ₁ and ℓ₂, the learning rates of training and of fine-tuning (SGD)
+    l1, l2               ℓ₁ and ℓ₂, the learning rates of training and of fine-tuning
     epochs               of training
     updates              of fine-tuning; about an epoch in the paper
     batch                examples in a mini-batch
     dropout              share of hidden units dropped, in both phases
-    optimizer            of training, "sgd" or "adam" (with its own default rate)
+    optimizer            of training, "sgd" or "adam"
     finetune_optimizer   of fine-tuning, likewise
     members              networks in the large ensemble
     seed, seeds          the first seed, and how many
@@ -94,8 +97,18 @@ class Config:
 
 
 def make_optimizer(name, rate):
-    """SGD at a rate, or Adam with the defaults of TensorFlow 1.8, which knows no ℓ."""
-    return SGD(rate) if name == "sgd" else Adam()
+    """SGD at a rate; or Adam, as in TensorFlow 1.8."""
+    return {"sgd": SGD, "adam": Adam}[name](rate)
+
+
+def fingerprint(dataset):
+    """SHA-256 over all images and labels: what a resumed run must find again."""
+    digest = hashlib.sha256()
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        array = getattr(dataset, name)
+        digest.update(f"{name} {array.shape} {array.dtype} ".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 class Folder:
@@ -104,32 +117,39 @@ class Folder:
     path     a folder, made if need be; None keeps nothing
     config   the Config that belongs to it
     resume   go on with a folder that holds an earlier run of the same configuration
-    Raises   FileExistsError when it holds a run and `resume` is off; ValueError when that run
-             was another configuration's
+    data     the `fingerprint` of the data
+    Raises   FileExistsError when it holds a run and `resume` is off, or stages without their
+             settings; ValueError when that run had other settings or other data
     """
 
-    def __init__(self, path, config, resume=False):
+    def __init__(self, path, config, resume=False, data=None):
         self.path = None if path is None else Path(path)
         if self.path is None:
             return
         settings = self.path / "config.json"
+        now = asdict(config) | {"data_sha256": data}
         if settings.exists():
             if not resume:
                 raise FileExistsError(
                     f"{self.path} holds an earlier run: add --resume to go on with it, or name "
                     "another folder with --out"
                 )
-            before, now = load_json(settings), asdict(config)
-            names = [field.name for field in fields(config)]
+            before = load_json(settings)
             # More seeds are more of the same: those done already count.
-            changed = [n for n in names if n != "seeds" and before.get(n) != now[n]]
+            changed = [n for n in now if n != "seeds" and before.get(n) != now[n]]
             if changed:
                 what = ", ".join(f"{n} was {before.get(n)!r}, now {now[n]!r}" for n in changed)
                 raise ValueError(f"{self.path} holds a run with other settings ({what})")
+        elif any(self.path.glob("seed_*.npz")):
+            raise FileExistsError(
+                f"{self.path} holds stages of a run, but not the config.json that says which: "
+                "name another folder with --out"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         for unfinished in self.path.glob("*.part"):  # a killed run cannot tidy up after itself
-            unfinished.unlink()
-        save_json(settings, asdict(config))
+            if OWN_PART.fullmatch(unfinished.name):
+                unfinished.unlink()
+        save_json(settings, now)
 
     def file(self, name):
         """The path of a file here, or None."""
@@ -303,8 +323,17 @@ def collect(records):
     return {key: {m: np.array(v) for m, v in row.items()} for key, row in table.items()}
 
 
+# Metric, heading, factor and digits of each column.
+COLUMNS = (
+    ("accuracy", "accuracy %", 100, 2),
+    ("nll", "NLL", 1, 4),
+    ("brier", "Brier", 1, 4),
+    ("ece", "ECE %", 100, 2),
+)
+
+
 def table(records):
-    """The results as text: mean ± standard deviation over seeds, and Δ to fine-tuned.
+    """The results as text: mean ± standard deviation over seeds, and below it Δ to fine-tuned.
 
     Δ is the mean over seeds of the difference between two networks of the same seed, and its
     standard deviation (ddof = 1). Accuracy and ECE in per cent.
@@ -312,18 +341,19 @@ def table(records):
     rows = collect(records)
     seeds = len(next(iter(rows.values()))["accuracy"])
     reference = rows[FINETUNED]
-    heads = ["method", "accuracy %", "Δ", "NLL", "Δ", "Brier", "ECE %"]
-    lines = []
+    lines = [["method", *(heading for _, heading, _, _ in COLUMNS)]]
     for key, row in rows.items():
-        plain = key == FINETUNED
-        cells = [label_of(*key)]
-        for metric, factor, digits in (("accuracy", 100, 2), ("nll", 1, 4)):
-            cells.append(_spread(row[metric] * factor, digits))
-            difference = (row[metric] - reference[metric]) * factor
-            cells.append("" if plain else _spread(difference, digits, sign="+"))
-        cells += [_spread(row["brier"], 4), _spread(row["ece"] * 100, 2)]
-        lines.append(cells)
-    widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
+        lines.append([label_of(*key)])
+        lines[-1] += [
+            _spread(row[metric] * factor, digits) for metric, _, factor, digits in COLUMNS
+        ]
+        if key != FINETUNED:
+            lines.append(["  Δ"])
+            lines[-1] += [
+                _spread((row[metric] - reference[metric]) * factor, digits, sign="+")
+                for metric, _, factor, digits in COLUMNS
+            ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def text(cells):
         first, *rest = cells
@@ -337,9 +367,8 @@ def table(records):
         if seeds > 1
         else "one seed, so no spread; "
     )
-    return "\n".join(
-        [text(heads), rule, *map(text, lines), rule, note + "Δ: against fine-tuned, same seed"]
-    )
+    note += "Δ: against fine-tuned, same seed"
+    return "\n".join([text(lines[0]), rule, *map(text, lines[1:]), rule, note])
 
 
 def _spread(values, digits, sign=""):
@@ -347,17 +376,19 @@ def _spread(values, digits, sign=""):
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
 
 
-def free_space_needed(model, config):
-    """Bytes that the stages of a run will fill on disk."""
-    per_seed = model.size * 4 * 2 + model.size * 20
-    return per_seed * config.seeds
-
-
 def check_space(folder, model, config):
     """Raise OSError before the work, rather than after, when the disk is too full."""
     if folder.path is None:
         return
-    needed, free = free_space_needed(model, config), shutil.disk_usage(folder.path).free
+    # θ twice in float32; the moments take 20 bytes a weight.
+    sizes = {"pretrained": 4, "finetuned": 4, "moments": 20}
+    needed = sum(
+        size * model.size
+        for seed in range(config.seed, config.seed + config.seeds)
+        for stage, size in sizes.items()
+        if not folder.has(f"seed_{seed}_{stage}.npz")
+    )
+    free = shutil.disk_usage(folder.path).free
     if needed > free:
         raise OSError(
             f"{folder.path}: the results need {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are "

@@ -35,9 +35,12 @@ def complete(path, mode="wb"):
 
 
 def save_arrays(path, **arrays):
-    """Write arrays to an .npz file, without pickle."""
+    """Write arrays of numbers to an .npz file. TypeError for other objects: no pickle."""
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise TypeError(f"{path}: {name} holds Python objects, which are not written")
     with complete(path) as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)
 
 
 def load_arrays(path, *names):

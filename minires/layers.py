@@ -253,12 +253,9 @@ class Dropout(Layer):
                 f"Dropout: a training pass with rate {self.rate} needs random numbers: pass "
                 "rng=numpy.random.default_rng(…), or build the network with dropout=0"
             )
-        if isinstance(run.rng, (list, tuple)) and x.ndim == self.axes + 1:
-            raise ValueError(
-                f"Dropout: {len(run.rng)} networks share the images here, before any layer with "
-                "weights, and cannot drop each its own: give every network its own images, "
-                "(R, N, H, W, C)"
-            )
+        if run.theta.ndim == 2 and x.ndim == self.axes + 1:
+            # No layer with weights came before: R networks share x, but each drops its own.
+            x = ops.broadcast_to(x, shape=(len(run.theta), *x.shape))
         return ops.dropout(x, rate=self.rate, rng=run.rng)
 
 
@@ -441,7 +438,15 @@ class Branches(Layer):
         return (*outputs[0][:-1], sum(output[-1] for output in outputs))
 
     def apply(self, x, run):
-        return ops.concatenate([layer.apply(x, run) for layer in self.layers])
+        outputs = [layer.apply(x, run) for layer in self.layers]
+        axes = max(output.ndim for output in outputs)
+        if any(output.ndim < axes for output in outputs):
+            # R networks share x, and some of the branches have no weights to tell them apart.
+            lead = (len(run.theta),)
+            outputs = [
+                y if y.ndim == axes else ops.broadcast_to(y, shape=lead + y.shape) for y in outputs
+            ]
+        return ops.concatenate(outputs)
 
 
 class AuxiliaryHead(Sequential):

@@ -214,7 +214,7 @@ class Model:
         labels   (N,) or (R, N) integers
         stats    (S,) or (R, S), updated in place; needed with batch norm only
         rng      a Generator, or a list of R; needed with dropout only
-        Returns  loss: a float, or (R,); gradient: like theta
+        Returns  loss: a number, or (R,); gradient: like theta
         Raises   ValueError when a shape or a type disagrees
         """
         stats = self._check(theta, images, stats)
@@ -226,6 +226,9 @@ class Model:
             head = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
             loss = loss + weight * head
         gradients(loss, run.variables.values())
+        for entry in self.layout.weights:
+            if entry.name not in run.variables:  # a weight that this pass had no use for
+                entry.view(gradient)[...] = 0
         return loss.data[()], gradient  # a number, not an array of no axes
 
     @single_threaded_blas

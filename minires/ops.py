@@ -219,6 +219,12 @@ def reshape(x, *, shape):
 
 
 @op
+def broadcast_to(x, *, shape):
+    """The same numbers, repeated along axes of length one and new leading axes"""
+    return xp_of(x).broadcast_to(x, shape), (lambda g: g,)
+
+
+@op
 def transpose(x, *, axes):
     """The axes in another order"""
     back = tuple(np.argsort([axis % x.ndim for axis in axes]).tolist())
@@ -346,6 +352,9 @@ def softmax_cross_entropy(logits, labels, *, smoothing=0.0):
     """
     xp = xp_of(logits)
     count, classes = logits.shape[-2:]
+    labels = xp.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"softmax_cross_entropy: labels are {labels.dtype}, expected integers")
     if labels.shape not in ((count,), logits.shape[:-1]):
         raise ValueError(
             f"softmax_cross_entropy: labels {labels.shape} for logits {logits.shape}: "
@@ -385,6 +394,7 @@ Tensor.reshape = lambda self, *shape: reshape(self, shape=shape)
 __all__ = [
     "add",
     "add_bias",
+    "broadcast_to",
     "clip",
     "concatenate",
     "dense",

@@ -2,7 +2,7 @@
 
     train      θ by epochs of mini-batches (eq. 1)
     fine_tune  a little more of the same, every θ folded into the moments (eqs. 2-3)
-    compare    the last θ, the mean model, and ensembles drawn from the moments
+    predict    with the last θ, the mean model, the networks drawn from the moments; and score
 
 Every random choice has a stream of its own, made from the seed and its purpose, so that a
 stage can be done again, alone, with the same bits.

@@ -524,3 +524,13 @@ class RandomGraphs(RuleBasedStateMachine):
 
 RandomGraphs.TestCase.settings = settings(max_examples=40, stateful_step_count=30)
 TestRandomGraphs = RandomGraphs.TestCase
+
+
+def test_a_pullback_with_a_default_argument_is_not_handed_memory_to_write_to():
+    @op
+    def scaled(x, *, factor):
+        return x * factor, (lambda g, factor=factor: g * factor,)
+
+    x = variable(np.ones(3), out=np.full(3, 7.0))
+    (gradient,) = gradients(scaled(x, factor=2.0), [x])
+    np.testing.assert_array_equal(gradient, [2, 2, 2])

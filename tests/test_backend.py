@@ -23,8 +23,12 @@ MEGABYTE = 1 << 20
 
 
 def blas_threads():
-    found = threadpoolctl.threadpool_info()
-    return [library["num_threads"] for library in found if library["user_api"] == "blas"]
+    """The threads of each BLAS in this process, but SciPy's own: products here are NumPy's."""
+    return [
+        library["num_threads"]
+        for library in threadpoolctl.threadpool_info()
+        if library["user_api"] == "blas" and "scipy.libs" not in library["filepath"]
+    ]
 
 
 # --- where arrays live --------------------------------------------------------------------

@@ -7,10 +7,12 @@ import pytest
 from helpers import assert_close
 
 from minires import ops
+from minires.backend import empty
 from minires.convolution import conv2d, max_pool, mean_pool
 from minires.layers import (
     INITIALIZERS,
     Activation,
+    Branches,
     Conv2D,
     Dense,
     Dropout,
@@ -25,7 +27,7 @@ from minires.layers import (
     ones,
     zeros,
 )
-from minires.model import Layout, Run
+from minires.model import Layout, Model, Run
 
 
 def connect(layer, shape):
@@ -133,12 +135,46 @@ def test_dropout_without_random_numbers_says_what_to_pass(rng):
         apply(layer, connect(layer, (30,))[1], rng.standard_normal((2, 30)), training=True)
 
 
-def test_dropout_before_any_weights_refuses_to_share_its_images(rng):
-    layer = Dropout(0.3)
-    layout = connect(layer, (30,))[1]
-    generators = [np.random.default_rng(seed) for seed in range(2)]
-    with pytest.raises(ValueError, match="give every network its own images"):
-        apply(layer, layout, rng.standard_normal((2, 30)), generators, training=True)
+@pytest.mark.parametrize("images", [3, 5])
+def test_networks_that_share_their_images_drop_each_its_own(rng, images):
+    model = Model((2, 2, 3), Sequential(Dropout(0.5), Flatten(), Dense(4)))
+    theta = model.init(rng, replicas=3, dtype=np.float64)
+    x, labels = rng.standard_normal((images, 2, 2, 3)), rng.integers(0, 4, images)
+    together = [np.random.default_rng(seed) for seed in range(3)]
+    losses, gradients = model.loss_and_gradient(theta, x, labels, rng=together)
+    for r in range(3):
+        alone = model.loss_and_gradient(theta[r], x, labels, rng=np.random.default_rng(r))
+        assert_close(losses[r], alone[0])
+        assert_close(gradients[r], alone[1])
+
+
+def test_branches_on_images_that_networks_share(rng):
+    network = Sequential(Branches(MaxPool(2), Conv2D(4, 3, stride=2)), Flatten(), Dense(4))
+    model = Model((4, 4, 3), network)
+    theta = model.init(rng, replicas=2, dtype=np.float64)
+    x, labels = rng.standard_normal((5, 4, 4, 3)), rng.integers(0, 4, 5)
+    losses, gradients = model.loss_and_gradient(theta, x, labels)
+    for r in range(2):
+        alone = model.loss_and_gradient(theta[r], x, labels)
+        assert_close(losses[r], alone[0])
+        assert_close(gradients[r], alone[1])
+
+
+def test_a_weight_that_a_pass_does_not_use_has_gradient_zero(rng):
+    class Idle(Layer):
+        def connect(self, shape, layout):
+            layout.add("weight", (40_000,), zeros)
+            return shape
+
+        def apply(self, x, run):
+            return x
+
+    empty((40_030,), np.float64)[...] = 777  # what recycled memory may hold
+    model = Model((1, 1, 3), Sequential(Idle(), Flatten(), Dense(10)))
+    theta = model.init(rng, dtype=np.float64)
+    _, gradient = model.loss_and_gradient(theta, rng.standard_normal((2, 1, 1, 3)), np.arange(2))
+    assert not gradient[:40_000].any()
+    assert gradient[40_000:].any()
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1, 1.5])

@@ -550,3 +550,8 @@ def test_every_public_function_is_exported():
         if not name.startswith("_") and getattr(value, "__module__", "") == "minires.ops"
     }
     assert own == set(ops.__all__)
+
+
+def test_labels_that_are_no_integers_are_refused(rng):
+    with pytest.raises(ValueError, match="labels are float64, expected integers"):
+        ops.softmax_cross_entropy(rng.standard_normal((3, 4)), np.array([0.5, 1.5, 2.5]))

@@ -81,7 +81,9 @@ def test_results_json_is_exactly_what_is_promised(finished):
     out, _, _ = finished
     results = load_json(out / "results.json")
     assert set(results) == {"config", "records"}
-    assert results["config"] == load_json(out / "config.json")
+    kept = load_json(out / "config.json")
+    assert re.fullmatch("[0-9a-f]{64}", kept.pop("data_sha256"))
+    assert results["config"] == kept
     expected = {
         "network": "lenet_classic", "data": "glyphs", "train": 256, "test": 64, "epochs": 1,
         "updates": 4, "batch": 32, "members": 4, "seed": 5, "seeds": 2, "l1": 0.2, "l2": 0.25,
@@ -148,7 +150,7 @@ def test_every_record_can_be_computed_again_from_the_files(finished):
 def test_the_stages_are_training_and_fine_tuning(finished):
     """Done again with the library: the same bits."""
     out, _, _ = finished
-    config = Config(**load_json(out / "config.json"))
+    config = Config(**load_json(out / "results.json")["config"])
     data = data_tools.load("glyphs", train=256, test=64)
     arrays = data_tools.scale(data.train_images), data.train_labels
     model = config.model((28, 28, 1))
@@ -280,7 +282,7 @@ def test_control_c_exits_with_130_and_leaves_nothing_half_written(
             patch.setattr(os, "fsync", after(3, os.fsync))  # in the midst of the moments' file
         code, stdout, stderr = main(capsys, *arguments)
     assert (code, stdout) == (130, "")
-    assert "--resume goes on" in stderr
+    assert "`run --resume` goes on" in stderr
     assert "Traceback" not in stderr
     assert set(os.listdir(out)) == {"config.json", "seed_5_pretrained.npz"}
     code, stdout, _ = main(capsys, *arguments, "--resume")
@@ -355,7 +357,7 @@ def test_a_damaged_stage_is_named(finished, tmp_path, capsys):
         (["--dropout", 1], "dropout is 1.0, expected 0 <= dropout < 1"),
         (["--network", "alexnet"], "network is 'alexnet', there are lenet, lenet_classic"),
         (["--threads", 0], "count is 0, expected at least 1"),
-        (["--resume"], "--resume needs --out"),
+        (["--resume"], "there is no runs/glyphs-lenet_classic-… to go on with"),
         (["--batch", 300], "--batch is 300, but there are 256 training images"),
         (["--data-dir", "x"], "glyphs are made, not read"),
         (["--train", 0], "count must be a whole number ≥ 1, not 0"),
@@ -433,7 +435,7 @@ def test_adam_no_epochs_one_member_and_a_folder_named_by_the_time(tmp_path, caps
         ("pretrained", 1), ("finetuned", 1), ("mean", 1), ("draw", 1), ("ensemble", 1),
     ]  # fmt: skip
     assert {**records[3], "method": ""} == {**records[4], "method": ""}
-    config = Config(**load_json(out / "config.json"))
+    config = Config(**load_json(out / "results.json")["config"])
     untrained = config.model((28, 28, 1)).init(training.stream(5, "initial weights"))
     kept = load_arrays(out / "seed_5_pretrained.npz")["theta"]
     np.testing.assert_array_equal(kept, untrained)
@@ -442,7 +444,7 @@ def test_adam_no_epochs_one_member_and_a_folder_named_by_the_time(tmp_path, caps
 def test_an_optimizer_by_name():
     sgd, adam = (experiment.make_optimizer(name, 0.3) for name in ("sgd", "adam"))
     assert (type(sgd), sgd.rate) == (SGD, 0.3)
-    assert (type(adam), adam.rate) == (Adam, 0.001)
+    assert (type(adam), adam.rate) == (Adam, 0.3)
 
 
 def test_a_run_without_a_folder_keeps_nothing_and_gives_the_same(finished, tmp_path, monkeypatch):
@@ -477,13 +479,13 @@ def some_records(seeds):
 
 def test_the_table_by_hand():
     lines = experiment.table(some_records(1)).splitlines()
-    assert lines[0].split() == ["method", "accuracy", "%", "Δ", "NLL", "Δ", "Brier", "ECE", "%"]
-    assert lines[2].split() == [
-        "pre-trained", "90.00", "-1.00", "0.5000", "+0.1000", "0.2000", "1.25",
-    ]  # fmt: skip
-    assert lines[3].split() == ["fine-tuned", "91.00", "0.4000", "0.2000", "1.25"]
-    assert lines[4].split()[:5] == ["mean", "model", "92.00", "+1.00", "0.3000"]
-    assert lines[5].split()[:4] == ["ensemble", "of", "3", "93.00"]
+    assert lines[0].split() == ["method", "accuracy", "%", "NLL", "Brier", "ECE", "%"]
+    assert lines[2].split() == ["pre-trained", "90.00", "0.5000", "0.2000", "1.25"]
+    assert lines[3].split() == ["Δ", "-1.00", "+0.1000", "+0.0000", "+0.00"]
+    assert lines[4].split() == ["fine-tuned", "91.00", "0.4000", "0.2000", "1.25"]
+    assert lines[5].split() == ["mean", "model", "92.00", "0.3000", "0.2000", "1.25"]
+    assert lines[6].split() == ["Δ", "+1.00", "-0.1000", "+0.0000", "+0.00"]
+    assert lines[7].split()[:4] == ["ensemble", "of", "3", "93.00"]
     assert lines[-1].startswith("one seed, so no spread; Δ: against fine-tuned, same seed")
     assert len({len(line) for line in (lines[1], lines[-2])}) == 1
 
@@ -491,8 +493,9 @@ def test_the_table_by_hand():
 def test_the_table_of_several_seeds_has_deviations():
     lines = experiment.table(some_records(2)).splitlines()
     # 92 and 94: mean 93, deviation √2 (ddof 1); the differences are 1 and 3.
-    assert lines[4].split()[2:8] == ["93.00", "±", "1.41", "+2.00", "±", "1.41"]
-    assert lines[3].split()[1:4] == ["91.00", "±", "0.00"]
+    assert lines[5].split()[2:5] == ["93.00", "±", "1.41"]
+    assert lines[6].split()[1:4] == ["+2.00", "±", "1.41"]
+    assert lines[4].split()[1:4] == ["91.00", "±", "0.00"]
     assert lines[-1].startswith("2 seeds, ± standard deviation over them (ddof 1)")
     shuffled = some_records(2)[::-1]
     assert sorted(experiment.table(shuffled).splitlines()) == sorted(lines)
@@ -537,3 +540,33 @@ def test_info():
     assert facts["numpy"] == np.__version__
     assert facts["threads"] >= 1
     assert done.stderr == ""
+
+
+def test_a_resume_with_other_data_is_refused(tmp_path):
+    config = Config(network="lenet_classic", train=64, test=32)
+    one, other = (data_tools.load("glyphs", train=64, test=32, seed=seed) for seed in (0, 1))
+    Folder(tmp_path, config, data=experiment.fingerprint(one))
+    Folder(tmp_path, config, resume=True, data=experiment.fingerprint(one))
+    with pytest.raises(ValueError, match="data_sha256 was"):
+        Folder(tmp_path, config, resume=True, data=experiment.fingerprint(other))
+
+
+def test_stages_without_their_settings_are_not_taken_for_ones_own(tmp_path):
+    (tmp_path / "seed_0_pretrained.npz").write_bytes(b"")
+    with pytest.raises(FileExistsError, match=r"not the config\.json"):
+        Folder(tmp_path, Config())
+
+
+def test_only_own_unfinished_files_are_tidied_up(tmp_path):
+    own = ["config.json.7.part", "seed_3_moments.npz.12.part", "figure.png.1.part"]
+    for name in [*own, "film.mkv.part", "seeds.part"]:
+        (tmp_path / name).write_bytes(b"")
+    Folder(tmp_path, Config())
+    assert set(os.listdir(tmp_path)) == {"config.json", "film.mkv.part", "seeds.part"}
+
+
+def test_resume_without_a_name_takes_the_newest_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("20200101-000000", "20210101-000000"):
+        Folder(f"runs/glyphs-lenet_classic-{name}", Config(seed=99))
+    assert "20210101-000000 holds a run with other settings" in refused(capsys, *TINY, "--resume")
