@@ -188,3 +188,18 @@ def test_exported_networks_with_other_weights(data_dir, tmp_path, rng, name):
     expected = network.run(images, theta=theta)
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     assert new.stat().st_size == (folder / "model.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("view", ["Identity", "Reshape"])
+def test_a_batch_norm_whose_scale_is_made_behind_the_convolution(path, rng, view):
+    nodes = [
+        node("Conv", "x w", "c"),
+        node(view, "s0 shape" if view == "Reshape" else "s0", "s"),
+        node("BatchNormalization", "c s b m v", "y"),
+    ]
+    arrays = {name: 1 + normal(rng, 4) ** 2 for name in ("s0", "b", "m", "v")}
+    arrays |= {"w": normal(rng, 4, 3, 3, 3), "shape": np.array([4])}
+    if view == "Identity":
+        del arrays["shape"]
+    write(path, nodes, arrays)
+    save_and_compare(path, rng)

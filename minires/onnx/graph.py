@@ -300,10 +300,13 @@ class Network:
         """Join Conv → BatchNormalization → Relu or Clip(0, 6) where nothing else looks in."""
         uses = Counter(name for step in steps for name in step.inputs)
         uses.update(value.name for value in self.outputs)
+        # A convolution is computed where it stands, before what is made behind it.
+        made = {name for step in steps for name in step.outputs if name}
         joined, heads = [], {}  # the output of a convolution that can still take more → its step
         for step in steps:
             head = heads.pop(step.inputs[0], None) if step.inputs else None
-            if head is not None and uses[step.inputs[0]] == 1 and self._joins(head, step):
+            alone = head is not None and uses[step.inputs[0]] == 1
+            if alone and made.isdisjoint(step.inputs[1:]) and self._joins(head, step):
                 heads[step.outputs[0]] = head
                 continue
             joined.append(step)
@@ -597,19 +600,16 @@ class Network:
         images     the file's input, (N, …) floats in the file's own layout
         labels     (N,) integers
         stats      (S,), dtype of theta. In training batch norm uses the batch's statistics and
-                   updates these in place (the unbiased variance, as PyTorch); needed if S > 0
+                   updates these in place (the unbiased variance, as PyTorch). Without it these
+                   are the network's own, `network.stats`
         rng        a Generator; needed with dropout in training only
         training   False for the gradient of the network as `predict` computes it
         smoothing  of the labels
         Returns    loss: a float; gradient: like theta
         Raises     ValueError when a shape or a type disagrees
         """
-        if stats is None and training and self.stats.size:
-            raise ValueError(
-                f"training updates {self.stats.size:,} batch-norm statistics: "
-                "pass stats=, from network.stats.copy()"
-            )
         self._check_images(images, theta)
+        own = stats is None
         theta, stats = self._vectors(theta, stats, theta.dtype)
         gradient = empty(theta.shape, theta.dtype, like=theta)
         run = Run(theta.dtype, theta, training, rng, len(images), self.memory)
@@ -618,6 +618,8 @@ class Network:
         (output,), variables = self._forward(run, theta, stats, inputs, gradient, self._skipped)
         loss = ops.softmax_cross_entropy(self._as_rows(output), labels, smoothing=smoothing)
         gradients(loss, variables)
+        if own and training:  # in θ's type they may have been a copy
+            self.stats[...] = to_device(stats, "cpu")
         return loss.data[()], gradient  # a number, not an array of no axes
 
     @property
