@@ -43,7 +43,7 @@ def load(name, *, train=None, test=None, seed=0, data_dir=None, progress=True):
 
     name      "glyphs": digits drawn on the spot (data_tools/glyphs.py);
               "mnist": read from disk, downloaded at the first use (data_tools/mnist.py)
-    train     number of training images; None: 25,000 glyphs, all of MNIST
+    train     number of training images; None: 30,000 glyphs, all of MNIST
     test      number of test images; None: 5,000 glyphs, all of MNIST
     seed      which glyphs are drawn, an int ≥ 0; MNIST is always the same
     data_dir  folder of the MNIST files, or the folder that holds them as mnist/; None: look in

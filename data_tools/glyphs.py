@@ -81,7 +81,7 @@ FINER = 2
 POINTS_A_PIXEL = 2
 
 
-def load(train=25_000, test=5_000, seed=0):
+def load(train=30_000, test=5_000, seed=0):
     """Return glyph digits, made at the first call and read from the cache later.
 
     train, test  number of images
