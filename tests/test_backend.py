@@ -73,7 +73,7 @@ def test_a_gpu_without_cupy_names_what_to_install(monkeypatch):
 def test_blas_is_described():
     for line in backend.describe_blas():
         assert "threads)" in line
-    assert len(backend.describe_blas()) == len(blas_threads())
+    assert len(backend.describe_blas()) >= len(blas_threads()) > 0
 
 
 # --- sums ---------------------------------------------------------------------------------

@@ -491,3 +491,20 @@ def test_a_declared_output_that_is_not_computed_is_an_error(path):
     onnx.save(model, path)
     with pytest.raises(FormatError, match="declared"):
         minires.onnx.load(path)
+
+
+def test_a_batch_norm_of_other_channels_than_its_convolution_is_refused(path, rng):
+    arrays = {"w": normal(rng, 1, 3, 3, 3)} | {n: 1 + normal(rng, 4) ** 2 for n in "sbmv"}
+    nodes = [node("Conv", "x w", "c"), node("BatchNormalization", "c s b m v", "y")]
+    write(path, nodes, arrays)
+    with pytest.raises(minires.onnx.FormatError, match="behind a convolution with 1 outputs"):
+        minires.onnx.load(path)
+
+
+def test_a_graph_of_several_outputs_runs_but_is_no_classifier(path, rng):
+    write(path, [node("Relu", "x", "y"), node("Neg", "x", "z")], outputs=["y", "z"])
+    network = minires.onnx.load(path)
+    images = normal(rng, 2, 3, 8, 8)
+    assert len(network.run(images)) == 2
+    with pytest.raises(minires.onnx.UnsupportedError, match=r"outputs \['y', 'z'\]"):
+        network.logits(network.theta, images)

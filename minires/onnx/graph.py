@@ -90,6 +90,11 @@ class Step:
         x, w, *rest = values
         norm = rest[-4:] if self.norm is not None else None
         bias = rest[0] if len(rest) % 4 else None
+        if norm is not None and any(value.shape != w.shape[:1] for value in norm):
+            raise ValueError(
+                f"a batch norm over {norm[0].shape} channels stands behind a convolution with "
+                f"{w.shape[0]} outputs"
+            )
         if norm is not None and not run.training:
             # The running statistics are constants: they go into the weights.
             factor, shift = operators_of.as_affine(self.norm, *norm)
@@ -582,6 +587,11 @@ class Network:
                 f"{self.path}: the graph has the inputs {[value.name for value in self.inputs]}; "
                 "a classifier has one, of images. Use run(…) for its outputs"
             )
+        if len(self.outputs) != 1:
+            raise UnsupportedError(
+                f"{self.path}: the graph has the outputs {[value.name for value in self.outputs]}; "
+                "a classifier has one. Use run(…) for them all"
+            )
         if self.output_kind == "sigmoid":
             raise UnsupportedError(
                 f"{self.path}: the graph ends in a Sigmoid: no probabilities of one class in many"
@@ -654,9 +664,10 @@ class Network:
             )
         parts = [images[start : start + step] for start in range(0, len(images), step)]
         theta, stats = self._vectors(theta, stats, theta.dtype)
+        for part in parts[:1] + parts[-1:]:
+            self._check_images(part, theta)
         result = xp_of(theta).empty((len(images), self.classes), theta.dtype)
         for i, part in enumerate(parts):
-            self._check_images(part, theta)
             run = Run(theta.dtype, theta, images=len(part), memory=self.memory)
             inputs = {self.input_name: part}
             (output,) = self._forward(run, theta, stats, inputs, before=self._skipped)

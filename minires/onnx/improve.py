@@ -258,7 +258,8 @@ def recompute_statistics(examination, theta, like, plan):
         if len(labels) == 0:
             continue
         if share is None:
-            few = theta.astype(np.float64), images[:4], labels[:4]
+            count = network.batch or 4
+            few = theta.astype(np.float64), images[:count], labels[:count]
             share = 1 - (after_a_step(1, *few) - after_a_step(0, *few))
         total += after_a_step(0, theta, images, labels)
         count += 1
