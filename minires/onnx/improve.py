@@ -258,8 +258,8 @@ def recompute_statistics(examination, theta, like, plan):
         if len(labels) == 0:
             continue
         if share is None:
-            count = network.batch or 4
-            few = theta.astype(np.float64), images[:count], labels[:count]
+            enough = network.batch or 4
+            few = theta.astype(np.float64), images[:enough], labels[:enough]
             share = 1 - (after_a_step(1, *few) - after_a_step(0, *few))
         total += after_a_step(0, theta, images, labels)
         count += 1
