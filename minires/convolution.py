@@ -85,6 +85,19 @@ def once(function):
     return remembered
 
 
+def _before_activation(y, activation):
+    """The step all pullbacks of a convolution share: zero where the activation is flat."""
+
+    @once
+    def before_activation(g):
+        g = g.reshape(y.shape)
+        if activation is None:
+            return g
+        return g * (y > 0 if activation == "relu" else (y > 0) & (y < 6))
+
+    return before_activation
+
+
 # --- convolution --------------------------------------------------------------------------
 
 
@@ -130,12 +143,7 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None):
     settings = stride, padding, dilation
     y = kernels.convolve(source, weights, bias, *settings, activation)
 
-    @once
-    def before_activation(g):
-        g = g.reshape(y.shape)
-        if activation is None:
-            return g
-        return g * (y > 0 if activation == "relu" else (y > 0) & (y < 6))
+    before_activation = _before_activation(y, activation)
 
     def x_gradient(g):
         g = before_activation(g)
@@ -198,12 +206,7 @@ def depthwise_conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activatio
     bias = None if b is None else b.reshape(-1, channels)
     y = kernels.depthwise(source, weights, bias, *settings, activation)
 
-    @once
-    def before_activation(g):
-        g = g.reshape(y.shape)
-        if activation is None:
-            return g
-        return g * (y > 0 if activation == "relu" else (y > 0) & (y < 6))
+    before_activation = _before_activation(y, activation)
 
     def x_gradient(g):
         g = before_activation(g)
@@ -217,8 +220,7 @@ def depthwise_conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activatio
 
     def b_gradient(g):
         g = before_activation(g).reshape(len(weights), -1, channels)
-        ones = xp_of(g).ones((1, g.shape[1]), g.dtype)
-        return xp_of(g).matmul(ones, g).reshape(b.shape)
+        return sum_rows(g).reshape(b.shape)
 
     shape = (*lead, x.shape[-4]) if lead else x.shape[:-3]
     return y.reshape(*shape, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient)
