@@ -7,14 +7,17 @@ float32 and float64, CPU and GPU are all the same to it. The loop that trains ow
     loss, gradient = model.loss_and_gradient(theta, images, labels, rng=rng)
     optimizer.step(theta, gradient)
 
-`rate` may be changed between steps; that is all a schedule is.
+`rate` may be changed between steps; that is all a schedule is. R networks side by side may each
+have their own: a rate of shape (R, 1) for θ (R, P).
 """
 
+import copy
+import functools
 import math
 
 import numpy as np
 
-from minires.backend import each_block, to_device, xp_of
+from minires.backend import each_block, to_device, to_host, xp_of
 
 
 class _Optimizer:
@@ -27,7 +30,7 @@ class _Optimizer:
 
         Returns  dict: "rate", "count" (steps taken) and a copy of each state vector
         """
-        state = {"rate": self.rate, "count": self.count}
+        state = {"rate": copy.copy(self.rate), "count": self.count}
         for name in self.vectors:
             if getattr(self, name) is not None:
                 state[name] = getattr(self, name).copy()
@@ -46,7 +49,8 @@ class _Optimizer:
                 f"{type(self).__name__}.restore: state holds {sorted(state)}, "
                 f"expected {sorted(expected)} after {count} steps"
             )
-        self.rate, self.count = float(state["rate"]), count
+        rate = state["rate"]
+        self.rate, self.count = rate.copy() if np.ndim(rate) else float(rate), count
         for name in self.vectors:
             setattr(self, name, state[name].copy() if count else None)
 
@@ -72,7 +76,22 @@ class _Optimizer:
                 )
             else:
                 setattr(self, name, to_device(vector, device))
+        if np.shape(self.rate) not in ((), (*theta.shape[:-1], 1)):
+            wanted = f"({len(theta)}, 1) for one each" if theta.ndim == 2 else "one number"
+            raise ValueError(
+                f"{where}: rate is {np.shape(self.rate)}, theta {theta.shape}: expected {wanted}"
+            )
         self.count += 1
+
+    def _networks(self, *vectors):
+        """The rate and the vectors of all networks; on a CPU one by one where rates differ."""
+        theta, rate = vectors[0], self.rate
+        if np.ndim(rate) == 0:
+            yield float(rate), *vectors
+        elif xp_of(theta) is np:  # blocks of flat vectors do not end where networks end
+            yield from zip(to_host(rate).ravel().tolist(), *vectors, strict=True)
+        else:
+            yield xp_of(theta).asarray(rate, theta.dtype), *vectors
 
 
 class SGD(_Optimizer):
@@ -81,14 +100,15 @@ class SGD(_Optimizer):
     v ← μ v + g + λ θ
     θ ← θ − ℓ v
 
-    rate           ℓ, the learning rate, at least 0
-    momentum       μ, in [0, 1); 0 keeps no state: θ ← θ − ℓ g, eq. 1
+    rate           ℓ, the learning rate, at least 0: a number, or (R, 1) for R networks
+    momentum       μ, in [0, 1); 0 keeps no state: θ ← θ − ℓ g, eq. 1. It may be changed between
+                   steps; from 0 upwards, v starts at 0
     weight_decay   λ, at least 0
     Source         eq. 1, with g the gradient of the mean loss; momentum: Polyak 1964
     """
 
     def __init__(self, rate, momentum=0.0, weight_decay=0.0):
-        _require("SGD", "rate", rate, 0 <= rate < math.inf)
+        _require("SGD", "rate", rate, _all_in_range(rate))
         _require("SGD", "momentum", momentum, 0 <= momentum < 1)
         _require("SGD", "weight_decay", weight_decay, 0 <= weight_decay < math.inf)
         self.rate = rate
@@ -96,7 +116,10 @@ class SGD(_Optimizer):
         self.weight_decay = float(weight_decay)
         self.count = 0
         self.velocity = None
-        self.vectors = ("velocity",) if momentum else ()
+
+    @property
+    def vectors(self):
+        return ("velocity",) if self.momentum else ()
 
     def step(self, theta, gradient):
         """Change θ in place by one step.
@@ -106,9 +129,11 @@ class SGD(_Optimizer):
         Raises     ValueError when shapes or dtypes differ
         """
         self._begin(theta, gradient)
-        rate, momentum, decay = float(self.rate), self.momentum, self.weight_decay
+        momentum, decay = self.momentum, self.weight_decay
+        if not momentum:
+            self.velocity = None
 
-        def descend(theta, gradient, velocity=None):
+        def descend(rate, theta, gradient, velocity=None):
             if decay:
                 gradient = gradient + decay * theta
             if momentum:
@@ -117,7 +142,9 @@ class SGD(_Optimizer):
                 gradient = velocity
             theta -= rate * gradient
 
-        each_block(descend, theta, gradient, *(getattr(self, name) for name in self.vectors))
+        state = (getattr(self, name) for name in self.vectors)
+        for rate, *own in self._networks(theta, gradient, *state):
+            each_block(functools.partial(descend, rate), *own)
 
 
 class Adam(_Optimizer):
@@ -132,7 +159,7 @@ class Adam(_Optimizer):
     θ ← θ − ℓ √(1−β₂ᵗ)/(1−β₁ᵗ) m / (√v + ε)             epsilon_inside=False (TensorFlow 1.8)
     θ ← θ − ℓ m/(1−β₁ᵗ) / (√(v/(1−β₂ᵗ)) + ε)            epsilon_inside=True (PyTorch)
 
-    rate             ℓ, at least 0
+    rate             ℓ, at least 0: a number, or (R, 1) for R networks
     beta1, beta2     in [0, 1)
     epsilon          > 0
     epsilon_inside   whether the correction of √v is made before ε is added
@@ -143,7 +170,7 @@ class Adam(_Optimizer):
     vectors = ("first", "second")
 
     def __init__(self, rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, epsilon_inside=False):
-        _require("Adam", "rate", rate, 0 <= rate < math.inf)
+        _require("Adam", "rate", rate, _all_in_range(rate))
         _require("Adam", "beta1", beta1, 0 <= beta1 < 1)
         _require("Adam", "beta2", beta2, 0 <= beta2 < 1)
         _require("Adam", "epsilon", epsilon, 0 < epsilon < math.inf)
@@ -167,16 +194,22 @@ class Adam(_Optimizer):
         xp = xp_of(theta)
         beta1, beta2 = self.beta1, self.beta2
         correction = math.sqrt(1 - beta2**self.count)
-        rate = float(self.rate) * correction / (1 - beta1**self.count)
         # Inside: √(v/c²) + ε = (√v + c ε)/c, so both conventions are one formula.
         epsilon = self.epsilon * (correction if self.epsilon_inside else 1.0)
 
-        def descend(theta, gradient, first, second):
+        def descend(rate, theta, gradient, first, second):
             first += (1 - beta1) * (gradient - first)
             second += (1 - beta2) * (gradient * gradient - second)
             theta -= rate * first / (xp.sqrt(second) + epsilon)
 
-        each_block(descend, theta, gradient, self.first, self.second)
+        for rate, *own in self._networks(theta, gradient, self.first, self.second):
+            rate = rate * correction / (1 - beta1**self.count)
+            each_block(functools.partial(descend, rate), *own)
+
+
+def _all_in_range(rate):
+    """Whether every learning rate is a finite number from 0 up."""
+    return bool(((rate >= 0) & (rate < math.inf)).all()) if np.ndim(rate) else 0 <= rate < math.inf
 
 
 def _require(where, name, value, holds):

@@ -116,6 +116,57 @@ def test_replicas_at_once_equal_one_by_one(rng, kind, options):
 
 
 @every_setting
+@pytest.mark.parametrize("size", [40, 100_000])
+def test_every_replica_may_have_its_own_rate(xp, rng, kind, options, size):
+    theta = rng.standard_normal((3, size)).astype(np.float32)
+    gradients = rng.standard_normal((4, 3, size)).astype(np.float32)
+    rates = np.array([[0.1], [0.0], [0.003]])
+    optimizer = kind(**options | {"rate": xp.asarray(rates)})
+    together = run(optimizer, xp.asarray(theta.copy()), xp.asarray(gradients[:2]))
+    again = kind(**options | {"rate": 0.5})
+    again.restore(optimizer.state())
+    together = backend.to_host(run(again, together, xp.asarray(gradients[2:])))
+    for replica, rate in enumerate(rates.ravel()):
+        alone = kind(**options | {"rate": rate})
+        expected = backend.to_host(
+            run(alone, xp.asarray(theta[replica].copy()), xp.asarray(gradients[:, replica]))
+        )
+        if xp is np:
+            np.testing.assert_array_equal(together[replica], expected)
+        np.testing.assert_allclose(together[replica], expected, rtol=1e-5, atol=1e-7)
+    assert (together[0] != theta[0]).any()
+    np.testing.assert_array_equal(together[1], theta[1])
+
+
+@pytest.mark.parametrize(
+    ("rate", "shape", "complaint"),
+    [
+        ((3,), (3, 4), r"SGD.step: rate is \(3,\), theta \(3, 4\): expected \(3, 1\) for one each"),
+        ((2, 1), (3, 4), r"rate is \(2, 1\), theta \(3, 4\): expected \(3, 1\)"),
+        ((3, 4), (3, 4), r"rate is \(3, 4\)"),
+        ((3, 1), (3,), r"rate is \(3, 1\), theta \(3,\): expected one number"),
+    ],
+)
+def test_rates_that_do_not_fit_the_replicas_are_refused(rate, shape, complaint):
+    theta = np.ones(shape)
+    with pytest.raises(ValueError, match=complaint):
+        SGD(np.full(rate, 0.1)).step(theta, np.ones(shape))
+    assert (theta == 1).all()
+
+
+def test_momentum_may_change_between_steps(rng):
+    gradients = rng.standard_normal((7, 5))
+    optimizer, theta, expected, velocity = SGD(0.1), np.zeros(5), np.zeros(5), np.zeros(5)
+    for momentum, gradient in zip([0, 0, 0.9, 0.5, 0, 0.9, 0.9], gradients, strict=True):
+        optimizer.momentum = momentum
+        optimizer.step(theta, gradient)
+        velocity = momentum * velocity + gradient
+        expected -= 0.1 * velocity
+        velocity *= momentum > 0  # without momentum nothing is remembered
+        np.testing.assert_allclose(theta, expected, rtol=1e-12)
+
+
+@every_setting
 def test_theta_changes_in_place_and_the_gradient_does_not(rng, kind, options):
     theta, gradient = rng.standard_normal((2, 10))
     gradient.flags.writeable = False
@@ -226,6 +277,8 @@ def test_another_optimizers_state_is_refused():
         (SGD, {"rate": 0.1, "momentum": 1}),
         (SGD, {"rate": 0.1, "weight_decay": -1}),
         (Adam, {"rate": np.inf}),
+        (SGD, {"rate": np.array([[0.1], [-0.1]])}),
+        (Adam, {"rate": np.array([[0.1], [np.nan]])}),
         (Adam, {"beta1": 1}),
         (Adam, {"beta2": -0.1}),
         (Adam, {"epsilon": 0}),
