@@ -240,10 +240,16 @@ def max_pool(x, *, window=2, stride=None, padding=0, dilation=1):
     stride    pixels; the window's size without it
     padding   as in `conv2d`
     Returns   (…, N, OH, OW, C)
+    Raises    ValueError when a window exceeds the padded image, or sees nothing but padding
     """
     window = pair(window, "window")
     stride = window if stride is None else stride
     settings = _settings("max_pool", x, window, stride, padding, dilation)
+    if not pixels_counted(x.shape[-3:-1], window, *settings, count_padding=False).all():
+        raise ValueError(
+            f"max_pool: a window of {window[0]}×{window[1]} pixels sees nothing but the padding "
+            f"{settings[1]} (x {x.shape}): give less padding, or a larger window"
+        )
     kernels = kernels_of(x)
     source = x.reshape(-1, *x.shape[-3:])
     y = kernels.max_pool(source, window, *settings)
@@ -269,9 +275,8 @@ def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=
     window = pair(window, "window")
     stride = window if stride is None else stride
     stride, padding, dilation = _settings("mean_pool", x, window, stride, padding, dilation)
-    divisor = xp_of(x).asarray(
-        pixels_counted(x.shape[-3:-1], window, stride, padding, dilation, count_padding), x.dtype
-    )
+    counted = pixels_counted(x.shape[-3:-1], window, stride, padding, dilation, count_padding)
+    divisor = xp_of(x).asarray(np.maximum(counted, 1), x.dtype)  # the mean of no pixels is zero
     kernels = kernels_of(x)
     source = x.reshape(-1, *x.shape[-3:])
     settings = divisor, window, stride, padding, dilation
@@ -286,7 +291,7 @@ def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=
 
 
 def pixels_counted(size, window, stride, padding, dilation, count_padding):
-    """How many pixels count in each window's mean: (OH, OW, 1)."""
+    """How many pixels count in each window: (OH, OW, 1)."""
     counts = []
     outputs = output_size(size, window, stride, padding, dilation)
     for n, k, s, (before, _), d, out in zip(
@@ -294,5 +299,5 @@ def pixels_counted(size, window, stride, padding, dilation, count_padding):
     ):
         places = np.arange(out)[:, None] * s + np.arange(k) * d - before
         inside = np.ones_like(places) if count_padding else (places >= 0) & (places < n)
-        counts.append(np.maximum(inside.sum(axis=1), 1))
+        counts.append(inside.sum(axis=1))
     return np.outer(*counts)[..., None].astype(float)

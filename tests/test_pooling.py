@@ -55,22 +55,44 @@ def poolings(draw):
 @given(case=poolings())
 def test_max_pool_takes_the_first_of_the_largest(case):
     x, options, literal, rng = case
+    images = x.reshape(-1, *x.shape[-3:])
+    windows = list(naive_windows(images, *literal, -np.inf))
+    if any(max(values) == -np.inf for *_, values, _ in windows):
+        with pytest.raises(
+            ValueError, match=r"max_pool: a window of .* sees nothing but the paddi"
+        ):
+            max_pool(x, **options)
+        return
     y = max_pool(x, **options)
     g = rng.standard_normal(y.shape)
     (gradient,) = pull_back(lambda x: max_pool(x, **options), [x], g)
-    images = x.reshape(-1, *x.shape[-3:])
     flat_g = g.reshape(-1, *g.shape[-3:])
     expected_y = np.full(flat_g.shape, np.nan)
     (top, bottom), (left, right) = literal[2]
     height, width = images.shape[1:3]
     wide = np.zeros((len(images), height + top + bottom, width + left + right, x.shape[-1]))
-    for n, i, j, c, values, places in naive_windows(images, *literal, -np.inf):
+    for n, i, j, c, values, places in windows:
         winner = max(range(len(values)), key=lambda k: (values[k], -k))
         expected_y[n, i, j, c] = values[winner]
         wide[n, *places[winner], c] += flat_g[n, i, j, c]
     np.testing.assert_array_equal(y, expected_y.reshape(y.shape))
     expected = wide[:, top : top + height, left : left + width].reshape(x.shape)
     assert_close(gradient, expected, 1e-14, scale=10)
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((4, 4), {"window": 2, "padding": 2}),
+        ((4, 4), {"window": 2, "padding": ((0, 0), (0, 2))}),
+        ((1, 4), {"window": 2, "stride": 1, "padding": ((1, 2), (0, 0)), "dilation": (3, 1)}),
+    ],
+)
+def test_windows_of_padding_only_have_no_largest_value(size, options):
+    """The last one reaches across the image: its two taps lie before and behind the only row."""
+    with pytest.raises(ValueError, match=r"sees nothing but the padding.*give less padding"):
+        max_pool(np.ones((1, *size, 1)), **options)
+    assert (mean_pool(np.ones((1, *size, 1)), **options) >= 0).all()
 
 
 @settings(max_examples=150)
