@@ -1,0 +1,202 @@
+"""What the study computes: cells, and the profiles that list them.
+
+A cell is one training run. It is either a pre-training, or a fine-tuning that starts from one;
+all fine-tunings of one (optimizer, ℓ₁, dropout, seed) share their pre-training, as the paper's
+do. A profile is a few lists of rates; its cells are their product.
+"""
+
+import inspect
+from dataclasses import asdict, dataclass, field, replace
+
+from minires.networks import NETWORKS
+
+ADAM_RATE = 1e-3  # TensorFlow 1.8's default, the paper's
+MEMBERS = 10  # networks in the large ensemble
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run, named by all that tells it from the others.
+
+    optimizer            of the pre-training, "sgd" or "adam"
+    l1                   ℓ₁, its rate
+    dropout              share of the hidden units dropped, in both phases
+    seed                 of the weights, the order of images and the dropout
+    finetune_optimizer   "sgd", "adam", or None: the cell is the pre-training itself
+    l2                   ℓ₂, the rate of the fine-tuning, or None likewise
+    """
+
+    optimizer: str
+    l1: float
+    dropout: float
+    seed: int
+    finetune_optimizer: str | None = None
+    l2: float | None = None
+
+    @property
+    def pretraining(self):
+        """The cell that this one starts from; a pre-training is its own."""
+        return replace(self, finetune_optimizer=None, l2=None)
+
+    @property
+    def is_pretraining(self):
+        """Whether nothing comes before it."""
+        return self.finetune_optimizer is None
+
+    @property
+    def key(self):
+        """A name fit for a file: "sgd_0.2_dropout_0.5_seed_0_then_sgd_0.15"."""
+        name = f"{self.optimizer}_{self.l1:g}_dropout_{self.dropout:g}_seed_{self.seed}"
+        return name if self.is_pretraining else f"{name}_then_{self.finetune_optimizer}_{self.l2:g}"
+
+    @property
+    def order(self):
+        """What cells are sorted by: seeds outermost, so that a stopped sweep has whole seeds."""
+        after = () if self.is_pretraining else (self.finetune_optimizer == "adam", self.l2)
+        return self.seed, self.optimizer == "adam", self.l1, self.dropout, after
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The lists that make a grid, and the settings that all its cells share.
+
+    name             what it is called on the command line
+    data             "glyphs" or "mnist"
+    network          a name in `minires.networks.NETWORKS`
+    options          arguments for it, such as {"channels": (8, 16)}
+    train, test      how many images (None: all)
+    epochs           of pre-training
+    updates          of fine-tuning
+    batch            images in a mini-batch
+    seeds            how many repeats, from seed 0
+    l1               rates ℓ₁ of pre-training by SGD that are fine-tuned (Fig. 1)
+    l1_outside       rates that are only pre-trained at, with dropout: is the range well chosen?
+    l2               rates ℓ₂ of fine-tuning by SGD
+    dropout          shares of dropped units
+    adam             whether to pre-train by Adam too (Fig. 2)
+    baselines        rates ℓ₂ at which the other methods are measured beside the paper's …
+    curves           … and those at which curves are drawn; both with SGD, dropout and the ℓ₁
+                     nearest to 0.2
+    """
+
+    name: str
+    data: str
+    network: str = "lenet"
+    options: dict = field(default_factory=dict)
+    train: int | None = None
+    test: int | None = None
+    epochs: int = 2
+    updates: int = 500
+    batch: int = 128
+    seeds: int = 10
+    l1: tuple = (0.15, 0.2, 0.25, 0.3)
+    l1_outside: tuple = (0.05, 0.6)
+    l2: tuple = (0.05, 0.1, 0.15, 0.2, 0.25)
+    dropout: tuple = (0.0, 0.5)
+    adam: bool = True
+    baselines: tuple = (0.05, 0.15, 0.25)
+    curves: tuple = (0.15,)
+
+    def __post_init__(self):
+        for name in ("epochs", "updates", "batch", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+
+    def cells(self):
+        """Every cell, in the order in which they are to be done; a pre-training comes first."""
+        found = set()
+        for seed in range(self.seeds):
+            for dropout in self.dropout:
+                starts = [Cell("sgd", l1, dropout, seed) for l1 in self.l1]
+                if self.adam:
+                    starts.append(Cell("adam", ADAM_RATE, dropout, seed))
+                for start in starts:
+                    found.add(start)
+                    found |= {replace(start, finetune_optimizer="sgd", l2=l2) for l2 in self.l2}
+                if self.adam:
+                    found.add(replace(starts[-1], finetune_optimizer="adam", l2=ADAM_RATE))
+            found |= {Cell("sgd", l1, max(self.dropout), seed) for l1 in self.l1_outside}
+        return sorted(found, key=lambda cell: cell.order)
+
+    def parts(self, cell):
+        """What a cell measures beyond the paper's methods.
+
+        Returns  a frozenset of "baselines", "curves" and "portrait"
+        """
+        showcase = (
+            cell.optimizer == cell.finetune_optimizer == "sgd"
+            and cell.l1 == nearest(self.l1, 0.2)
+            and cell.dropout == max(self.dropout)
+        )
+        wanted = {
+            "baselines": cell.l2 in self.baselines,
+            "curves": cell.l2 in self.curves,
+            "portrait": cell.seed == 0 and cell.l2 == nearest(self.l2, 0.15),
+        }
+        return frozenset(name for name, holds in wanted.items() if showcase and holds)
+
+    def model(self, dropout, input_shape):
+        """The network, for images of one shape."""
+        make = NETWORKS[self.network]
+        options = {"dropout": dropout, "input_shape": input_shape, "classes": 10, **self.options}
+        unknown = set(self.options) - set(inspect.signature(make).parameters)
+        if unknown:
+            raise ValueError(f"{self.network} knows no option {', '.join(sorted(unknown))}")
+        return make(**options)
+
+    def settings(self):
+        """All that a result depends on, as JSON has it; more seeds are more of the same."""
+        settings = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if name not in ("name", "network", "options", "seeds")
+        }
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
+        network = {"name": self.network, **options}
+        return {"profile": self.name, "network": network, "members": MEMBERS, **settings}
+
+
+def nearest(values, wanted):
+    """Of some numbers the one that lies nearest to another."""
+    return min(values, key=lambda value: (abs(value - wanted), value))
+
+
+SMOKE = Profile(
+    "smoke",
+    "glyphs",
+    options={"channels": (4, 8), "hidden": 64},
+    train=2_000,
+    test=500,
+    updates=30,
+    seeds=2,
+    l1=(0.2,),
+    l1_outside=(0.05,),
+    l2=(0.05, 0.25),
+    baselines=(0.05, 0.25),
+    curves=(0.25,),
+)
+CLASS = Profile(
+    "class",
+    "glyphs",
+    options={"channels": (4, 8), "hidden": 64},
+    train=10_000,
+    test=2_000,
+    updates=150,
+    seeds=5,
+    l1=(0.15, 0.3),
+    l1_outside=(0.05,),
+    l2=(0.05, 0.25),
+    baselines=(0.25,),
+    curves=(0.25,),
+)
+LITE = Profile(
+    "lite",
+    "mnist",
+    options={"channels": (8, 16), "hidden": 128},
+    l1=(0.15, 0.2, 0.3),
+    l2=(0.05, 0.15, 0.25),
+    baselines=(0.15,),
+    curves=(0.15,),
+)
+FULL = Profile("full", "mnist")
+PROFILES = {profile.name: profile for profile in (SMOKE, CLASS, LITE, FULL)}
