@@ -103,12 +103,19 @@ class Dense(Layer):
         return ops.dense(x, run[self.weight], run[self.bias] if self.bias else None)
 
 
-class Conv2D(Layer):
-    """A convolution, its bias, and if wanted its activation (see `minires.convolution`)."""
+class _Convolution(Layer):
+    """What both kinds share: settings, bias and activation (see `minires.convolution`).
+
+    kernel, stride, dilation   pixels: a number, or (rows, columns)
+    padding                    pixels: a number, (rows, columns), ((top, bottom), (left, right)),
+                               "same" or "valid"
+    bias                       whether there is one
+    activation                 None, "relu" or "relu6"
+    initializer                of the weights: a name in `INITIALIZERS`
+    """
 
     def __init__(
         self,
-        channels,
         kernel,
         stride=1,
         padding="same",
@@ -117,23 +124,21 @@ class Conv2D(Layer):
         activation=None,
         initializer="glorot",
     ):
-        self.channels, self.kernel = channels, pair(kernel, "kernel")
+        self.kernel, self.padding = pair(kernel, "kernel"), padding
         self.stride, self.dilation = pair(stride), pair(dilation, "dilation")
-        self.padding, self.has_bias, self.activation = padding, bias, activation
+        self.has_bias, self.activation = bias, activation
         self.initializer = INITIALIZERS[initializer]
 
-    def connect(self, shape, layout):
+    def declare(self, shape, layout, channels, fans):
+        """Declare weights (kh, kw, *channels) and a bias; return the output's shape."""
         self.expect(shape, 3)
-        taps = self.kernel[0] * self.kernel[1]
-        fans = taps * shape[-1], taps * self.channels
-        weight = (*self.kernel, shape[-1], self.channels)
+        weight = (*self.kernel, *channels)
         self.weight = layout.add("weight", weight, self.initializer, fans)
-        self.bias = layout.add("bias", (self.channels,), zeros) if self.has_bias else None
-        size = _output_size(self, shape, self.kernel)
-        return (*size, self.channels)
+        self.bias = layout.add("bias", channels[-1:], zeros) if self.has_bias else None
+        return (*_output_size(self, shape, self.kernel), channels[-1])
 
     def apply(self, x, run):
-        return conv2d(
+        return self.function(
             x,
             run[self.weight],
             run[self.bias] if self.bias else None,
@@ -142,6 +147,37 @@ class Conv2D(Layer):
             dilation=self.dilation,
             activation=self.activation,
         )
+
+
+class Conv2D(_Convolution):
+    """A convolution that mixes all channels into `channels` new ones.
+
+    Conv2D(channels, kernel, stride=1, padding="same", …), the rest as in `_Convolution`.
+    """
+
+    function = staticmethod(conv2d)
+
+    def __init__(self, channels, kernel, *settings, **named):
+        super().__init__(kernel, *settings, **named)
+        self.channels = channels
+
+    def connect(self, shape, layout):
+        taps, inputs = math.prod(self.kernel), shape[-1]
+        fans = taps * inputs, taps * self.channels
+        return self.declare(shape, layout, (inputs, self.channels), fans)
+
+
+class DepthwiseConv2D(_Convolution):
+    """A convolution of every channel with a kernel of its own.
+
+    DepthwiseConv2D(kernel, stride=1, padding="same", …), the rest as in `_Convolution`.
+    """
+
+    function = staticmethod(depthwise_conv2d)
+
+    def connect(self, shape, layout):
+        taps = math.prod(self.kernel)
+        return self.declare(shape, layout, (shape[-1],), (taps, taps))
 
 
 def _output_size(layer, shape, window):
@@ -279,44 +315,6 @@ class Sequential(Layer):
 
 
 # --- layers of the larger networks --------------------------------------------------------
-
-
-class DepthwiseConv2D(Layer):
-    """A convolution of every channel with a kernel of its own (see `minires.convolution`)."""
-
-    def __init__(
-        self,
-        kernel,
-        stride=1,
-        padding="same",
-        dilation=1,
-        bias=True,
-        activation=None,
-        initializer="glorot",
-    ):
-        self.kernel, self.padding = pair(kernel, "kernel"), padding
-        self.stride, self.dilation = pair(stride), pair(dilation, "dilation")
-        self.has_bias, self.activation = bias, activation
-        self.initializer = INITIALIZERS[initializer]
-
-    def connect(self, shape, layout):
-        self.expect(shape, 3)
-        taps = self.kernel[0] * self.kernel[1]
-        weight = (*self.kernel, shape[-1])
-        self.weight = layout.add("weight", weight, self.initializer, (taps, taps))
-        self.bias = layout.add("bias", (shape[-1],), zeros) if self.has_bias else None
-        return (*_output_size(self, shape, self.kernel), shape[-1])
-
-    def apply(self, x, run):
-        return depthwise_conv2d(
-            x,
-            run[self.weight],
-            run[self.bias] if self.bias else None,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            activation=self.activation,
-        )
 
 
 class BatchNorm(Layer):

@@ -7,6 +7,7 @@ running moments, resampling and checkpoints are then expressions on vectors.
 """
 
 import contextlib
+import copy
 import functools
 import math
 from dataclasses import dataclass
@@ -153,16 +154,21 @@ class Model:
     """A network for images of one shape.
 
     input_shape   (H, W, C)
-    network       the layer that maps (…, N, H, W, C) to logits (…, N, classes)
+    network       the layer that maps (…, N, H, W, C) to logits (…, N, classes); the model takes
+                  a copy, so that layers, which remember where their weights lie, may be used
+                  for another model too
     smoothing     label smoothing of the training loss
     """
 
     batch = 256  # images that `logits` and `predict` take at once
 
     def __init__(self, input_shape, network, smoothing=0.0):
-        self.input_shape = tuple(input_shape)
-        self.network = network
         self.smoothing = smoothing
+        self._connect(input_shape, copy.deepcopy(network))
+
+    def _connect(self, input_shape, network):
+        """Lay out the weights of a network that nobody else has."""
+        self.input_shape, self.network = tuple(input_shape), network
         self.layout = Layout()
         output = network.connect(self.input_shape, self.layout)
         if len(output) != 1:
@@ -271,7 +277,9 @@ class Model:
     @functools.cached_property
     def _folded(self):
         network, origins = folded_network(self.network)
-        return Model(self.input_shape, network, self.smoothing), origins
+        folded = copy.copy(self)
+        folded._connect(self.input_shape, network)  # these very layers: `origins` names them
+        return folded, origins
 
     def _check(self, theta, images, stats):
         """Raise unless the arrays fit the model and one another; return the statistics."""

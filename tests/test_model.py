@@ -122,6 +122,19 @@ def test_one_layer_twice_is_an_error_unless_it_has_no_weights():
     assert model.size == 40
 
 
+def test_layers_may_serve_several_models(rng):
+    """Elsewhere a layer's weights lie elsewhere: the first model must not notice."""
+    shared = Dense(4)
+    first = Model((1, 2, 2), Sequential(Flatten(), shared))
+    theta = first.init(rng)
+    images = rng.standard_normal((3, 1, 2, 2)).astype(np.float32)
+    before = first.logits(theta, images)
+    second = Model((1, 2, 2), Sequential(Flatten(), Dense(9), shared))
+    np.testing.assert_array_equal(first.logits(theta, images), before)
+    assert second.logits(second.init(rng), images).shape == (3, 4)
+    assert vars(shared).keys() == vars(Dense(4)).keys(), "a model has touched the layer itself"
+
+
 def test_statistics_have_a_vector_of_their_own():
     layout = Layout()
     layout.add("weight", (2, 3), layers.zeros)
