@@ -203,3 +203,90 @@ def test_a_batch_norm_whose_scale_is_made_behind_the_convolution(path, rng, view
         del arrays["shape"]
     write(path, nodes, arrays)
     save_and_compare(path, rng)
+
+
+@pytest.mark.parametrize("rest", ["weight", "constant", "read from a weight"])
+def test_weights_that_come_from_one_node_of_several_outputs(path, rng, rest):
+    # The parts of a Split: both weights, or one a bound, of an array that is a weight or none.
+    arrays = {"w": normal(rng, 6, 1, 1), "v": normal(rng, 6, 1, 1)}
+    use = {"weight": [node("Add", "c b", "y")], "constant": [node("Max", "c b", "y")]}
+    nodes = [node("Split", "w", "a b", axis=0), node("Mul", "x a", "c")]
+    if rest == "read from a weight":
+        nodes += [node("Max", "c b", "d"), node("Concat", "x d", "e", axis=1)]
+        nodes += [node("Add", "e w", "f"), node("Add", "f v", "y")]
+    else:
+        nodes += use[rest]
+        del arrays["v"]
+    write(path, nodes, arrays)
+    _, new, _ = save_and_compare(path, rng)
+    assert ("Split" in [n.op_type for n in onnx.load(new).graph.node]) == (rest != "weight")
+
+
+def test_what_the_file_computes_from_a_weight_is_written_when_only_the_other_changes(path, rng):
+    arrays = {"w": 1 + normal(rng, 3, 1, 1) ** 2}
+    nodes = [node("Sqrt", "w", "s"), node("Mul", "x s", "c"), node("Add", "c w", "y")]
+    write(path, nodes, arrays)
+    network = minires.onnx.load(path)
+    theta = network.theta.copy()
+    network.arrays(theta)["w"][...] += 1  # and "s", a weight too, stays
+    new = path.with_name("new.onnx")
+    minires.onnx.save(network, new, theta=theta)
+    images = normal(rng, 2, 3, 8, 8)
+    (found,) = runtime(new)(x=images)
+    np.testing.assert_allclose(found, network.run(images, theta=theta), rtol=1e-4, atol=1e-5)
+
+
+def test_computed_float16_weights_stay_float16(path, rng):
+    arrays = {
+        "gamma": normal(rng, 3, 1, 1).astype(np.float16),
+        "deviation": (1 + normal(rng, 3, 1, 1) ** 2).astype(np.float16),
+    }
+    nodes = [node("Div", "gamma deviation", "f"), node("Mul", "x f", "y")]
+    write(path, nodes, arrays, dtype=TensorProto.FLOAT16)
+    network = minires.onnx.load(path)
+    new = path.with_name("new.onnx")
+    minires.onnx.save(network, new, theta=network.theta * 2)
+    assert onnx.load(new).graph.initializer[-1].data_type == TensorProto.FLOAT16
+    images = normal(rng, 2, 3, 8, 8).astype(np.float16)
+    (found,) = runtime(new)(x=images)
+    expected = network.run(images, theta=network.theta * 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_saving_over_its_own_second_file_again_and_again(path, rng):
+    nodes = [node("Conv", "x w", "c"), node("Mul", "c a", "d"), node("Add", "d b", "y")]
+    arrays = {"w": normal(rng, 4, 3, 3, 3), "a": normal(rng, 4, 1, 1), "b": normal(rng, 4, 1, 1)}
+    model = write(path, nodes, arrays)
+    options = {"save_as_external_data": True, "size_threshold": 0}
+    onnx.save(model, path, location="model.onnx.data", **options)
+    network = minires.onnx.load(path)
+    images = normal(rng, 2, 3, 8, 8)
+    for factor in np.float32([2, 3, 4]):
+        theta = network.theta * factor
+        network.arrays(theta)["b"][...] = network.arrays()["b"]  # one that does not change
+        minires.onnx.save(network, path, theta=theta)
+        (found,) = runtime(path)(x=images)
+        np.testing.assert_allclose(found, network.run(images, theta=theta), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("unchanged", [False, True])
+def test_a_constant_in_another_file_comes_into_the_new_one(tmp_path, rng, unchanged):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    path, new = tmp_path / "old" / "m.onnx", tmp_path / "new" / "m.onnx"
+    tensor = numpy_helper.from_array(normal(rng, 3, 1, 1), "w")
+    nodes = [node("Constant", "", "w", value=tensor), node("Mul", "x w", "y")]
+    model = write(path, nodes)
+    tensor = model.graph.node[0].attribute[0].t
+    (path.parent / "w.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="w.bin")
+    onnx.save(model, path)
+    network = minires.onnx.load(path)
+    theta = network.theta * (1 if unchanged else 2)
+    minires.onnx.save(network, new, theta=theta)
+    assert os.listdir(new.parent) == ["m.onnx"]
+    images = normal(rng, 2, 3, 8, 8)
+    (found,) = runtime(new)(x=images)
+    np.testing.assert_allclose(found, network.run(images, theta=theta), rtol=1e-5)

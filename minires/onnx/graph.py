@@ -480,7 +480,7 @@ class Network:
             skip = step.node is before
             results = [arguments[0]] if skip else self._compute(step, run, arguments)
             for name, value in zip(step.outputs, results, strict=False):
-                if name:
+                if name and name not in self.layout:  # one part of a node may be a weight itself
                     values[name] = value
                     run.held += value.array.nbytes
             del arguments, results

@@ -428,6 +428,7 @@ def _check_names(nodes, arrays, inputs, outputs):
 
 # --- arrays -------------------------------------------------------------------------------
 
+EXTERNAL = 1  # where a tensor's numbers are: in another file
 BFLOAT16 = 16
 DTYPES = {  # ONNX's number of a type → (how it is computed here)
     1: np.dtype(np.float32),
@@ -477,12 +478,13 @@ def read_tensor(tensor, folder):
     count = math.prod(shape)
     size = count * dtype.itemsize
     lists = [f for f in LISTS if len(getattr(tensor, f))]
-    if len(lists) + bool(tensor.raw_data) + (tensor.data_location == 1) > 1:
+    if len(lists) + bool(tensor.raw_data) + (tensor.data_location == EXTERNAL) > 1:
         raise FormatError(f"{name}: the numbers are given twice, as {lists} and as bytes")
     if len(tensor.string_data) or tensor.HasField("segment"):
         raise UnsupportedError(f"{name}: strings and segments are not implemented")
-    if tensor.data_location == 1:
+    if tensor.data_location == EXTERNAL:
         raw = folder.read(tensor, size)
+        tensor.raw_data = raw  # so that saving does not need that file again
     elif lists:
         if tensor.data_type not in LISTS[lists[0]]:
             raise FormatError(f"{name}: its type {tensor.data_type} is not kept in {lists[0]}")

@@ -3,8 +3,9 @@
 Where the numbers of an array lie in the file as plain bytes, and they nearly always do, the new
 ones are written over them and not another byte changes. Otherwise the message is built again by
 protobuf: an array that was stored number by number becomes plain bytes; one that the file
-*computes* from others (a batch norm's scale over its deviation, say) takes the place of the
-node that computed it. Arrays in a second file stay in a second file.
+*computes* from others (a batch norm's scale over its deviation, say) becomes an initialiser of
+the same type, which takes its name from the node that computed it. Initialisers in a second
+file stay in a second file; the rest of what lies there comes into the first.
 """
 
 import os
@@ -13,14 +14,14 @@ import numpy as np
 
 from minires.backend import to_host
 from minires.files import complete
-from minires.onnx.reading import Folder, fields, import_onnx, narrow, stored_dtype
+from minires.onnx.reading import EXTERNAL, fields, import_onnx, narrow, stored_dtype
 
 # Fields of the protobuf messages, by the numbers that onnx.proto gives them.
 GRAPH = 7
 INITIALIZER, NODE = 5, 1
 ATTRIBUTE, TENSOR = 5, 5
 NUMBERS = (4, 9, 10)  # float_data, raw_data, double_data
-EXTERNAL = 1
+FLOAT = 1
 ALIGNMENT = 4096  # of arrays in a second file, so that they can be mapped
 
 
@@ -49,17 +50,26 @@ def save(network, path, theta=None, stats=None):
         for name, array in arrays.items()
         if not np.array_equal(array, network.static[name].plain)
     }
+    if changed:  # what the file computes from an array must not follow it, if it is a weight
+        computed = {name: a for name, a in arrays.items() if _tensor_of(network, name) is None}
+        changed = computed | changed
     tensors = {name: _tensor_of(network, name) for name in changed}
-    external = [t for t in network.graph.model.graph.initializer if t.data_location == EXTERNAL]
-    if not external:
-        data = _overwrite(network, changed, tensors)
-        if data is None:
-            data = _rebuild(network, changed, tensors).SerializeToString()
+    data = None if _reaches_outside(network) else _overwrite(network, changed, tensors)
+    if data is not None:
         _write(path, [data])
         return
     model = _rebuild(network, changed, tensors)
-    _write_external(network, model, path, changed)
+    if any(tensor.data_location == EXTERNAL for tensor in model.graph.initializer):
+        _write_external(network, model, path, changed)
     _write(path, [model.SerializeToString()])
+
+
+def _reaches_outside(network):
+    """Whether any of the file's numbers lie in another file."""
+    graph = network.graph.model.graph
+    attributes = (attribute for node in graph.node for attribute in node.attribute)
+    tensors = (*graph.initializer, *(a.t for a in attributes if a.HasField("t")))
+    return any(tensor.data_location == EXTERNAL for tensor in tensors)
 
 
 def _tensor_of(network, name):
@@ -127,12 +137,17 @@ def _places(data):
 
 
 def _rebuild(network, changed, tensors):
-    """The model as a message, with new arrays (those in other files apart)."""
+    """The model as a message, with new arrays (initialisers in other files apart)."""
     onnx = import_onnx()
     model = onnx.ModelProto.FromString(network.serialized)
     graph = model.graph
+    for new, old in zip(graph.node, network.graph.model.graph.node, strict=True):
+        for attribute, read in zip(new.attribute, old.attribute, strict=True):
+            if attribute.HasField("t") and attribute.t.data_location == EXTERNAL:
+                attribute.t.ClearField("data_location")
+                attribute.t.ClearField("external_data")
+                _fill(attribute.t, read.t.raw_data)
     by_name = {tensor.name: tensor for tensor in graph.initializer}
-    computed = []
     for name, array in changed.items():
         old = tensors[name]
         if name in by_name:
@@ -142,17 +157,47 @@ def _rebuild(network, changed, tensors):
             node = graph.node[network.maker[name].index]
             _fill(node.attribute[0].t, _bytes_for(old, array))
         else:
-            new = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=array.shape)
+            kind = _element_type(network, name)
+            new = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
             new.raw_data = _bytes_for(new, array)
             graph.initializer.append(new)
-            computed.append(network.maker[name].index)
             if model.ir_version < 4:  # then every initialiser is an input too
-                graph.input.append(
-                    onnx.helper.make_tensor_value_info(name, new.data_type, array.shape)
-                )
-    for index in sorted(computed, reverse=True):
-        del graph.node[index]
+                graph.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
+    _unmake(network, graph, [name for name, old in tensors.items() if old is None])
     return model
+
+
+def _element_type(network, name):
+    """ONNX's number of the type of floats that the file computes."""
+    while name not in network.graph.location:
+        node = network.maker[name]
+        if node.operator in ("Constant", "ConstantOfShape"):
+            tensors = [a.t for a in network.graph.model.graph.node[node.index].attribute]
+            return tensors[0].data_type if tensors and tensors[0].data_type else FLOAT
+        if node.operator == "Cast":
+            return node["to"]
+        if node.operator == "CastLike":
+            name = node.inputs[1]
+            continue
+        # All floats that an operator sees are of one type, and so is what it makes of them.
+        name = next(n for n in node.inputs if n and network.static[n].is_float)
+    return network.graph.location[name].data_type
+
+
+def _unmake(network, graph, names):
+    """Let no node compute the given names any more: they are initialisers now."""
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    for index in sorted({network.maker[name].index for name in names}, reverse=True):
+        node = graph.node[index]
+        if all(name in names for name in node.output if name):
+            del graph.node[index]
+            continue
+        for place, name in enumerate(node.output):  # the others are still wanted
+            if name in names:
+                while name in taken:
+                    name += "_computed"
+                taken.add(name)
+                node.output[place] = name
 
 
 def _fill(tensor, content):
@@ -163,13 +208,13 @@ def _fill(tensor, content):
 
 
 def _write_external(network, model, path, changed):
-    """Write the second file: every array that the network's own file keeps elsewhere."""
-    own = Folder(os.path.dirname(os.path.abspath(network.path)), network.memory)
+    """Write the second file: every initialiser that the network's own file keeps elsewhere."""
     name = os.path.basename(path) + ".data"
     target = os.path.join(os.path.dirname(os.path.abspath(path)), name)
     kept = [t for t in model.graph.initializer if t.data_location == EXTERNAL]
+    folder = os.path.dirname(os.path.abspath(network.path))
     used = {
-        os.path.join(own.path, entry.value)
+        os.path.join(folder, entry.value)
         for tensor in kept
         for entry in tensor.external_data
         if entry.key == "location"
@@ -181,11 +226,9 @@ def _write_external(network, model, path, changed):
         )
     pieces, offset = [], 0
     for tensor in kept:
-        if tensor.name in changed:
-            content = _bytes_for(tensor, changed[tensor.name])
-        else:
-            size = int(np.prod(tensor.dims, dtype=np.int64)) * stored_dtype(tensor).itemsize
-            content = own.read(tensor, size)
+        old = network.graph.location[tensor.name]
+        new = changed.get(tensor.name)
+        content = old.raw_data if new is None else _bytes_for(old, new)
         gap = -offset % ALIGNMENT
         pieces += [bytes(gap), content]
         offset += gap
