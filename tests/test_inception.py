@@ -84,6 +84,11 @@ def test_the_auxiliary_head_adds_its_share_of_the_loss(rng):
     log_p = log_softmax(model.logits(theta, images))
     target = 0.9 * np.eye(5)[labels] + 0.1 / 5
     assert np.isclose(none, -(target * log_p).sum(axis=1).mean())
+    # What the head adds is the cross-entropy of its own logits, with a plus.
+    run = Run(theta, None)
+    below, head = model.network.layers[:2]
+    log_p = log_softmax(Sequential.apply(head, below.apply(images, run), run))
+    assert np.isclose(some - none, -0.4 * (target * log_p).sum(axis=1).mean())
     direction = 1e-6 * rng.standard_normal(theta.shape)
     ahead, _ = model.loss_and_gradient(theta + direction, images, labels)
     behind, _ = model.loss_and_gradient(theta - direction, images, labels)
