@@ -8,15 +8,18 @@ Accuracies are sums of a level, the effects below and noise with three parts: wh
 a seed share, what the methods of one fine-tuning share, and each method's own.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from minires.study.grid import ADAM_RATE, Cell, nearest
+from minires.study.sweep import Sweep
+
 INNER_L1 = (0.15, 0.2, 0.25, 0.3)
 OUTER_L1 = (0.05, 0.6)
 L2 = (0.05, 0.1, 0.15, 0.2, 0.25)
-ADAM_RATE = 1e-3
 BASELINES = (
     "decayed", "swa", "swag", "swag_low_rank", "snapshot", "isotropic_10", "mc_dropout_10",
 )  # fmt: skip
@@ -102,64 +105,66 @@ def synthetic_sweep(
     test           images: accuracies are multiples of 1/test
     random_state   of the noise
     """
-    from minires.study.sweep import Sweep
-
     make = _Maker(effects or Effects(), test, np.random.default_rng(random_state))
-    middle_l1, middle_l2 = _nearest(l1, 0.2), _nearest(l2, 0.15)
+    middle_l1, middle_l2, most = nearest(l1, 0.2), nearest(l2, 0.15), max(dropouts)
     records, deep_ensembles = [], []
     for optimizer in ("sgd", "adam") if adam else ("sgd",):
         rates = (*l1, *outer) if optimizer == "sgd" else (ADAM_RATE,)
-        for rate in sorted(rates):
-            for dropout in dropouts:
-                for seed in range(seeds):
-                    start = {"optimizer": optimizer, "l1": rate, "dropout": dropout, "seed": seed}
-                    pretrained = make.pretraining(start)
-                    records.append(pretrained)
-                    if rate in outer:
-                        continue
-                    tunings = [("sgd", value) for value in l2]
-                    if optimizer == "adam":
-                        tunings.append(("adam", ADAM_RATE))
-                    for finetune_optimizer, value in tunings:
-                        more = {"finetune_optimizer": finetune_optimizer, "l2": value}
-                        showcase = (
-                            optimizer == "sgd"
-                            and rate == middle_l1
-                            and finetune_optimizer == "sgd"
-                            and value == middle_l2
-                        )
-                        record = make.finetuning(start | more, pretrained)
-                        if showcase and baselines:
-                            make.add_baselines(record)
-                        if showcase and curves:
-                            make.add_curves(record)
-                        if showcase and curves and seed == 0 and dropout == max(dropouts):
-                            make.add_portrait(record)
-                        records.append(record)
-                if optimizer == "sgd" and rate == middle_l1 and baselines and seeds > 1:
-                    cell = start | {"finetune_optimizer": "sgd", "l2": middle_l2}
-                    del cell["seed"]
-                    for first in range(0, seeds, 5):
-                        members = min(5, seeds - first)
-                        deep = {"cell": cell, "members": members}
-                        deep_ensembles.append(deep | make.scores(0.9935))
+        for rate, dropout in itertools.product(sorted(rates), dropouts):
+            if rate in outer and dropout != most:
+                continue
+            for seed in range(seeds):
+                start = {"optimizer": optimizer, "l1": rate, "dropout": dropout, "seed": seed}
+                pretrained = make.pretraining(start)
+                records.append(pretrained)
+                if rate in outer:
+                    continue
+                tunings = [("sgd", value) for value in l2]
+                if optimizer == "adam":
+                    tunings.append(("adam", ADAM_RATE))
+                for finetune_optimizer, value in tunings:
+                    more = {"finetune_optimizer": finetune_optimizer, "l2": value}
+                    record = make.finetuning(start | more, pretrained)
+                    showcase = (
+                        (optimizer, finetune_optimizer) == ("sgd", "sgd")
+                        and (rate, value, dropout) == (middle_l1, middle_l2, most)
+                    )  # fmt: skip
+                    if showcase and baselines:
+                        make.add_baselines(record)
+                    if showcase and curves:
+                        make.add_curves(record)
+                    if showcase and curves and seed == 0:
+                        make.add_portrait(record)
+                    records.append(record)
+    records.sort(key=lambda record: Cell(**record["cell"]).order)
+    for first in range(0, seeds if baselines else 0, 5):
+        group = list(range(first, min(first + 5, seeds)))
+        cell = {
+            "optimizer": "sgd", "l1": middle_l1, "dropout": most,
+            "finetune_optimizer": "sgd", "l2": middle_l2,
+        }  # fmt: skip
+        deep = {"cell": cell, "seeds": group, "members": len(group)}
+        deep_ensembles.append(deep | make.scores(0.9935))
     settings = {
         "profile": "synthetic",
+        "network": {"name": "lenet"},
+        "members": 10,
         "data": "mnist",
         "data_sha256": "0" * 64,
-        "network": "lenet",
+        "train": 60_000,
+        "test": test,
         "epochs": 2,
         "updates": UPDATES[-1],
         "batch": 128,
-        "members": 10,
-        "train": 60_000,
-        "test": test,
+        "l1": list(l1),
+        "l1_outside": list(outer),
+        "l2": list(l2),
+        "dropout": list(dropouts),
+        "adam": adam,
+        "baselines": [middle_l2],
+        "curves": [middle_l2],
     }
-    return Sweep(settings=settings, records=records, deep_ensembles=deep_ensembles)
-
-
-def _nearest(values, wanted):
-    return min(values, key=lambda value: abs(value - wanted))
+    return Sweep(settings, records, deep_ensembles, diverged=[])
 
 
 class _Maker:
