@@ -1,0 +1,309 @@
+"""The study's statistics: against hand calculation, published examples, and awkward data."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from minires.study import statistics
+from minires.study.statistics import (
+    best_of_the_others,
+    changes,
+    complete,
+    holm,
+    interval,
+    p_different,
+    p_equivalent,
+    p_greater,
+    p_less,
+    p_mcnemar,
+    p_rising,
+    p_wilcoxon,
+    spread,
+)
+
+# Hours of sleep that two drugs added to ten patients' (Student 1908, after Cushny and Peebles).
+SLEEP = np.array([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
+
+# Differences of accuracy as they come: whole images of ten thousand, few of them, many ties.
+images = st.lists(st.integers(-3, 3), min_size=1, max_size=12).map(lambda n: np.array(n) / 10_000)
+
+
+def test_paired_t_is_students_own_example():
+    """Student's table gave odds of 0.9985 that the second drug is better; t is 4.06, df 9."""
+    assert p_greater(SLEEP) == pytest.approx(0.00142, abs=5e-6)
+    assert p_less(SLEEP) == pytest.approx(1 - p_greater(SLEEP))
+    assert p_different(SLEEP) == pytest.approx(0.00283, abs=5e-6)
+
+
+def test_a_threshold_moves_the_null():
+    assert p_greater(SLEEP, than=1) == pytest.approx(p_greater(SLEEP - 1))
+    assert p_less(SLEEP, than=2) == pytest.approx(p_less(SLEEP - 2))
+    assert p_less(SLEEP, than=5) < 0.001
+
+
+def test_equivalence_needs_both_sides():
+    centred = SLEEP - SLEEP.mean()
+    for shift, shown in ((0, True), (1.9, False), (-1.9, False), (5, False)):
+        assert (p_equivalent(centred + shift, 2) < 0.05) is shown
+    # By hand: t = (2 − 0.5) / (s/√10).
+    t = 1.5 / (SLEEP.std(ddof=1) / np.sqrt(10))
+    assert p_equivalent(centred + 0.5, 2) == pytest.approx(stats.t.sf(t, 9))
+
+
+def test_no_difference_found_is_not_equivalence_shown():
+    noise = np.array([-0.9, 1.1, -1.0, 0.8])
+    assert p_different(noise) > 0.5
+    assert p_equivalent(noise, 0.5) > 0.05
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 10])
+def test_equal_differences_fall_back_to_their_sign(count):
+    """The last digits, in which 0.9931 − 0.9930 and 0.9912 − 0.9911 differ, are no spread."""
+    same = np.full(count, 0.9931) - np.full(count, 0.9930) + 1e-17 * np.arange(count)
+    sure = 0.5**count if count > 1 else 1.0
+    assert p_greater(same) == sure
+    assert p_less(same) == 1
+    assert p_greater(-same) == 1
+    assert p_less(-same) == sure
+    assert p_equivalent(same, 0.0005) == sure
+    assert (
+        p_greater(np.zeros(count)) == p_less(np.zeros(count)) == p_different(np.zeros(count)) == 1
+    )
+    assert p_equivalent(np.zeros(count), 0.0005) == sure
+    assert p_greater(same, than=same[0]) == 1
+
+
+@given(images)
+def test_tests_of_a_location_stand_all_data(differences):
+    for p in (p_greater, p_less, p_different, p_wilcoxon):
+        assert 0 <= p(differences) <= 1
+    assert 0 <= p_equivalent(differences, 0.0005) <= 1
+    assert p_greater(differences) == p_less(-differences)
+    assert p_wilcoxon(differences) == pytest.approx(p_wilcoxon(-differences))
+    low, high = interval(differences)
+    if len(differences) == 1:
+        assert np.isnan([low, high]).all()
+    else:
+        assert differences.min() - 1e-12 <= low <= high <= differences.max() + 1e-12
+        assert low - 1e-12 <= differences.mean() <= high + 1e-12
+
+
+def exact_wilcoxon(differences):
+    """All 2ⁿ signs of the ranks, tried."""
+    differences = differences[differences != 0]
+    ranks = stats.rankdata(abs(differences))
+    n = len(ranks)
+    sums = np.array(
+        [sum(r for i, r in enumerate(ranks) if signs >> i & 1) for signs in range(2**n)]
+    )
+    seen = ranks[differences > 0].sum()
+    tail = min((sums <= seen + 1e-9).mean(), (sums >= seen - 1e-9).mean())
+    return min(1, 2 * tail)
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [[1, 2, 3, 4, 5], [1, 1, 1, -1, 2, 2], [0, 0, 1, 1, -2, 3], [2, -1], [1], [0, 0, 0]],
+)
+def test_wilcoxon_is_exact_with_ties_and_zeros(differences):
+    differences = np.array(differences) / 10_000
+    expected = exact_wilcoxon(differences) if differences.any() else 1
+    assert p_wilcoxon(differences) == pytest.approx(expected)
+
+
+def test_wilcoxon_sees_ties_through_rounding():
+    """0.9931 − 0.9930 and 0.9912 − 0.9911 are the same number of images."""
+    first = np.array([0.9931, 0.9912, 0.9925, 0.9921, 0.9908])
+    second = np.array([0.9930, 0.9911, 0.9926, 0.9919, 0.9906])
+    whole = np.round((first - second) * 10_000)
+    assert p_wilcoxon(first - second) == pytest.approx(exact_wilcoxon(whole))
+
+
+def test_wilcoxon_of_many_tied_seeds():
+    p = p_wilcoxon(np.array([1, 1, 2, 2, -1, 1, 3, 2, 1, 1, -2, 1, 1, 2, 1, 0, 1]) / 10_000)
+    assert 0 < p < 0.01
+
+
+# --- trends -------------------------------------------------------------------------------
+
+
+def test_page_by_trying_every_order():
+    """L = Σ_k k · (sum of the ranks in column k); how many orders within rows reach it?"""
+    table = np.array([[0.1, 0.3, 0.2], [0.4, 0.6, 0.9], [0.5, 0.2, 0.7], [0.1, 0.2, 0.3]])
+
+    def statistic(rows):
+        return (stats.rankdata(rows, axis=1).sum(axis=0) * [1, 2, 3]).sum()
+
+    orders = list(itertools.permutations(range(3)))
+    reached = [
+        statistic([row[list(order)] for row, order in zip(table, choice, strict=True)])
+        for choice in itertools.product(orders, repeat=len(table))
+    ]
+    expected = np.mean(np.array(reached) >= statistic(table))
+    assert p_rising(table) == pytest.approx(expected)
+    assert expected < 0.05 < 0.9 < p_rising(table[:, ::-1])
+
+
+small_tables = arrays(
+    float,
+    st.tuples(st.integers(1, 6), st.integers(2, 6)),
+    elements=st.integers(-2, 2).map(lambda n: n / 10_000),
+)
+
+
+@given(small_tables)
+def test_trends_stand_all_data(table):
+    assert 0 <= p_rising(table) <= 1
+    assert changes(table, np.arange(table.shape[1])).shape == (len(table),)
+
+
+def test_a_trend_over_two_columns_is_a_paired_difference():
+    table = np.stack([np.zeros(10), SLEEP], axis=1)
+    assert p_rising(table) == p_greater(SLEEP)
+
+
+def test_changes_of_straight_lines():
+    x = np.array([0.05, 0.1, 0.2, 0.25])
+    slopes = np.array([1.0, -2.0, 0.0])
+    table = 7 + slopes[:, None] * x
+    np.testing.assert_allclose(changes(table, x), slopes * 0.2, atol=1e-12)
+
+
+# --- several tests, counts, intervals -----------------------------------------------------
+
+
+def test_holm_by_hand():
+    """Sorted .005 .01 .03 .04, times 4 3 2 1: .02 .03 .06 .04; none below one before it."""
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("p_values", "expected"),
+    [
+        ([], []),
+        ([0.2], [0.2]),
+        ([0.5, 0.9], [1, 1]),
+        ([0.02, 0.02, 0.02], [0.06, 0.06, 0.06]),
+        # R: p.adjust(c(.01, .02, .03, .04, .05), "holm")
+        ([0.01, 0.02, 0.03, 0.04, 0.05], [0.05, 0.08, 0.09, 0.09, 0.09]),
+    ],
+)
+def test_holm(p_values, expected):
+    np.testing.assert_allclose(holm(p_values), expected)
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_rejects_what_the_step_down_rule_rejects(p_values):
+    """Holm's own wording: go up from the smallest, stop at the first p > α/(m − i)."""
+    rejected, m = set(), len(p_values)
+    for i, place in enumerate(np.argsort(p_values, kind="stable")):
+        if not p_values[place] * (m - i) <= 0.05:
+            break
+        rejected.add(int(place))
+    assert set(np.flatnonzero(holm(p_values) <= 0.05)) == rejected
+
+
+def test_mcnemar_by_hand():
+    assert p_mcnemar(0, 0) == 1
+    assert p_mcnemar(0, 5) == pytest.approx(2 / 32)
+    assert p_mcnemar(5, 0) == pytest.approx(2 / 32)
+    assert p_mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 1024)
+    assert p_mcnemar(4, 4) == 1
+
+
+def test_intervals_are_the_same_every_time_and_know_flat_data():
+    assert interval(SLEEP) == interval(SLEEP)
+    low, high = interval(SLEEP)
+    assert 0.7 < low < 1.1  # the t interval is 0.70 … 2.46; BCa leans to the long tail
+    assert 2.3 < high < 3.0
+    assert interval([0.25, 0.25, 0.25]) == (0.25, 0.25)
+    assert interval(np.zeros(5)) == (0, 0)
+    assert np.isnan(interval([0.1])).all()
+
+
+def test_intervals_cover():
+    rng = np.random.default_rng(1)
+    hits = sum(low < 0 < high for low, high in map(interval, rng.standard_normal((200, 10))))
+    assert 170 <= hits <= 199
+
+
+def test_spread_divides_by_one_less():
+    mean, deviation = spread([[1, 2, 3, 4], [5, 5, 5, 5]])
+    np.testing.assert_allclose(mean, [2.5, 5])
+    np.testing.assert_allclose(deviation, [np.sqrt(5 / 3), 0])
+    mean, deviation = spread([[3.0]])
+    assert mean == 3
+    assert np.isnan(deviation).all()
+
+
+# --- choosing -----------------------------------------------------------------------------
+
+
+def test_a_seed_has_no_say_in_what_is_best_for_it():
+    values = np.array([[1.0, 1.0, 9.0], [2.0, 2.0, 2.0]])
+    assert best_of_the_others(values).tolist() == [0, 0, 1]
+
+
+def test_choosing_the_best_by_the_others_flatters_nobody():
+    rng = np.random.default_rng(2)
+    gains, flattered = [], []
+    for _ in range(400):
+        values = rng.standard_normal((5, 10))
+        chosen = values[best_of_the_others(values), np.arange(10)]
+        gains.append(chosen.mean())
+        flattered.append(values.mean(axis=1).max())
+    error = np.std(gains) / np.sqrt(len(gains))
+    assert abs(np.mean(gains)) < 4 * error
+    assert np.mean(flattered) > 10 * error
+
+
+def test_complete_takes_the_largest_part_without_holes():
+    cells = np.arange(40.0).reshape(5, 8)
+    np.testing.assert_array_equal(complete(cells), cells)
+    holes = cells.copy()
+    holes[4, 3:] = np.nan  # one cell has just begun: the others with all their seeds
+    np.testing.assert_array_equal(complete(holes), cells[:4])
+    holes = cells.copy()
+    holes[2:, 7] = np.nan  # the last seed has just begun: all cells without it
+    np.testing.assert_array_equal(complete(holes), cells[:, :7])
+    assert complete(np.full((3, 4), np.nan)).size == 0
+    assert complete(np.empty((0, 4))).size == 0
+
+
+def test_complete_would_rather_have_seeds_enough_than_cells():
+    cells = np.full((10, 5), np.nan)
+    cells[:, :2] = 1
+    cells[0] = 1
+    assert complete(cells).shape == (1, 5)
+
+
+def test_complete_takes_cells_of_many_numbers_whole():
+    cells = np.ones((4, 3, 6))
+    cells[1, 2, :] = np.nan
+    assert complete(cells).shape == (3, 3, 6)
+
+
+@given(arrays(float, st.tuples(st.integers(0, 4), st.integers(1, 3), st.integers(0, 6)),
+              elements=st.sampled_from([0.0, np.nan])))  # fmt: skip
+def test_complete_leaves_no_hole(cells):
+    chosen = complete(cells)
+    assert np.isfinite(chosen).all()
+    assert chosen.ndim == cells.ndim
+    assert (chosen.size > 0) == np.isfinite(cells).all(axis=1).any()
+
+
+def test_false_alarms_are_as_rare_as_they_say():
+    """Five per cent, within the spread of a thousand tries, on accuracies with ties."""
+    rng = np.random.default_rng(3)
+    null = np.round(rng.normal(0, 0.0004, (1000, 10)), 4)
+    alarms = {
+        "greater": sum(p_greater(d) < statistics.ALPHA for d in null),
+        "equivalent": sum(p_equivalent(d + 0.0005, 0.0005) < statistics.ALPHA for d in null),
+    }
+    for name, count in alarms.items():
+        assert 25 <= count <= 75, f"{name}: {count} of 1000"
