@@ -224,14 +224,21 @@ class Moments:
         path     the file's name, used as it is
         Raises   FloatingPointError when a weight is not finite; OSError
         """
+        save_arrays(path, **self.state())
+
+    def state(self):
+        """Everything needed to go on later, bit for bit.
+
+        Returns  dict of arrays on the host, for a file that holds other things besides
+        Raises   FloatingPointError when a weight is not finite
+        """
         content = {"format": np.array(_FORMAT), "shape": np.array(self.shape, np.int64)}
         content |= {name: np.array(getattr(self, name), np.int64) for name in _NUMBERS}
         if self.count:
             self._finite(self._offset + self._first)
             self._finite(self._m2)
             content |= {name: to_host(getattr(self, "_" + name)) for name in _ARRAYS}
-
-        save_arrays(path, **content)
+        return content
 
     @classmethod
     def load(cls, path, device="cpu"):
@@ -244,7 +251,7 @@ class Moments:
         """
         content = load_arrays(path)
         try:
-            moments = cls._from(content)
+            moments = cls.from_state(content)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"Moments.load: {path} was not written by Moments.save "
@@ -256,8 +263,13 @@ class Moments:
         return moments
 
     @classmethod
-    def _from(cls, content):
-        """Moments from the arrays in a file, once they are known to make sense."""
+    def from_state(cls, content):
+        """Go on from what `state` gave, once it is known to make sense.
+
+        content  dict of arrays on the host
+        Returns  Moments
+        Raises   KeyError, TypeError or ValueError when these are no moments
+        """
         if str(content["format"]) != _FORMAT:
             raise ValueError(f"format is {str(content['format'])!r}, expected {_FORMAT!r}")
         ddof, burn_in, stride, seen, count = (content[name].item() for name in _NUMBERS)

@@ -135,3 +135,16 @@ class EMA:
         if self.count == 0:
             raise ValueError("EMA.mean: no update yet")
         return self._mean.astype(self._dtype)
+
+    def state(self):
+        """Everything needed to go on later, bit for bit: a dict of arrays."""
+        if self.count == 0:
+            return {"count": np.array(0)}
+        mean = self._mean.copy()
+        return {"count": np.array(self.count), "mean": mean, "dtype": np.array(str(self._dtype))}
+
+    def restore(self, state):
+        """Go on from what `state` gave, in an average made with the same decay."""
+        self.count = int(state["count"])
+        if self.count:
+            self._mean, self._dtype = state["mean"].copy(), np.dtype(str(state["dtype"]))

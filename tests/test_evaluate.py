@@ -21,7 +21,10 @@ SIZE = 16
 def write_network(
     path, classes=3, layout="NCHW", batch="N", size=SIZE, softmax=False, dropout=False, seed=0
 ):
-    """A small network with a live batch norm: convolution, batch norm, ReLU, pooling, dense."""
+    """A small network with a live batch norm: convolution, batch norm, ReLU, pooling, dense.
+
+    batch   "N" for any number of images, or a number that the graph itself insists on
+    """
     rng = np.random.default_rng(seed)
     filters = 6
     arrays = {
@@ -47,6 +50,10 @@ def write_network(
         arrays["ratio"] = np.array(0.5)
         nodes.insert(5, node("Dropout", ["e", "ratio"], ["f"]))
         nodes[-1].input[0] = "f"
+    if batch != "N":
+        flatten = next(n for n in nodes if n.op_type == "Flatten")
+        flatten.CopyFrom(node("Reshape", ["d", "flat"], ["e"]))
+        arrays["flat"] = np.array([batch, filters])
     last = "logits"
     if softmax:
         nodes.append(node("Softmax", ["logits"], ["probabilities"], axis=1))
@@ -62,7 +69,10 @@ def write_network(
         "small",
         [value("x", onnx.TensorProto.FLOAT, shape)],
         [value(last, onnx.TensorProto.FLOAT, [batch, classes])],
-        [onnx.numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()],
+        [
+            onnx.numpy_helper.from_array(a if a.dtype.kind == "i" else a.astype(np.float32), n)
+            for n, a in arrays.items()
+        ],
     )
     opset = [onnx.helper.make_opsetid("", 13)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
@@ -194,6 +204,7 @@ def test_the_background_is_left_out_as_if_its_logit_were_not_there(tmp_path):
 def test_a_graph_with_a_fixed_batch_is_shown_all_pictures(tmp_path):
     free = minires.onnx.load(write_network(tmp_path / "free.onnx"))
     fixed = minires.onnx.load(write_network(tmp_path / "fixed.onnx", batch=5))
+    assert (free.batch, fixed.batch) == (None, 5)
     pictures = imagenet.load(write_pictures(tmp_path / "val"))
     found = []
     for network in (free, fixed):

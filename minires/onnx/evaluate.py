@@ -60,16 +60,26 @@ class Examination:
             images = batch.images.transpose(0, 3, 1, 2) if first else batch.images
             yield images, batch.labels, batch.indices
 
+    def whole_batches(self, *arrays):
+        """The same photographs, some of them again where a graph takes so many at a time or none.
+
+        arrays   images (n, …), perhaps labels (n,)
+        Returns  list of arrays, (n or more, …): n rounded up to a multiple of the fixed batch
+        """
+        count, fixed = len(arrays[0]), self.network.batch or 1
+        if count % fixed == 0:
+            return list(arrays)
+        shown = np.arange(-(-count // fixed) * fixed) % count
+        return [array[shown] for array in arrays]
+
     def predict(self, theta, images, stats=None):
         """Probabilities of the classes that the photographs know: (n, classes).
 
         A background class is left out, and the others made to sum to one: as if its logit were
         left out of the softmax.
         """
-        count, fixed = len(images), self.network.batch
-        if fixed and count % fixed:
-            # The graph takes so many at a time or none: show some again.
-            images = images[np.arange(-(-count // fixed) * fixed) % count]
+        count = len(images)
+        (images,) = self.whole_batches(images)
         probabilities = self.network.predict(theta, images, stats)[:count]
         if self.offset:
             probabilities = probabilities[:, self.offset :]

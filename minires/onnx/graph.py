@@ -632,6 +632,18 @@ class Network:
             self.stats[...] = to_device(stats, "cpu")
         return loss.data[()], gradient  # a number, not an array of no axes
 
+    @single_threaded_blas
+    def follow_batch(self, theta, images, stats, rng=None):
+        """Let the batch-norm statistics follow a batch, as a training step does: no gradient.
+
+        theta, images, rng   as for `loss_and_gradient`
+        stats                (S,), dtype of theta, updated in place
+        """
+        self._check_images(images, theta)
+        theta, stats = self._vectors(theta, stats, theta.dtype)
+        run = Run(theta.dtype, theta, True, rng, len(images), self.memory)
+        self._forward(run, theta, stats, {self.input_name: images})
+
     @property
     def _skipped(self):
         return self.softmax if self.output_kind == "softmax" else None

@@ -43,7 +43,7 @@ from minires.onnx.evaluate import (
 STATISTICS = ("averaged", "recomputed", "last")
 RECOMPUTE_BATCHES = 100  # at most so many training batches give the recomputed statistics
 CHECKPOINT = "checkpoint.npz"
-FORMAT = "minires improve 1"
+FORMAT = "minires improve 2"
 
 
 # --- what a run carries from one update to the next -----------------------------------------
@@ -94,11 +94,9 @@ class State:
             "theta": self.theta,
             "stats": self.stats,
         }
-        for name, value in self.optimizer.state().items():
-            arrays[f"optimizer.{name}"] = value
-        for owner, names in _AVERAGES.items():
-            for name in names:
-                arrays[f"{owner}.{name}"] = getattr(getattr(self, owner), name)
+        for owner in _OWNERS:
+            state = getattr(self, owner).state()
+            arrays |= {f"{owner}.{name}": value for name, value in state.items()}
         save_arrays(path, **{name: np.asarray(value) for name, value in arrays.items()})
 
     def restore(self, path, settings):
@@ -107,10 +105,10 @@ class State:
         Raises   ValueError when it is damaged, or belongs to a run that was asked for other things
         """
         from minires.files import load_arrays
+        from minires.moments import Moments
 
-        averages = [f"{owner}.{name}" for owner, names in _AVERAGES.items() for name in names]
         arrays = load_arrays(
-            path, "format", "settings", "updates", "losses", "notes", "theta", "stats", *averages
+            path, "format", "settings", "updates", "losses", "notes", "theta", "stats"
         )
         if str(arrays["format"]) != FORMAT:
             raise ValueError(f"{path} has the format {arrays['format']}, expected {FORMAT!r}")
@@ -127,26 +125,22 @@ class State:
         for row in json.loads(str(arrays["notes"])):
             self.notes.add(*row)
         self.theta, self.stats = arrays["theta"], arrays["stats"]
-        mark = "optimizer."
-        self.optimizer.restore(
-            {n.removeprefix(mark): a for n, a in arrays.items() if n.startswith(mark)}
-        )
-        for owner, names in _AVERAGES.items():
-            average = getattr(self, owner)
-            for name in names:
-                array = arrays[f"{owner}.{name}"]
-                setattr(average, name, array if array.ndim else int(array))
-        self.ema._dtype = self.ema_of_stats._dtype = self.theta.dtype
+        kept = {owner: {} for owner in _OWNERS}
+        for name, array in arrays.items():
+            owner, point, part = name.partition(".")
+            if point and owner in kept:
+                kept[owner][part] = array
+        try:
+            self.moments = Moments.from_state(kept["moments"])
+            self.moments_of_stats = Moments.from_state(kept["moments_of_stats"])
+            for owner in ("optimizer", "ema", "ema_of_stats"):
+                getattr(self, owner).restore(kept[owner])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
 
 
-# The attributes that hold what an average has seen.
-_MOMENTS = ("seen", "count", "_first", "_offset", "_m2")
-_AVERAGES = {
-    "moments": _MOMENTS,
-    "moments_of_stats": _MOMENTS,
-    "ema": ("count", "_mean"),
-    "ema_of_stats": ("count", "_mean"),
-}
+# What a State keeps besides plain arrays: each can give its own state, and go on from it.
+_OWNERS = ("optimizer", "moments", "moments_of_stats", "ema", "ema_of_stats")
 
 
 # --- fine-tuning ----------------------------------------------------------------------------
@@ -207,6 +201,8 @@ def fine_tune(examination, state, indices, updates, batch, seed, save=None, ever
                     f"no picture in the batch of update {state.updates + 1} can be used "
                     f"({examination.notes}): mend the files, or use larger batches"
                 )
+            # In the place of one that cannot be used, a graph of fixed batch sees another again.
+            images, labels = examination.whole_batches(images, labels)
             with np.errstate(over="ignore", invalid="ignore"):  # the next lines say it better
                 loss, gradient = network.loss_and_gradient(
                     state.theta,
@@ -247,21 +243,20 @@ def recompute_statistics(examination, theta, like, plan):
     network = examination.network
     total, share, count = np.zeros(like.shape, np.float64), None, 0
 
-    def after_a_step(start, theta, images, labels):
+    def after_a_step(start, theta, images):
         stats = np.full(like.shape, start, theta.dtype)
-        labels = labels + examination.offset
-        rng = np.random.default_rng(count)  # of dropout
-        network.loss_and_gradient(theta, images, labels, stats=stats, rng=rng)
+        network.follow_batch(theta, images, stats, np.random.default_rng(count))  # of dropout
         return stats.astype(np.float64)
 
     for images, labels, _ in examination.batches(plan):
         if len(labels) == 0:
             continue
+        (images,) = examination.whole_batches(images)
         if share is None:
             enough = network.batch or 4
-            few = theta.astype(np.float64), images[:enough], labels[:enough]
+            few = theta.astype(np.float64), images[:enough]
             share = 1 - (after_a_step(1, *few) - after_a_step(0, *few))
-        total += after_a_step(0, theta, images, labels)
+        total += after_a_step(0, theta, images)
         count += 1
     if count == 0:
         raise ValueError("no training picture can be used to recompute batch-norm statistics")
@@ -496,6 +491,11 @@ def run(options):
         raise ValueError("--members and --seed must be 0 or more")
     examination = open_examination(options)
     network, pictures = examination.network, examination.pictures
+    if network.batch not in (None, options.batch):
+        raise ValueError(
+            f"--batch is {options.batch}, but {options.model} takes {network.batch} pictures at a "
+            f"time: --batch {network.batch}, or export it with a free batch"
+        )
     if options.test_images is None:
         training, held_out = split(len(pictures), options.holdout, options.seed)
         test = pictures
