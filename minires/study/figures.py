@@ -1,0 +1,884 @@
+"""The figures of the MNIST study: vector graphics for a page, or PNG files for a README.
+
+Every function below takes the records of a sweep and returns a list of Panels, empty where the
+records hold nothing to draw. A panel is one small picture with its own axes, made for a width of
+400 points, so that a page can set two beside each other, and a phone one above the other. The
+figures over all learning rates are wider; they exist twice, wide and narrow.
+
+Colours are roles. In a PNG they are those of the light theme; in an SVG each becomes a CSS
+variable (`var(--accent)`), so that one drawing serves both themes.
+
+How to read them all: the mean model is blue, plain fine-tuning grey, ensembles orange; a solid
+line or a full mark is with dropout, a dashed line or an open mark without.
+"""
+
+import io
+import json
+import re
+import warnings
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from minires.files import complete
+
+# Colour-blind safe (after Okabe and Ito), with contrast for lines and text on white.
+INK, MUTED, RULE, PAGE = "#1f2430", "#626a76", "#e1e4e8", "#ffffff"
+ACCENT, WARM, SKY, GREEN = "#0b62a8", "#bf5200", "#2b93c4", "#00805c"
+VARIABLES = {
+    INK: "ink", MUTED: "muted", RULE: "rule", PAGE: "page",
+    ACCENT: "accent", WARM: "warm", SKY: "sky", GREEN: "green",
+}  # fmt: skip
+
+METHODS = {
+    "pretrained": "pre-trained",
+    "finetuned": "fine-tuned",
+    "decayed": "fine-tuned, rate decayed",
+    "ema": "moving average (EMA)",
+    "mean": "mean model",
+    "swa": "SWA, ends of cycles",
+    "draw": "1 drawn network",
+    "ensemble_3": "ensemble of 3",
+    "ensemble_10": "ensemble of 10",
+    "isotropic_10": "isotropic noise, 10",
+    "swag": "SWAG, diagonal, 10",
+    "swag_low_rank": "SWAG, low rank, 10",
+    "snapshot": "snapshots of cycles (FGE)",
+    "mc_dropout_10": "MC dropout, 10",
+    "deep_ensemble": "deep ensemble",
+}
+COLOURS = {
+    "pretrained": MUTED, "finetuned": MUTED, "mean": ACCENT, "draw": WARM,
+    "ensemble_3": SKY, "ensemble_10": WARM, "deep_ensemble": GREEN,
+}  # fmt: skip
+MARKS = {"finetuned": "o", "mean": "o", "ensemble_3": "^", "ensemble_10": "s"}
+FACTORS = {"accuracy": 100, "nll": 1, "brier": 1, "ece": 100}
+SIZE, SMALL, TINY = 11, 10, 9  # of letters, in points of a panel 400 wide
+WIDTH, WIDE = 400, 880
+
+
+# --- what the records hold -----------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """A cell without its seed."""
+
+    optimizer: str
+    l1: float
+    finetune_optimizer: str | None
+    l2: float | None
+    dropout: float
+
+
+def by_setting(records):
+    """{Setting: its records in the order of seeds}, in the order of settings."""
+    groups = {}
+    for record in records:
+        cell = record["cell"]
+        setting = Setting(*(cell[name] for name in Setting._fields))
+        groups.setdefault(setting, []).append(record)
+    ordered = sorted(groups, key=lambda s: (s[0] != "sgd", s.l1, s[2] or "", s.l2 or 0, -s[4]))
+    return {key: sorted(groups[key], key=lambda r: r["cell"]["seed"]) for key in ordered}
+
+
+def values_of(records, method, metric):
+    """(seeds,) what a method scored, in the metric's unit (per cent where it is a share)."""
+    scores = [r["methods"][method][metric] for r in records if method in r["methods"]]
+    return np.array(scores, float) * FACTORS[metric]
+
+
+def differences_of(records, method, metric, reference="finetuned"):
+    """(seeds,) method − reference of the same seed, in points or the metric's unit."""
+    both = [r for r in records if method in r["methods"] and reference in r["methods"]]
+    return values_of(both, method, metric) - values_of(both, reference, metric)
+
+
+def with_deviation(values):
+    """(mean, and one standard deviation (ddof = 1) below and above it: NaN for one value)."""
+    from minires.study import statistics
+
+    mean, deviation = statistics.spread(values)
+    return mean, mean - deviation, mean + deviation
+
+
+def with_interval(values):
+    """(mean, and the ends of its 95 % bootstrap interval: NaN for one value)."""
+    from minires.study import statistics
+
+    return np.mean(values), *statistics.interval(values)
+
+
+def number(value):
+    """A learning rate as one reads it: 0.15."""
+    return f"{value:g}"
+
+
+def name_dropout(dropout):
+    return "with dropout" if dropout else "without dropout"
+
+
+def describe(setting):
+    """A setting in words."""
+    names = {"sgd": "SGD", "adam": "Adam"}
+    words = f"trained with {names.get(setting.optimizer, setting.optimizer)}"
+    words += f" at ℓ₁ {number(setting.l1)}"
+    if setting.finetune_optimizer:
+        fine = names.get(setting.finetune_optimizer, setting.finetune_optimizer)
+        words += f", fine-tuned with {fine} at ℓ₂ {number(setting.l2)}"
+    return f"{words}, {name_dropout(setting.dropout)}"
+
+
+def short_names(settings):
+    """{setting: words that tell it from the others}."""
+    settings = list(settings)
+    if len({s[:4] for s in settings}) == 1:
+        return {s: name_dropout(s.dropout) for s in settings}
+    names = {"sgd": "SGD", "adam": "Adam"}
+    return {
+        s: f"{names.get(s.optimizer, s.optimizer)} {number(s.l1)} → "
+        f"{names.get(s.finetune_optimizer, s.finetune_optimizer)} {number(s.l2)}, "
+        f"{name_dropout(s.dropout)}"
+        for s in settings
+    }
+
+
+# --- a panel, and what it can become --------------------------------------------------------
+
+
+@dataclass
+class Panel:
+    """One picture.
+
+    name     what its file is called
+    label    what it shows, for those who do not see it
+    figure   a matplotlib Figure
+    layout   "any", or "wide" or "narrow": for screens of that kind only
+    cursor   (axes, positions): a line that a slider moves to one of the positions
+    """
+
+    name: str
+    label: str
+    figure: object
+    layout: str = "any"
+    cursor: tuple = field(default=None, repr=False)
+
+    def to_svg(self):
+        """The panel as the text of one <svg> element, to stand in a page among others.
+
+        Colours are CSS variables, the font is the page's. Of the names of elements only those
+        that the drawing itself refers to are left, each with the panel's name before it.
+        """
+        text = io.StringIO()
+        shift = self._place_cursor()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        with _style(self.name):
+            self.figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+        svg = text.getvalue()
+        svg = svg[svg.index("<svg") :]
+        for unwanted in (r"<!--.*?-->", r"<metadata>.*?</metadata>", r"<style.*?</style>"):
+            svg = re.sub(unwanted, "", svg, flags=re.DOTALL)
+        svg = svg.replace('id="cursor"', f'class="cursor" data-shift="{shift}"')
+        used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
+        svg = re.sub(
+            r' id="([^"]+)"',
+            lambda m: f' id="{self.name}-{m[1]}"' if m[1] in used else "",
+            svg,
+        )
+        svg = re.sub(r'xlink:href="#|url\(#', lambda m: _local(m[0]) + self.name + "-", svg)
+        svg = re.sub(r'\b(d|transform|x|y|points)="[^"]*"', _round_numbers, svg)
+        # The size and weight of letters stay; the family is the page's.
+        svg = re.sub(r"font: ([\d. a-z]*?)([\d.]+)px [^;\"]*", _letters, svg)
+        for colour, name in VARIABLES.items():
+            svg = svg.replace(colour, f"var(--{name})")
+        width, height = (round(72 * inches) for inches in self.figure.get_size_inches())
+        start = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_quote(self.label)}"'
+        return re.sub(r"<svg[^>]*", lambda m: start, svg, count=1).strip()
+
+    def to_png(self, path, dots=120):
+        """Write the panel on white, `dots` pixels an inch."""
+        with _style(self.name), complete(path) as file:
+            sliders = [] if self.cursor is None else [self.cursor[0].lines[-1]]
+            for line in sliders:
+                line.set_visible(False)
+            self.figure.savefig(
+                file, format="png", dpi=dots, facecolor=PAGE, pil_kwargs={"optimize": True}
+            )
+            for line in sliders:
+                line.set_visible(True)
+
+    def _place_cursor(self):
+        """How far each position lies from the first one, in the drawing's units, as JSON."""
+        if self.cursor is None:
+            return ""
+        axes, positions = self.cursor
+        self.figure.draw_without_rendering()
+        places = axes.transData.transform([(p, 0) for p in positions])[:, 0]
+        return json.dumps([round(float(p - places[0]), 1) for p in places]).replace(" ", "")
+
+
+def _style(name):
+    import contextlib
+
+    import matplotlib
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}))
+    stack.enter_context(warnings.catch_warnings())
+    # A layer's name may have letters that the font for measuring lacks; the browser's has them.
+    warnings.filterwarnings("ignore", message="Glyph .* missing")
+    return stack
+
+
+def _local(reference):
+    return reference.replace("xlink:", "")
+
+
+def _round_numbers(match):
+    return re.sub(r"(\d+\.\d\d)\d+", r"\1", match[0])
+
+
+def _letters(match):
+    weight = match[1].strip()
+    return f"font-size: {match[2]}px" + (f"; font-weight: {weight}" if weight else "")
+
+
+def _quote(text):
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+
+
+def _canvas(width, height):
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+
+
+def _tidy(axes, x="", y="", grid="y"):
+    """Thin lines, words in ink, no box."""
+    axes.set_xlabel(x, fontsize=SMALL, color=MUTED)
+    axes.set_ylabel(y, fontsize=SMALL, color=MUTED, rotation_mode="anchor")
+    axes.grid(axis=grid, color=RULE, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=SMALL, labelcolor=MUTED, color=RULE, length=3)
+    axes.patch.set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+
+
+def _head(figure, title, handles=(), columns=1):
+    """The title, and below it the legend, both at the left edge."""
+    legend = figure.legend(
+        handles=list(handles), title=title, loc="outside upper left", ncols=columns, frameon=False,
+        alignment="left", title_fontproperties={"size": SIZE, "weight": "bold"}, fontsize=SMALL,
+        labelcolor=INK, handlelength=1.9, columnspacing=1.4, handletextpad=0.5, borderpad=0.2,
+    )  # fmt: skip
+    legend.get_title().set_color(INK)
+
+
+def _handle(label, colour, mark="", line="-", full=True, width=1.6):
+    from matplotlib.lines import Line2D
+
+    return Line2D(
+        [], [], color=colour, marker=mark, ls=line, lw=width, ms=5.5, label=label,
+        markerfacecolor=colour if full else PAGE,
+    )  # fmt: skip
+
+
+def _look(dropout):
+    """Line style, and whether marks are full."""
+    return ("-", True) if dropout else ((0, (4, 2.2)), False)
+
+
+def _dropout_handles(dropouts, colour=INK, mark="o"):
+    handles = []
+    for dropout in sorted(dropouts, reverse=True):
+        line, full = _look(dropout)
+        handles.append(_handle(name_dropout(dropout), colour, mark, line, full))
+    return handles
+
+
+# --- figures over the learning rates --------------------------------------------------------
+
+
+def accuracy_over_rates(sweep, optimizer="sgd"):
+    """The paper's Figures 1 ("sgd") and 2 ("adam"): accuracy over ℓ₁, jittered by ℓ₂.
+
+    Points are means over seeds, bars the standard deviation. Fine-tuning with Adam has no ℓ₂ to
+    lie over; as in the paper its mean model is a black line, here with plain Adam below it.
+    """
+    shown = ("finetuned", "mean", "ensemble_3", "ensemble_10")
+    name = "figure-1" if optimizer == "sgd" else "figure-2"
+    return _over_rates(
+        sweep, optimizer, name, shown, lambda r, m: with_deviation(values_of(r, m, "accuracy")),
+        "test accuracy, %", "Test accuracy over the learning rates",
+    )  # fmt: skip
+
+
+def differences_over_rates(sweep, optimizer="sgd"):
+    """Mean model − fine-tuned, paired by seed, in accuracy and in NLL; bars are 95 % intervals."""
+    number_of = 1 if optimizer == "sgd" else 2
+    panels = []
+    for metric, unit, title in (
+        ("accuracy", "points of accuracy (up is better)", "Mean model minus fine-tuned: accuracy"),
+        ("nll", "NLL (down is better)", "Mean model minus fine-tuned: NLL"),
+    ):
+        panels += _over_rates(
+            sweep, optimizer, f"figure-{number_of}-{metric}", ("mean",),
+            lambda r, m, metric=metric: with_interval(differences_of(r, m, metric)),
+            unit, title, zero=True,
+        )  # fmt: skip
+    return panels
+
+
+def _over_rates(sweep, optimizer, name, methods, measure, unit, title, zero=False):
+    groups = {s: r for s, r in by_setting(sweep.records).items() if s.optimizer == optimizer}
+    over = {(s.l1, s.l2, s.dropout): r for s, r in groups.items() if s.finetune_optimizer == "sgd"}
+    beside = {s: r for s, r in groups.items() if s.finetune_optimizer == "adam"}
+    if not over:
+        return []
+    rates = sorted({l1 for l1, _, _ in over})
+    panels = []
+    layouts = [("any", 2)] if len(rates) <= 2 else [("wide", len(rates)), ("narrow", 2)]
+    for layout, columns in layouts:
+        rows = [rates[i : i + columns] for i in range(0, len(rates), columns)]
+        width = WIDE if layout == "wide" else WIDTH
+        height = (40 if zero else 62) + (250 if len(rows) == 1 else 205) * len(rows)
+        figure = _canvas(width, height)
+        all_axes = figure.subplots(len(rows), 1, squeeze=False, sharey=True)[:, 0]
+        for axes, row in zip(all_axes, rows, strict=True):
+            _draw_row(axes, row, columns if len(rates) > 1 else 1, over, methods, measure, zero)
+            lines = _draw_beside(axes, beside, zero, measure) if beside else []
+            _tidy(axes, y=unit)
+        dropouts = {dropout for _, _, dropout in over}
+        handles = [_handle(METHODS[m], COLOURS[m], MARKS[m]) for m in methods]
+        handles = ([] if zero else handles) + _dropout_handles(dropouts) + lines
+        _head(figure, title, handles, 6 if layout == "wide" else 2)
+        label = f"{title}: {unit} of {', '.join(METHODS[m] for m in methods)} for ℓ₁ "
+        label += f"{', '.join(map(number, rates))}, each with every ℓ₂"
+        suffix = "-narrow" if layout == "narrow" else ""
+        panels.append(Panel(name + suffix, label, figure, layout))
+    return panels
+
+
+def _draw_row(axes, rates, places, over, methods, measure, zero):
+    """Groups of one ℓ₁ each beside each other; within a group ℓ₂ runs from left to right."""
+    steps = sorted({l2 for _, l2, _ in over})
+    pitch = 0.84 / len(steps)
+    dropouts = sorted({dropout for _, _, dropout in over}, reverse=True)
+    ticks = {}
+    if zero:
+        axes.axhline(0, color=MUTED, lw=1)
+    for place, l1 in enumerate(rates):
+        if place:
+            axes.axvline(place - 0.5, color=RULE, lw=0.8)
+        centres = {l2: place + (i - (len(steps) - 1) / 2) * pitch for i, l2 in enumerate(steps)}
+        ticks |= {x: number(l2) for l2, x in centres.items()}
+        axes.annotate(
+            f"ℓ₁ = {number(l1)}", (place, 0), (0, -21), ("data", "axes fraction"),
+            "offset points", fontsize=SMALL, color=INK, ha="center", va="top",
+        )  # fmt: skip
+        for m, method in enumerate(methods):
+            for d, dropout in enumerate(dropouts):
+                rank = m * len(dropouts) + d
+                aside = (rank - (len(methods) * len(dropouts) - 1) / 2) * pitch
+                aside *= min(0.18, 0.55 / max(1, len(methods) * len(dropouts) - 1))
+                points = []
+                for l2, x in centres.items():
+                    records = over.get((l1, l2, dropout), [])
+                    if any(method in r["methods"] for r in records):
+                        points.append((x + aside, *measure(records, method)))
+                if points:
+                    _draw_points(axes, np.array(points), COLOURS[method], MARKS[method], dropout)
+    axes.set_xlim(-0.5, places - 0.5)
+    axes.set_xticks(list(ticks), ticks.values())
+    axes.annotate("ℓ₂ =", (0, 0), (-4, -6), "axes fraction", "offset points", fontsize=SMALL,
+                  color=MUTED, ha="right", va="top")  # fmt: skip
+
+
+def _draw_points(axes, points, colour, mark, dropout, size=4.2):
+    line, full = _look(dropout)
+    x, y, low, high = points.T
+    axes.vlines(x, low, high, color=colour, lw=0.9, alpha=0.45)
+    axes.plot(x, y, color=colour, ls=line, lw=1.3, marker=mark, ms=size, mew=1.1,
+              markerfacecolor=colour if full else PAGE)  # fmt: skip
+
+
+def _draw_beside(axes, beside, zero, measure):
+    """Adam's fine-tuning: straight lines, for it has no ℓ₂. Returns what the legend says."""
+    handles = []
+    for method, colour, words in (
+        ("mean", INK, "mean model"),
+        ("finetuned", MUTED, "fine-tuned"),
+    ):
+        if zero and method == "finetuned":
+            continue
+        for setting, records in beside.items():
+            line, _ = _look(setting.dropout)
+            axes.axhline(measure(records, method)[0], color=colour, ls=line, lw=1.6, zorder=1.5)
+        handles.append(_handle(f"{words}, by Adam", colour))
+    return handles
+
+
+def pretraining_over_rates(sweep):
+    """What the pre-trained networks score, over all ℓ₁ with SGD: is the paper's range the best?"""
+    groups = {
+        s: r
+        for s, r in by_setting(sweep.records).items()
+        if s.finetune_optimizer is None and s.optimizer == "sgd"
+    }
+    if not groups:
+        return []
+    figure = _canvas(WIDTH, 300)
+    axes = figure.subplots()
+    rates = sorted({s.l1 for s in groups})
+    place = {rate: i for i, rate in enumerate(rates)}
+    tuned = {s.l1 for s in by_setting(sweep.records) if s.optimizer == "sgd" and s.l2 is not None}
+    if tuned:
+        inner = [place[rate] for rate in rates if rate in tuned]
+        if inner:
+            axes.axvspan(inner[0] - 0.4, inner[-1] + 0.4, color=ACCENT, alpha=0.07, lw=0)
+    dropouts = sorted({s.dropout for s in groups}, reverse=True)
+    for dropout, aside in zip(dropouts, np.linspace(-0.06, 0.06, len(dropouts)), strict=True):
+        points = [
+            (place[s.l1] + aside, *with_deviation(values_of(records, "pretrained", "accuracy")))
+            for s, records in groups.items()
+            if s.dropout == dropout
+        ]
+        _draw_points(axes, np.array(points), MUTED, "o", dropout)
+    axes.set_xticks(range(len(rates)), [number(rate) for rate in rates])
+    axes.set_xlim(-0.5, len(rates) - 0.5)
+    _tidy(axes, "ℓ₁", "test accuracy, %")
+    _head(figure, "Pre-trained networks", _dropout_handles(dropouts, MUTED), 2)
+    label = f"Test accuracy of the pre-trained networks for ℓ₁ {', '.join(map(number, rates))}"
+    return [Panel("pretraining", label, figure)]
+
+
+# --- baselines ------------------------------------------------------------------------------
+
+
+EXTRA = {"decayed", "swa", "swag", "swag_low_rank", "snapshot", "isotropic_10", "mc_dropout_10"}
+
+
+def baseline_settings(sweep):
+    """{Setting: records} of the cells in which the further methods were measured."""
+    kept = {
+        s: [r for r in records if EXTRA & set(r["methods"])]
+        for s, records in by_setting(sweep.records).items()
+    }
+    return {s: records for s, records in kept.items() if records}
+
+
+def deep_ensembles_of(sweep, setting):
+    """The entries of deep ensembles that belong to a setting."""
+    fields = Setting._fields
+    return [e for e in sweep.deep_ensembles if tuple(e["cell"].get(f) for f in fields) == setting]
+
+
+def baselines(sweep):
+    """All methods at equal budget: difference to fine-tuned, paired by seed, with 95 % intervals.
+
+    One pair of panels, accuracy and NLL, for each setting apart from dropout.
+    """
+    settings = baseline_settings(sweep)
+    panels = []
+    for number_of, head in enumerate(dict.fromkeys(s[:4] for s in settings), 1):
+        same = {s: records for s, records in settings.items() if s[:4] == head}
+        for metric, unit in (("accuracy", "points of accuracy"), ("nll", "NLL")):
+            panels.append(_draw_baselines(sweep, same, metric, unit, number_of))
+    return panels
+
+
+def _draw_baselines(sweep, settings, metric, unit, number_of):
+    deep = {s: deep_ensembles_of(sweep, s) for s in settings}
+    held = {m for records in settings.values() for r in records for m in r["methods"]}
+    held |= {"deep_ensemble"} if any(deep.values()) else set()
+    shown = [m for m in METHODS if m in held and m not in ("pretrained", "finetuned")]
+    figure = _canvas(WIDTH, 92 + 21 * len(shown))
+    axes = figure.subplots()
+    axes.axvline(0, color=MUTED, lw=1)
+    asides = np.linspace(-0.16, 0.16, len(settings)) if len(settings) > 1 else [0]
+    for aside, (setting, records) in zip(asides, settings.items(), strict=True):
+        _, full = _look(setting.dropout)
+        base = values_of(records, "finetuned", metric).mean()
+        for row, method in enumerate(shown):
+            colour = COLOURS.get(method, INK)
+            look = {"color": colour, "mew": 1.1, "markerfacecolor": colour if full else PAGE}
+            if method == "deep_ensemble":
+                values = [e[metric] * FACTORS[metric] - base for e in deep[setting]]
+                axes.plot(values, [row + aside] * len(values), "D", ms=4.6, **look)
+                continue
+            values = differences_of(records, method, metric)
+            if len(values):
+                middle, low, high = with_interval(values)
+                axes.plot([low, high], [row + aside] * 2, color=colour, lw=1.1)
+                axes.plot(middle, row + aside, "o", ms=5.2, **look)
+    axes.set_yticks(range(len(shown)), [METHODS[m] for m in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    better = "right is better" if metric == "accuracy" else "left is better"
+    _tidy(axes, f"{unit} ({better})", grid="x")
+    axes.locator_params(axis="x", nbins=5)
+    axes.tick_params(axis="y", labelcolor=INK, length=0)
+    axes.spines["left"].set_visible(False)
+    handles = _points_only(_dropout_handles({s.dropout for s in settings}))
+    _head(figure, f"Difference to fine-tuned: {unit}", handles, 2)
+    label = f"Difference of each method to plain fine-tuning in {unit}; the table gives the numbers"
+    return Panel(f"baselines-{number_of}-{metric}", label, figure)
+
+
+def _points_only(handles):
+    for handle in handles:
+        handle.set_linestyle("")
+    return handles
+
+
+# --- curves ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is known of one kind of curve.
+
+    key      its name in the records
+    axis     the name of its values along x
+    x        words below the axis
+    title    words above
+    colour   of its lines
+    log      whether x is logarithmic
+    """
+
+    key: str
+    axis: str
+    x: str
+    title: str
+    colour: str
+    log: bool = False
+
+
+CURVES = {
+    "ensemble": Curve("ensemble", "members", "networks in the ensemble", "Ensemble size", WARM),
+    "updates": Curve("updates", "updates", "updates averaged", "Updates averaged", ACCENT, True),
+    "noise": Curve("noise", "scale", "noise scale s", "Noise dial: mean + s·σ·ε", WARM),
+}
+
+
+def curve_table(sweep, key):
+    """The curves of one kind, averaged over seeds.
+
+    Returns   (positions, {Setting: row}): what the records have in common along x, and in
+              row["accuracy"] and row["nll"] the means over seeds, one for each position; in
+              row["accuracy_difference"] and row["nll_difference"] that to fine-tuned of the
+              same seed: (mean, low, high) for each position, with the 95 % interval
+    """
+    curve = CURVES[key]
+    held = {
+        s: [r for r in records if key in r.get("curves", {})]
+        for s, records in by_setting(sweep.records).items()
+    }
+    held = {s: records for s, records in held.items() if records}
+    if not held:
+        return [], {}
+    lists = [r["curves"][key][curve.axis] for records in held.values() for r in records]
+    positions = sorted(set(lists[0]).intersection(*lists[1:]))
+    table = {}
+    for setting, records in held.items():
+        row = table[setting] = {}
+        for metric in ("accuracy", "nll"):
+            base = values_of(records, "finetuned", metric)
+            scores = FACTORS[metric] * np.array(
+                [[_at(r["curves"][key], curve.axis, metric, p) for p in positions] for r in records]
+            )
+            row[metric] = scores.mean(axis=0).tolist()
+            row[f"{metric}_difference"] = [with_interval(column - base) for column in scores.T]
+    return positions, table
+
+
+def _at(curve, axis, metric, position):
+    return curve[metric][curve[axis].index(position)]
+
+
+def curves(sweep, key):
+    """Accuracy and NLL along one of CURVES, as the difference to fine-tuned of the same seed.
+
+    The bands are 95 % intervals. The thin line at zero is the last iterate.
+    """
+    positions, table = curve_table(sweep, key)
+    if not positions:
+        return []
+    curve = CURVES[key]
+    names = short_names(table)
+    heads = list(dict.fromkeys(s[:4] for s in table))
+    palette = [curve.colour, GREEN, SKY, MUTED]
+    panels = []
+    for metric, unit in (("accuracy", "points of accuracy"), ("nll", "NLL")):
+        figure = _canvas(WIDTH, 300)
+        axes = figure.subplots()
+        axes.axhline(0, color=MUTED, lw=1)
+        handles = []
+        for setting, row in table.items():
+            colour = palette[heads.index(setting[:4]) % len(palette)]
+            middle, low, high = np.array(row[f"{metric}_difference"]).T
+            line, full = _look(setting.dropout)
+            axes.fill_between(positions, low, high, color=colour, alpha=0.13, lw=0)
+            axes.plot(positions, middle, color=colour, ls=line, lw=1.5, marker="o", ms=4.2,
+                      mew=1.1, markerfacecolor=colour if full else PAGE)  # fmt: skip
+            handles.append(_handle(names[setting], colour, "o", line, full))
+        if curve.log:
+            axes.set_xscale("log")
+            ticks = [p for p in (1, 10, 100, 500, 1000) if positions[0] <= p <= positions[-1]]
+            axes.set_xticks(ticks, map(number, ticks))
+            axes.set_xticks([], minor=True)
+        elif len(positions) <= 12:
+            axes.set_xticks(positions, [number(p) for p in positions])
+        better = "up is better" if metric == "accuracy" else "down is better"
+        _tidy(axes, curve.x, f"difference to fine-tuned ({better})")
+        _head(figure, f"{curve.title}: {unit}", handles, 2 if len(heads) == 1 else 1)
+        # The last line drawn is the slider's.
+        axes.axvline(positions[0], color=INK, lw=1, gid="cursor")
+        label = f"{curve.title}: difference to fine-tuned in {unit} over {curve.x}"
+        panels.append(Panel(f"{key}-{metric}", label, figure, cursor=(axes, positions)))
+    return panels
+
+
+# --- calibration ----------------------------------------------------------------------------
+
+
+def reliability(sweep):
+    """Accuracy over confidence in 15 bins, all seeds together; below, how many images lie there."""
+    held = {
+        s: [r["reliability"] for r in records if "reliability" in r]
+        for s, records in by_setting(sweep.records).items()
+    }
+    held = {s: entries for s, entries in held.items() if entries}
+    names = short_names(held)
+    panels = []
+    for number_of, (setting, entries) in enumerate(held.items(), 1):
+        methods = [m for m in ("finetuned", "mean", "ensemble_10") if all(m in e for e in entries)]
+        figure = _canvas(WIDTH, 370)
+        above, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+        above.plot([0, 1], [0, 1], color=MUTED, lw=1)
+        for rank, method in enumerate(methods):
+            confidence, accuracy, count = pool_bins([entry[method] for entry in entries])
+            colour, mark = COLOURS[method], MARKS[method]
+            # The area of a mark grows with the logarithm of the images it stands for.
+            above.plot(confidence, accuracy, color=colour, lw=1.1, alpha=0.6)
+            above.scatter(confidence, accuracy, s=8 + 9 * np.log10(np.maximum(count, 1)),
+                          marker=mark, color=colour, lw=0, alpha=0.9)  # fmt: skip
+            bins = len(count)
+            width = 0.8 / bins / len(methods)
+            centres = (np.arange(bins) + 0.5) / bins + (rank - (len(methods) - 1) / 2) * width
+            below.bar(centres, count, width, color=colour, lw=0)
+        below.set_yscale("log")
+        below.set_xlim(0, 1.02)
+        above.set_ylim(0, 1.02)
+        title = f"Reliability, {names[setting]}" if len(held) > 1 else "Reliability"
+        _tidy(above, "", "share that is right")
+        _tidy(below, "confidence", "images")
+        below.set_ylim(bottom=0.8)
+        figure.align_ylabels()
+        handles = [_handle(METHODS[m], COLOURS[m], MARKS[m], width=1.1) for m in methods]
+        _head(figure, title, handles, 3)
+        label = f"Reliability diagram, {describe(setting)}: share of right answers over confidence"
+        panels.append(Panel(f"reliability-{number_of}", label, figure))
+    return panels
+
+
+def pool_bins(entries):
+    """The bins of several seeds as one: (confidence, accuracy, count), NaN in empty bins."""
+    count = np.array([e["count"] for e in entries], float)
+    total = count.sum(axis=0)
+
+    def pooled(name):
+        values = np.array([[np.nan if v is None else v for v in e[name]] for e in entries], float)
+        sums = np.where(count > 0, values * count, 0).sum(axis=0)
+        return np.divide(sums, total, out=np.full(len(total), np.nan), where=total > 0)
+
+    return pooled("confidence"), pooled("accuracy"), total
+
+
+# --- the portrait ---------------------------------------------------------------------------
+
+
+def find_portrait(sweep):
+    """(Setting, seed, portrait) of the first record that has one, or None."""
+    for setting, records in by_setting(sweep.records).items():
+        for record in records:
+            if record.get("portrait"):
+                return setting, record["cell"]["seed"], record["portrait"]
+    return None
+
+
+def portrait(sweep, part):
+    """One part of the portrait of one network: "sigma", "line" or "plane"."""
+    found = find_portrait(sweep)
+    if not found or not found[2].get(part):
+        return []
+    return {"sigma": _draw_sigma, "line": _draw_line, "plane": _draw_plane}[part](found[2][part])
+
+
+def _draw_sigma(layers):
+    """σ of every filter as a strip for each layer, and σ's quantiles in each."""
+    from matplotlib.colors import to_rgba
+
+    names = [layer["name"] for layer in layers]
+    rows = range(len(layers))
+    height = 78 + 26 * len(layers)
+
+    strips = _canvas(WIDTH, height)
+    axes = strips.subplots()
+    logs = [np.log10(np.maximum(np.asarray(layer["filters"], float), 1e-30)) for layer in layers]
+    real = np.concatenate([log[log > -30] for log in logs]) if logs else np.zeros(1)
+    low, high = (real.min(), real.max()) if len(real) else (0, 1)
+    for row, log in zip(rows, logs, strict=True):
+        strength = np.clip((log - low) / max(high - low, 1e-9), 0, 1)
+        # Forty steps of strength are more than an eye tells apart, and keep the file small.
+        colours = [to_rgba(ACCENT, 0.06 + 0.94 * round(s * 40) / 40) for s in strength]
+        edges = np.linspace(0, 1, len(log) + 1)
+        axes.bar(edges[:-1], 0.7, np.diff(edges), row - 0.35, align="edge", color=colours, lw=0)
+        axes.text(1.015, row, str(len(log)), fontsize=TINY, color=MUTED, va="center")
+    axes.set_yticks(rows, names)
+    axes.set_ylim(len(layers) - 0.45, -0.55)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([])
+    words = f"faint: σ = {10**low:.1g};  strong: σ = {10**high:.1g}"
+    _tidy(axes, f"filters or units   ({words})", grid="x")
+    _head(strips, "σ of each filter, layer by layer")
+    axes.tick_params(axis="y", labelcolor=INK, length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+
+    ranges = _canvas(WIDTH, height)
+    axes = ranges.subplots()
+    for row, layer in zip(rows, layers, strict=True):
+        q5, q25, q50, q75, q95 = layer["quantiles"]
+        axes.plot([q5, q95], [row, row], color=ACCENT, lw=1.2, solid_capstyle="butt")
+        axes.plot([q25, q75], [row, row], color=ACCENT, lw=5, alpha=0.45, solid_capstyle="butt")
+        axes.plot(q50, row, "o", color=ACCENT, ms=5)
+        if layer.get("relative") is not None:
+            axes.annotate(f"{100 * layer['relative']:.1f} %", (1, row), (4, 0),
+                          ("axes fraction", "data"), "offset points", fontsize=TINY, color=MUTED,
+                          va="center", annotation_clip=False)  # fmt: skip
+    ends = [q for layer in layers for q in (layer["quantiles"][0], layer["quantiles"][-1])]
+    if min(ends) > 0 and max(ends) > 12 * min(ends):
+        axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", nbins=4)
+    axes.set_yticks(rows, names)
+    axes.set_ylim(len(layers) - 0.45, -0.55)
+    axes.annotate("σ / w", (1, 1), (4, 0), "axes fraction", "offset points", fontsize=TINY,
+                  color=MUTED)  # fmt: skip
+    _tidy(axes, "σ: median, middle half, 5 to 95 %", grid="x")
+    _head(ranges, "σ in each layer, and relative to the weights")
+    axes.tick_params(axis="y", labelcolor=INK, length=0)
+    axes.spines["left"].set_visible(False)
+    return [
+        Panel("sigma-map", "Standard deviation of each filter's weights, layer by layer", strips),
+        Panel("sigma-ranges", "Quantiles of the weights' standard deviation by layer", ranges),
+    ]
+
+
+STATIONS = {"pretrained": "pre-trained", "finetuned": "fine-tuned", "mean": "mean model"}
+
+
+def _draw_line(line):
+    """Loss along the straight lines from pre-trained to fine-tuned to the mean."""
+    figure = _canvas(WIDTH, 330)
+    axes = figure.subplots()
+    for place in range(3):
+        axes.axvline(place, color=RULE, lw=0.8)
+    position = np.array(line["position"], float)
+    for key, colour, style in (("train_loss", MUTED, (0, (4, 2.2))), ("test_loss", ACCENT, "-")):
+        loss = np.array(line[key], float)
+        axes.plot(position, loss, color=colour, ls=style, lw=1.6)
+        at = [int(np.abs(position - place).argmin()) for place in range(3)]
+        axes.plot(position[at], loss[at], "o", color=colour, ms=5)
+    losses = np.concatenate([line["train_loss"], line["test_loss"]]).astype(float)
+    if losses.min() > 0 and losses.max() > 15 * losses.min():
+        axes.set_yscale("log")
+    axes.set_xticks(range(3), STATIONS.values())
+    _tidy(axes, "", "loss (NLL)")
+    handles = [_handle("test", ACCENT), _handle("training", MUTED, line=(0, (4, 2.2)))]
+    _head(figure, "Loss along the way", handles, 2)
+    label = "Training and test loss on the line from pre-trained to fine-tuned to the mean model"
+    return [Panel("loss-line", label, figure)]
+
+
+def _draw_plane(plane):
+    """Test loss on the plane through the three networks."""
+    figure = _canvas(WIDTH, 370)
+    axes = figure.subplots()
+    loss = np.array(plane["test_loss"], float)
+    low, high = np.nanmin(loss), np.nanmax(loss)
+    if not high > low:
+        return []
+    # Levels are dense near the best network, where the differences of interest are.
+    levels = low + (high - low) * np.linspace(0, 1, 10) ** 2
+    strengths = np.linspace(0.02, 0.5, len(levels) - 1)
+    axes.contourf(plane["x"], plane["y"], loss, levels,
+                  colors=[(*_rgb(ACCENT), s) for s in strengths])  # fmt: skip
+    lines = axes.contour(plane["x"], plane["y"], loss, levels[1:-1], colors=ACCENT, linewidths=0.7,
+                         alpha=0.55)  # fmt: skip
+    axes.clabel(lines, lines.levels[::2], fontsize=TINY, fmt=lambda v: f"{v:.3g}", colors=INK)
+    points = {name: plane["points"][name] for name in STATIONS if name in plane["points"]}
+    route = np.array(list(points.values()))
+    axes.plot(*route.T, color=INK, lw=1, ls=(0, (2, 2)))
+    for name, (x, y) in points.items():
+        colour = {"pretrained": INK, "finetuned": INK, "mean": ACCENT}[name]
+        axes.plot(x, y, "o", ms=7, color=colour, markeredgecolor=PAGE, mew=1.2)
+        below = y < route[:, 1].mean()
+        share = (x - plane["x"][0]) / (plane["x"][-1] - plane["x"][0])
+        axes.annotate(
+            STATIONS[name], (x, y), (0, -8 if below else 8), textcoords="offset points",
+            fontsize=SMALL, color=colour, va="top" if below else "bottom", weight="bold",
+            bbox={"facecolor": PAGE, "alpha": 0.75, "lw": 0, "pad": 1.2},
+            ha="left" if share < 0.2 else "right" if share > 0.8 else "center",
+        )  # fmt: skip
+    axes.set_aspect("equal", adjustable="box")
+    _tidy(axes, "distance in θ", "distance in θ")
+    _head(figure, "Test loss on the plane through the three")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    label = "Contours of the test loss on the plane through the pre-trained, the fine-tuned and "
+    return [Panel("loss-plane", label + "the mean network", figure)]
+
+
+def _rgb(colour):
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(colour)
+
+
+# --- all of them ----------------------------------------------------------------------------
+
+
+def draw_all(sweep):
+    """Every panel that the records allow, by the name of its section."""
+    return {
+        "figure-1": accuracy_over_rates(sweep, "sgd"),
+        "figure-1-differences": differences_over_rates(sweep, "sgd"),
+        "pretraining": pretraining_over_rates(sweep),
+        "figure-2": accuracy_over_rates(sweep, "adam"),
+        "figure-2-differences": differences_over_rates(sweep, "adam"),
+        "baselines": baselines(sweep),
+        "ensemble": curves(sweep, "ensemble"),
+        "updates": curves(sweep, "updates"),
+        "noise": curves(sweep, "noise"),
+        "reliability": reliability(sweep),
+        "sigma": portrait(sweep, "sigma"),
+        "line": portrait(sweep, "line"),
+        "plane": portrait(sweep, "plane"),
+    }
+
+
+def write_pngs(sections, folder):
+    """Write every panel but the narrow ones as PNG.
+
+    sections   what `draw_all` returns
+    folder     made if need be
+    Returns    the paths
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for panel in (panel for panels in sections.values() for panel in panels):
+        if panel.layout != "narrow":
+            paths.append(folder / f"{panel.name}.png")
+            panel.to_png(paths[-1])
+    return paths
