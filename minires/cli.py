@@ -19,7 +19,7 @@ TRAINING_RATE, ADAM_RATE = 0.2, 1e-3
 FINETUNE_RATE = {"glyphs": 0.25, "mnist": 0.15}
 
 # Commands that live elsewhere: each module has `add_parser(subparsers)`.
-COMMANDS = ("minires.onnx.evaluate", "minires.onnx.improve")
+COMMANDS = ("minires.study.sweep", "minires.onnx.evaluate", "minires.onnx.improve")
 
 
 def main(arguments=None):

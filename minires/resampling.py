@@ -2,12 +2,16 @@
 
 The networks come from `moments.sample`; the mean model needs nothing from here, it is
 `model.predict(moments.mean, images)`. Stochastic weight averaging (SWA) is `Moments` with a
-stride. The exponential moving average below is the baseline beside them.
+stride. Below are the baselines that stand beside them: an exponential moving average, SWAG, and
+noise that knows nothing of single weights.
 """
+
+from collections import deque
 
 import numpy as np
 
 from minires.backend import each_block, xp_of
+from minires.moments import Moments
 
 
 def average(probabilities, rule="probabilities"):
@@ -148,3 +152,89 @@ class EMA:
         self.count = int(state["count"])
         if self.count:
             self._mean, self._dtype = state["mean"].copy(), np.dtype(str(state["dtype"]))
+
+
+class SWAG:
+    """A Gaussian with low-rank covariance, from every stride-th θ of a fine-tuning.
+
+    Two normal distributions with the same mean θ̄, that of the T weights collected:
+
+    diagonal    N(θ̄, diag σ²): the paper's, but for its collecting seldom; `swag.moments`
+    low rank    N(θ̄, ½ diag σ² + D Dᵀ / (2 (K − 1))): `swag`
+                θ̃ = θ̄ + σ z₁ / √2 + D z₂ / √(2 (K − 1)),   z₁ ~ N(0, I_P), z₂ ~ N(0, I_K)
+
+    The K columns of D are θᵢ − θ̄ᵢ for the last K collected, θ̄ᵢ being the mean of the first i.
+    So it knows which weights move together.
+
+        swag = SWAG(theta.shape, rank=10, stride=25)
+        swag.update(theta)                           # after every step
+        members = swag.sample(10, rng)               # or swag.moments.sample(10, rng)
+
+    shape    of the weights: (P,)
+    rank     K, at least 2: how many columns of D are kept
+    stride   of the updates, every stride-th is collected
+    Source   Maddox et al. 2019, arXiv:1902.02476, §3 and algorithm 1
+    """
+
+    def __init__(self, shape, rank, stride=1):
+        if rank < 2:
+            raise ValueError(f"SWAG: rank is {rank}, expected 2 or more (K − 1 divides)")
+        self.moments = Moments(shape, stride=stride)
+        self.deviations = deque(maxlen=rank)
+
+    def update(self, theta):
+        """Look at the weights after one more update, float32 or float64, always the same."""
+        before = self.moments.count
+        self.moments.update(theta)
+        if self.moments.count > before:
+            self.deviations.append(theta - self.moments.mean)
+
+    def sample(self, k, rng):
+        """Draw k networks; member j depends on `rng` and j, not on k (as in `Moments.sample`).
+
+        k        how many networks
+        rng      numpy.random.Generator
+        Returns  (k, P), dtype of θ
+        Raises   ValueError before K weights are collected
+        """
+        columns = len(self.deviations)
+        if columns < self.deviations.maxlen:
+            raise ValueError(
+                f"SWAG.sample: {columns} weights are collected, rank {self.deviations.maxlen} "
+                "needs as many: update more often, or lower the rank or the stride"
+            )
+        mean, half = self.moments.mean, self.moments.std * np.float32(0.5**0.5)
+        xp = xp_of(mean)
+        members = xp.empty((k, *mean.shape), mean.dtype)
+        for member, own in zip(members, rng.spawn(k), strict=True):
+            z1 = xp.asarray(own.standard_normal(mean.shape, dtype=mean.dtype))
+            z2 = own.standard_normal(columns) / (2 * (columns - 1)) ** 0.5
+            member[...] = mean + half * z1
+            for column, z in zip(self.deviations, z2, strict=True):
+                member += float(z) * column
+        return members
+
+
+def isotropic_members(mean, std, arrays, k, rng):
+    """Networks around the mean with noise as strong as σ's, but equal within each array.
+
+    θⱼ = θ̄ + s εⱼ,   s² = mean of σ² over the array that the weight belongs to
+
+    The expected squared norm of the noise in each array is that of σ ε. If these networks are
+    as good as those of `Moments.sample`, then σ says nothing about single weights. The same
+    `rng` gives the same ε as there.
+
+    mean, std  θ̄ and σ, (P,)
+    arrays     slices that cut θ into its arrays
+    k          how many networks
+    rng        numpy.random.Generator
+    Returns    (k, P), dtype of mean
+    """
+    xp = xp_of(mean)
+    level = xp.empty_like(std)
+    for part in arrays:
+        level[part] = xp.sqrt(xp.mean(xp.square(std[part], dtype=np.float64)))
+    noise = np.empty((k, mean.size), mean.dtype)
+    for row, own in zip(noise, rng.spawn(k), strict=True):
+        own.standard_normal(out=row, dtype=noise.dtype)
+    return mean + level * xp.asarray(noise)

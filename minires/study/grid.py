@@ -142,7 +142,10 @@ class Profile:
         unknown = set(self.options) - set(inspect.signature(make).parameters)
         if unknown:
             raise ValueError(f"{self.network} knows no option {', '.join(sorted(unknown))}")
-        return make(**options)
+        model = make(**options)
+        if model.stats_size:
+            raise ValueError(f"{self.network} has batch norm: the study knows only plain networks")
+        return model
 
     def settings(self):
         """All that a result depends on, as JSON has it; more seeds are more of the same."""

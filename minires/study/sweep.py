@@ -13,18 +13,40 @@ A cell is finished when its line is there. Whatever stops a sweep, the same comm
 missing.
 """
 
+import heapq
 import json
+import multiprocessing
 import os
-from dataclasses import asdict, dataclass
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    ProcessPoolExecutor,
+    wait,
+)
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from minires import training
-from minires.files import load_json
-from minires.study.grid import Cell
+from minires import backend, training
+from minires.experiment import METRICS, fingerprint
+from minires.files import complete, load_arrays, load_json, save_arrays, save_json
+from minires.moments import Moments
+from minires.optimizers import SGD
+from minires.study.cells import Source, Start, compute, work
+from minires.study.grid import PROFILES, Cell
 
 GROUP = 5  # networks in a deep ensemble
+DEATHS = 3  # of a cell's worker; after that the cell runs alone, and once more is an error
 
 
 # --- what is kept -------------------------------------------------------------------------
@@ -177,3 +199,564 @@ def _deep_ensembles(folder, records):
                 }
             )
     return found
+
+
+# --- who works ----------------------------------------------------------------------------
+
+
+class Processes:
+    """Worker processes on this machine, one thread each.
+
+    count   how many
+    """
+
+    def __init__(self, count):
+        self.count = count
+        self.capacity = count + 1  # one more, so that nobody waits for the next
+        self._executor = None
+
+    def submit(self, *call):
+        """Have a function called; returns its Future."""
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor(
+                self.count, multiprocessing.get_context("spawn"), initializer=_begin_worker
+            )
+        return self._executor.submit(*call)
+
+    def renew(self):
+        """After a worker's death: give up all that are left; new ones come when needed."""
+        self.close()
+
+    def close(self):
+        """End the workers, whatever they do."""
+        executor, self._executor = self._executor, None
+        if executor is None:
+            return
+        workers = list((executor._processes or {}).values())
+        executor.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+
+
+def _begin_worker():
+    """Ctrl-C is the sweep's to handle; and no worker outlives it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+class Cluster:
+    """Workers of a Dask cluster, on other machines perhaps.
+
+    address   of its scheduler, such as tcp://10.0.0.1:8786
+    Raises    RuntimeError without Dask; OSError when nobody answers
+    """
+
+    def __init__(self, address):
+        try:
+            import dask
+            from distributed import Client
+        except ImportError as error:
+            raise RuntimeError(
+                "--cluster needs Dask, which is not installed: pip install 'minires[cluster]'"
+            ) from error
+        # A fine-tuning carries its starting weights along; they may be large.
+        dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})
+        self._client = Client(address, timeout="20s", set_as_default=False)
+        self._executor = self._client.get_executor(pure=False)
+
+    @property
+    def capacity(self):
+        """How many cells to hand over at a time; workers may come and go."""
+        return 1 + max(1, sum(self._client.ncores().values()))
+
+    def submit(self, *call):
+        """Have a function called; returns its Future."""
+        return self._executor.submit(*call)
+
+    def renew(self):
+        """Nothing to do: Dask starts its own workers anew."""
+
+    def close(self):
+        """Take back what is not done, and leave."""
+        self._executor.shutdown(wait=False)
+        self._client.close()
+
+
+def _failure(future):
+    """What went wrong with a call, or None."""
+    try:
+        return future.exception()
+    except CancelledError as error:  # Dask lost its scheduler, or the worker with the result
+        return error
+
+
+def _is_death(error):
+    """Whether a worker died, rather than its work failed."""
+    return isinstance(error, (BrokenExecutor, CancelledError)) or (
+        type(error).__name__ == "KilledWorker"
+    )
+
+
+# --- the sweep ----------------------------------------------------------------------------
+
+
+def run_sweep(profile, source, folder, crew, quiet=False):
+    """Compute every cell of a profile that the folder does not hold yet.
+
+    profile   Profile
+    source    Source of the data
+    folder    of the sweep, prepared by `prepare`
+    crew      Processes or Cluster: has `submit`, `capacity`, `renew` and `close`
+    quiet     no progress bar
+    Raises    RuntimeError when a cell kills its worker again and again
+    """
+    folder = Path(folder)
+    with Store(folder / "results.jsonl") as store:
+        plan = Plan(profile.cells(), store, folder)
+        bar = tqdm(
+            desc=f"sweep {profile.name}",
+            total=len(plan.cells),
+            initial=len(plan.cells) - plan.missing,
+            unit="cell",
+            disable=True if quiet else None,
+        )
+        try:
+            with bar:
+                _carry_out(plan, profile, source, crew, bar)
+        finally:
+            crew.close()
+
+
+def _carry_out(plan, profile, source, crew, bar):
+    running, deaths = {}, Counter()
+    while plan.ready or running:
+        while plan.ready and len(running) < crew.capacity:
+            involved = [plan.next(), *running.values()]
+            if running and any(deaths[cell] >= DEATHS for cell in involved):
+                break  # a suspect runs alone, so that nobody else is blamed
+            cell = plan.take()
+            try:
+                running[crew.submit(compute, cell, profile, source, plan.start_of(cell))] = cell
+            except BrokenExecutor:  # a worker died just now
+                plan.put_back(cell)
+                if not running:
+                    crew.renew()
+                break
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        if any(isinstance(_failure(future), BrokenExecutor) for future in finished):
+            finished, _ = wait(running)  # where one process died, all calls are lost
+        errors = {}
+        for future in finished:
+            cell = running.pop(future)
+            if error := _failure(future):
+                errors[cell] = error
+            else:
+                bar.update(plan.finish(cell, future.result()))
+        for cell, error in errors.items():
+            if not _is_death(error):
+                raise error
+            deaths[cell] += 1
+            if deaths[cell] > DEATHS:
+                raise RuntimeError(
+                    f"{cell.key}: its worker died {deaths[cell]} times, the last time with "
+                    f"nothing else at work ({type(error).__name__}): is there too little memory? "
+                    "What is finished is kept"
+                ) from error
+            plan.put_back(cell)
+        if errors:
+            crew.renew()
+
+
+class Plan:
+    """What is still to be done, and in which order; what is done goes to the files.
+
+    cells    all that belong to the sweep
+    store    the open Store
+    folder   of the sweep
+    """
+
+    def __init__(self, cells, store, folder):
+        self.cells = cells
+        self.store = store
+        self.folder = folder
+        self.ready = []
+        self._blocked = {}  # fine-tunings that wait for a pre-training
+        self._done = {Cell(**record["cell"]): record for record in store.records}
+        todo = [cell for cell in cells if cell not in self._done]
+        self.missing = len(todo)
+        for cell in todo:
+            before = cell.pretraining
+            if cell == before or (before in self._done and self._weights(before).exists()):
+                self.put_back(cell)
+            else:
+                if before in self._done and before not in self._blocked:
+                    self.put_back(before)  # its weights are not there: once more
+                self._blocked.setdefault(before, []).append(cell)
+
+    def _weights(self, cell):
+        return self.folder / "pretrained" / f"{cell.key}.npz"
+
+    def next(self):
+        """The cell that `take` would give."""
+        return self.ready[0][1]
+
+    def take(self):
+        """The first cell that can be done."""
+        return heapq.heappop(self.ready)[1]
+
+    def put_back(self, cell):
+        """A cell is to be done (again)."""
+        heapq.heappush(self.ready, (cell.order, cell))
+
+    def start_of(self, cell):
+        """Start of a fine-tuning, None for a pre-training."""
+        if cell.is_pretraining:
+            return None
+        theta = load_arrays(self._weights(cell.pretraining), "theta")["theta"]
+        return Start(theta, self._done[cell.pretraining]["methods"]["pretrained"])
+
+    def finish(self, cell, outcome):
+        """Keep what came of a cell, the line in the results last; returns how many are new."""
+        if outcome.theta is not None:
+            save_arrays(self._weights(cell), theta=outcome.theta)
+        if outcome.predictions is not None:
+            with complete(self.folder / "predictions" / f"{cell.key}.npy") as file:
+                np.save(file, outcome.predictions)
+        new = self._append(cell, outcome.record)
+        for after in self._blocked.pop(cell, []):
+            if "diverged" in outcome.record:
+                reason = f"its pre-training: {outcome.record['diverged']}"
+                new += self._append(after, {"cell": asdict(after), "diverged": reason})
+            else:
+                self.put_back(after)
+        return new
+
+    def _append(self, cell, record):
+        if cell in self._done:
+            return 0
+        self.store.append(record)
+        self._done[cell] = record
+        return 1
+
+
+def prepare(folder, profile, source):
+    """Make the folder of a sweep, or check that it holds the same one; refuse a full disk.
+
+    Raises   ValueError when it holds a sweep with other settings or data; OSError when the
+             results would not fit on the disk
+    """
+    folder = Path(folder)
+    now = profile.settings() | {
+        "train": source.train,
+        "test": source.test,
+        "data_sha256": source.sha256,
+    }
+    settings = folder / "sweep.json"
+    if settings.exists():
+        before = load_json(settings)
+        changed = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+        if changed:
+            what = ", ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in changed)
+            raise ValueError(
+                f"{folder} holds a sweep with other settings ({what}): name another folder with "
+                "--out"
+            )
+    elif (folder / "results.jsonl").exists():
+        raise ValueError(
+            f"{folder} holds results, but not the sweep.json that says of what: name another "
+            "folder with --out"
+        )
+    for part in ("pretrained", "predictions", "data"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for unfinished in (folder / part).glob("*.part"):  # of a sweep that was killed
+            unfinished.unlink()
+    _check_space(folder, profile, source)
+    if not settings.exists():
+        save_json(settings, now)
+
+
+def _check_space(folder, profile, source):
+    weights = profile.model(0.0, (28, 28, 1)).size
+    needed = (source.train + source.test) * 28 * 28 * 4
+    for cell in profile.cells():
+        if cell.is_pretraining:
+            needed += 0 if _exists(folder, "pretrained", cell) else 4 * weights
+        elif "baselines" in profile.parts(cell):
+            needed += 0 if _exists(folder, "predictions", cell) else 40 * source.test
+        needed += 8_000  # its line in the results, and again in the table
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder}: the sweep needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free: "
+            "name another folder with --out, or fewer --seeds"
+        )
+
+
+def _exists(folder, part, cell):
+    return any((folder / part).glob(f"{cell.key}.np*"))
+
+
+# --- the table ----------------------------------------------------------------------------
+
+
+def tabulate(sweep):
+    """All that a sweep found, without anything that differs from run to run.
+
+    Returns  dict for table.json: "settings", "rows" (mean and standard deviation over seeds
+             for each cell and method, and their paired difference to "finetuned"),
+             "deep_ensembles", "records", "diverged"
+    """
+
+    def timeless(records):
+        return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+    return {
+        "settings": sweep.settings,
+        "rows": _rows(sweep.records),
+        "deep_ensembles": sweep.deep_ensembles,
+        "records": timeless(sweep.records),
+        "diverged": timeless(sweep.diverged),
+    }
+
+
+def _rows(records):
+    groups = {}
+    for record in records:
+        group = {name: value for name, value in record["cell"].items() if name != "seed"}
+        groups.setdefault(Cell(seed=0, **group), []).append(record["methods"])
+    rows = []
+    for cell, seeds in sorted(groups.items(), key=lambda item: item[0].order):
+        group = {name: value for name, value in asdict(cell).items() if name != "seed"}
+        for method in seeds[0]:
+            row = {"cell": group, "method": method, "seeds": len(seeds)}
+            for metric in METRICS:
+                values = np.array([methods[method][metric] for methods in seeds])
+                row[metric] = _summary(values)
+                if "finetuned" in seeds[0]:
+                    plain = np.array([methods["finetuned"][metric] for methods in seeds])
+                    row[metric]["delta"] = _summary(values - plain)
+            rows.append(row)
+    return rows
+
+
+def _summary(values):
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else None
+    return {"mean": float(values.mean()), "sd": deviation}
+
+
+def text_table(table):
+    """The table as text: a block for each pre-training, Δ against fine-tuned, same seed."""
+    lines = ["accuracy % and NLL, mean ± standard deviation over seeds (ddof 1);"]
+    lines += ["Δ against fine-tuned, paired by seed", ""]
+    head = f"  {'':26} {'accuracy %':>15} {'Δ':>15} {'NLL':>17} {'Δ':>18}"
+    deep = {}
+    for entry in table["deep_ensembles"]:
+        deep.setdefault(str(entry["cell"]), []).append(entry)
+    for cell, rows in groupby(table["rows"], key=lambda row: row["cell"]):
+        rows = list(rows)
+        start = f"{cell['optimizer']} {cell['l1']:g}, dropout {cell['dropout']:g}"
+        after = f", then {cell['finetune_optimizer']} {cell['l2']}" if cell["l2"] else ""
+        lines += [f"{start}{after} ({rows[0]['seeds']} seeds)", head]
+        for row in rows:
+            accuracy, nll = row["accuracy"], row["nll"]
+            text = f"  {row['method']:26} {_spread(accuracy, 100, 2):>15}"
+            text += f" {_spread(accuracy.get('delta'), 100, 2, '+'):>15}"
+            text += f" {_spread(nll, 1, 4):>17} {_spread(nll.get('delta'), 1, 4, '+'):>18}"
+            lines.append(text)
+        for entry in deep.get(str(cell), []):
+            name = f"deep_ensemble of {entry['members']}"
+            text = f"  {name:26} {100 * entry['accuracy']:15.2f} {'':15} {entry['nll']:17.4f}"
+            lines.append(text)
+        lines.append("")
+    if table["diverged"]:
+        lines.append(f"{len(table['diverged'])} cells diverged and have no scores")
+    return "\n".join(lines).rstrip()
+
+
+def _spread(summary, factor, digits, sign=""):
+    if summary is None:
+        return ""
+    mean = f"{factor * summary['mean']:{sign}.{digits}f}"
+    return mean if summary["sd"] is None else f"{mean} ± {factor * summary['sd']:.{digits}f}"
+
+
+# --- the estimate -------------------------------------------------------------------------
+
+
+def measure(profile, dataset):
+    """Seconds of one training step with its moments update, and of predicting the test images.
+
+    Both on one thread, as in a worker.
+    """
+    images, labels = dataset.train_images[:2048].astype(np.float32) / 255, dataset.train_labels
+    model = profile.model(max(profile.dropout), images.shape[1:])
+    rng = np.random.default_rng(0)
+    theta, optimizer, chosen = model.init(rng), SGD(0.01), slice(0, profile.batch)
+    moments, steps = Moments(theta.shape), []
+    with backend.threads(1):
+        for _ in range(13):
+            began = time.perf_counter()
+            _, gradient = model.loss_and_gradient(theta, images[chosen], labels[chosen], rng=rng)
+            optimizer.step(theta, gradient)
+            moments.update(theta)
+            steps.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        model.predict(theta, images)
+        predicting = time.perf_counter() - began
+    return float(np.median(steps[3:])), predicting / len(images) * len(dataset.test_images)
+
+
+def estimate(profile, cells, dataset, workers):
+    """What the cells will cost, from one measured step and one measured prediction.
+
+    Returns  text
+    """
+    step, predicting = measure(profile, dataset)
+    train, test = len(dataset.train_images), len(dataset.test_images)
+    costs = [work(cell, profile, train, test) for cell in cells]
+    updates = sum(cost[0] for cost in costs)
+    predictions = sum(cost[1] for cost in costs)
+    seconds = updates * step + predictions * predicting
+    return (
+        f"{updates:,} updates of {1000 * step:.1f} ms and {predictions:,.0f} predictions of "
+        f"{test:,} images, {predicting:.2f} s each (one thread, measured now):\n"
+        f"about {_duration(seconds)} of one core, {_duration(seconds / workers)} on {workers} "
+        "workers if each has a core to itself"
+    )
+
+
+def _duration(seconds):
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def describe(profile, cells, done):
+    """The cells by configuration, one line each; `done` are finished already."""
+    groups = {}
+    for cell in cells:
+        groups.setdefault(replace(cell, seed=0), []).append(cell)
+    lines = []
+    for first, group in groups.items():
+        name = f"{first.optimizer} {first.l1:g}, dropout {first.dropout:g}"
+        if not first.is_pretraining:
+            name = f"  then {first.finetune_optimizer} {first.l2:g}"
+        parts = ", ".join(sorted(profile.parts(first)))
+        finished = sum(cell in done for cell in group)
+        lines.append(f"{name:28} {len(group):3} seeds, {finished:3} done  {parts}".rstrip())
+    before = sum(cell.is_pretraining for cell in cells)
+    lines.append(f"{len(cells)} cells: {before} pre-trainings, {len(cells) - before} fine-tunings")
+    return "\n".join(lines)
+
+
+# --- the command --------------------------------------------------------------------------
+
+
+def add_parser(subparsers):
+    """Add `minires sweep` to the command line."""
+    parser = subparsers.add_parser(
+        "sweep",
+        help="the paper's MNIST study: many cells, on every core or many machines",
+        description="Compute every cell of a profile of the study: pre-trainings, fine-tunings, "
+        "the paper's method and others beside it. The same command, given again, does what is "
+        "missing.",
+    )
+    parser.add_argument(
+        "--profile",
+        choices=tuple(PROFILES),
+        default="smoke",
+        help="smoke (a minute), class (five), lite (MNIST, an hour), full (the paper's grid, "
+        "days); smoke by default",
+    )
+    parser.add_argument("--data", choices=("glyphs", "mnist"), help="other data than the profile's")
+    parser.add_argument("--data-dir", type=Path, help="the folder of the MNIST files")
+    parser.add_argument("--out", type=Path, help="folder for results (runs/sweep-PROFILE-DATA)")
+    parser.add_argument("--workers", type=int, help="processes (one for each core)")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler: work there")
+    for name, what in (
+        ("seeds", "repeats"),
+        ("train", "training images"),
+        ("test", "test images"),
+        ("epochs", "epochs of pre-training"),
+        ("updates", "updates of fine-tuning"),
+        ("batch", "images in a mini-batch"),
+    ):
+        parser.add_argument(f"--{name}", type=int, help=f"{what} (as the profile says)")
+    parser.add_argument("--dry-run", action="store_true", help="only list the cells and the time")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_run)
+
+
+def _run(options):
+    profile = PROFILES[options.profile]
+    named = ("data", "seeds", "train", "test", "epochs", "updates", "batch")
+    changed = {name: getattr(options, name) for name in named}
+    profile = replace(profile, **{k: value for k, value in changed.items() if value is not None})
+    workers = backend.default_threads() if options.workers is None else options.workers
+    if workers < 1:
+        raise ValueError(f"--workers is {workers}, expected 1 or more")
+    folder = options.out or Path("runs") / f"sweep-{profile.name}-{profile.data}"
+    source, dataset = _find_data(profile, folder, options.data_dir)
+    cells = profile.cells()
+
+    def say(text):
+        if not options.quiet:
+            print(text, file=sys.stderr)
+
+    if options.dry_run:
+        done = set()
+        if (folder / "sweep.json").exists():
+            sweep = load_sweep(folder)
+            done = {Cell(**record["cell"]) for record in sweep.records + sweep.diverged}
+        print(describe(profile, cells, done))
+        missing = [cell for cell in cells if cell not in done]
+        print(estimate(profile, missing, dataset, workers))
+        return 0
+
+    prepare(folder, profile, source)
+    say(
+        f"{dataset.name}: {source.train:,} training, {source.test:,} test images; "
+        f"{profile.network}: {profile.model(0.0, (28, 28, 1)).size:,} weights; {len(cells)} cells; "
+        f"results go to {folder}"
+    )
+    began = time.monotonic()
+    source.share(dataset)
+    with complete(folder / "predictions" / "labels.npy") as file:
+        np.save(file, dataset.test_labels)
+    crew = Cluster(options.cluster) if options.cluster else Processes(workers)
+    try:
+        run_sweep(profile, source, folder, crew, options.quiet)
+    except KeyboardInterrupt:
+        print(
+            "\nstopped; what is finished is kept, the same command goes on with it",
+            file=sys.stderr,
+        )
+        return 130
+    shutil.rmtree(folder / "data")
+    table = tabulate(load_sweep(folder))
+    save_json(folder / "table.json", table)
+    print(text_table(table))
+    say(f"{_duration(time.monotonic() - began)}; table.json and all records are in {folder}")
+    return 0
+
+
+def _find_data(profile, folder, data_dir):
+    """The images of a profile, and the Source by which workers find them."""
+    data_dir = None if data_dir is None else str(Path(data_dir).resolve())
+    shared = str((Path(folder) / "data").resolve())
+    source = Source(shared, profile.data, profile.train, profile.test, data_dir, "")
+    dataset = source.load_dataset()
+    counts = {"train": len(dataset.train_images), "test": len(dataset.test_images)}
+    if profile.batch > counts["train"]:
+        raise ValueError(
+            f"--batch is {profile.batch}, but there are {counts['train']} training images"
+        )
+    return replace(source, **counts, sha256=fingerprint(dataset)), dataset

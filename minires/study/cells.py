@@ -1,0 +1,599 @@
+"""How one cell of the study is computed: a pure function of the cell, its settings and data.
+
+    compute(cell, profile, source, start) → Outcome
+
+It touches no file but the data's, knows of no other cell, and takes every random number from a
+stream named by the cell's seed. So it does not matter where, when or how often it runs: the
+record is the same, bit for bit, but for its seconds. The same seed has the same initial weights,
+order of images and dropout at every rate and for every method, so methods are compared in pairs.
+"""
+
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from minires import backend, ops, training
+from minires.experiment import fingerprint, make_optimizer
+from minires.files import complete
+from minires.metrics import nll
+from minires.model import Run
+from minires.moments import Moments
+from minires.resampling import EMA, SWAG, average, isotropic_members, prefix_averages
+from minires.study.grid import MEMBERS
+
+SMALL = 3  # members of the cheap ensemble: the first of the large one's
+EMA_DECAY = 0.99  # about the last 100 updates count
+SWAG_COLLECTED = 20  # weights that SWAG collects, evenly over the updates …
+SWAG_RANK = 10  # … and columns of its low-rank part
+LOWEST = 0.01  # the cyclic rate falls to this share of ℓ₂
+WATCHED = 64  # weights whose every value is kept, to check the moments
+BINS = 15  # of the reliability diagram
+AVERAGED = (1, 2, 5, 10, 20, 50, 100, 200, 300, 400, 500, 1000, 2000)  # updates, for a curve
+NOISE = tuple(quarter / 4 for quarter in range(9))  # scales of σ, for another …
+NOISE_DRAWS = 3  # … over which scores are averaged
+LANDSCAPE_IMAGES = 2_000  # on which losses of the portrait are measured
+LINE = tuple(step / 10 - 0.5 for step in range(31))
+PLANE = 21  # points along each axis
+FILTERS = 128  # values of σ at most for each array
+TOGETHER = 64  # images at once where ten networks predict: all that they make stays in the cache
+
+
+# --- the data -----------------------------------------------------------------------------
+
+
+class Data(NamedTuple):
+    """Images (N, 28, 28, 1) float32 in [−1, 1], labels (N,) int64."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a worker finds the images: in files that all share, or by their name.
+
+    folder     of the shared files; a worker that cannot see it loads the data itself
+    name       "glyphs" or "mnist"
+    train      how many training images (None: all)
+    test       how many test images (None: all)
+    data_dir   the folder of the MNIST files, on that machine
+    sha256     `experiment.fingerprint` of the data that is meant
+    """
+
+    folder: str
+    name: str
+    train: int | None
+    test: int | None
+    data_dir: str | None
+    sha256: str
+
+    def load_dataset(self):
+        """The images as they come, uint8; downloaded or drawn if need be."""
+        import data_tools
+
+        sizes = {"train": self.train, "test": self.test}
+        return data_tools.load(self.name, data_dir=self.data_dir, progress=False, **sizes)
+
+    def share(self, dataset):
+        """Write the files from which all workers on this machine read the same memory."""
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        for name, array in _scaled(dataset)._asdict().items():
+            with complete(self._file(name)) as file:
+                np.save(file, array)
+
+    def data(self):
+        """The data, loaded once in each process.
+
+        Returns  Data
+        Raises   ValueError when this machine's data of that name is other data
+        """
+        return _load(self)
+
+    def _file(self, name):
+        return Path(self.folder) / f"{self.sha256[:16]}_{name}.npy"
+
+
+@lru_cache(maxsize=1)
+def _load(source):
+    try:
+        files = [np.load(source._file(name), mmap_mode="r") for name in Data._fields]
+        return Data(*map(np.asarray, files))
+    except FileNotFoundError:
+        dataset = source.load_dataset()
+    found = fingerprint(dataset)
+    if found != source.sha256:
+        raise ValueError(
+            f"{source.name} on this machine has the SHA-256 {found[:16]}…, the sweep's has "
+            f"{source.sha256[:16]}…: give the workers the same data, or a folder that all see"
+        )
+    return _scaled(dataset)
+
+
+def _scaled(dataset):
+    from data_tools import scale
+
+    return Data(
+        scale(dataset.train_images),
+        dataset.train_labels,
+        scale(dataset.test_images),
+        dataset.test_labels,
+    )
+
+
+# --- one cell -----------------------------------------------------------------------------
+
+
+@dataclass
+class Start:
+    """What a fine-tuning gets from its pre-training: θ (P,), and how good that is."""
+
+    theta: np.ndarray
+    scores: dict
+
+
+@dataclass
+class Outcome:
+    """What comes of a cell.
+
+    record        its line in the results
+    theta         (P,) after a pre-training, else None
+    predictions   (N, classes) of the fine-tuned network in cells with baselines, else None
+    """
+
+    record: dict
+    theta: np.ndarray | None = None
+    predictions: np.ndarray | None = None
+
+
+def compute(cell, profile, source, start=None):
+    """Train and measure one cell, on one thread.
+
+    cell      Cell
+    profile   Profile: the settings
+    source    Source of the data
+    start     Start, for a fine-tuning; its θ is left as it is
+    Returns   Outcome. Where the loss became infinite the record says so under "diverged", and
+              has no scores
+    """
+    began = time.perf_counter()
+    if backend.get_threads() != 1:
+        backend.set_threads(1)  # the cells are the parallelism
+    data = source.data()
+    model = profile.model(cell.dropout, data.train_images.shape[1:])
+    lab = Lab(cell, profile, model, data)
+    try:
+        with threadpool_limits(1), warnings.catch_warnings():
+            # Weights that grow without bound overflow on their way; training notices.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            outcome = _pretrain(lab) if start is None else _fine_tune(lab, start)
+    except FloatingPointError as error:
+        outcome = Outcome({"diverged": str(error), "seconds": {}})
+    outcome.record = {"cell": asdict(cell), **outcome.record}
+    outcome.record["seconds"]["cell"] = time.perf_counter() - began
+    return outcome
+
+
+def work(cell, profile, train, test):
+    """What a cell costs: (updates of training, predictions of all test images).
+
+    train, test   how many images there are
+    """
+    if cell.is_pretraining:
+        return profile.epochs * (train // profile.batch), 1
+    parts = profile.parts(cell)
+    updates, predictions = profile.updates, 3 + MEMBERS
+    if "baselines" in parts:
+        updates *= 3
+        predictions += 2 + MEMBERS * (5 if cell.dropout else 4)
+    if "curves" in parts:
+        predictions += len(AVERAGED) + NOISE_DRAWS * (len(NOISE) - 2)
+    if "portrait" in parts:
+        predictions += (PLANE**2 + 2 * len(LINE)) * min(LANDSCAPE_IMAGES, test) / test
+    return updates, predictions
+
+
+@dataclass
+class Lab:
+    """A cell with all that is needed to work on it."""
+
+    cell: object
+    profile: object
+    model: object
+    data: Data
+
+    def stream(self, purpose):
+        """A random generator of the cell's seed."""
+        return training.stream(self.cell.seed, purpose)
+
+    def train(self, theta, optimizer, updates, **options):
+        """`training.train` with this cell's data and streams; θ changes in place."""
+        training.train(
+            self.model,
+            theta,
+            self.model.init_stats(),
+            self.data.train_images,
+            self.data.train_labels,
+            optimizer,
+            updates,
+            self.profile.batch,
+            self.cell.seed,
+            quiet=True,
+            **options,
+        )
+
+    def tune(self, start, schedule=None, after_update=None):
+        """Fine-tune from θ `start`; `schedule(t)` is the share of ℓ₂ at update t = 0, 1, …"""
+        theta, rate = start.copy(), self.cell.l2
+        optimizer = make_optimizer(self.cell.finetune_optimizer, rate)
+        if schedule is not None:
+            optimizer.rate = rate * schedule(0)
+
+        def after(number, theta, loss):
+            if after_update is not None:
+                after_update(number, theta)
+            if schedule is not None:
+                optimizer.rate = rate * schedule(number + 1)
+
+        updates = self.profile.updates
+        self.train(theta, optimizer, updates, phase="fine-tuning", after_update=after)
+        return theta
+
+    def predict(self, theta):
+        """Class probabilities of all test images: θ (P,) → (N, C), θ (R, P) → (R, N, C)."""
+        batch = self.model.batch if theta.ndim == 1 else TOGETHER
+        return self.model.predict(theta, self.data.test_images, batch=batch)
+
+    def score(self, probabilities):
+        """Accuracy, NLL, Brier score and ECE of a prediction."""
+        return training.score(probabilities, self.data.test_labels)
+
+    def score_each(self, thetas):
+        """Scores of several networks, predicted one after another; each score a list."""
+        return _columns([self.score(self.predict(theta)) for theta in thetas])
+
+    def right(self, probabilities):
+        """Which test images are recognized, (N,) bool."""
+        return probabilities.argmax(axis=-1) == self.data.test_labels
+
+
+def _columns(scores):
+    return {name: [row[name] for row in scores] for name in ("accuracy", "nll")}
+
+
+def _pretrain(lab):
+    theta = lab.model.init(lab.stream("initial weights"))
+    updates = lab.profile.epochs * (len(lab.data.train_images) // lab.profile.batch)
+    lab.train(theta, make_optimizer(lab.cell.optimizer, lab.cell.l1), updates)
+    methods = {"pretrained": lab.score(lab.predict(theta))}
+    return Outcome({"methods": methods, "seconds": {}}, theta)
+
+
+def _fine_tune(lab, start):
+    parts = lab.profile.parts(lab.cell)
+    track = Track(lab, start.theta, parts)
+    theta = lab.tune(start.theta, after_update=track)
+    moments, mean = track.moments, track.moments.mean
+    members = moments.sample(MEMBERS, lab.stream("drawn networks"))
+
+    clock = time.perf_counter()
+    finetuned = lab.predict(theta)
+    predicted_finetuned = time.perf_counter()
+    of_mean = lab.predict(mean)
+    predicted_mean = time.perf_counter()
+    drawn = lab.predict(members)
+    ensembles = prefix_averages(drawn)
+    predictions = {
+        "finetuned": finetuned,
+        "mean": of_mean,
+        "draw": drawn[0],
+        f"ensemble_{SMALL}": ensembles[SMALL - 1],
+        f"ensemble_{MEMBERS}": ensembles[MEMBERS - 1],
+        "ema": lab.predict(track.ema.mean),
+    }
+    if "baselines" in parts:
+        predictions |= _baselines(lab, start.theta, theta, track)
+    record = {
+        "methods": {"pretrained": start.scores}
+        | {name: lab.score(prediction) for name, prediction in predictions.items()},
+        "mcnemar": _mcnemar(lab, predictions),
+        "seconds": {
+            "step": median(track.step_seconds),
+            "moments": median(track.moments_seconds),
+            "predict_finetuned": predicted_finetuned - clock,
+            "predict_mean": predicted_mean - predicted_finetuned,
+        },
+    }
+    if "curves" in parts:
+        record["curves"] = _curves(lab, track, drawn, ensembles)
+        record["reliability"] = {
+            name: _reliability(predictions[name], lab.data.test_labels)
+            for name in ("finetuned", "mean", f"ensemble_{MEMBERS}")
+        }
+        record["moments_check"] = _check_moments(track)
+    if "portrait" in parts:
+        record["portrait"] = _portrait(lab, start.theta, theta, moments)
+    return Outcome(record, predictions=finetuned if "baselines" in parts else None)
+
+
+class Track:
+    """What is kept of θ while it is fine-tuned: called after every update."""
+
+    def __init__(self, lab, theta, parts):
+        updates = lab.profile.updates
+        self.moments = Moments(theta.shape)
+        self.ema = EMA(EMA_DECAY)
+        self.swag = None
+        if "baselines" in parts:
+            stride = max(1, updates // SWAG_COLLECTED)
+            self.swag = SWAG(theta.shape, min(SWAG_RANK, updates // stride), stride)
+        curves = "curves" in parts
+        self.averaged = [t for t in AVERAGED if t < updates] + [updates] if curves else []
+        self.means = []
+        self.watched = training.choose_weights(
+            lab.model, WATCHED if curves else 0, np.random.default_rng(0)
+        )
+        self.history = np.empty((updates, len(self.watched)), theta.dtype)
+        self.step_seconds, self.moments_seconds = [], []
+        self._clock = time.perf_counter()
+
+    def __call__(self, number, theta):
+        stepped = time.perf_counter()
+        self.moments.update(theta)
+        self.moments_seconds.append(time.perf_counter() - stepped)
+        self.step_seconds.append(stepped - self._clock)
+        self.ema.update(theta)
+        if self.swag is not None:
+            self.swag.update(theta)
+        if number + 1 in self.averaged:
+            self.means.append(self.moments.mean)
+        self.history[number] = theta[self.watched]
+        self._clock = time.perf_counter()
+
+
+# --- beside the paper's method ------------------------------------------------------------
+
+
+def decayed(updates):
+    """A rate that falls along a line: ℓ₂ (1 − t/T) at update t = 0 … T − 1."""
+    return lambda t: 1 - t / updates
+
+
+def cyclic(length):
+    """A rate that falls from ℓ₂ to ℓ₂/100 in each cycle, and jumps back.
+
+    s = ((t mod c) + 1)/c,   share = (1 − s) + 0.01 s
+
+    length   c, updates in a cycle
+    Source   Izmailov et al. 2018, arXiv:1803.05407, §3.2, with α₁ = ℓ₂ and α₂ = ℓ₂/100
+    """
+
+    def share(t):
+        position = (t % length + 1) / length
+        return (1 - position) + LOWEST * position
+
+    return share
+
+
+def _baselines(lab, start, finetuned, track):
+    """Predictions of the other methods, each with the paper's number of updates.
+
+    decayed         the last θ, with a rate that falls to zero along a line
+    swa             the mean of the θ at the ends of ten cycles of the rate
+    snapshot        the ensemble of those ten networks
+    swag            ten networks from N(θ̄, diag σ²) of twenty θ on the way, at the constant rate
+    swag_low_rank   the same with SWAG's low-rank covariance
+    isotropic_10    ten networks with noise as strong as σ ε in each array, but equal within it
+    mc_dropout_10   the fine-tuned network, ten times with dropout on
+
+    Source   Izmailov et al. 2018, arXiv:1803.05407 (SWA); Huang et al. 2017, arXiv:1704.00109,
+             and Garipov et al. 2018, arXiv:1802.10026 (snapshots of a cyclic rate); Maddox et
+             al. 2019, arXiv:1902.02476 (SWAG); Gal and Ghahramani 2016, arXiv:1506.02142
+    """
+    updates = lab.profile.updates
+    length = max(1, updates // MEMBERS)
+    snapshots, swa = [], Moments(start.shape, stride=length)
+
+    def collect(number, theta):
+        swa.update(theta)
+        if swa.count > len(snapshots):
+            snapshots.append(lab.predict(theta))
+
+    lab.tune(start, cyclic(length), collect)
+    moments, layout = track.moments, lab.model.layout.weights
+    arrays = [slice(entry.start, entry.start + entry.size) for entry in layout]
+
+    def ensemble(members):
+        return average(lab.predict(members))
+
+    def noise():  # the same for every method that draws networks
+        return lab.stream("drawn networks")
+
+    found = {
+        "decayed": lab.predict(lab.tune(start, decayed(updates))),
+        "swa": lab.predict(swa.mean),
+        "snapshot": average(np.stack(snapshots)),
+        "swag": ensemble(track.swag.moments.sample(MEMBERS, noise())),
+        "swag_low_rank": ensemble(track.swag.sample(MEMBERS, noise())),
+        f"isotropic_{MEMBERS}": ensemble(
+            isotropic_members(moments.mean, moments.std, arrays, MEMBERS, noise())
+        ),
+    }
+    if lab.cell.dropout:
+        passes = [predict_with_dropout(lab, finetuned, rng) for rng in noise().spawn(MEMBERS)]
+        found[f"mc_dropout_{MEMBERS}"] = average(np.stack(passes))
+    return found
+
+
+@backend.single_threaded_blas
+def predict_with_dropout(lab, theta, rng):
+    """Class probabilities of the test images from one pass with dropout on, (N, classes)."""
+    images, step = lab.data.test_images, lab.model.batch
+    run = Run(theta, lab.model.init_stats(), training=True, rng=rng)
+    logits = [
+        lab.model.network.apply(images[start : start + step], run)
+        for start in range(0, len(images), step)
+    ]
+    return ops.softmax(np.concatenate(logits))
+
+
+# --- what curve cells measure -------------------------------------------------------------
+
+
+def _mcnemar(lab, predictions):
+    """How many images only one of two networks recognizes."""
+    right = {name: lab.right(prediction) for name, prediction in predictions.items()}
+
+    def only(a, b):
+        return [int((right[a] & ~right[b]).sum()), int((right[b] & ~right[a]).sum())]
+
+    small, large = f"ensemble_{SMALL}", f"ensemble_{MEMBERS}"
+    found = {name: only("finetuned", name) for name in ("mean", small, large)}
+    return found | {f"mean_vs_{small}": only("mean", small)}
+
+
+def _curves(lab, track, drawn, ensembles):
+    """Scores against the number of members, of updates averaged, and the strength of noise."""
+
+    def noisy(scale):
+        """Scores of a few networks with the same ε at every scale, averaged."""
+        if scale == 1:
+            predictions = drawn[:NOISE_DRAWS]
+        else:
+            members = track.moments.sample(NOISE_DRAWS, lab.stream("drawn networks"), scale)
+            # Without noise all are the mean model.
+            predictions = lab.predict(members if scale else members[:1])
+        scores = _columns([lab.score(prediction) for prediction in predictions])
+        return {name: float(np.mean(values)) for name, values in scores.items()}
+
+    return {
+        "ensemble": {
+            "members": list(range(1, MEMBERS + 1)),
+            **_columns([lab.score(ensemble) for ensemble in ensembles]),
+        },
+        "updates": {"updates": track.averaged, **lab.score_each(track.means)},
+        "noise": {"scale": list(NOISE), **_columns([noisy(scale) for scale in NOISE])},
+    }
+
+
+def _reliability(probabilities, labels):
+    """Mean confidence, accuracy and count in equal bins of confidence, closed on the right."""
+    confidence = probabilities.max(axis=-1).astype(np.float64)
+    right = probabilities.argmax(axis=-1) == labels
+    bin_of = np.searchsorted(np.arange(1, BINS) / BINS, confidence, side="left")
+    count = np.bincount(bin_of, minlength=BINS)
+
+    def mean(values):
+        sums = np.bincount(bin_of, weights=values, minlength=BINS)
+        return [
+            float(total / size) if size else None for total, size in zip(sums, count, strict=True)
+        ]
+
+    return {"confidence": mean(confidence), "accuracy": mean(right), "count": count.tolist()}
+
+
+def _check_moments(track):
+    """The largest relative errors of the running moments against all values kept."""
+    history = track.history.astype(np.float64)
+
+    def error(found, exact):
+        gap = np.abs(found[track.watched] - exact)
+        return float((gap / np.where(exact == 0, 1, np.abs(exact))).max())
+
+    return {
+        "weights": len(track.watched),
+        "mean": error(track.moments.mean, history.mean(axis=0)),
+        "variance": error(track.moments.variance, history.var(axis=0)),
+    }
+
+
+# --- the portrait of one cell -------------------------------------------------------------
+
+
+def _portrait(lab, pretrained, finetuned, moments):
+    """Where the weights move, and the loss around the three networks."""
+    mean, std = moments.mean, moments.std
+    first = [array[:LANDSCAPE_IMAGES] for array in lab.data]
+
+    def loss(theta, images, labels):
+        return float(nll(lab.model.predict(theta, images), labels))
+
+    train_loss = partial(loss, images=first[0], labels=first[1])
+    test_loss = partial(loss, images=first[2], labels=first[3])
+    line = [point_on_line(position, pretrained, finetuned, mean) for position in LINE]
+    return {
+        "sigma": [_sigma(entry, mean, std) for entry in lab.model.layout.weights],
+        "line": {
+            "position": list(LINE),
+            "train_loss": [train_loss(theta) for theta in line],
+            "test_loss": [test_loss(theta) for theta in line],
+        },
+        "plane": plane_of(pretrained, finetuned, mean, test_loss),
+    }
+
+
+def _sigma(entry, mean, std):
+    """How strongly each filter of one array moves, and the array as a whole."""
+    sigma = entry.view(std).astype(np.float64)
+    squares = np.square(sigma).reshape(-1, sigma.shape[-1])
+    filters = np.sqrt(squares.mean(axis=0))
+    if len(filters) > FILTERS:
+        filters = np.quantile(filters, np.linspace(0, 1, FILTERS))
+    size = np.sqrt(np.square(entry.view(mean), dtype=np.float64).mean())
+    return {
+        "name": entry.name,
+        "filters": filters.tolist(),
+        "relative": float(np.sqrt(squares.mean()) / size) if size else None,
+        "quantiles": np.quantile(sigma, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist(),
+    }
+
+
+def point_on_line(position, *stations):
+    """The point between stations at 0, 1, 2 …; before the first and behind the last, straight on.
+
+    position   0.5 lies half-way between the first two stations
+    stations   vectors
+    """
+    leg = int(np.clip(np.floor(position), 0, len(stations) - 2))
+    start, end = stations[leg : leg + 2]
+    return start + np.float32(position - leg) * (end - start)
+
+
+def plane_of(pretrained, finetuned, mean, loss):
+    """The loss on the plane through three networks.
+
+    The first axis leads from the pre-trained to the fine-tuned network, the second, at a right
+    angle, towards the mean; both in units of ‖θ‖'s distance.
+
+    loss      called with θ (P,)
+    Returns   {"x", "y": where, "test_loss": [y][x], "points": {name: [x, y]}}
+    """
+    across = (finetuned - pretrained).astype(np.float64)
+    width = np.linalg.norm(across)
+    across /= width
+    up = (mean - pretrained).astype(np.float64)
+    along = up @ across
+    up -= along * across
+    height = np.linalg.norm(up)
+    up /= height
+    points = {"pretrained": (0.0, 0.0), "finetuned": (width, 0.0), "mean": (along, height)}
+    low, high = np.min(list(points.values()), axis=0), np.max(list(points.values()), axis=0)
+    margin = (high - low).max() / 2
+    x, y = np.linspace(low - margin, high + margin, PLANE).T
+    test_loss = [
+        [loss((pretrained + a * across + b * up).astype(pretrained.dtype)) for a in x] for b in y
+    ]
+    return {
+        "x": x.tolist(),
+        "y": y.tolist(),
+        "test_loss": test_loss,
+        "points": {name: [float(a), float(b)] for name, (a, b) in points.items()},
+    }
