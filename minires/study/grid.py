@@ -195,8 +195,8 @@ CLASS = Profile(
 LITE = Profile(
     "lite",
     "mnist",
-    options={"channels": (8, 16), "hidden": 128},
-    l1=(0.15, 0.2, 0.3),
+    options={"channels": (4, 8), "hidden": 256},
+    l1=(0.15, 0.3),
     l2=(0.05, 0.15, 0.25),
     baselines=(0.15,),
     curves=(0.15,),
