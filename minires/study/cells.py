@@ -523,18 +523,22 @@ def _portrait(lab, pretrained, finetuned, moments):
     mean, std = moments.mean, moments.std
     first = [array[:LANDSCAPE_IMAGES] for array in lab.data]
 
-    def loss(theta, images, labels):
-        return float(nll(lab.model.predict(theta, images), labels))
+    def losses(thetas, images, labels):
+        found = []
+        for start in range(0, len(thetas), MEMBERS):  # some at once, to share the images
+            networks = np.stack(thetas[start : start + MEMBERS])
+            found += nll(lab.model.predict(networks, images, batch=TOGETHER), labels).tolist()
+        return found
 
-    train_loss = partial(loss, images=first[0], labels=first[1])
-    test_loss = partial(loss, images=first[2], labels=first[3])
+    train_loss = partial(losses, images=first[0], labels=first[1])
+    test_loss = partial(losses, images=first[2], labels=first[3])
     line = [point_on_line(position, pretrained, finetuned, mean) for position in LINE]
     return {
         "sigma": [_sigma(entry, mean, std) for entry in lab.model.layout.weights],
         "line": {
             "position": list(LINE),
-            "train_loss": [train_loss(theta) for theta in line],
-            "test_loss": [test_loss(theta) for theta in line],
+            "train_loss": train_loss(line),
+            "test_loss": test_loss(line),
         },
         "plane": plane_of(pretrained, finetuned, mean, test_loss),
     }
@@ -567,13 +571,13 @@ def point_on_line(position, *stations):
     return start + np.float32(position - leg) * (end - start)
 
 
-def plane_of(pretrained, finetuned, mean, loss):
+def plane_of(pretrained, finetuned, mean, losses):
     """The loss on the plane through three networks.
 
     The first axis leads from the pre-trained to the fine-tuned network, the second, at a right
     angle, towards the mean; both in units of ‖θ‖'s distance.
 
-    loss      called with θ (P,)
+    losses    called with a list of θ (P,), gives a list
     Returns   {"x", "y": where, "test_loss": [y][x], "points": {name: [x, y]}}
     """
     across = (finetuned - pretrained).astype(np.float64)
@@ -589,7 +593,7 @@ def plane_of(pretrained, finetuned, mean, loss):
     margin = (high - low).max() / 2
     x, y = np.linspace(low - margin, high + margin, PLANE).T
     test_loss = [
-        [loss((pretrained + a * across + b * up).astype(pretrained.dtype)) for a in x] for b in y
+        losses([(pretrained + a * across + b * up).astype(pretrained.dtype) for a in x]) for b in y
     ]
     return {
         "x": x.tolist(),

@@ -46,8 +46,14 @@ class Cell:
     @property
     def key(self):
         """A name fit for a file: "sgd_0.2_dropout_0.5_seed_0_then_sgd_0.15"."""
-        name = f"{self.optimizer}_{self.l1:g}_dropout_{self.dropout:g}_seed_{self.seed}"
-        return name if self.is_pretraining else f"{name}_then_{self.finetune_optimizer}_{self.l2:g}"
+        name = (
+            f"{self.optimizer}_{float(self.l1)!r}_dropout_{float(self.dropout)!r}_seed_{self.seed}"
+        )
+        return (
+            name
+            if self.is_pretraining
+            else f"{name}_then_{self.finetune_optimizer}_{float(self.l2)!r}"
+        )
 
     @property
     def order(self):
@@ -101,6 +107,8 @@ class Profile:
         for name in ("epochs", "updates", "batch", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.network not in NETWORKS:
+            raise ValueError(f"network is {self.network!r}, there are {', '.join(NETWORKS)}")
 
     def cells(self):
         """Every cell, in the order in which they are to be done; a pre-training comes first."""

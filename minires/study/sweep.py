@@ -230,19 +230,16 @@ class Processes:
     def close(self):
         """End the workers, whatever they do."""
         executor, self._executor = self._executor, None
-        if executor is None:
-            return
-        workers = list((executor._processes or {}).values())
-        executor.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join()
+        if executor is not None:
+            for worker in list((executor._processes or {}).values()):
+                worker.terminate()
+            executor.shutdown(cancel_futures=True)
 
 
 def _begin_worker():
     """Ctrl-C is the sweep's to handle; and no worker outlives it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # its own would outlive a worker that is ended
     parent = multiprocessing.parent_process()
 
     def follow():
