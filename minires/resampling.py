@@ -203,7 +203,7 @@ class SWAG:
                 f"SWAG.sample: {columns} weights are collected, rank {self.deviations.maxlen} "
                 "needs as many: update more often, or lower the rank or the stride"
             )
-        mean, half = self.moments.mean, self.moments.std * np.float32(0.5**0.5)
+        mean, half = self.moments.mean, self.moments.std * 0.5**0.5
         xp = xp_of(mean)
         members = xp.empty((k, *mean.shape), mean.dtype)
         for member, own in zip(members, rng.spawn(k), strict=True):
