@@ -13,6 +13,7 @@ from onnx_models import classifier, node, runtime, write  # noqa: E402
 
 import minires.onnx  # noqa: E402
 from minires.onnx import FormatError, UnsupportedError  # noqa: E402
+from minires.onnx.graph import COPIES  # noqa: E402
 
 
 def normal(rng, *shape):
@@ -143,9 +144,9 @@ def test_values_are_freed_after_their_last_use(path, rng):
     nodes = [node("Conv", f"{names[i]} w{i}", names[i + 1]) for i in range(20)]
     write(path, nodes, arrays, shape=(1, 8, 128, 128))
     size = 8 * 128 * 128 * 4
-    minires.onnx.load(path, memory=2 * size)
+    minires.onnx.load(path, memory=(COPIES + 1.5) * size)
     with pytest.raises(minires.onnx.SecurityError):
-        minires.onnx.load(path, memory=2 * size - 1)
+        minires.onnx.load(path, memory=(COPIES + 1) * size - 1)
 
 
 # --- the traps of real files (padding and pooling: see test_onnx_differential) ------------

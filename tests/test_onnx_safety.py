@@ -170,11 +170,23 @@ def test_ranges_outside_of_the_other_file(path, offset, length, words):
         minires.onnx.load(path)
 
 
-def test_many_tensors_of_the_same_bytes(path):
+def test_other_files_are_read_up_to_a_limit_in_all(path):
+    # Tensors may share their bytes, and a file of no size can claim terabytes of zeros.
     (path.parent / "w.bin").write_bytes(bytes(432))
-    external(path, "w.bin", count=3000)
-    with pytest.raises(SecurityError, match="again and again"):
-        minires.onnx.load(path)
+    external(path, "w.bin", count=300)
+    minires.onnx.load(path, memory=300 * 432)
+    with pytest.raises(SecurityError, match="arrays in other files take 129,600; the limit is"):
+        minires.onnx.load(path, memory=300 * 432 - 1)
+    with open(path.parent / "w.bin", "r+b") as file:
+        file.truncate(1 << 41)
+    model = onnx.load(path, load_external_data=False)
+    for i, tensor in enumerate(model.graph.initializer):
+        tensor.dims[:] = [1 << 22]
+        del tensor.external_data[1:]
+        tensor.external_data.add(key="offset", value=str(i << 32))
+    onnx.save(model, path)
+    with pytest.raises(SecurityError, match="50,331,648; the limit is 50,000,000"):
+        minires.onnx.load(path, memory=50_000_000)
 
 
 # --- too much -----------------------------------------------------------------------------

@@ -29,7 +29,8 @@ def load(path, memory=MEMORY):
     """Read a network from an ONNX file.
 
     path     of the file
-    memory   bytes that its values may take at once for one image; what asks for more is refused
+    memory   bytes that its values may take at once for one image, and bytes that it may read from
+             other files; what asks for more is refused
     Returns  a Network
     Raises   FormatError when the file is damaged or breaks the rules, UnsupportedError with the
              complete list when it uses operators that are not implemented, SecurityError when
@@ -42,6 +43,11 @@ def load(path, memory=MEMORY):
         if str(path) in str(error):
             raise
         raise type(error)(f"{path}: {error}", *_details(error)) from error
+    except MemoryError as error:
+        raise SecurityError(f"{path}: there is not as much memory as this file needs") from error
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        # What no check foresaw: the file is at fault all the same.
+        raise FormatError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def _details(error):

@@ -10,7 +10,12 @@ Loading goes through four steps.
    An array used in many places is one weight, and its gradients add.
 3. *Fuse.* A convolution takes the batch norm and the activation behind it along.
 4. *Try.* One image of zeros goes through, within limits of memory and arithmetic, so that
-   whatever does not fit shows now and not in the middle of a long run.
+   whatever does not fit shows now and not in the middle of a long run. A graph that takes long
+   is not tried to its end.
+
+No operator is trusted to stay within these limits: before every step `Run.admit` asks for the
+memory and the time that it may need, judged by its first input, and after it `Run.hold` counts
+what it really made. Operators whose results can be larger than that ask for more themselves.
 
 `Network` then has the interface of `minires.Model`: θ is one vector, `stats` another.
 """
@@ -27,12 +32,14 @@ from minires.backend import empty, single_threaded_blas, to_device, xp_of
 from minires.onnx import operators as operators_of
 from minires.onnx import reading
 from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError
-from minires.onnx.operators import OPERATORS
+from minires.onnx.operators import CALL, OPERATORS, TOUCH
 from minires.onnx.values import KERNEL, Value
 
 MEMORY = 1 << 31  # bytes at once, for one image
-MULTIPLICATIONS = 10**12  # for one image; Inception-V3 needs 6·10⁹
-ELEMENTS = 1 << 30  # computed in all, for one image; Inception-V3 computes 2·10⁷
+COPIES = 4  # arrays of the size of its largest one that an operator may need at once
+# Time is counted in multiplications of large matrices, some 10¹⁰ to 10¹¹ a second.
+WORK = 10**12  # for one image; Inception-V3 needs 10¹⁰
+TRIAL = 10**11  # in what is done at loading
 
 # Nodes that keep the numbers and change the shape only.
 VIEWS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"}
@@ -88,6 +95,7 @@ class Step:
             result = OPERATORS[self.node.operator](run, self.node, *values)
             return list(result) if isinstance(result, tuple) else [result]
         x, w, *rest = values
+        operators_of.expect_images(self.node, x)
         norm = rest[-4:] if self.norm is not None else None
         bias = rest[0] if len(rest) % 4 else None
         if norm is not None and any(value.shape != w.shape[:1] for value in norm):
@@ -111,6 +119,10 @@ class Step:
         return [y]
 
 
+class TooLong(SecurityError):
+    """Not worth waiting for at loading: it may be an honest network."""
+
+
 class Run:
     """One pass through a graph: how it computes, and what it may use.
 
@@ -118,42 +130,94 @@ class Run:
     like       an array on the device to compute on
     training   whether batch norm uses the batch, and dropout drops
     images     how many there are: the limits are for one
+    memory     bytes at once, for one image
+    work       multiplications in all, for one image
     """
 
-    def __init__(self, dtype, like, training=False, rng=None, images=1, memory=MEMORY):
+    def __init__(self, dtype, like, training=False, rng=None, images=1, memory=MEMORY, work=WORK):
         self.dtype, self.like, self.training, self.rng = dtype, like, training, rng
-        self.images, self.memory = max(images, 1), memory
-        self.held = self.elements = self.multiplications = 0
+        self.images, self.memory, self.work = max(images, 1), memory, work
+        self.held = self.spent = 0
+        self.owners = {}  # id of an array that owns memory → [how many values see it, itself]
 
     def constant(self, array):
         """Numbers as floats of this run, on its device."""
         return xp_of(self.like).asarray(array, self.dtype)
 
-    def reserve(self, shape):
-        """Ask for an array; returns its number of elements.
+    def admit(self, node, values):
+        """Ask for what a step may need, before it runs.
 
-        Raises   SecurityError when it, with all that is held, exceeds the memory
+        Raises   SecurityError when that is more than the run has
+        """
+        given = [value for value in values if value is not None]
+        self.spend(CALL + TOUCH * sum(value.size for value in given))
+        if given:
+            copies = 1 if node.operator in VIEWS else COPIES
+            self.reserve(given[0].shape, copies, given[0].array.itemsize)
+
+    def reserve(self, shape, copies=COPIES, itemsize=None):
+        """Ask for an array, and as much again for what is needed on the way.
+
+        itemsize   bytes of an element; those of a float of this run without it
+        Returns    its number of elements
+        Raises     SecurityError when it, with all that is held, exceeds the memory
         """
         count = math.prod(int(size) for size in shape)
-        self.elements += count
-        wanted = self.held + count * np.dtype(self.dtype).itemsize
-        if wanted > self.memory * self.images or self.elements > ELEMENTS * self.images:
+        self._check(count * copies * (itemsize or np.dtype(self.dtype).itemsize), shape)
+        return count
+
+    def _check(self, more, shape):
+        wanted = self.held + more
+        if wanted > self.memory * self.images:
             raise SecurityError(
                 f"an array {tuple(shape)} takes the memory in use to {wanted:,} bytes; the limit "
                 f"is {self.memory:,} an image: load(…, memory=…) raises it, if you trust the file"
             )
-        return count
 
     def spend(self, multiplications):
-        """Ask for arithmetic.
+        """Ask for time.
 
-        Raises   SecurityError when no honest network needs so much
+        Raises   SecurityError when no honest network needs so much; TooLong when this run is
+                 only a trial
         """
-        self.multiplications += multiplications
-        if self.multiplications > MULTIPLICATIONS * self.images:
-            raise SecurityError(
-                f"the graph needs more than {MULTIPLICATIONS:.0e} multiplications an image"
-            )
+        self.spent += multiplications
+        if self.spent > WORK * self.images:
+            raise SecurityError(f"the graph needs more than {WORK:.0e} multiplications an image")
+        if self.spent > self.work * self.images:
+            raise TooLong(f"the graph needs more than {self.work:.0e} multiplications at loading")
+
+    def lend(self, array):
+        """Say that an array's memory is there whatever this run does: it is not counted."""
+        owner = _owner(array)
+        self.owners.setdefault(id(owner), [0, owner])[0] += 1
+
+    def hold(self, value):
+        """Count the memory that a new value keeps alive: of a view, that of the whole array.
+
+        Raises   SecurityError when it exceeds what the run has
+        """
+        owner = _owner(value.array)
+        if id(owner) not in self.owners:
+            self.owners[id(owner)] = [0, owner]
+            self.held += owner.nbytes
+            self._check(0, value.shape)
+        self.owners[id(owner)][0] += 1
+
+    def release(self, value):
+        """Count no longer what a value that is dropped was the last to keep alive."""
+        owner = _owner(value.array)
+        entry = self.owners[id(owner)]
+        entry[0] -= 1
+        if not entry[0]:
+            del self.owners[id(owner)]
+            self.held -= owner.nbytes
+
+
+def _owner(array):
+    """The array that owns the memory that another one is a view of."""
+    while isinstance(array.base, type(array)):
+        array = array.base
+    return array
 
 
 class Network:
@@ -191,20 +255,21 @@ class Network:
         self.static = {name: Value(array) for name, array in self.graph.arrays.items()}
         self.root = {name: name for name in self.graph.arrays}  # through views only
         self.maker = {}
-        dynamic = set()
-        run = Run(np.dtype(np.float32), np.empty(0, np.float32), memory=min(self.memory, 1 << 30))
+        self._checked = set()  # variances: many nodes may share one
+        nothing = np.empty(0, np.float32)
+        run = Run(nothing.dtype, nothing, memory=self.memory, work=TRIAL)
         for node in self.graph.nodes:
             self.maker.update((name, node) for name in node.outputs if name)
+            self._check_arrays(node)
             inputs = [name for name in node.inputs if name]
             if any(name not in self.static for name in inputs):
-                dynamic.update(node.outputs)
-                self._check_arrays(node)
                 continue
             values = [self.static[name] if name else None for name in node.inputs]
             results = self._compute(Step(node, node.inputs, node.outputs), run, values)
             for name, value in zip(node.outputs, results, strict=False):
                 if name:
                     self.static[name] = value
+                    # Each may become a weight or a constant of its own, so views count in full.
                     run.held += value.array.nbytes
             if node.operator == "Constant" or (
                 node.operator in VIEWS and node.inputs[0] in self.root
@@ -224,9 +289,11 @@ class Network:
             lengths = {self.static[name].shape for name in node.inputs[1:] if name in self.static}
             if len(lengths) > 1:
                 raise FormatError(f"{node}: scale, B, mean and var have the shapes {lengths}")
-            variance = self.static.get(node.inputs[4])
-            if variance is not None and not (variance.array >= 0).all():
-                raise FormatError(f"{node}: {node.inputs[4]!r} holds a negative variance")
+            name = node.inputs[4]
+            if name in self.static and name not in self._checked:
+                self._checked.add(name)
+                if not (self.static[name].array >= 0).all():
+                    raise FormatError(f"{node}: {name!r} holds a negative variance")
         if node.operator == "Conv" and node.inputs[1] in self.static:
             kernel = list(self.static[node.inputs[1]].shape)
             group = node["group"]
@@ -289,16 +356,18 @@ class Network:
         self.softmax = self._final_softmax(steps)
         steps = self._fuse(steps)
         wanted = {value.name for value in self.outputs}
+        kept = wanted.union(self.layout, self.static, [""])
         last = {}
         for i, step in enumerate(steps):
             for name in (*step.inputs, *step.outputs):
                 last[name] = i
         for i, step in enumerate(steps):
             names = {name for name in (*step.inputs, *step.outputs) if last[name] == i}
-            step.done = tuple(names - wanted - set(self.layout) - set(self.static) - {""})
+            step.done = tuple(names - kept)
         self.steps = steps
         live = {name for step in steps for name in step.inputs} | wanted
-        self.constants = {n: v for n, v in self.static.items() if n in live - set(self.layout)}
+        live.difference_update(self.layout)
+        self.constants = {name: v for name, v in self.static.items() if name in live}
         self._cast_constants = {}
 
     def _fuse(self, steps):
@@ -400,13 +469,20 @@ class Network:
         if len(self.inputs) != 1 or self.input_shape is None:
             return
         fixed, *size = self.input_shape or (None,)
-        if None in size or fixed == 0:
+        if None in size or 0 in (fixed, *size):
             return
         count = fixed or 1
-        run = Run(np.dtype(np.float32), self.theta, images=1, memory=self.memory)
-        run.reserve((count, *size))
-        zeros = np.zeros((count, *size), np.float32)
-        outputs = self._forward(run, self.theta, self.stats, {self.input_name: zeros})
+        run = Run(np.dtype(np.float32), self.theta, memory=self.memory, work=TRIAL)
+        try:
+            run.reserve((count, *size))
+            zeros = np.zeros((count, *size), np.float32)
+            outputs = self._forward(run, self.theta, self.stats, {self.input_name: zeros})
+        except TooLong:
+            return
+        except SecurityError:
+            if count > 1:  # what one image needs of it nobody knows
+                return
+            raise
         for value, declared in zip(outputs, self.outputs, strict=True):
             if declared.shape is not None and (
                 len(declared.shape) != value.rank
@@ -430,7 +506,7 @@ class Network:
         """Whether a graph with a fixed batch treats each of twice as many images alike."""
         rng = np.random.default_rng(0)
         images = rng.standard_normal((2 * count, *size), np.float32)
-        run = Run(np.dtype(np.float32), self.theta, images=2, memory=self.memory)
+        run = Run(np.dtype(np.float32), self.theta, images=2, memory=self.memory, work=TRIAL // 2)
         try:
             both, *_ = self._forward(run, self.theta, self.stats, {self.input_name: images})
         except OnnxError:
@@ -445,10 +521,13 @@ class Network:
     # --- running ---------------------------------------------------------------------------
 
     def _compute(self, step, run, values):
-        """One step, with whatever goes wrong in it named after its node."""
+        """One step within the limits, with whatever goes wrong in it named after its node."""
         try:
+            run.admit(step.node, values)
             with np.errstate(all="ignore"):
-                return step(run, values)
+                results = step(run, values)
+            run.spend(TOUCH * sum(value.size for value in results))
+            return results
         except OnnxError as error:
             if str(error).startswith(str(step.node)):
                 raise
@@ -464,7 +543,12 @@ class Network:
         Returns    a list of Values; with `gradient` also the variables
         """
         values = {name: Value(self._as_run(array, run)) for name, array in inputs.items()}
-        run.held = sum(value.array.nbytes for value in values.values())
+        run.held, run.owners = 0, {}
+        constants = self._constants_for(run)
+        for array in (theta, stats, *(value.array for value in constants.values())):
+            run.lend(array)
+        for value in values.values():
+            run.hold(value)
         variables = []
         for entry in self.weights:
             array = entry.view(theta)
@@ -474,7 +558,7 @@ class Network:
             values[entry.name] = Value(array, entry.order)
         for entry in self.statistics:
             values[entry.name] = Value(entry.view(stats), entry.order)
-        values.update(self._constants_for(run))
+        values.update(constants)
         for step in self.steps:
             arguments = [values[name] if name else None for name in step.inputs]
             skip = step.node is before
@@ -482,10 +566,12 @@ class Network:
             for name, value in zip(step.outputs, results, strict=False):
                 if name and name not in self.layout:  # one part of a node may be a weight itself
                     values[name] = value
-                    run.held += value.array.nbytes
+                    run.hold(value)
             del arguments, results
             for name in step.done:
-                run.held -= values.pop(name).array.nbytes
+                value = values.pop(name)
+                if gradient is None:  # otherwise it is kept for the way back
+                    run.release(value)
         outputs = [values[value.name] for value in self.outputs]
         return outputs if gradient is None else (outputs, variables)
 
@@ -623,7 +709,6 @@ class Network:
         theta, stats = self._vectors(theta, stats, theta.dtype)
         gradient = empty(theta.shape, theta.dtype, like=theta)
         run = Run(theta.dtype, theta, training, rng, len(images), self.memory)
-        run.memory = math.inf  # every value is kept for the way back
         inputs = {self.input_name: images}
         (output,), variables = self._forward(run, theta, stats, inputs, gradient, self._skipped)
         loss = ops.softmax_cross_entropy(self._as_rows(output), labels, smoothing=smoothing)

@@ -6,8 +6,10 @@ moved from attributes to inputs between versions are looked up in both places. A
 something about shapes are whole numbers on the host; they steer the graph and carry no
 gradient.
 
-Before a function asks for memory it calls `run.reserve`, and before long arithmetic
-`run.spend`: a file of a few hundred bytes can describe an image of a terabyte.
+A file of a few hundred bytes can describe an image of a terabyte. That results may be as large
+as the first input, and every number take some time, is counted before a function is called. A
+function whose results can be larger calls `run.reserve` before it makes them; one that needs
+more time calls `run.spend`.
 
 Source   https://onnx.ai/onnx/operators/, opsets 7 to 28
 """
@@ -25,7 +27,11 @@ from minires.onnx.reading import DTYPES
 from minires.onnx.values import CHANNELS_LAST, KERNEL, Value
 
 OPERATORS = {}
-PASS = 20_000_000  # multiplications in the time that one pass over an image takes, at the least
+# How long things take, in multiplications of large matrices (some 10¹⁰ to 10¹¹ a second).
+CALL = 2_000_000  # one step, or one more call of NumPy on all threads
+TOUCH = 100  # to do something to a number
+COPY = 40  # to copy a number into a window
+SLOW = 50  # to multiply whole numbers
 
 
 def operator(*names):
@@ -136,17 +142,26 @@ class Window:
         sides = convolution.borders("same", size, self.kernel, self.stride, self.dilation)
         return tuple(side[::-1] for side in sides) if auto == "SAME_LOWER" else sides
 
-    def reserve(self, run, x, channels, work):
-        """Ask for the memory and time of a layer over images x (N, H, W, C)."""
-        count, *size, depth = x.shape
+    def reserve(self, run, x, channels, depth):
+        """Ask for the memory and time of a layer over images x (N, H, W, C).
+
+        channels   of the outputs
+        depth      channels of the input that each of them sees
+        """
+        count, *size, inputs = x.shape
         wide = [n + sum(border) for n, border in zip(size, self.padding, strict=True)]
-        run.reserve((count, *wide, depth))
+        run.reserve((count, *wide, inputs))
         outputs = run.reserve((count, *self.output, channels))
-        run.spend(outputs * math.prod(self.kernel) * work)
+        # The windows are copied for a row of outputs at the least.
+        run.reserve((self.output[1], *self.kernel, inputs))
+        windows = count * math.prod(self.output) * math.prod(self.kernel) * inputs
+        run.spend(windows * COPY + outputs * math.prod(self.kernel) * depth)
 
     def count_taps(self, run):
-        """Pooling takes one pass over the images for each pixel of its window."""
-        run.spend(math.prod(self.kernel) * PASS)
+        """Pooling goes over the images once for each pixel of its window."""
+        run.spend(math.prod(self.kernel) * CALL)
+        for taps, count in zip(self.kernel, self.output, strict=True):
+            run.reserve((count, taps), itemsize=8)
 
 
 @operator("Conv")
@@ -169,6 +184,7 @@ def conv(run, node, x, w, b=None, *, activation=None):
     images, kernels = x.stored(CHANNELS_LAST), w.stored(KERNEL)
     window = Window(node, x.shape[2:], kernel)
     window.reserve(run, images, outputs, depth)
+    run.spend(group * CALL if depth > 1 else 0)
     settings = {
         "stride": window.stride,
         "padding": window.padding,
@@ -179,6 +195,7 @@ def conv(run, node, x, w, b=None, *, activation=None):
     if group == 1:
         y = convolution.conv2d(images, kernels, bias, **settings)
     elif depth == 1:
+        run.reserve((*images.shape[:-1], outputs))
         y = _depthwise(images, kernels, channels, bias, settings)
     else:
         each = outputs // group
@@ -270,8 +287,8 @@ def _pixels_within(window, size):
         window.borders,
         strict=True,
     ):
-        places = np.arange(out)[:, None] * s + np.arange(k) * d
-        counts.append((places < n + sum(border)).sum(axis=1))
+        room = n + sum(border) - np.arange(out) * s  # from a window's first pixel on
+        counts.append(np.clip(-(-room // d), 0, k))
     return np.outer(*counts)
 
 
@@ -285,8 +302,19 @@ def global_average_pool(run, node, x):
 @operator("GlobalMaxPool")
 def global_max_pool(run, node, x):
     expect_images(node, x)
-    y = convolution.max_pool(x.stored(CHANNELS_LAST), window=x.shape[2:], stride=1)
-    return Value(y, CHANNELS_LAST)
+    return Value(_global_max(x.stored(CHANNELS_LAST)), CHANNELS_LAST)
+
+
+@op
+def _global_max(x):
+    """The largest value of each channel; equals share the gradient: (N, H, W, C) → (N, 1, 1, C)"""
+    y = x.max(axis=(1, 2), keepdims=True)
+
+    def pullback(g):
+        largest = x == y
+        return g / largest.sum(axis=(1, 2), keepdims=True, dtype=g.dtype) * largest
+
+    return y, (pullback,)
 
 
 # --- normalisation ------------------------------------------------------------------------
@@ -355,7 +383,7 @@ def local_response_normalization(run, node, x):
     data, size = x.stored(CHANNELS_LAST), node["size"]
     if size < 1:
         raise ValueError(f"size is {size}")
-    run.spend(size * PASS)
+    run.spend(size * (CALL + TOUCH * x.size))
     before, after = (size - 1) // 2, size // 2
     channels = data.shape[-1]
     squares = _padded(ops.multiply(data, data), [(0, 0)] * 3 + [(before, after)], 0)
@@ -403,7 +431,8 @@ def binary(function, on_whole_numbers):
 
     def apply(run, node, x, y):
         a, b, order = together(x, y)
-        run.reserve(np.broadcast_shapes(a.shape, b.shape))
+        itemsize = max(x.array.itemsize, y.array.itemsize)
+        run.reserve(np.broadcast_shapes(a.shape, b.shape), itemsize=itemsize)
         if x.is_float:
             return Value(function(a, b), order)
         return Value(np.asarray(on_whole_numbers(to_host(data_of(a)), to_host(data_of(b)))), order)
@@ -476,6 +505,8 @@ def leaky_relu(run, node, x):
 def prelu(run, node, x, slope):
     """max(x, 0) + slope · min(x, 0)"""
     a, b, order = together(x, slope)
+    if np.broadcast_shapes(a.shape, b.shape) != a.shape:
+        raise ValueError(f"the slope is {slope.shape}, the input {x.shape}")
     below = ops.negative(ops.relu(ops.negative(a)))
     return Value(ops.add(ops.relu(a), ops.multiply(below, b)), order)
 
@@ -561,7 +592,8 @@ def _product(run, a, b):
     if left.shape[-1] != right.shape[-2]:
         raise ValueError(f"A {a.shape} has {left.shape[-1]} columns, B {b.shape} other rows")
     lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    run.spend(run.reserve((*lead, left.shape[-2], right.shape[-1])) * left.shape[-1])
+    work = run.reserve((*lead, left.shape[-2], right.shape[-1])) * left.shape[-1]
+    run.spend(math.prod(lead) * CALL + work * (1 if a.is_float else SLOW))
     if not a.is_float:
         return np.matmul(left, right)
     return ops.matmul(left, right)
@@ -624,7 +656,6 @@ OPERATORS["LogSoftmax"] = softmax_of(ops.log_softmax)
 
 
 def _reshaped(run, x, shape):
-    run.reserve(shape)
     if math.prod(shape) != x.size:
         raise ValueError(f"an array {x.shape} cannot take the shape {tuple(shape)}")
     return Value(ops.reshape(x.plain, shape=tuple(shape)))
@@ -688,7 +719,7 @@ def transpose(run, node, x):
 @operator("Expand")
 def expand(run, node, x, shape):
     shape = np.broadcast_shapes(x.shape, tuple(whole_numbers(shape)))
-    run.reserve(shape)
+    run.reserve(shape, itemsize=x.array.itemsize)
     ones = xp_of(x.array).ones(shape, x.array.dtype)
     return Value(ops.multiply(x.plain, ones) if x.is_float else x.plain * ones)
 
@@ -703,7 +734,9 @@ def concat(run, node, *values):
     axis = node["axis"] % first.rank
     if len({(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}) != 1:
         raise ValueError(f"the inputs are {shapes}, the axis is {axis}")
-    run.reserve((*first.shape[:axis], sum(s[axis] for s in shapes), *first.shape[axis + 1 :]))
+    total = sum(shape[axis] for shape in shapes)
+    whole = (*first.shape[:axis], total, *first.shape[axis + 1 :])
+    run.reserve(whole, itemsize=first.array.itemsize)
     if len(values) == 1:
         return first
     return Value(ops.concatenate([value.stored(order) for value in values], axis=place), order)
@@ -749,7 +782,8 @@ def pad(run, node, x, pads=None, value=None, axes=None):
             stop = data.shape[place] + min(after, 0)
             data = _part(data, place, max(-before, 0), max(stop, 0))
     widths = [(max(before, 0), max(after, 0)) for before, after in widths]
-    run.reserve([size + sum(w) for size, w in zip(data.shape, widths, strict=True)])
+    wide = [size + sum(w) for size, w in zip(data.shape, widths, strict=True)]
+    run.reserve(wide, itemsize=x.array.itemsize)
     return Value(_padded(data, widths, fill) if np.any(widths) else data, x.order)
 
 
@@ -794,7 +828,8 @@ def gather(run, node, x, indices):
     if chosen.dtype.kind not in "iu" or (chosen < -size).any() or (chosen >= size).any():
         raise ValueError(f"indices {chosen.dtype} outside of the {size} that there are")
     chosen = np.where(chosen < 0, chosen + size, chosen)
-    run.reserve(x.shape[:axis] + chosen.shape + x.shape[axis + 1 :])
+    result = x.shape[:axis] + chosen.shape + x.shape[axis + 1 :]
+    run.reserve(result, itemsize=x.array.itemsize)
     if chosen.ndim == 0:
         data = ops.take(x.data, index=(slice(None),) * place + (int(chosen),))
         order = (a - (a > axis) for a in x.order if a != axis)
@@ -831,7 +866,7 @@ def constant_of_shape(run, node, shape):
         raise ValueError(f"the shape is {sizes}")
     value = node["value"]
     value = np.zeros((), np.float32) if value is None else value.reshape(())
-    run.reserve(sizes)
+    run.reserve(sizes, itemsize=value.itemsize)
     filled = np.full(sizes, value)
     return Value(run.constant(filled) if filled.dtype.kind == "f" else filled)
 

@@ -14,10 +14,11 @@ An ONNX file is a protobuf message: fields of (number, type, length, content), n
 Source   https://github.com/onnx/onnx/blob/main/docs/IR.md, docs/ExternalData.md
 """
 
+import functools
 import math
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +27,10 @@ from minires.onnx.errors import FormatError, SecurityError, UnsupportedError
 OPSETS = range(7, 29)  # the versions of the standard whose operators are implemented
 DEPTH = 64  # of nested messages; a graph of plain nodes needs six
 FIELDS = 1_000_000  # of the whole file; a network of a thousand nodes has some 30,000
+PACKED = 1 << 27  # bytes of single whole numbers in arrays
+# One byte may be a number, of eight bytes in an array, of forty in a list.
+LISTED = dict.fromkeys(("ints", "floats", "dims"), "list")
+LISTED |= dict.fromkeys(("int32_data", "int64_data", "uint64_data"), "numbers")
 
 
 def import_onnx():
@@ -132,28 +137,27 @@ def walk(data, descriptor):
     kinds = {}
 
     def parts(descriptor):
-        """For each field number: the type of message it holds, or "text", or None."""
+        """For each field number: the type of message it holds, or a word, or None."""
         if descriptor.full_name not in kinds:
-            kinds[descriptor.full_name] = {
-                f.number: f.message_type or ("text" if f.type == f.TYPE_STRING else None)
-                for f in descriptor.fields
-            }
+            kinds[descriptor.full_name] = {f.number: _kind(f) for f in descriptor.fields}
         return kinds[descriptor.full_name]
 
-    count = 0
+    count = packed = 0
     waiting = [(0, len(data), descriptor, 1)]
     while waiting:
         start, end, descriptor, depth = waiting.pop()
         known = parts(descriptor)
         for number, wire, begin, stop in fields(data, start, end):
-            count += 1
-            if count > FIELDS:
-                raise SecurityError(
-                    f"more than {FIELDS:,} fields: no network needs so many. If its weights are "
-                    "stored number by number, save it again with raw data"
-                )
             kind = known.get(number)
-            if kind is None or wire != 2:
+            count += 1 if kind != "list" else 1 + stop - begin
+            packed += 0 if kind != "numbers" else stop - begin
+            if count > FIELDS or packed > PACKED:
+                raise SecurityError(
+                    f"more than {FIELDS:,} fields, or {PACKED:,} bytes of single numbers: no "
+                    "network needs so many. If its weights are stored number by number, save it "
+                    "again with raw data"
+                )
+            if kind in (None, "list", "numbers") or wire != 2:
                 continue
             if kind == "text":
                 try:
@@ -164,6 +168,13 @@ def walk(data, descriptor):
                 raise SecurityError(f"messages are nested {depth} deep at offset {begin}")
             else:
                 waiting.append((begin, stop, kind, depth + 1))
+
+
+def _kind(field):
+    """What a field holds: a type of message, "text", or a word of `LISTED`; None for the rest."""
+    if field.message_type:
+        return field.message_type
+    return "text" if field.type == field.TYPE_STRING else LISTED.get(field.name)
 
 
 def parse(data):
@@ -222,7 +233,8 @@ class Graph:
     arrays: dict  # name → array: the initialisers, floats as float32
     inputs: list
     outputs: list
-    location: dict = field(default_factory=dict)  # name → protobuf tensor of an array
+    location: dict  # name → protobuf tensor of an initialiser
+    outside: dict  # name → bytes of an initialiser that lies in another file
 
 
 def read(path, operators, memory):
@@ -230,7 +242,7 @@ def read(path, operators, memory):
 
     path        of the model
     operators   the names of the operators that can be run
-    memory      bytes that a single array may take
+    memory      bytes that all arrays in other files may take together
     Returns     a Graph
     Raises      FormatError, UnsupportedError, SecurityError
     """
@@ -240,17 +252,17 @@ def read(path, operators, memory):
     _check_operators(model, opset, operators)
     folder = Folder(os.path.dirname(os.path.abspath(path)), memory)
     graph = model.graph
-    arrays, location = {}, {}
+    arrays, location, outside = {}, {}, {}
     for tensor in graph.initializer:
         if not tensor.name or tensor.name in arrays:
             raise FormatError(f"two initialisers are named {tensor.name!r}, or none is named")
-        arrays[tensor.name] = read_tensor(tensor, folder)
+        arrays[tensor.name] = read_tensor(tensor, folder, outside)
         location[tensor.name] = tensor
     inputs = [_signature(value) for value in graph.input if value.name not in arrays]
     outputs = [_signature(value, typed=False) for value in graph.output]
     nodes = [_read_node(n, i, opset, folder) for i, n in enumerate(graph.node)]
     _check_names(nodes, arrays, inputs, outputs)
-    return data, Graph(model, opset, nodes, arrays, inputs, outputs, location)
+    return data, Graph(model, opset, nodes, arrays, inputs, outputs, location, outside)
 
 
 def _check_header(model):
@@ -308,48 +320,75 @@ def _check_operators(model, opset, operators):
 
 
 def _read_node(node, index, opset, folder):
-    onnx = import_onnx()
     where = f"{node.op_type} {node.name!r} (node {index})"
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
-    except onnx.defs.SchemaError:
-        raise FormatError(f"{where}: opset {opset} has no such operator") from None
-    if schema.deprecated:
-        raise FormatError(f"{where}: the operator is not part of opset {opset}")
-    for kind, names, low, high in (
-        ("inputs", node.input, schema.min_input, schema.max_input),
-        ("outputs", node.output, schema.min_output, schema.max_output),
+    known_as = _rules(node.op_type, opset)
+    if known_as is None:
+        raise FormatError(f"{where}: opset {opset} has no such operator")
+    for kind, names, (low, high) in (
+        ("inputs", node.input, known_as.inputs),
+        ("outputs", node.output, known_as.outputs),
     ):
         if not low <= len(names) <= high or "" in names[:low]:
             raise FormatError(
                 f"{where}: {kind} {list(names)}, expected {low}"
                 + (f" to {high}" if high != low else "")
             )
-    attributes = {
-        name: _attribute_value(known.default_value, None, where)
-        for name, known in schema.attributes.items()
-        if known.default_value.type
-    }
+    attributes = dict(known_as.defaults)
     seen = set()
     for attribute in node.attribute:
         name = attribute.name
-        known = schema.attributes.get(name)
-        if known is None or name in seen or attribute.ref_attr_name:
+        kind = known_as.types.get(name)
+        if kind is None or name in seen or attribute.ref_attr_name:
             raise FormatError(f"{where}: attribute {name!r} is unknown, repeated or a reference")
-        if attribute.type != int(known.type.value):
+        if attribute.type != kind:
+            word = import_onnx().AttributeProto.AttributeType.Name
             raise FormatError(
-                f"{where}: attribute {name!r} has type "
-                f"{onnx.AttributeProto.AttributeType.Name(attribute.type)}, "
-                f"expected {known.type.name}"
+                f"{where}: attribute {name!r} has type {word(attribute.type)}, "
+                f"expected {word(kind)}"
             )
         seen.add(name)
         attributes[name] = _attribute_value(attribute, folder, where)
-    for name, known in schema.attributes.items():
-        if known.required and name not in seen:
+    for name in known_as.required:
+        if name not in seen:
             raise FormatError(f"{where}: attribute {name!r} is missing")
-    version = schema.since_version
-    return Node(
-        node.op_type, version, node.name, list(node.input), list(node.output), attributes, index
+    inputs, outputs = list(node.input), list(node.output)
+    return Node(node.op_type, known_as.version, node.name, inputs, outputs, attributes, index)
+
+
+@dataclass
+class Rules:
+    """What the standard says of an operator in one version of the operator set."""
+
+    version: int  # that last changed it
+    inputs: tuple  # (fewest, most)
+    outputs: tuple
+    types: dict  # attribute → ONNX's number of its type
+    defaults: dict  # attribute → its value where none is given
+    required: list  # attributes that must be given
+
+
+@functools.cache
+def _rules(operator, opset):
+    """The Rules of an operator, or None where the operator set does not have it."""
+    onnx = import_onnx()
+    try:
+        schema = onnx.defs.get_schema(operator, opset, "")
+    except onnx.defs.SchemaError:
+        return None
+    if schema.deprecated:
+        return None
+    attributes = schema.attributes
+    return Rules(
+        schema.since_version,
+        (schema.min_input, schema.max_input),
+        (schema.min_output, schema.max_output),
+        {name: int(known.type.value) for name, known in attributes.items()},
+        {
+            name: _attribute_value(known.default_value, None, operator)
+            for name, known in attributes.items()
+            if known.default_value.type
+        },
+        [name for name, known in attributes.items() if known.required],
     )
 
 
@@ -369,7 +408,7 @@ def _attribute_value(attribute, folder, where):
     if attribute.type == types.TENSOR:
         return read_tensor(attribute.t, folder)
     if attribute.type == types.FLOATS:
-        return [_decimal(value) for value in attribute.floats]
+        return [float(value) for value in attribute.floats]
     if attribute.type == types.INTS:
         return list(attribute.ints)
     raise UnsupportedError(f"{where}: attribute {attribute.name!r} has a type not implemented")
@@ -398,7 +437,7 @@ def _signature(value, typed=True):
         shape = tuple(
             d.dim_value if d.WhichOneof("value") == "dim_value" else None for d in tensor.shape.dim
         )
-        if any(size is not None and size < 0 for size in shape):
+        if any(size is not None and size < 0 for size in shape) or len(shape) > RANK:
             raise FormatError(f"{value.name!r} has the shape {shape}")
     return Signature(value.name, dtype, shape)
 
@@ -428,6 +467,7 @@ def _check_names(nodes, arrays, inputs, outputs):
 
 # --- arrays -------------------------------------------------------------------------------
 
+RANK = 16  # axes of an array, at most
 EXTERNAL = 1  # where a tensor's numbers are: in another file
 BFLOAT16 = 16
 DTYPES = {  # ONNX's number of a type → (how it is computed here)
@@ -458,9 +498,11 @@ LISTS = {
 EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}
 
 
-def read_tensor(tensor, folder):
+def read_tensor(tensor, folder, outside=None):
     """The array in a tensor message: floats of any width as float32.
 
+    outside  a dict that takes bytes from another file, by name. Without it the message takes
+             them. Saving needs them, and that file may have changed by then
     Raises   FormatError when sizes disagree; UnsupportedError for a type not in DTYPES;
              SecurityError when it reaches outside its folder or for too much memory
     """
@@ -473,7 +515,7 @@ def read_tensor(tensor, folder):
         raise FormatError(f"{name}: {tensor.data_type} is no type of element")
     dtype = stored_dtype(tensor)
     shape = tuple(tensor.dims)
-    if any(size < 0 for size in shape) or len(shape) > 16:
+    if any(not 0 <= size < 1 << 40 for size in shape) or len(shape) > RANK:
         raise FormatError(f"{name}: the shape {shape} is impossible")
     count = math.prod(shape)
     size = count * dtype.itemsize
@@ -484,15 +526,20 @@ def read_tensor(tensor, folder):
         raise UnsupportedError(f"{name}: strings and segments are not implemented")
     if tensor.data_location == EXTERNAL:
         raw = folder.read(tensor, size)
-        tensor.raw_data = raw  # so that saving does not need that file again
+        if outside is None:
+            tensor.raw_data = raw
+        else:
+            outside[tensor.name] = raw
     elif lists:
         if tensor.data_type not in LISTS[lists[0]]:
             raise FormatError(f"{name}: its type {tensor.data_type} is not kept in {lists[0]}")
-        numbers = np.array(getattr(tensor, lists[0]))
+        numbers = getattr(tensor, lists[0])
         if len(numbers) != count:
             raise FormatError(
                 f"{name}: shape {shape} needs {count:,} numbers, has {len(numbers):,}"
             )
+        kind = {"float_data": np.float32, "double_data": np.float64, "uint64_data": np.uint64}
+        numbers = np.fromiter(numbers, kind.get(lists[0], np.int64), count)
         if tensor.data_type in (10, BFLOAT16):
             raw = numbers.astype(np.uint16).tobytes()
         else:
@@ -503,7 +550,7 @@ def read_tensor(tensor, folder):
         raise FormatError(
             f"{name}: shape {shape} of {dtype} needs {size:,} bytes, the file has {len(raw):,}"
         )
-    array = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+    array = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
     return widen(array, tensor.data_type)
 
 
@@ -518,7 +565,7 @@ def widen(array, data_type):
         return (array.astype(np.uint32) << 16).view(np.float32)
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
-            return array.astype(np.float32)
+            return array.astype(np.float32, copy=False)
     return array
 
 
@@ -542,12 +589,12 @@ class Folder:
     """A model's folder: the only place where its arrays may lie in other files.
 
     path     of the folder
-    memory   bytes that one array may take
+    memory   bytes that all of these arrays may take together
     """
 
     def __init__(self, path, memory):
         self.path, self.memory = os.path.realpath(path), memory
-        self.asked, self.files = 0, {}
+        self.asked = 0
 
     def read(self, tensor, size):
         """The bytes of a tensor that are kept in another file."""
@@ -563,8 +610,13 @@ class Folder:
         )
         if length != size:
             raise FormatError(f"{name}: needs {size:,} bytes, external data has {length:,}")
-        if size > self.memory:
-            raise SecurityError(f"{name}: {size:,} bytes, more than memory={self.memory:,}")
+        # A file of no size can claim terabytes of zeros, and tensors may share their bytes.
+        self.asked += size
+        if self.asked > self.memory:
+            raise SecurityError(
+                f"{name}: with its {size:,} bytes, arrays in other files take {self.asked:,}; the "
+                f"limit is {self.memory:,}: load(…, memory=…) raises it, if you trust the file"
+            )
         descriptor = self.open(entries.get("location", ""), name)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -576,11 +628,6 @@ class Folder:
                     f"{name}: bytes {offset:,} to {offset + length:,} of "
                     f"{entries['location']!r}, which has {status.st_size:,}"
                 )
-            # A thousand tensors that share one range would cost a thousand times its size.
-            self.files[status.st_dev, status.st_ino] = status.st_size
-            self.asked += length
-            if self.asked > 4 * sum(self.files.values()) + (1 << 20):
-                raise SecurityError(f"{name}: the tensors read the same bytes again and again")
             file.seek(offset)
             return file.read(length)
 

@@ -226,9 +226,10 @@ def _write_external(network, model, path, changed):
         )
     pieces, offset = [], 0
     for tensor in kept:
-        old = network.graph.location[tensor.name]
-        new = changed.get(tensor.name)
-        content = old.raw_data if new is None else _bytes_for(old, new)
+        if tensor.name in changed:
+            content = _bytes_for(tensor, changed[tensor.name])
+        else:
+            content = network.graph.outside[tensor.name]
         gap = -offset % ALIGNMENT
         pieces += [bytes(gap), content]
         offset += gap
