@@ -13,11 +13,6 @@ from pathlib import Path
 # What the user can mend is told in one line; anything else is our mistake and shows its trace.
 MENDABLE = (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError, ImportError)
 
-# Learning rates where the command line says nothing. ℓ₂ lies within the paper's range, where
-# averaging shows best; Adam's is its default in TensorFlow 1.8.
-TRAINING_RATE, ADAM_RATE = 0.2, 1e-3
-FINETUNE_RATE = {"glyphs": 0.25, "mnist": 0.15}
-
 # Commands that live elsewhere: each module has `add_parser(subparsers)`.
 COMMANDS = ("minires.study.sweep", "minires.onnx.evaluate", "minires.onnx.improve")
 
@@ -80,17 +75,32 @@ def _add_run(subparsers):
         help="digits made on the spot, or MNIST",
     )
     parser.add_argument("--data-dir", type=Path, help="the folder of the MNIST files")
-    parser.add_argument("--network", default="lenet", help="lenet, lenet_classic, …")
-    parser.add_argument("--l1", type=float, help="learning rate of training (0.2; 0.001 with Adam)")
+    parser.add_argument(
+        "--network",
+        default="lenet",
+        help="lenet, lenet_classic, mobilenet_v1, mobilenet_v2, inception_v3",
+    )
+    parser.add_argument(
+        "--width",
+        type=float,
+        help="what multiplies the channels of MobileNet and Inception (0.25)",
+    )
+    parser.add_argument(
+        "--l1", type=float, help="learning rate of training (LeNet 0.2, others 0.05; Adam 0.001)"
+    )
     parser.add_argument(
         "--l2",
         type=float,
-        help="learning rate of fine-tuning (0.25 on glyphs, 0.15 on MNIST; 0.001 with Adam)",
+        help="learning rate of fine-tuning (LeNet 0.25 on glyphs, 0.15 on MNIST, others 0.05; "
+        "Adam 0.001)",
     )
+    parser.add_argument("--momentum", type=float, help="of SGD (LeNet 0, others 0.9)")
     parser.add_argument("--epochs", type=int, default=2, help="of training")
     parser.add_argument("--updates", type=int, default=500, help="of fine-tuning")
     parser.add_argument("--batch", type=int, default=128, help="images in a mini-batch")
-    parser.add_argument("--dropout", type=float, default=0.5, help="share of units dropped")
+    parser.add_argument(
+        "--dropout", type=float, help="share of units dropped (LeNet 0.5, others 0.2)"
+    )
     parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="of training")
     parser.add_argument(
         "--finetune-optimizer", choices=("sgd", "adam"), default="sgd", help="of fine-tuning"
@@ -114,11 +124,6 @@ def _run(options):
 
     if options.threads is not None:
         backend.set_threads(options.threads)
-    if options.l1 is None:
-        options.l1 = ADAM_RATE if options.optimizer == "adam" else TRAINING_RATE
-    if options.l2 is None:
-        adam = options.finetune_optimizer == "adam"
-        options.l2 = ADAM_RATE if adam else FINETUNE_RATE[options.data]
     names = [field.name for field in fields(experiment.Config)]
     config = experiment.Config(**{name: getattr(options, name) for name in names})
     out = options.out or _own_folder(config, options.resume)

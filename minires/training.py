@@ -80,7 +80,7 @@ def train(
     phase         "training" or "fine-tuning": which of the seed's streams to use
     after_update  called with (number of the update, theta, loss) after each
     quiet         no progress bar (there is none off a terminal in any case)
-    Raises        FloatingPointError when the loss is no longer a number
+    Raises        FloatingPointError when the loss is no longer a number, or θ at the end
     """
     order = batches(len(images), batch, stream(seed, f"{phase} order"))
     dropout = stream(seed, f"{phase} dropout")
@@ -98,15 +98,25 @@ def train(
             theta, images[chosen], labels[chosen], stats=stats, rng=dropout
         )
         if not np.isfinite(to_host(loss)):
+            remedy = (
+                f"lower the rate, {optimizer.rate}"
+                if number
+                else "the weights to start from are no good: lower the rate that led to them"
+            )
             raise FloatingPointError(
-                f"{phase}: the loss is {float(loss)} at update {number + 1} of {updates} with "
-                f"rate {optimizer.rate}: lower the rate"
+                f"{phase}: the loss is {loss} at update {number + 1} of {updates}: {remedy}"
             )
         optimizer.step(theta, gradient)
         if number % 20 == 0:
             bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
         if after_update is not None:
             after_update(number, theta, loss)
+    xp = xp_of(theta)
+    if not (xp.isfinite(theta).all() and xp.isfinite(stats).all()):
+        raise FloatingPointError(
+            f"{phase}: after {updates} updates weights or batch-norm statistics are infinite or "
+            f"not a number: lower the rate, {optimizer.rate}"
+        )
 
 
 def fine_tune(

@@ -1,5 +1,6 @@
 """`minires run` and `minires info`, from the command line to the files they leave."""
 
+import itertools
 import json
 import os
 import re
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 
 import data_tools
-from minires import cli, experiment, figures, training
+from minires import cli, experiment, figures, reestimate_stats, training
 from minires.experiment import Config, Folder
 from minires.files import load_arrays, load_json
+from minires.layers import BatchNorm
 from minires.moments import Moments
+from minires.networks import NETWORKS
 from minires.optimizers import SGD, Adam
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -355,6 +358,9 @@ def test_a_damaged_stage_is_named(finished, tmp_path, capsys):
         (["--l2", "nan"], "l2 is nan, expected a positive rate"),
         (["--l1", "inf"], "l1 is inf, expected a positive rate"),
         (["--dropout", 1], "dropout is 1.0, expected 0 <= dropout < 1"),
+        (["--momentum", 1], "momentum is 1.0, expected 0 <= momentum < 1"),
+        (["--width", 0.5], "width is 0.5, but lenet_classic has none to choose"),
+        (["--network", "mobilenet_v1", "--width", 0], "width is 0.0, expected a positive factor"),
         (["--network", "alexnet"], "network is 'alexnet', there are lenet, lenet_classic"),
         (["--threads", 0], "count is 0, expected at least 1"),
         (["--resume"], "there is no runs/glyphs-lenet_classic-… to go on with"),
@@ -400,8 +406,36 @@ def test_help_names_every_setting(capsys):
 
 def test_divergence_is_one_line(tmp_path, capsys):
     line = refused(capsys, *TINY, "--l1", 1e30, "--out", tmp_path / "out")
-    assert re.search(r"training: the loss is (nan|inf) at update \d of 8 with rate 1e\+30", line)
-    assert "lower the rate" in line
+    assert re.search(
+        r"training: the loss is (nan|inf) at update \d of 8: lower the rate, 1e\+30", line
+    )
+
+
+@pytest.mark.parametrize("network", ["mobilenet_v1", "mobilenet_v2", "inception_v3"])
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        # One update is too few to see it in a loss.
+        (["--l1", 1e39], "training: after 1 updates weights or batch-norm statistics are infinite"),
+        (
+            ["--l2", 1e38],
+            r"fine-tuning: the loss is nan at update [23] of 4: lower the rate, 1e\+38",
+        ),
+    ],
+)
+def test_networks_with_batch_norm_diverge_in_one_line(
+    tmp_path, capsys, network, options, complaint
+):
+    out = tmp_path / "out"
+    small = ["--network", network, "--width", 0.1, "--train", 32, "--test", 8]
+    assert re.search(complaint, refused(capsys, *TINY, *small, *options, "--out", out))
+    assert "results.json" not in os.listdir(out)
+
+
+def test_predictions_that_are_not_numbers_are_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "predict", lambda *a: np.full((64, 10), np.nan, np.float32))
+    line = refused(capsys, *TINY, "--out", tmp_path / "out")
+    assert "pre-trained: predictions are not numbers: lower --l1 or --l2, now 0.2 and 0.25" in line
 
 
 def test_a_full_disk_is_told_before_the_work(tmp_path, capsys, monkeypatch):
@@ -442,9 +476,84 @@ def test_adam_no_epochs_one_member_and_a_folder_named_by_the_time(tmp_path, caps
 
 
 def test_an_optimizer_by_name():
-    sgd, adam = (experiment.make_optimizer(name, 0.3) for name in ("sgd", "adam"))
-    assert (type(sgd), sgd.rate) == (SGD, 0.3)
+    sgd, adam = (experiment.make_optimizer(name, 0.3, 0.8) for name in ("sgd", "adam"))
+    assert (type(sgd), sgd.rate, sgd.momentum) == (SGD, 0.3, 0.8)
     assert (type(adam), adam.rate) == (Adam, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, {"width": None, "l1": 0.2, "l2": 0.25, "momentum": 0, "dropout": 0.5}),
+        ({"data": "mnist"}, {"l1": 0.2, "l2": 0.15}),
+        ({"network": "mobilenet_v2"}, {"width": 0.25, "momentum": 0.9, "dropout": 0.2}),
+        ({"network": "mobilenet_v2", "width": 1, "momentum": 0}, {"width": 1, "momentum": 0}),
+        ({"network": "mobilenet_v1", "optimizer": "adam", "l2": 3}, {"l1": 0.001, "l2": 3}),
+        ({"finetune_optimizer": "adam", "l1": 3}, {"l1": 3, "l2": 0.001}),
+    ],
+)
+def test_what_is_not_said_is_chosen_for_the_network(said, expected):
+    config = asdict(Config(**said))
+    assert {name: config[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("network", experiment.SETTINGS)
+def test_what_is_chosen_reaches_the_network(network):
+    model = Config(network=network).model((28, 28, 1))
+    same = NETWORKS[network](0.25, input_shape=(28, 28, 1), classes=10)
+    assert model.size == same.size
+    kept = {layer.momentum for *_, layer, _, _ in model.layout.rows if isinstance(layer, BatchNorm)}
+    assert kept == {0.9}
+
+
+@pytest.mark.parametrize("network", ["mobilenet_v1", "mobilenet_v2", "inception_v3"])
+def test_networks_with_batch_norm_compare_every_policy(tmp_path, capsys, monkeypatch, network):
+    """From the command to the table; done again from the files and the library."""
+    monkeypatch.setattr(experiment, "STATISTICS_BATCHES", 3)
+    code, stdout, _ = main(
+        capsys, *TINY, "--network", network, "--width", 0.1, "--train", 64, "--test", 32,
+        "--updates", 3, "--members", 2, "--momentum", 0.5, "--dropout", 0,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+    results = load_json(tmp_path / "out" / "results.json")
+    policies = "averaged", "recomputed", "last"
+    rows = [(r["method"], r["members"], r.get("batch_norm")) for r in results["records"]]
+    assert rows == [
+        ("pretrained", 1, None),
+        ("finetuned", 1, None),
+        *[("mean", 1, policy) for policy in policies],
+        *[(*kind, policy) for policy in policies for kind in (("draw", 1), ("ensemble", 2))],
+    ]
+    names = "mean model", "1 drawn network", "ensemble of 2"
+    for name, policy in itertools.product(names, policies):
+        assert f"{name}, {policy}  " in stdout
+
+    config = Config(**results["config"])
+    data = data_tools.load("glyphs", train=64, test=32)
+    images, labels = data_tools.scale(data.train_images), data.train_labels
+    model = config.model((28, 28, 1))
+    theta, stats = model.init(training.stream(5, "initial weights")), model.init_stats()
+    training.train(
+        model, theta, stats, images, labels, SGD(config.l1, 0.5), 2, 32, 5, quiet=True
+    )  # fmt: skip
+    kept = load_arrays(tmp_path / "out" / "seed_5_pretrained.npz")
+    np.testing.assert_array_equal(kept["theta"], theta)
+    np.testing.assert_array_equal(kept["stats"], stats)
+    moments, of_stats, _ = training.fine_tune(
+        model, theta, stats, images, labels, SGD(config.l2, 0.5), 3, 32, 5, quiet=True
+    )
+    order = training.batches(64, 32, training.stream(5, "statistics order"))
+    looks = (images[next(order)] for _ in range(experiment.STATISTICS_BATCHES))
+    expected = {
+        "averaged": of_stats.mean,
+        "recomputed": reestimate_stats(model, moments.mean, looks),
+        "last": stats,
+    }
+    for record, policy in zip(results["records"][2:5], policies, strict=True):
+        p = model.predict(moments.mean, data_tools.scale(data.test_images), expected[policy])
+        nll = -np.log(p[np.arange(32), data.test_labels].astype(float)).mean()
+        assert record["nll"] == pytest.approx(nll, rel=1e-5)
 
 
 def test_a_run_without_a_folder_keeps_nothing_and_gives_the_same(finished, tmp_path, monkeypatch):
