@@ -2,9 +2,8 @@
 
 The array's own type picks the backend. `xp_of(array)` is the module that made it, so the
 same line of mathematics runs on a CPU and on a GPU. Only the few functions in `kernels/` are
-for one of them; those for the CPU are written so far. There a kernel cuts its work into
-*tiles*, pieces small enough to stay in the cache, and `run_tiles` hands them to a pool of
-threads.
+for one of them. On a CPU a kernel cuts its work into *tiles*, pieces small enough to stay in the
+cache, and `run_tiles` hands them to a pool of threads.
 
 What a tile is depends on shapes alone, never on the number of threads, and no two tiles
 write the same memory. So one thread and eight give the same bits.
@@ -33,15 +32,9 @@ def xp_of(array):
 
 
 def kernels_of(array):
-    """The kernel module for `array`: `minires.kernels.cpu`.
-
-    Raises   RuntimeError for a CuPy array: convolutions have no GPU kernels yet
-    """
-    if xp_of(array) is not np:
-        raise RuntimeError(
-            "networks run on the CPU so far: move the arrays there with minires.to_host"
-        )
-    return importlib.import_module("minires.kernels.cpu")
+    """The kernel module for `array`: `minires.kernels.cpu` or `minires.kernels.gpu`."""
+    name = "cpu" if xp_of(array) is np else "gpu"
+    return importlib.import_module(f"minires.kernels.{name}")
 
 
 def to_host(array):
@@ -120,8 +113,10 @@ def sum_rows(array):
     if array.dtype.kind != "f":
         return array.sum(axis=-2)
     rows = array.shape[-2]
-    if xp is not np or rows <= step:
-        return (xp.ones((1, rows), array.dtype) @ array)[..., 0, :]
+    if xp is not np:
+        return kernels_of(array).sum_rows(array)
+    if rows <= step:
+        return (np.ones((1, rows), array.dtype) @ array)[..., 0, :]
     ones = np.ones((1, step), array.dtype)
     partial = np.empty((-(-rows // step), *array.shape[:-2], 1, array.shape[-1]), array.dtype)
 

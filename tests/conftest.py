@@ -42,6 +42,20 @@ def xp(request):
     return np if request.param == "numpy" else _cupy_or_skip()
 
 
+@pytest.fixture(params=["emulated", pytest.param("cupy", marks=pytest.mark.gpu)])
+def device(request):
+    """CuPy: its stand-in on the host everywhere, the real one where there is a GPU (`-m gpu`)."""
+    if request.param == "cupy":
+        yield _cupy_or_skip()
+        return
+    import emulated_cupy
+
+    if (reason := emulated_cupy.missing()) is not None:
+        pytest.skip(reason)
+    with emulated_cupy.installed() as cupy:
+        yield cupy
+
+
 @pytest.fixture
 def data_dir():
     """The folder named by MINIRES_DATA; tests that need its files skip without it."""

@@ -1,0 +1,421 @@
+/* The kernels of gpu.py, in CUDA C.
+
+A GPU runs one function, the kernel, in thousands of threads at once; each asks who it is
+(blockIdx, threadIdx) and computes the numbers that are its own. Here every thread computes whole
+results, one after another: it *gathers* what its result needs and never adds into memory that
+another thread writes. So no order of threads can change a bit.
+
+Threads with neighbouring numbers touch neighbouring channels: 32 of them read one line of memory.
+
+REAL is float or double, INDEX int or long long: gpu.py compiles each kernel for what it meets.
+Arrays are contiguous; the letters are those of the formulas there:
+
+    N images of H × W pixels and C channels, OH × OW outputs, kernels of KH × KW taps,
+    SH, SW stride, TOP, LEFT padding, DH, DW dilation
+*/
+
+// Thread t of T takes results t, t + T, t + 2T, … of `count`.
+#define EACH(result, count)                                                        \
+    for (INDEX result = (INDEX)blockIdx.x * blockDim.x + threadIdx.x; result < (count); \
+         result += (INDEX)gridDim.x * blockDim.x)
+
+// The images and windows of a convolution or pooling, in the order of `_Windows` in gpu.py.
+#define WINDOWS                                                                  \
+    int H, int W, int C, int OH, int OW, int KH, int KW, int SH, int SW, int TOP, \
+        int LEFT, int DH, int DW
+
+#define NO_ACTIVATION 0
+#define RELU 1
+#define RELU6 2
+
+// The last axis of an index, which is taken off: 17 of (…, 5) is 2, and leaves 3.
+static __device__ int take_off(INDEX& index, int size)
+{
+    int place = (int)(index % size);
+    index /= size;
+    return place;
+}
+
+// A value that is not a number stays so: every comparison with it is false.
+static __device__ REAL activate(REAL y, int activation)
+{
+    if (activation != NO_ACTIVATION && y < 0) return 0;
+    if (activation == RELU6 && y > 6) return 6;
+    return y;
+}
+
+// The window, along one axis, in which tap `tap` meets pixel `pixel`; −1 if there is none.
+static __device__ int window_of(int pixel, int tap, int windows, int stride, int before,
+                                int dilation)
+{
+    int start = pixel + before - tap * dilation;
+    if (start < 0 || start % stride != 0) return -1;
+    return start / stride < windows ? start / stride : -1;
+}
+
+static __device__ bool inside(int h, int w, int H, int W)
+{
+    return 0 <= h && h < H && 0 <= w && w < W;
+}
+
+/* --- convolution -------------------------------------------------------------------------
+
+Its arithmetic is a matrix product; these two copy images into windows, and add windows' gradients
+up to images. They work on `some` images of every network, from number `first` of its N. */
+
+// rows[(s,n,i,j), (u,v,c)] = x[s, first + n, i·SH + u·DH − TOP, j·SW + v·DW − LEFT, c]
+extern "C" __global__ void gather(INDEX count, const REAL* x, REAL* rows, int N, int first,
+                                  int some, WINDOWS)
+{
+    EACH(k, count) {
+        INDEX rest = k;
+        int c = take_off(rest, C), v = take_off(rest, KW), u = take_off(rest, KH);
+        int j = take_off(rest, OW), i = take_off(rest, OH), n = take_off(rest, some);
+        int h = i * SH + u * DH - TOP, w = j * SW + v * DW - LEFT;
+        INDEX image = rest * N + first + n;
+        rows[k] = inside(h, w, H, W) ? x[((image * H + h) * W + w) * C + c] : 0;
+    }
+}
+
+// x_gradient[r, first + n, h, w, c] = Σ rows[(r,n,i,j), (u,v,c)] over the taps that met the pixel
+extern "C" __global__ void spread(INDEX count, const REAL* rows, REAL* x_gradient, int N,
+                                  int first, int some, WINDOWS)
+{
+    EACH(k, count) {
+        INDEX rest = k;
+        int c = take_off(rest, C), w = take_off(rest, W), h = take_off(rest, H);
+        INDEX image = rest;
+        int n = take_off(rest, some);
+        REAL sum = 0;
+        for (int u = 0; u < KH; u++) {
+            int i = window_of(h, u, OH, SH, TOP, DH);
+            for (int v = 0; v < KW && i >= 0; v++) {
+                int j = window_of(w, v, OW, SW, LEFT, DW);
+                if (j >= 0) sum += rows[((((image * OH + i) * OW + j) * KH + u) * KW + v) * C + c];
+            }
+        }
+        INDEX target = rest * N + first + n;
+        x_gradient[((target * H + h) * W + w) * C + c] = sum;
+    }
+}
+
+// y[r, m, c] ← f(y[r, m, c] + bias[r, c]), each network having `size` values
+extern "C" __global__ void finish(INDEX count, REAL* y, const REAL* bias, INDEX size, int C,
+                                  int has_bias, int activation)
+{
+    EACH(k, count) {
+        REAL value = y[k];
+        if (has_bias) value += bias[k / size * C + k % C];
+        y[k] = activate(value, activation);
+    }
+}
+
+// largest[r,n,p,q,c] = f(max_uv y[r, n, p·KH + u, q·KW + v, c] + bias[r,c]) of windows that tile
+// the H × W outputs; winners: which of its pixels that was, in reading order, the first of equals.
+// A network has `size` results.
+extern "C" __global__ void keep_largest(INDEX count, const REAL* y, const REAL* bias,
+                                        REAL* largest, unsigned char* winners, INDEX size, int H,
+                                        int W, int C, int PH, int PW, int KH, int KW, int has_bias,
+                                        int activation)
+{
+    EACH(k, count) {
+        INDEX image = k;
+        int c = take_off(image, C), q = take_off(image, PW), p = take_off(image, PH);
+        const REAL* corner = y + ((image * H + p * KH) * W + q * KW) * C + c;
+        REAL best = corner[0];
+        int winner = 0;
+        for (int tap = 1; tap < KH * KW; tap++) {
+            REAL value = corner[((INDEX)(tap / KW) * W + tap % KW) * C];
+            if (value > best) winner = tap;
+            if (value > best || value != value) best = value;
+        }
+        if (has_bias) best += bias[k / size * C + c];
+        largest[k] = activate(best, activation);
+        winners[k] = (unsigned char)winner;
+    }
+}
+
+// result[n,h,w,c] = g[n, h / KH, w / KW, c] if the pixel won its window, else 0
+extern "C" __global__ void unpool(INDEX count, const REAL* g, const unsigned char* winners,
+                                  REAL* result, int H, int W, int C, int PH, int PW, int KH,
+                                  int KW)
+{
+    EACH(k, count) {
+        INDEX image = k;
+        int c = take_off(image, C), w = take_off(image, W), h = take_off(image, H);
+        int p = h / KH, q = w / KW;
+        result[k] = 0;
+        if (p >= PH || q >= PW) continue;  // no whole window covers it
+        INDEX place = ((image * PH + p) * PW + q) * C + c;
+        if (winners[place] == h % KH * KW + w % KW) result[k] = g[place];
+    }
+}
+
+/* --- depthwise convolution -------------------------------------------------------------- */
+
+// y[r,n,i,j,c] = f(bias[r,c] + Σ_uv x[r, n, i·SH + u·DH − TOP, j·SW + v·DW − LEFT, c] · w[r,u,v,c])
+extern "C" __global__ void depthwise(INDEX count, const REAL* x, const REAL* w, const REAL* bias,
+                                     REAL* y, int N, int shared, int has_bias, int activation,
+                                     WINDOWS)
+{
+    EACH(k, count) {
+        INDEX rest = k;
+        int c = take_off(rest, C), j = take_off(rest, OW), i = take_off(rest, OH);
+        INDEX image = rest;
+        int n = take_off(rest, N);
+        int r = (int)rest;
+        if (shared) image = n;
+        REAL sum = 0;
+        for (int u = 0; u < KH; u++) {
+            for (int v = 0; v < KW; v++) {
+                int row = i * SH + u * DH - TOP, column = j * SW + v * DW - LEFT;
+                if (!inside(row, column, H, W)) continue;
+                sum += x[((image * H + row) * W + column) * C + c] * w[((r * KH + u) * KW + v) * C + c];
+            }
+        }
+        if (has_bias) sum += bias[r * C + c];
+        y[k] = activate(sum, activation);
+    }
+}
+
+// x_gradient[r,n,h,w,c] = Σ_uv g[r,n,i,j,c] · w[r,u,v,c] over the outputs that saw the pixel
+extern "C" __global__ void depthwise_input_gradient(INDEX count, const REAL* g, const REAL* w,
+                                                    REAL* x_gradient, int N, WINDOWS)
+{
+    EACH(k, count) {
+        INDEX rest = k;
+        int c = take_off(rest, C), column = take_off(rest, W), row = take_off(rest, H);
+        INDEX image = rest;
+        take_off(rest, N);
+        int r = (int)rest;
+        REAL sum = 0;
+        for (int u = 0; u < KH; u++) {
+            int i = window_of(row, u, OH, SH, TOP, DH);
+            for (int v = 0; v < KW && i >= 0; v++) {
+                int j = window_of(column, v, OW, SW, LEFT, DW);
+                if (j < 0) continue;
+                sum += g[((image * OH + i) * OW + j) * C + c] * w[((r * KH + u) * KW + v) * C + c];
+            }
+        }
+        x_gradient[k] = sum;
+    }
+}
+
+// partial[r, p, (u,v,c)] = Σ x · g over outputs p·step … (p+1)·step of the N·OH·OW of network r
+extern "C" __global__ void depthwise_weight_gradient(INDEX count, const REAL* x, const REAL* g,
+                                                     REAL* partial, int N, int shared, int parts,
+                                                     INDEX step, WINDOWS)
+{
+    EACH(k, count) {
+        INDEX rest = k;
+        int c = take_off(rest, C), v = take_off(rest, KW), u = take_off(rest, KH);
+        int p = take_off(rest, parts);
+        INDEX outputs = (INDEX)N * OH * OW;
+        REAL sum = 0;
+        for (INDEX m = p * step; m < outputs && m < (p + 1) * step; m++) {
+            INDEX place = m;
+            int j = take_off(place, OW), i = take_off(place, OH);
+            int row = i * SH + u * DH - TOP, column = j * SW + v * DW - LEFT;
+            if (!inside(row, column, H, W)) continue;
+            INDEX image = shared ? place : rest * N + place;
+            sum += x[((image * H + row) * W + column) * C + c] * g[(rest * outputs + m) * C + c];
+        }
+        partial[k] = sum;
+    }
+}
+
+/* --- sums ------------------------------------------------------------------------------- */
+
+// sums[b, p, c] = Σ x[b, m, c] over the rows p·step … (p+1)·step of M
+extern "C" __global__ void sum_rows(INDEX count, const REAL* x, REAL* sums, INDEX M, int C,
+                                    int parts, int step)
+{
+    EACH(k, count) {
+        INDEX rest = k;
+        int c = take_off(rest, C), p = take_off(rest, parts);
+        REAL sum = 0;
+        for (INDEX m = (INDEX)p * step; m < M && m < ((INDEX)p + 1) * step; m++)
+            sum += x[(rest * M + m) * C + c];
+        sums[k] = sum;
+    }
+}
+
+/* --- pooling ---------------------------------------------------------------------------- */
+
+// y[n,i,j,c] = max_uv x[n, i·SH + u·DH − TOP, j·SW + v·DW − LEFT, c]; the padding never wins
+extern "C" __global__ void max_pool(INDEX count, const REAL* x, REAL* y, WINDOWS)
+{
+    EACH(k, count) {
+        INDEX rest = k;
+        int c = take_off(rest, C), j = take_off(rest, OW), i = take_off(rest, OH);
+        REAL best = 0;
+        bool none = true;
+        for (int u = 0; u < KH; u++) {
+            for (int v = 0; v < KW; v++) {
+                int h = i * SH + u * DH - TOP, w = j * SW + v * DW - LEFT;
+                if (!inside(h, w, H, W)) continue;
+                REAL value = x[((rest * H + h) * W + w) * C + c];
+                if (none || value > best || value != value) best = value;
+                none = false;  // and what is not a number stays: nothing is larger
+            }
+        }
+        y[k] = best;
+    }
+}
+
+// x_gradient[n,h,w,c] = Σ g[n,i,j,c] over the windows of which the pixel is the first maximum
+extern "C" __global__ void max_pool_gradient(INDEX count, const REAL* g, const REAL* x,
+                                             const REAL* y, REAL* x_gradient, WINDOWS)
+{
+    EACH(k, count) {
+        INDEX image = k;
+        int c = take_off(image, C), w = take_off(image, W), h = take_off(image, H);
+        REAL value = x[k], sum = 0;
+        for (int u = 0; u < KH; u++) {
+            int i = window_of(h, u, OH, SH, TOP, DH);
+            for (int v = 0; v < KW && i >= 0; v++) {
+                int j = window_of(w, v, OW, SW, LEFT, DW);
+                if (j < 0) continue;
+                INDEX output = ((image * OH + i) * OW + j) * C + c;
+                bool first = value == y[output];
+                for (int tap = 0; tap < u * KW + v && first; tap++) {
+                    int row = i * SH + tap / KW * DH - TOP, column = j * SW + tap % KW * DW - LEFT;
+                    if (inside(row, column, H, W))
+                        first = x[((image * H + row) * W + column) * C + c] != value;
+                }
+                if (first) sum += g[output];
+            }
+        }
+        x_gradient[k] = sum;
+    }
+}
+
+// y[n,i,j,c] = Σ_uv x[n, i·SH + u·DH − TOP, j·SW + v·DW − LEFT, c] / divisor[i,j]
+extern "C" __global__ void mean_pool(INDEX count, const REAL* x, const REAL* divisor, REAL* y,
+                                     WINDOWS)
+{
+    EACH(k, count) {
+        INDEX rest = k;
+        int c = take_off(rest, C), j = take_off(rest, OW), i = take_off(rest, OH);
+        REAL sum = 0;
+        for (int u = 0; u < KH; u++) {
+            for (int v = 0; v < KW; v++) {
+                int h = i * SH + u * DH - TOP, w = j * SW + v * DW - LEFT;
+                if (inside(h, w, H, W)) sum += x[((rest * H + h) * W + w) * C + c];
+            }
+        }
+        y[k] = sum / divisor[i * OW + j];
+    }
+}
+
+// x_gradient[n,h,w,c] = Σ g[n,i,j,c] / divisor[i,j] over the windows that hold the pixel
+extern "C" __global__ void mean_pool_gradient(INDEX count, const REAL* g, const REAL* divisor,
+                                              REAL* x_gradient, WINDOWS)
+{
+    EACH(k, count) {
+        INDEX image = k;
+        int c = take_off(image, C), w = take_off(image, W), h = take_off(image, H);
+        REAL sum = 0;
+        for (int u = 0; u < KH; u++) {
+            int i = window_of(h, u, OH, SH, TOP, DH);
+            for (int v = 0; v < KW && i >= 0; v++) {
+                int j = window_of(w, v, OW, SW, LEFT, DW);
+                if (j >= 0) sum += g[((image * OH + i) * OW + j) * C + c] / divisor[i * OW + j];
+            }
+        }
+        x_gradient[k] = sum;
+    }
+}
+
+/* --- random numbers --------------------------------------------------------------------- */
+
+/* Philox 4×32-10: ten rounds of multiplying and mixing turn a counter and a key into four
+random words. No state: number 1,000,000 of a stream costs what the first one costs.
+
+Source   Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3" */
+static __device__ void philox(unsigned word[4], unsigned key_0, unsigned key_1)
+{
+    for (int round = 0; round < 10; round++) {
+        unsigned long long left = 0xD2511F53ull * word[0], right = 0xCD9E8D57ull * word[2];
+        word[0] = (unsigned)(right >> 32) ^ word[1] ^ key_0;
+        word[1] = (unsigned)right;
+        word[2] = (unsigned)(left >> 32) ^ word[3] ^ key_1;
+        word[3] = (unsigned)left;
+        key_0 += 0x9E3779B9u;
+        key_1 += 0xBB67AE85u;
+    }
+}
+
+// values[s, k] in [0, 1), 24 bits each: word k % 4 of counter k / 4 under the key seeds[s]
+extern "C" __global__ void uniform(INDEX count, const unsigned long long* seeds, float* values,
+                                   INDEX size)
+{
+    INDEX blocks = (size + 3) / 4;
+    EACH(k, count) {
+        INDEX seed = k / blocks;
+        unsigned long long block = k % blocks;
+        unsigned word[4] = {(unsigned)block, (unsigned)(block >> 32), 0, 0};
+        philox(word, (unsigned)seeds[seed], (unsigned)(seeds[seed] >> 32));
+        for (int lane = 0; lane < 4; lane++) {
+            INDEX place = (INDEX)block * 4 + lane;
+            if (place < size) values[seed * size + place] = (word[lane] >> 8) * (1.0f / 16777216);
+        }
+    }
+}
+
+/* --- a step of θ ------------------------------------------------------------------------
+
+What changes from step to step (rates, the number of updates) is read from arrays, so that a
+recorded step can be played again with other values in them. Each network has `size` weights. */
+
+// v ← μ v + g + λ θ,   θ ← θ − ℓ v;   without momentum v is not kept
+extern "C" __global__ void step_sgd(INDEX count, REAL* theta, const REAL* gradient, REAL* velocity,
+                                    const REAL* rates, INDEX size, int several, int has_velocity,
+                                    REAL momentum, REAL decay)
+{
+    EACH(k, count) {
+        REAL v = gradient[k];
+        if (decay != 0) v += decay * theta[k];
+        if (has_velocity) {
+            v += momentum * velocity[k];
+            velocity[k] = v;
+        }
+        theta[k] -= rates[several ? k / size : 0] * v;
+    }
+}
+
+// m ← m + (1−β₁)(g − m),   v ← v + (1−β₂)(g² − v),   θ ← θ − ℓ m / (√v + ε)
+extern "C" __global__ void step_adam(INDEX count, REAL* theta, const REAL* gradient, REAL* first,
+                                     REAL* second, const REAL* rates, const REAL* epsilon,
+                                     INDEX size, int several, REAL new_first, REAL new_second)
+{
+    EACH(k, count) {
+        REAL g = gradient[k];
+        REAL m = first[k] + new_first * (g - first[k]);
+        REAL v = second[k] + new_second * (g * g - second[k]);
+        first[k] = m;
+        second[k] = v;
+        theta[k] -= rates[several ? k / size : 0] * m / (sqrt(v) + epsilon[0]);
+    }
+}
+
+/* One update of the moments (eqs. 2-3): d = θ − θ̄,  θ̄ ← θ̄ + d/n,  nσ² ← nσ² + (n−1)/n d²,
+with θ̄ = first + offset and the sums in double. n[0] is the number of updates counted with this
+one; 1 starts, 0 leaves this update out. */
+extern "C" __global__ void fold_moments(INDEX count, const REAL* theta, REAL* first,
+                                        double* offset, double* m2, const long long* n)
+{
+    double number = (double)n[0];
+    if (number < 1) return;
+    EACH(k, count) {
+        if (number == 1) {
+            first[k] = theta[k];
+            offset[k] = 0;
+            m2[k] = 0;
+            continue;
+        }
+        double d = (double)theta[k] - (double)first[k] - offset[k];
+        offset[k] += d / number;
+        m2[k] += d * d * ((number - 1) / number);
+    }
+}

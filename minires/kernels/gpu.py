@@ -1,0 +1,459 @@
+"""The few functions that are worth writing for a GPU: the names and arguments of `cpu.py`.
+
+Products go to cuBLAS (`cublas.py`). All else is a page of CUDA C, `gpu.cu`, compiled for the card
+when it is first needed. A convolution copies every window of the images into a row ("im2col") and
+multiplies; on a GPU many images at once, in pieces only where the windows would fill its memory.
+
+Some functions here have no twin in `cpu.py`, where NumPy's own expressions do as well: random
+numbers, a step of an optimizer, an update of the moments. Here each is one kernel, which reads and
+writes every number once, where the expression would launch one for each of its operators.
+"""
+
+import functools
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from minires.backend import xp_of
+from minires.kernels import cublas
+
+WINDOW_BYTES = 1 << 28  # of windows at once; a batch that has more is cut
+THREADS = 256  # in a block
+BLOCKS = 1 << 16  # at most; beyond it a thread takes several results
+ROWS = 64  # that one thread adds up
+SMALL = 1 << 30  # numbers in an array; below it 32 bits count them, which is faster
+ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
+
+matmul = cublas.matmul
+
+
+# --- launching ----------------------------------------------------------------------------
+
+SOURCE = Path(__file__).with_name("gpu.cu")
+_modules = {}
+_lock = threading.Lock()
+
+
+def options(real, index):
+    """How `gpu.cu` is compiled for a type of numbers and a type of index."""
+    return (f"-DREAL={real}", f"-DINDEX={index}")
+
+
+@functools.cache
+def _source():
+    return SOURCE.read_text("utf-8")
+
+
+def _kernel(xp, name, real, index):
+    key = xp, xp.cuda.runtime.getDevice(), real, index
+    with _lock:
+        if key not in _modules:
+            _modules[key] = xp.RawModule(code=_source(), options=options(real, index)), {}
+        module, functions = _modules[key]
+        if name not in functions:
+            functions[name] = module.get_function(name)
+    return functions[name]
+
+
+def _launch(name, count, *arguments, dtype=None):
+    """Run a kernel of `gpu.cu` in as many threads as it has results.
+
+    count       results
+    arguments   what comes after `count` in its declaration: arrays; `Index` for an INDEX, other
+                whole numbers for an int, floats for a REAL
+    dtype       what REAL is: the dtype of the first array without it
+    """
+    if count == 0:
+        return
+    arrays = [a for a in arguments if hasattr(a, "dtype")]
+    if not all(array.flags.c_contiguous for array in arrays):
+        raise ValueError(f"{name}: an array is not contiguous")
+    dtype = np.dtype(dtype or arrays[0].dtype)
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"{name}: arrays are {dtype}, expected float32 or float64")
+    real = {4: "float", 8: "double"}[dtype.itemsize]
+    small = max(count, *(array.size for array in arrays)) < SMALL
+    index = np.int32 if small else np.int64
+
+    def passed(value):
+        if hasattr(value, "dtype"):
+            return value
+        if isinstance(value, Index):
+            return index(value)
+        return dtype.type(value) if isinstance(value, float) else np.int32(value)
+
+    kernel = _kernel(xp_of(arrays[0]), name, real, "int" if small else "long long")
+    blocks = min(-(-count // THREADS), BLOCKS)
+    kernel((blocks,), (THREADS,), (index(count), *map(passed, arguments)))
+
+
+class Index(int):
+    """A number that counts elements, and may need 64 bits."""
+
+
+def _contiguous(array):
+    return xp_of(array).ascontiguousarray(array)
+
+
+class _Windows:
+    """The windows of a convolution or pooling: `output`, their number, and `WINDOWS` of gpu.cu."""
+
+    def __init__(self, shape, kernel, stride, padding, dilation):
+        self.height, self.width, self.channels = shape[-3:]
+        self.output = tuple(
+            (size + sum(border) - (d * (k - 1) + 1)) // step + 1
+            for size, border, k, step, d in zip(
+                shape[-3:-1], padding, kernel, stride, dilation, strict=True
+            )
+        )
+        self.size = kernel[0] * kernel[1] * self.channels
+        before = padding[0][0], padding[1][0]
+        self.arguments = (*shape[-3:], *self.output, *kernel, *stride, *before, *dilation)
+        # A 1×1 kernel's windows are the pixels themselves: nothing to copy.
+        self.plain = tuple(kernel) == (1, 1) and tuple(stride) == (1, 1) and not np.any(padding)
+
+    def pieces(self, networks, images, dtype):
+        """Slices of the images whose windows fit the memory meant for them."""
+        rows = max(1, self.output[0] * self.output[1] * networks)
+        step = max(1, WINDOW_BYTES // max(1, rows * self.size * np.dtype(dtype).itemsize))
+        return [(first, min(step, images - first)) for first in range(0, images, step)]
+
+    def gather(self, x, first, some):
+        """The windows of some images of every network as matrices (S, outputs, kh·kw·C)."""
+        networks, images = x.shape[:2]
+        if self.plain:
+            return x[:, first : first + some].reshape(networks, -1, self.channels)
+        count = some * self.output[0] * self.output[1]
+        rows = xp_of(x).empty((networks, count, self.size), x.dtype)
+        _launch("gather", rows.size, x, rows, images, first, some, *self.arguments)
+        return rows
+
+
+# --- convolution --------------------------------------------------------------------------
+
+
+def activate(y, activation):
+    """Apply None, "relu" or "relu6" in place."""
+    _finish(y, None, activation)
+
+
+def _finish(y, bias, activation):
+    """Add the bias (R, C) to y (R, …, C) and apply the activation, in place."""
+    if bias is None and activation is None:
+        return
+    given = y if bias is None else _contiguous(bias)
+    size, channels = Index(y.size // len(y)) if y.size else Index(1), y.shape[-1]
+    kind = ACTIVATIONS[activation]
+    _launch("finish", y.size, y, given, size, channels, bias is not None, kind)
+
+
+def convolve(x, w, bias, stride, padding, dilation, activation):
+    """Correlate images with kernels, add the bias and apply the activation.
+
+    y[r,n,i,j,o] = f( b[r,o] + Σ_uvc x[r, n, i·s + u·d − p, j·s + v·d − p, c] · w[r,u,v,c,o] )
+
+    x           (1 | R, N, H, W, C) float
+    w           (R, kh, kw, C, O), dtype of x
+    bias        (R, O) or None
+    stride      (rows, columns), pixels
+    padding     ((top, bottom), (left, right)), pixels of zeros
+    dilation    (rows, columns), pixels between taps
+    activation  None, "relu" or "relu6"
+    Returns     (R, N, OH, OW, O)
+    """
+    x = _contiguous(x)
+    (sources, images), (replicas, *kernel, _, out_channels) = x.shape[:2], w.shape
+    windows = _Windows(x.shape, kernel, stride, padding, dilation)
+    flat = w.reshape(replicas, windows.size, out_channels)
+    y = xp_of(x).empty((replicas, images, *windows.output, out_channels), x.dtype)
+    matrices = y.reshape(replicas, -1, out_channels)
+    area = windows.output[0] * windows.output[1]
+    for first, some in windows.pieces(sources, images, x.dtype):
+        part = matrices[:, first * area : (first + some) * area]
+        matmul(windows.gather(x, first, some), flat, out=part)
+    _finish(y, bias, activation)
+    return y
+
+
+def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window):
+    """The same, and of the outputs only the largest of every window, side by side.
+
+    window      (rows, columns), pixels; what no whole window covers is left out
+    Returns     (R, N, OH // rows, OW // columns, O), and winners, for `unpool`
+    """
+    y = convolve(x, w, None, stride, padding, dilation, None)
+    given = y if bias is None else _contiguous(bias)
+    replicas, images, *size, channels = y.shape
+    pooled = [n // k for n, k in zip(size, window, strict=True)]
+    largest = xp_of(y).empty((replicas, images, *pooled, channels), y.dtype)
+    winners = xp_of(y).empty(largest.shape, np.uint8)
+    place = Index(max(1, largest.size // replicas)), *size, channels, *pooled, *window
+    choices = bias is not None, ACTIVATIONS[activation]
+    _launch("keep_largest", largest.size, y, given, largest, winners, *place, *choices)
+    return largest, winners
+
+
+def unpool(g, winners, window, size):
+    """The gradient before a max pooling whose windows tile the image: each goes to its winner.
+
+    g        (R, N, PH, PW, C), behind the pooling
+    winners  like g, uint8, from `convolve_and_pool`
+    size     (OH, OW), before the pooling
+    Returns  (R, N, OH, OW, C)
+    """
+    g = _contiguous(g)
+    result = xp_of(g).empty((*g.shape[:2], *size, g.shape[-1]), g.dtype)
+    place = *size, g.shape[-1], *g.shape[2:4], *window
+    _launch("unpool", result.size, g, winners, result, *place)
+    return result
+
+
+def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
+    """The gradient of `convolve` with respect to w, given that of y.
+
+    x        (1 | R, N, H, W, C)
+    g        (R, N, OH, OW, O)
+    kernel   (kh, kw)
+    out      an array (R, kh, kw, C, O) to write to
+    Returns  (R, kh, kw, C, O)
+    """
+    x, g = _contiguous(x), _contiguous(g)
+    (sources, images), (replicas, *_, out_channels) = x.shape[:2], g.shape
+    windows = _Windows(x.shape, kernel, stride, padding, dilation)
+    area = windows.output[0] * windows.output[1]
+    matrices = g.reshape(replicas, images * area, out_channels)
+    shape = (replicas, *kernel, x.shape[-1], out_channels)
+    if out is None or not out[:1].flags.c_contiguous:  # of R networks: a part of each one's vector
+        out = xp_of(x).empty(shape, x.dtype)
+    total = out.reshape(replicas, windows.size, out_channels)
+    for first, some in windows.pieces(sources, images, x.dtype) or [(0, 0)]:
+        rows = windows.gather(x, first, some).swapaxes(-1, -2)
+        part = matrices[:, first * area : (first + some) * area]
+        if first == 0:
+            product = matmul(rows, part, out=total)
+            if product is not total:
+                total[...] = product
+        else:
+            total += matmul(rows, part)
+    return out
+
+
+def convolve_input_gradient(g, w, shape, stride, padding, dilation):
+    """The gradient of `convolve` with respect to x, given that of y.
+
+    The product with the kernels gives every window's gradient; every pixel then adds up what the
+    windows that met it hold for it.
+
+    g        (R, N, OH, OW, O)
+    w        (R, kh, kw, C, O)
+    shape    (N, H, W, C) of x
+    Returns  (R, N, H, W, C)
+    """
+    g = _contiguous(g)
+    replicas, *kernel, channels, out_channels = w.shape
+    images = shape[0]
+    windows = _Windows(shape, kernel, stride, padding, dilation)
+    area = windows.output[0] * windows.output[1]
+    matrices = g.reshape(replicas, images * area, out_channels)
+    flat = w.reshape(replicas, windows.size, out_channels).swapaxes(-1, -2)
+    if windows.plain:
+        return matmul(matrices, flat).reshape(replicas, *shape)
+    x_gradient = xp_of(g).empty((replicas, *shape), g.dtype)
+    for first, some in windows.pieces(replicas, images, g.dtype):
+        rows = matmul(matrices[:, first * area : (first + some) * area], flat)
+        count = replicas * some * shape[1] * shape[2] * channels
+        place = images, first, some
+        _launch("spread", count, rows, x_gradient, *place, *windows.arguments)
+    return x_gradient
+
+
+# --- depthwise convolution ----------------------------------------------------------------
+
+
+def depthwise(x, w, bias, stride, padding, dilation, activation):
+    """Filter every channel with its own kernel, add the bias and apply the activation.
+
+    y[r,n,i,j,c] = f( b[r,c] + Σ_uv x[r, n, i·s + u·d − p, j·s + v·d − p, c] · w[r,u,v,c] )
+
+    x        (1 | R, N, H, W, C) float
+    w        (R, kh, kw, C), dtype of x
+    bias     (R, C) or None
+    Returns  (R, N, OH, OW, C); stride, padding, dilation and activation as in `convolve`
+    """
+    x, w = _contiguous(x), _contiguous(w)
+    (sources, images), (replicas, *kernel, channels) = x.shape[:2], w.shape
+    windows = _Windows(x.shape, kernel, stride, padding, dilation)
+    y = xp_of(x).empty((replicas, images, *windows.output, channels), x.dtype)
+    given = w if bias is None else _contiguous(bias)
+    choices = images, sources == 1, bias is not None, ACTIVATIONS[activation]
+    _launch("depthwise", y.size, x, w, given, y, *choices, *windows.arguments)
+    return y
+
+
+def depthwise_weight_gradient(x, g, kernel, stride, padding, dilation):
+    """The gradient of `depthwise` with respect to w, given that of y.
+
+    x        (1 | R, N, H, W, C)
+    g        (R, N, OH, OW, C)
+    Returns  (R, kh, kw, C)
+    """
+    x, g = _contiguous(x), _contiguous(g)
+    (sources, images), (replicas, *_, channels) = x.shape[:2], g.shape
+    windows = _Windows(x.shape, kernel, stride, padding, dilation)
+    outputs = images * windows.output[0] * windows.output[1]
+    step = ROWS
+    parts = max(1, -(-outputs // step))
+    partial = xp_of(x).empty((replicas, parts, *kernel, channels), x.dtype)
+    split = images, sources == 1, parts, Index(step)
+    _launch("depthwise_weight_gradient", partial.size, x, g, partial, *split, *windows.arguments)
+    return sum_rows(partial.reshape(replicas, parts, -1)).reshape(replicas, *kernel, channels)
+
+
+def depthwise_input_gradient(g, w, shape, stride, padding, dilation):
+    """The gradient of `depthwise` with respect to x, given that of y.
+
+    g        (R, N, OH, OW, C)
+    w        (R, kh, kw, C)
+    shape    (N, H, W, C) of x
+    Returns  (R, N, H, W, C)
+    """
+    g, w = _contiguous(g), _contiguous(w)
+    replicas, *kernel, _ = w.shape
+    windows = _Windows(shape, kernel, stride, padding, dilation)
+    x_gradient = xp_of(g).empty((replicas, *shape), g.dtype)
+    arrays = g, w, x_gradient
+    _launch("depthwise_input_gradient", x_gradient.size, *arrays, shape[0], *windows.arguments)
+    return x_gradient
+
+
+# --- pooling ------------------------------------------------------------------------------
+
+
+def max_pool(x, window, stride, padding, dilation):
+    """The largest value of every window; the padding never wins.
+
+    x        (M, H, W, C) float
+    window   (rows, columns), pixels; stride, padding and dilation as in `convolve`
+    Returns  (M, OH, OW, C)
+    """
+    x = _contiguous(x)
+    windows = _Windows(x.shape, window, stride, padding, dilation)
+    y = xp_of(x).empty((len(x), *windows.output, x.shape[-1]), x.dtype)
+    _launch("max_pool", y.size, x, y, *windows.arguments)
+    return y
+
+
+def max_pool_gradient(g, x, y, window, stride, padding, dilation):
+    """The gradient of `max_pool` with respect to x. Among equals the first of a window wins.
+
+    g        (M, OH, OW, C), the gradient of y
+    x, y     (M, H, W, C) and (M, OH, OW, C)
+    Returns  (M, H, W, C)
+    """
+    g, x, y = map(_contiguous, (g, x, y))
+    windows = _Windows(x.shape, window, stride, padding, dilation)
+    x_gradient = xp_of(x).empty(x.shape, x.dtype)
+    _launch("max_pool_gradient", x.size, g, x, y, x_gradient, *windows.arguments)
+    return x_gradient
+
+
+def mean_pool(x, divisor, window, stride, padding, dilation):
+    """The sum of every window over a divisor; the padding is 0.
+
+    x        (M, H, W, C) float
+    divisor  (OH, OW, 1), dtype of x: how many pixels count in each window
+    Returns  (M, OH, OW, C)
+    """
+    x, divisor = _contiguous(x), _contiguous(divisor)
+    windows = _Windows(x.shape, window, stride, padding, dilation)
+    y = xp_of(x).empty((len(x), *windows.output, x.shape[-1]), x.dtype)
+    _launch("mean_pool", y.size, x, divisor, y, *windows.arguments)
+    return y
+
+
+def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
+    """The gradient of `mean_pool` with respect to x.
+
+    g        (M, OH, OW, C)
+    shape    (M, H, W, C) of x
+    Returns  (M, H, W, C)
+    """
+    g, divisor = _contiguous(g), _contiguous(divisor)
+    windows = _Windows(shape, window, stride, padding, dilation)
+    x_gradient = xp_of(g).empty(shape, g.dtype)
+    _launch("mean_pool_gradient", x_gradient.size, g, divisor, x_gradient, *windows.arguments)
+    return x_gradient
+
+
+# --- without a twin on the CPU ------------------------------------------------------------
+
+
+def sum_rows(array):
+    """Sum over the last axis but one: (…, M, C) → (…, C).
+
+    Every thread adds up a few rows of one column, and again, until one is left: no sum grows
+    long, so none loses digits.
+    """
+    array = _contiguous(array)
+    *lead, rows, channels = array.shape
+    if rows == 0:
+        return xp_of(array).zeros((*lead, channels), array.dtype)
+    while rows > 1:
+        parts = -(-rows // ROWS)
+        sums = xp_of(array).empty((*lead, parts, channels), array.dtype)
+        _launch("sum_rows", sums.size, array, sums, Index(rows), channels, parts, ROWS)
+        array, rows = sums, parts
+    return array.reshape(*lead, channels)
+
+
+def uniform(seeds, shape):
+    """Random float32 in [0, 1): as many from each seed, one after another.
+
+    seeds    (S,) uint64 on the device
+    shape    its first axis is S, or S is 1
+    Returns  an array of `shape`, with 24 random bits in each number
+    Source   Philox 4×32-10: Salmon et al. 2011, SC '11
+    """
+    values = xp_of(seeds).empty(shape, np.float32)
+    size = values.size // seeds.size
+    count = seeds.size * -(-size // 4)
+    _launch("uniform", count, seeds, values, Index(size), dtype=np.float32)
+    return values
+
+
+def step_sgd(theta, gradient, velocity, rates, momentum, decay):
+    """One step of `SGD`: v ← μ v + g + λ θ,  θ ← θ − ℓ v.
+
+    theta      (P,) or (R, P), contiguous; changed
+    gradient   like theta
+    velocity   like theta, changed; or None without momentum
+    rates      (1,) or (R,) on the device: ℓ
+    """
+    given = theta if velocity is None else velocity
+    own = Index(theta.shape[-1]), rates.size > 1, velocity is not None
+    _launch(
+        "step_sgd", theta.size, theta, gradient, given, rates, *own, float(momentum), float(decay)
+    )
+
+
+def step_adam(theta, gradient, first, second, rates, epsilon, beta1, beta2):
+    """One step of `Adam`: m and v follow g and g²,  θ ← θ − ℓ m / (√v + ε).
+
+    theta           (P,) or (R, P), contiguous; changed
+    gradient        like theta
+    first, second   m and v, like theta; changed
+    rates, epsilon  (1,) or (R,), and (1,), on the device: ℓ and ε, corrected for the start
+    """
+    own = Index(theta.shape[-1]), rates.size > 1, float(1 - beta1), float(1 - beta2)
+    _launch("step_adam", theta.size, theta, gradient, first, second, rates, epsilon, *own)
+
+
+def fold_moments(theta, first, offset, m2, n):
+    """One update of `Moments` (eqs. 2-3), in double: reads and writes 40 bytes a float32 weight.
+
+    theta        the weights, contiguous
+    first        like theta; offset and m2 like it in float64: changed
+    n            (1,) int64 on the device: how many updates count, with this one; 0: not this one
+    """
+    _launch("fold_moments", theta.size, theta, first, offset, m2, n)
