@@ -54,7 +54,7 @@ COLOURS = {
 }  # fmt: skip
 MARKS = {"finetuned": "o", "mean": "o", "ensemble_3": "^", "ensemble_10": "s"}
 FACTORS = {"accuracy": 100, "nll": 1, "brier": 1, "ece": 100}
-SIZE, SMALL, TINY = 11, 10, 9  # of letters, in points of a panel 400 wide
+SIZE, SMALL, TINY = 12, 11, 10  # of letters, in points of a panel 400 wide
 WIDTH, WIDE = 400, 880
 
 
@@ -189,6 +189,7 @@ class Panel:
         svg = re.sub(r'\b(d|transform|x|y|points)="[^"]*"', _round_numbers, svg)
         # The size and weight of letters stay; the family is the page's.
         svg = re.sub(r"font: ([\d. a-z]*?)([\d.]+)px [^;\"]*", _letters, svg)
+        svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
         for colour, name in VARIABLES.items():
             svg = svg.replace(colour, f"var(--{name})")
         width, height = (round(72 * inches) for inches in self.figure.get_size_inches())
@@ -342,7 +343,7 @@ def _over_rates(sweep, optimizer, name, methods, measure, unit, title, zero=Fals
     for layout, columns in layouts:
         rows = [rates[i : i + columns] for i in range(0, len(rates), columns)]
         width = WIDE if layout == "wide" else WIDTH
-        height = (40 if zero else 62) + (250 if len(rows) == 1 else 205) * len(rows)
+        height = (40 if zero else 62) + (260 if len(rows) == 1 else 235) * len(rows)
         figure = _canvas(width, height)
         all_axes = figure.subplots(len(rows), 1, squeeze=False, sharey=True)[:, 0]
         for axes, row in zip(all_axes, rows, strict=True):
@@ -374,7 +375,7 @@ def _draw_row(axes, rates, places, over, methods, measure, zero):
         centres = {l2: place + (i - (len(steps) - 1) / 2) * pitch for i, l2 in enumerate(steps)}
         ticks |= {x: number(l2) for l2, x in centres.items()}
         axes.annotate(
-            f"ℓ₁ = {number(l1)}", (place, 0), (0, -21), ("data", "axes fraction"),
+            f"ℓ₁ = {number(l1)}", (place, 0), (0, -23), ("data", "axes fraction"),
             "offset points", fontsize=SMALL, color=INK, ha="center", va="top",
         )  # fmt: skip
         for m, method in enumerate(methods):
@@ -735,7 +736,7 @@ def _draw_sigma(layers):
         edges = np.linspace(0, 1, len(log) + 1)
         axes.bar(edges[:-1], 0.7, np.diff(edges), row - 0.35, align="edge", color=colours, lw=0)
         axes.text(1.015, row, str(len(log)), fontsize=TINY, color=MUTED, va="center")
-    axes.set_yticks(rows, names)
+    axes.set_yticks(rows, names, parse_math=False)
     axes.set_ylim(len(layers) - 0.45, -0.55)
     axes.set_xlim(0, 1)
     axes.set_xticks([])
@@ -761,7 +762,7 @@ def _draw_sigma(layers):
         axes.set_xscale("log")
     else:
         axes.locator_params(axis="x", nbins=4)
-    axes.set_yticks(rows, names)
+    axes.set_yticks(rows, names, parse_math=False)
     axes.set_ylim(len(layers) - 0.45, -0.55)
     axes.annotate("σ / w", (1, 1), (4, 0), "axes fraction", "offset points", fontsize=TINY,
                   color=MUTED)  # fmt: skip

@@ -1,0 +1,276 @@
+"""The study's figures: what is drawn is what the records say, and SVGs can share a page."""
+
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from study_records import synthetic_sweep
+
+from minires.study import figures
+
+SMALL = {"seeds": 3, "l1": (0.15, 0.2, 0.3), "l2": (0.05, 0.15, 0.25), "outer": (0.05,)}
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    return synthetic_sweep(**SMALL)
+
+
+@pytest.fixture(scope="module")
+def panels(sweep):
+    return figures.draw_all(sweep)
+
+
+@pytest.fixture(scope="module")
+def drawings(panels):
+    return {p.name: p.to_svg() for group in panels.values() for p in group}
+
+
+def scores_of(sweep, method, metric, **cell):
+    """By hand: the scores of all records whose cell has these values."""
+    return np.array(
+        [
+            record["methods"][method][metric]
+            for record in sorted(sweep.records, key=lambda r: r["cell"]["seed"])
+            if cell.items() <= record["cell"].items()
+        ]
+    )
+
+
+def lines_of(axes, colour, style):
+    """What was drawn in a colour and style with marks: a list of y-values for each line."""
+    return [
+        line.get_ydata()
+        for line in axes.lines
+        if line.get_color() == colour
+        and line.get_linestyle() == style
+        and len(line.get_ydata()) > 2
+    ]
+
+
+# --- numbers ------------------------------------------------------------------------------
+
+
+def test_figure_1_draws_the_means_over_seeds(sweep, panels):
+    axes = panels["figure-1"][0].figure.axes[0]
+    for method in ("finetuned", "mean", "ensemble_3", "ensemble_10"):
+        for dropout, style in ((0.5, "-"), (0.0, "--")):
+            drawn = lines_of(axes, figures.COLOURS[method], style)
+            expected = [
+                [
+                    100 * scores_of(sweep, method, "accuracy", optimizer="sgd", l1=l1, l2=l2,
+                                    dropout=dropout, finetune_optimizer="sgd").mean()
+                    for l2 in SMALL["l2"]
+                ]
+                for l1 in SMALL["l1"]
+            ]  # fmt: skip
+            np.testing.assert_allclose(drawn, expected)
+
+
+def test_figure_1_has_standard_deviations_as_bars(sweep, panels):
+    axes = panels["figure-1"][0].figure.axes[0]
+    drawn = sorted(
+        float(np.diff(segment[:, 1])[0])
+        for bars in axes.collections
+        for segment in bars.get_segments()
+    )
+    records = [r for r in sweep.records if r["cell"]["l2"] and r["cell"]["optimizer"] == "sgd"]
+    cells = {tuple(sorted({**r["cell"], "seed": 0}.items())) for r in records}
+    expected = sorted(
+        200
+        * scores_of(sweep, method, "accuracy", **{k: v for k, v in c if k != "seed"}).std(ddof=1)
+        for c in cells
+        for method in ("finetuned", "mean", "ensemble_3", "ensemble_10")
+    )
+    np.testing.assert_allclose(drawn, expected, atol=1e-9)
+
+
+def test_differences_are_paired_by_seed(sweep, panels):
+    accuracy = next(p for p in panels["figure-1-differences"] if p.name == "figure-1-accuracy")
+    cell = {"optimizer": "sgd", "l1": 0.2, "dropout": 0.5}
+    expected = [
+        100
+        * (
+            scores_of(sweep, "mean", "accuracy", **cell, l2=l2)
+            - scores_of(sweep, "finetuned", "accuracy", **cell, l2=l2)
+        ).mean()
+        for l2 in SMALL["l2"]
+    ]
+    drawn = lines_of(accuracy.figure.axes[0], figures.ACCENT, "-")
+    np.testing.assert_allclose(drawn[1], expected)
+
+
+def test_differences_leave_out_seeds_that_lack_a_method():
+    def record(seed, **scores):
+        methods = {name: {"accuracy": value} for name, value in scores.items()}
+        return {"cell": {"seed": seed}, "methods": methods}
+
+    records = [record(0, finetuned=0.9, mean=0.95), record(1, mean=0.5), record(2, finetuned=0.8)]
+    np.testing.assert_allclose(figures.differences_of(records, "mean", "accuracy"), [5])
+
+
+def test_adam_is_a_straight_line_in_figure_2(sweep, panels):
+    axes = panels["figure-2"][0].figure.axes[0]
+    heights = {line.get_ydata()[0] for line in axes.lines if line.get_color() == figures.INK}
+    adam = {"optimizer": "adam", "finetune_optimizer": "adam"}
+    expected = {
+        100 * scores_of(sweep, "mean", "accuracy", **adam, dropout=dropout).mean()
+        for dropout in (0.5, 0.0)
+    }
+    np.testing.assert_allclose(sorted(heights), sorted(expected))
+
+
+def test_the_narrow_figure_shows_the_same(panels):
+    wide, narrow = panels["figure-1"]
+    assert (wide.layout, narrow.layout) == ("wide", "narrow")
+    drawn = [
+        [line.get_ydata().tolist() for axes in panel.figure.axes for line in axes.lines
+         if len(line.get_ydata()) == len(SMALL["l2"])]
+        for panel in (wide, narrow)
+    ]  # fmt: skip
+    assert drawn[0]
+    assert sorted(drawn[0]) == sorted(drawn[1])
+
+
+def test_curves_are_differences_to_fine_tuned_of_the_same_seed(sweep):
+    positions, table = figures.curve_table(sweep, "updates")
+    setting, row = next(iter(table.items()))
+    cell = {k: getattr(setting, k) for k in setting._fields}
+    records = [r for r in sweep.records if cell.items() <= r["cell"].items()]
+    assert records
+    scores = np.array([r["curves"]["updates"]["nll"] for r in records])
+    base = np.array([r["methods"]["finetuned"]["nll"] for r in records])
+    assert positions == records[0]["curves"]["updates"]["updates"]
+    np.testing.assert_allclose(row["nll"], scores.mean(axis=0))
+    drawn = [middle for middle, _, _ in row["nll_difference"]]
+    np.testing.assert_allclose(drawn, (scores - base[:, None]).mean(axis=0), atol=1e-12)
+    assert all(low <= middle <= high for middle, low, high in row["nll_difference"])
+
+
+def test_curves_keep_what_records_have_in_common():
+    sweep = synthetic_sweep(seeds=2, l1=(0.2,), l2=(0.15,), adam=False)
+    held = [r for r in sweep.records if "curves" in r]
+    for part in held[0]["curves"]["updates"].values():
+        del part[3]  # 10 updates
+    positions, _ = figures.curve_table(sweep, "updates")
+    assert positions == [1, 2, 5, 20, 50, 100, 200, 300, 400, 500]
+
+
+def test_bins_of_several_seeds_become_one():
+    confidence, accuracy, count = figures.pool_bins(
+        [
+            {"confidence": [None, 0.9], "accuracy": [None, 1.0], "count": [0, 30]},
+            {"confidence": [None, 0.8], "accuracy": [None, 0.6], "count": [0, 10]},
+        ]
+    )
+    assert np.isnan(confidence[0])
+    assert np.isnan(accuracy[0])
+    np.testing.assert_allclose([confidence[1], accuracy[1]], [0.875, 0.9])
+    assert count.tolist() == [0, 40]
+
+
+def test_baselines_stand_in_rows_with_deep_ensembles_of_their_own_setting(sweep, panels):
+    accuracy = panels["baselines"][0].figure.axes[0]
+    names = [label.get_text() for label in accuracy.get_yticklabels()]
+    assert names[0] == "fine-tuned, rate decayed"
+    assert names[-1] == "deep ensemble"
+    assert "fine-tuned" not in names
+    setting = next(iter(figures.baseline_settings(sweep)))
+    entries = figures.deep_ensembles_of(sweep, setting)
+    base = 100 * scores_of(sweep, "finetuned", "accuracy", l1=setting.l1, l2=setting.l2,
+                           optimizer="sgd", dropout=setting.dropout).mean()  # fmt: skip
+    diamonds = [line.get_xdata() for line in accuracy.lines if line.get_marker() == "D"]
+    np.testing.assert_allclose(diamonds[0], [100 * e["accuracy"] - base for e in entries])
+    assert not figures.deep_ensembles_of(sweep, setting._replace(l2=9.0))
+
+
+# --- drawings -----------------------------------------------------------------------------
+
+
+def test_every_section_has_panels(panels):
+    assert all(panels.values())
+    names = [panel.name for group in panels.values() for panel in group]
+    assert len(names) == len(set(names))
+
+
+def test_drawings_are_images_with_a_label_and_no_colour_of_their_own(drawings):
+    for name, svg in drawings.items():
+        root = ElementTree.fromstring(svg)
+        assert root.get("role") == "img", name
+        assert len(root.get("aria-label")) > 20, name
+        assert not re.findall(r"#[0-9a-fA-F]{6}", svg), name
+        assert set(re.findall(r"var\(--(\w+)\)", svg)) <= set(figures.VARIABLES.values())
+        assert "DejaVu" not in svg
+
+
+def test_names_within_drawings_do_not_clash_and_all_references_hold(drawings):
+    seen = set()
+    for name, svg in drawings.items():
+        own = re.findall(r'\bid="([^"]+)"', svg)
+        assert len(own) == len(set(own)), name
+        assert not seen & set(own), name
+        seen |= set(own)
+        assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg)) == set(own), name
+
+
+def test_the_sliders_line_reaches_every_position(panels, drawings):
+    panel = panels["updates"][0]
+    shift = re.search(r'class="cursor" data-shift="\[([^\]]+)\]"', drawings[panel.name])
+    places = [float(value) for value in shift[1].split(",")]
+    positions = panel.cursor[1]
+    assert len(places) == len(positions)
+    assert places[0] == 0
+    # The axis is logarithmic: equal ratios are equal distances.
+    np.testing.assert_allclose(
+        np.array(places) / places[-1], np.log(positions) / np.log(positions[-1]), atol=2e-3
+    )
+
+
+def test_the_same_sweep_gives_the_same_drawing(sweep, drawings):
+    again = figures.accuracy_over_rates(sweep, "adam")[0]
+    assert again.to_svg() == drawings["figure-2"]
+
+
+def test_strange_names_of_layers_stay_text(sweep):
+    strange = '<script>"&$x$ 層'
+    record = next(r for r in sweep.records if "portrait" in r)
+    layer = record["portrait"]["sigma"][0] | {"name": strange}
+    changed = replace(sweep, records=[record | {"portrait": {"sigma": [layer]}}], deep_ensembles=[])
+    svg = figures.portrait(changed, "sigma")[0].to_svg()
+    assert strange in [text.text for text in ElementTree.fromstring(svg).iter() if text.text]
+
+
+def test_png_files_are_for_wide_pages(sweep, tmp_path):
+    sections = {"figure-1": figures.differences_over_rates(sweep, "sgd")}
+    paths = figures.write_pngs(sections, tmp_path / "figures")
+    assert [path.name for path in paths] == ["figure-1-accuracy.png", "figure-1-nll.png"]
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == sorted(p.name for p in paths)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+# --- sweeps with holes --------------------------------------------------------------------
+
+
+def test_an_empty_sweep_has_no_panels(sweep):
+    empty = replace(sweep, records=[], deep_ensembles=[])
+    assert not any(figures.draw_all(empty).values())
+
+
+def test_one_seed_has_no_bars():
+    sweep = synthetic_sweep(**SMALL | {"seeds": 1})
+    panels = figures.draw_all(sweep)
+    assert all(panels.values())
+    bars = panels["figure-1"][0].figure.axes[0].collections
+    segments = [segment for bar in bars for segment in bar.get_segments()]
+    assert not any(np.ndim(s) == 2 and np.isfinite(s).all() for s in segments)
+    panels["figure-1"][0].to_svg()
+    panels["updates"][0].to_svg()
+
+
+def test_a_half_finished_sweep_is_drawn(sweep):
+    half = replace(sweep, records=sweep.records[: len(sweep.records) // 2 + 5])
+    panels = figures.draw_all(half)
+    assert panels["figure-1"]
+    panels["figure-1"][0].figure.draw_without_rendering()
