@@ -14,7 +14,12 @@ from pathlib import Path
 MENDABLE = (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError, ImportError)
 
 # Commands that live elsewhere: each module has `add_parser(subparsers)`.
-COMMANDS = ("minires.study.sweep", "minires.onnx.evaluate", "minires.onnx.improve")
+COMMANDS = (
+    "minires.study.sweep",
+    "minires.study.report",
+    "minires.onnx.evaluate",
+    "minires.onnx.improve",
+)
 
 
 def main(arguments=None):
