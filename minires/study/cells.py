@@ -195,10 +195,16 @@ def work(cell, profile, train, test):
         updates *= 3
         predictions += 2 + MEMBERS * (5 if cell.dropout else 4)
     if "curves" in parts:
-        predictions += len(AVERAGED) + NOISE_DRAWS * (len(NOISE) - 2)
+        predictions += len(averaged_updates(profile)) + 1 + NOISE_DRAWS * (len(NOISE) - 2)
     if "portrait" in parts:
-        predictions += (PLANE**2 + 2 * len(LINE)) * min(LANDSCAPE_IMAGES, test) / test
+        images = (PLANE**2 + len(LINE)) * min(LANDSCAPE_IMAGES, test)
+        predictions += (images + len(LINE) * min(LANDSCAPE_IMAGES, train)) / test
     return updates, predictions
+
+
+def averaged_updates(profile):
+    """After how many updates a curve cell looks at the mean so far."""
+    return [t for t in AVERAGED if t < profile.updates] + [profile.updates]
 
 
 @dataclass
@@ -336,7 +342,7 @@ class Track:
             stride = max(1, updates // SWAG_COLLECTED)
             self.swag = SWAG(theta.shape, min(SWAG_RANK, updates // stride), stride)
         curves = "curves" in parts
-        self.averaged = [t for t in AVERAGED if t < updates] + [updates] if curves else []
+        self.averaged = averaged_updates(lab.profile) if curves else []
         self.means = []
         self.watched = training.choose_weights(
             lab.model, WATCHED if curves else 0, np.random.default_rng(0)

@@ -252,11 +252,12 @@ def _begin_worker():
 class Cluster:
     """Workers of a Dask cluster, on other machines perhaps.
 
-    address   of its scheduler, such as tcp://10.0.0.1:8786
-    Raises    RuntimeError without Dask; OSError when nobody answers
+    address    of its scheduler, such as tcp://10.0.0.1:8786
+    patience   how long to wait for an answer
+    Raises     RuntimeError without Dask; OSError when nobody answers
     """
 
-    def __init__(self, address):
+    def __init__(self, address, patience="20s"):
         try:
             import dask
             from distributed import Client
@@ -266,7 +267,13 @@ class Cluster:
             ) from error
         # A fine-tuning carries its starting weights along; they may be large.
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})
-        self._client = Client(address, timeout="20s", set_as_default=False)
+        try:
+            self._client = Client(address, timeout=patience, set_as_default=False)
+        except OSError as error:
+            raise OSError(
+                f"no Dask scheduler answers at {address}: start one with `dask scheduler`, and "
+                "workers with `dask worker`"
+            ) from error
         self._executor = self._client.get_executor(pure=False)
 
     @property
@@ -387,16 +394,27 @@ class Plan:
         self.ready = []
         self._blocked = {}  # fine-tunings that wait for a pre-training
         self._done = {Cell(**record["cell"]): record for record in store.records}
-        todo = [cell for cell in cells if cell not in self._done]
-        self.missing = len(todo)
-        for cell in todo:
+        self.missing = 0
+        for cell in cells:
             before = cell.pretraining
+            if cell in self._done or self._is_lost(cell):
+                continue
+            self.missing += 1
             if cell == before or (before in self._done and self._weights(before).exists()):
                 self.put_back(cell)
             else:
                 if before in self._done and before not in self._blocked:
                     self.put_back(before)  # its weights are not there: once more
                 self._blocked.setdefault(before, []).append(cell)
+
+    def _is_lost(self, cell):
+        """Whether a cell's pre-training diverged; then it has nothing to start from."""
+        before = self._done.get(cell.pretraining, {})
+        if "diverged" not in before:
+            return False
+        reason = f"its pre-training: {before['diverged']}"
+        self._append(cell, {"cell": asdict(cell), "diverged": reason})
+        return True
 
     def _weights(self, cell):
         return self.folder / "pretrained" / f"{cell.key}.npz"
@@ -429,9 +447,8 @@ class Plan:
                 np.save(file, outcome.predictions)
         new = self._append(cell, outcome.record)
         for after in self._blocked.pop(cell, []):
-            if "diverged" in outcome.record:
-                reason = f"its pre-training: {outcome.record['diverged']}"
-                new += self._append(after, {"cell": asdict(after), "diverged": reason})
+            if self._is_lost(after):
+                new += 1
             else:
                 self.put_back(after)
         return new
@@ -471,11 +488,12 @@ def prepare(folder, profile, source):
             f"{folder} holds results, but not the sweep.json that says of what: name another "
             "folder with --out"
         )
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_space(folder, profile, source)
     for part in ("pretrained", "predictions", "data"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part).mkdir(exist_ok=True)
         for unfinished in (folder / part).glob("*.part"):  # of a sweep that was killed
             unfinished.unlink()
-    _check_space(folder, profile, source)
     if not settings.exists():
         save_json(settings, now)
 

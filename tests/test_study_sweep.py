@@ -1,0 +1,619 @@
+"""The sweep: nothing lost, nothing double, the same table, whatever dies on the way."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import data_tools
+from minires import cli, metrics
+from minires.experiment import fingerprint
+from minires.files import load_json
+from minires.study import sweep as sweep_module
+from minires.study.cells import Source
+from minires.study.grid import SMOKE, Cell
+from minires.study.sweep import (
+    Cluster,
+    Processes,
+    Store,
+    load_sweep,
+    prepare,
+    run_sweep,
+    tabulate,
+    text_table,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = replace(
+    SMOKE,
+    options={"channels": (2, 3), "hidden": 8},
+    train=64,
+    test=20,
+    epochs=1,
+    updates=3,
+    batch=16,
+    seeds=2,
+    dropout=(0.5,),
+    baselines=(0.25,),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Glyphs are drawn once, and not into the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIRES_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def dataset(cache):
+    return data_tools.load("glyphs", train=TINY.train, test=TINY.test)
+
+
+class Inline:
+    """A crew of one, here and now; `stop_after` cells it is interrupted like by Ctrl-C."""
+
+    capacity = 1
+
+    def __init__(self, stop_after=None):
+        self.left = stop_after
+        self.called = []
+
+    def submit(self, function, cell, *rest):
+        if self.left == len(self.called):
+            raise KeyboardInterrupt
+        self.called.append(cell)
+        future = Future()
+        future.set_result(function(cell, *rest))
+        return future
+
+    def renew(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def ready(folder, dataset, profile=TINY):
+    """A prepared folder, and its Source."""
+    source = Source(str(folder / "data"), "glyphs", 64, 20, None, fingerprint(dataset))
+    prepare(folder, profile, source)
+    source.share(dataset)
+    np.save(folder / "predictions" / "labels.npy", dataset.test_labels)
+    return source
+
+
+def sweep(folder, dataset, crew, profile=TINY):
+    """Run a sweep; its table as text that must be the same bit for bit."""
+    run_sweep(profile, ready(folder, dataset, profile), folder, crew, quiet=True)
+    return finished_table(folder, profile)
+
+
+def finished_table(folder, profile=TINY):
+    """Every cell is there once; the table."""
+    lines = (folder / "results.jsonl").read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    found = [Cell(**json.loads(line)["cell"]) for line in lines]
+    assert len(found) == len(set(found)), "a cell was done twice"
+    assert set(found) == set(profile.cells()), "a cell was lost"
+    return json.dumps(tabulate(load_sweep(folder)))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory):
+    """The folder of a sweep that nothing happened to, and its table."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, sweep(folder, dataset, Inline())
+
+
+# --- the store ----------------------------------------------------------------------------
+
+
+def record_of(seed):
+    return {"cell": asdict(Cell("sgd", 0.2, 0.5, seed)), "methods": {}, "note": "ℓ₂ " * seed}
+
+
+@given(st.integers(0, 3), st.data())
+def test_half_a_line_is_cut_off_wherever_it_ends(tmp_path_factory, count, data):
+    path = tmp_path_factory.mktemp("store") / "results.jsonl"
+    with Store(path) as store:
+        for seed in range(count):
+            store.append(record_of(seed))
+    whole = path.read_bytes()
+    line = json.dumps(record_of(count), ensure_ascii=False).encode() + b"\n"
+    path.write_bytes(whole + line[: data.draw(st.integers(0, len(line) - 1))])
+    with Store(path) as store:
+        assert store.records == [record_of(seed) for seed in range(count)]
+        assert path.read_bytes() == whole
+        store.append(record_of(count))
+    assert path.read_bytes() == whole + line
+
+
+def test_a_line_is_one_write_that_reached_the_disk(tmp_path, monkeypatch):
+    calls = []
+    write, sync = os.write, os.fsync
+    monkeypatch.setattr(os, "write", lambda *a: calls.append("write") or write(*a))
+    monkeypatch.setattr(os, "fsync", lambda *a: calls.append("fsync") or sync(*a))
+    with Store(tmp_path / "results.jsonl") as store:
+        store.append(record_of(1))
+        store.append(record_of(2))
+    assert calls == ["write", "fsync"] * 2
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    path = tmp_path / "results.jsonl"
+    with Store(path) as store:
+        store.append(record_of(1))
+        before, write = path.read_bytes(), os.write
+        monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:30]))
+        with pytest.raises(OSError, match="the disk is full: make room"):
+            store.append(record_of(2))
+        assert path.read_bytes() == before
+        assert len(store.records) == 1
+
+
+def test_two_sweeps_in_one_folder_are_refused(tmp_path):
+    store = Store(tmp_path / "results.jsonl")
+    with pytest.raises(BlockingIOError, match="another sweep is at work here"):
+        Store(tmp_path / "results.jsonl")
+    store.close()
+    Store(tmp_path / "results.jsonl").close()
+
+
+def test_damage_is_named_by_its_line(tmp_path):
+    path = tmp_path / "results.jsonl"
+    lines = [json.dumps(record_of(seed)) for seed in (0, 1)]
+    path.write_text("\n".join([lines[0], "{oops", lines[1], ""]))
+    with pytest.raises(ValueError, match=r"results\.jsonl, line 2: not a record of a cell"):
+        Store(path)
+    path.write_text("\n".join([lines[0], lines[1], lines[0], ""]))
+    with pytest.raises(ValueError, match=r"lines 1 and 3 are the same cell"):
+        Store(path)
+    path.write_text('{"methods": {}}\n')
+    with pytest.raises(ValueError, match=r"line 1: not a record"):
+        Store(path)
+    Store(tmp_path / "other.jsonl").close()  # nothing is left locked
+
+
+# --- stop and go --------------------------------------------------------------------------
+
+
+def test_what_a_sweep_leaves(undisturbed, dataset):
+    folder, table = undisturbed
+    records = load_sweep(folder).records
+    assert len(records) == len(TINY.cells()) == 2 * 8
+    cells = [Cell(**record["cell"]) for record in records]
+    assert cells == sorted(cells, key=lambda cell: cell.order)
+    names = {path.name for path in (folder / "pretrained").iterdir()}
+    assert names == {f"{cell.key}.npz" for cell in cells if cell.is_pretraining}
+    for record, cell in zip(records, cells, strict=True):
+        if not cell.is_pretraining:
+            before = records[cells.index(cell.pretraining)]
+            assert record["methods"]["pretrained"] == before["methods"]["pretrained"]
+    assert "seconds" in records[0]
+    assert "seconds" not in table
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 15])
+def test_a_stopped_sweep_goes_on(undisturbed, dataset, tmp_path, stop):
+    first = Inline(stop_after=stop)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, dataset, first)
+    assert len(load_sweep(tmp_path).records) == stop
+    second = Inline()
+    assert sweep(tmp_path, dataset, second) == undisturbed[1]
+    assert not set(first.called) & set(second.called)
+    third = Inline()
+    assert sweep(tmp_path, dataset, third) == undisturbed[1]
+    assert third.called == []
+
+
+def test_half_a_line_is_done_again(undisturbed, dataset, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], folder)
+    results = folder / "results.jsonl"
+    content = results.read_bytes()
+    results.write_bytes(content[:-40])
+    assert len(load_sweep(folder).records) == 15
+    assert results.read_bytes() == content[:-40], "to load is not to change"
+    crew = Inline()
+    assert sweep(folder, dataset, crew) == undisturbed[1]
+    assert len(crew.called) == 1
+
+
+def test_lost_weights_are_trained_again_without_a_second_line(undisturbed, dataset, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], folder)
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    kept = [line for line in lines if Cell(**json.loads(line)["cell"]).is_pretraining]
+    (folder / "results.jsonl").write_text("\n".join([*kept, ""]))
+    for file in (folder / "pretrained").iterdir():
+        file.unlink()
+    crew = Inline()
+    assert sweep(folder, dataset, crew) == undisturbed[1]
+    # The pre-training at a rate that nothing starts from need not be done again.
+    assert sum(cell.is_pretraining for cell in crew.called) == 4
+
+
+def test_more_seeds_do_only_what_is_new(undisturbed, dataset, tmp_path):
+    one = replace(TINY, seeds=1)
+    sweep(tmp_path, dataset, Inline(), one)
+    crew = Inline()
+    assert sweep(tmp_path, dataset, crew) == undisturbed[1]
+    assert {cell.seed for cell in crew.called} == {1}
+
+
+def test_other_settings_or_data_are_refused(undisturbed, dataset):
+    folder, table = undisturbed
+    with pytest.raises(ValueError, match=r"other settings \(updates was 3, now 4\): name another"):
+        ready(folder, dataset, replace(TINY, updates=4))
+    source = Source("", "glyphs", 64, 20, None, "other")
+    with pytest.raises(ValueError, match=r"data_sha256 was '.*', now 'other'"):
+        prepare(folder, TINY, source)
+    assert finished_table(folder) == table
+
+
+def test_results_without_settings_are_refused(dataset, tmp_path):
+    (tmp_path / "results.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"holds results, but not the sweep\.json"):
+        ready(tmp_path, dataset)
+    with pytest.raises(FileNotFoundError, match="holds no sweep"):
+        load_sweep(tmp_path)
+
+
+def test_a_full_disk_is_refused_before_the_work(dataset, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OSError, match=r"the sweep needs \d MB, 0 MB are free"):
+        ready(tmp_path, dataset)
+    assert not (tmp_path / "sweep.json").exists()
+
+
+def test_what_diverges_is_recorded_and_left_out(dataset, tmp_path):
+    profile = replace(TINY, seeds=1, l1=(1e30, 0.2), adam=False)
+    crew = Inline()
+    sweep(tmp_path, dataset, crew, profile)
+    found = load_sweep(tmp_path)
+    lost = {Cell(**record["cell"]) for record in found.diverged}
+    assert lost == {cell for cell in profile.cells() if cell.l1 == 1e30}
+    assert not lost & {Cell(**record["cell"]) for record in found.records}
+    assert len(crew.called) == len(profile.cells()) - 2  # no fine-tuning of what is lost
+    assert "3 cells diverged" in text_table(tabulate(found))
+    again = Inline()
+    sweep(tmp_path, dataset, again, profile)
+    assert again.called == []
+
+
+def test_weights_lost_with_the_records_of_what_followed(dataset, tmp_path):
+    """Killed between the record of a diverged pre-training and those of its fine-tunings."""
+    profile = replace(TINY, seeds=1, l1=(1e30,), l1_outside=(), adam=False)
+    sweep(tmp_path, dataset, Inline(), profile)
+    first, *_ = (tmp_path / "results.jsonl").read_text().splitlines()
+    (tmp_path / "results.jsonl").write_text(first + "\n")
+    sweep(tmp_path, dataset, Inline(), profile)
+    assert len(load_sweep(tmp_path).diverged) == 3
+
+
+# --- the table ----------------------------------------------------------------------------
+
+
+def test_the_table_is_mean_deviation_and_paired_difference(undisturbed):
+    folder, _ = undisturbed
+    found = load_sweep(folder)
+    table = tabulate(found)
+    cell = {
+        "optimizer": "sgd", "l1": 0.2, "dropout": 0.5, "finetune_optimizer": "sgd", "l2": 0.25,
+    }  # fmt: skip
+    values = {
+        method: [
+            record["methods"][method]["nll"]
+            for record in found.records
+            if {**record["cell"], "seed": 0} == {**cell, "seed": 0}
+        ]
+        for method in ("finetuned", "mean")
+    }
+    (row,) = (r for r in table["rows"] if r["cell"] == cell and r["method"] == "mean")
+    assert row["seeds"] == 2
+    a, b = values["mean"]
+    assert row["nll"]["mean"] == pytest.approx((a + b) / 2, rel=1e-12)
+    assert row["nll"]["sd"] == pytest.approx(abs(a - b) / 2**0.5, rel=1e-12)
+    d = [m - f for m, f in zip(values["mean"], values["finetuned"], strict=True)]
+    assert row["nll"]["delta"]["mean"] == pytest.approx(sum(d) / 2, rel=1e-9)
+    assert row["nll"]["delta"]["sd"] == pytest.approx(abs(d[0] - d[1]) / 2**0.5, rel=1e-9)
+    text = text_table(table)
+    assert "sgd 0.2, dropout 0.5, then sgd 0.25 (2 seeds)" in text
+    assert f"{(a + b) / 2:.4f} ± {abs(a - b) / 2**0.5:.4f}" in text
+
+
+def test_a_deep_ensemble_averages_what_the_seeds_predict(undisturbed, dataset):
+    folder, _ = undisturbed
+    (entry,) = load_sweep(folder).deep_ensembles
+    assert entry["cell"]["l2"] == 0.25
+    assert "seed" not in entry["cell"]
+    assert (entry["seeds"], entry["members"]) == ([0, 1], 2)
+    name = "sgd_0.2_dropout_0.5_seed_{}_then_sgd_0.25.npy"
+    one, other = (np.load(folder / "predictions" / name.format(seed)) for seed in (0, 1))
+    assert one.dtype == np.float32
+    expected = metrics.nll((one + other) / 2, dataset.test_labels)
+    assert entry["nll"] == pytest.approx(expected, rel=1e-6)
+    for seed, predictions in enumerate((one, other)):
+        (record,) = (
+            r
+            for r in load_sweep(folder).records
+            if r["cell"]["seed"] == seed and "baselines" in TINY.parts(Cell(**r["cell"]))
+        )
+        plain = record["methods"]["finetuned"]["nll"]
+        assert metrics.nll(predictions, dataset.test_labels) == plain
+
+
+# --- who works, and who dies --------------------------------------------------------------
+
+
+class Reluctant(Inline):
+    """Dies at some cells, so many times each."""
+
+    def __init__(self, deaths, capacity=3):
+        super().__init__()
+        self.deaths = dict(deaths)
+        self.capacity = capacity
+        self.renewed = 0
+
+    def submit(self, function, cell, *rest):
+        if self.deaths.get(cell.key, 0) > 0:
+            self.deaths[cell.key] -= 1
+            future = Future()
+            future.set_exception(BrokenProcessPool("a worker was killed"))
+            return future
+        return super().submit(function, cell, *rest)
+
+    def renew(self):
+        self.renewed += 1
+
+
+def test_a_cell_whose_worker_dies_is_done_again(undisturbed, dataset, tmp_path):
+    deaths = {cell.key: 1 + number % 3 for number, cell in enumerate(TINY.cells())}
+    crew = Reluctant(deaths)
+    assert sweep(tmp_path, dataset, crew) == undisturbed[1]
+    assert crew.renewed > 3
+
+
+def test_a_cell_that_always_kills_its_worker_is_named(dataset, tmp_path):
+    culprit = TINY.cells()[3].key
+    with pytest.raises(RuntimeError, match=f"{culprit}: its worker died 4 times, the last time"):
+        sweep(tmp_path, dataset, Reluctant({culprit: 99}))
+    assert load_sweep(tmp_path).records, "what was finished is kept"
+
+
+def test_a_mistake_in_a_cell_is_not_a_death(dataset, tmp_path):
+    class Mistaken(Inline):
+        def submit(self, function, cell, *rest):
+            future = super().submit(function, cell, *rest)
+            if len(self.called) == 3:
+                future = Future()
+                future.set_exception(ZeroDivisionError("once is enough"))
+            return future
+
+    with pytest.raises(ZeroDivisionError, match="once is enough"):
+        sweep(tmp_path, dataset, Mistaken())
+    assert len(load_sweep(tmp_path).records) == 2
+
+
+def kill_once(folder, pids, after):
+    """Kill one of the processes as soon as there are so many results."""
+
+    def wait_and_kill():
+        while results_in(folder) < after:
+            time.sleep(0.005)
+        os.kill(random.Random(after).choice(pids()), signal.SIGKILL)
+        killed.set()
+
+    killed = threading.Event()
+    threading.Thread(target=wait_and_kill, daemon=True).start()
+    return killed
+
+
+def results_in(folder):
+    """How many cells are finished."""
+    path = folder / "results.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_one_process_and_two_of_which_one_is_killed(undisturbed, dataset, tmp_path):
+    assert sweep(tmp_path / "one", dataset, Processes(1)) == undisturbed[1]
+    crew, folder = Processes(2), tmp_path / "two"
+    killed = kill_once(folder, lambda: list(crew._executor._processes), 4)
+    assert sweep(folder, dataset, crew) == undisturbed[1]
+    assert killed.is_set()
+
+
+def test_a_cluster_of_which_a_worker_is_killed(undisturbed, dataset, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed (cluster)")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+    ) as cluster:
+        pids = [worker.pid for worker in cluster.workers.values()]
+        killed = kill_once(tmp_path, lambda: pids, 4)
+        assert sweep(tmp_path, dataset, Cluster(cluster.scheduler_address)) == undisturbed[1]
+        assert killed.is_set()
+
+
+def test_a_cluster_that_nobody_runs():
+    pytest.importorskip("distributed", reason="Dask is not installed (cluster)")
+    with pytest.raises(OSError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
+        Cluster("tcp://127.0.0.1:9", patience="0.2s")
+
+
+# --- the command --------------------------------------------------------------------------
+
+COMMAND = [
+    sys.executable, "-m", "minires", "sweep", "--train", "64", "--test", "20", "--epochs", "1",
+    "--updates", "3", "--batch", "16", "--seeds", "1", "--workers", "2",
+]  # fmt: skip
+
+
+def start_command(out, *more):
+    return subprocess.Popen(
+        [*COMMAND, "--out", str(out), *more], cwd=ROOT, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def completed(tmp_path_factory):
+    """The folder of a command that nothing happened to, and what it printed."""
+    out = tmp_path_factory.mktemp("command") / "deep" / "folder"
+    process = start_command(out)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return out, stdout, stderr
+
+
+def test_the_command(completed):
+    out, stdout, stderr = completed
+    names = {path.name for path in out.iterdir()}
+    assert names == {"sweep.json", "results.jsonl", "table.json", "pretrained", "predictions"}
+    table = load_json(out / "table.json")
+    assert stdout == text_table(table) + "\n"
+    assert table == json.loads(json.dumps(tabulate(load_sweep(out))))
+    first, last = stderr.splitlines()
+    assert "26,714 weights; 15 cells" in first
+    assert last.endswith(f"table.json and all records are in {out}")
+
+
+def session_of(leader):
+    """The processes of a session that are alive."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            found.append(int(entry.parent.name))
+    return found
+
+
+def kill_campaign(out, completed, kills, seed):
+    """`kill -9` the sweep at random moments, start it again, let it end; how many kills it took."""
+    rng, done = random.Random(seed), 0
+    for _ in range(kills):
+        process = start_command(out)
+        # A moment at random among those where it works, not those where it starts.
+        target = results_in(out) + rng.randint(0, 2)
+        deadline = time.monotonic() + 60
+        while results_in(out) < target and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.2)
+        if process.poll() is None:
+            process.kill()
+            done += 1
+        process.communicate()
+        deadline = time.monotonic() + 20
+        while session_of(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not session_of(process.pid), "workers outlived the sweep"
+    process = start_command(out)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert (out / "table.json").read_bytes() == (completed[0] / "table.json").read_bytes()
+    lines = (out / "results.jsonl").read_text().splitlines()
+    assert len(lines) == len({json.dumps(json.loads(line)["cell"]) for line in lines}) == 15
+    for part in ("pretrained", "predictions"):
+        names = {path.name for path in (out / part).iterdir()}
+        assert names == {path.name for path in (completed[0] / part).iterdir()}
+    return done
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to look into")
+
+
+@linux
+def test_killed_three_times(completed, tmp_path):
+    assert kill_campaign(tmp_path / "out", completed, kills=3, seed=1) >= 2
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 6))
+def test_killed_many_times(completed, tmp_path, seed):
+    assert kill_campaign(tmp_path / "out", completed, kills=8, seed=seed) >= 4
+
+
+@linux
+def test_ctrl_c_keeps_what_is_finished(completed, tmp_path):
+    process = start_command(tmp_path)
+    while results_in(tmp_path) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.endswith("stopped; what is finished is kept, the same command goes on with it\n")
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    assert not session_of(process.pid)
+    assert 2 <= results_in(tmp_path) < 15
+
+
+def test_the_dry_run_prints_the_cells_and_a_time(completed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep_module, "measure", lambda profile, dataset: (0.5, 2.0))
+    arguments = [*COMMAND[3:], "--out", str(tmp_path / "new"), "--dry-run"]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "sgd 0.2, dropout 0.5           1 seeds,   0 done\n" in printed
+    assert "  then sgd 0.25                1 seeds,   0 done  baselines, curves\n" in printed
+    assert "15 cells: 5 pre-trainings, 10 fine-tunings" in printed
+    # 5 pre-trainings of 4 updates, 10 fine-tunings of 3, two of them three times.
+    assert "62 updates of 500.0 ms" in printed
+    assert not (tmp_path / "new").exists()
+
+    assert cli.main([*COMMAND[3:], "--out", str(completed[0]), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "baselines, curves\n" in printed
+    assert "   0 done" not in printed
+    assert "0 updates of 500.0 ms and 0 predictions" in printed
+
+
+def test_a_step_and_a_prediction_are_measured(dataset):
+    step, predicting = sweep_module.measure(TINY, dataset)
+    assert 0 < step < 5
+    assert 0 < predicting < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "0"], "--workers is 0, expected 1 or more"),
+        (["--seeds", "0"], "seeds is 0, expected 1 or more"),
+        (["--batch", "65"], "--batch is 65, but there are 64 training images"),
+        (["--data", "mnist", "--data-dir", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_mistakes_of_the_caller_are_one_line(tmp_path, capsys, arguments, message):
+    assert cli.main([*COMMAND[3:], "--out", str(tmp_path / "out"), *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_dask_the_error_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    arguments = [*COMMAND[3:], "--out", str(tmp_path / "out"), "--cluster", "tcp://127.0.0.1:9"]
+    assert cli.main(arguments) == 2
+    assert "pip install 'minires[cluster]'" in capsys.readouterr().err
