@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["NAMES", "Dataset", "cache_folder", "load", "scale"]
+__all__ = ["NAMES", "Dataset", "cache_folder", "cores", "load", "scale"]
 
 NAMES = ("glyphs", "mnist")
 
@@ -38,7 +38,7 @@ class Dataset:
     name: str
 
 
-def load(name, *, train=None, test=None, seed=0, data_dir=None, progress=True):
+def load(name, *, train=None, test=None, seed=0, data_dir=None, progress=True, threads=None):
     """Return a data set by its name.
 
     name      "glyphs": digits drawn on the spot (data_tools/glyphs.py);
@@ -50,6 +50,7 @@ def load(name, *, train=None, test=None, seed=0, data_dir=None, progress=True):
               the folder named by the environment variable MINIRES_DATA, then in the cache,
               then download
     progress  show a bar while downloading
+    threads   that draw glyphs; None: one for every core of this process
     Returns   Dataset
     Raises    ValueError for an unknown name, a count that cannot be had or a damaged file;
               FileNotFoundError when data_dir lacks the files;
@@ -64,7 +65,9 @@ def load(name, *, train=None, test=None, seed=0, data_dir=None, progress=True):
         from data_tools import glyphs
 
         counts = {"train": train, "test": test}
-        return glyphs.load(**{k: n for k, n in counts.items() if n is not None}, seed=seed)
+        return glyphs.load(
+            **{k: n for k, n in counts.items() if n is not None}, seed=seed, threads=threads
+        )
     if name == "mnist":
         from data_tools import mnist
 
@@ -84,6 +87,13 @@ def scale(images):
     scaled /= np.float32(127.5)
     scaled -= np.float32(1)
     return scaled
+
+
+def cores():
+    """Return the number of cores this process may use, which may be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def cache_folder():

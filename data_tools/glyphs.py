@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from data_tools import Dataset, cache_folder
+from data_tools import Dataset, cache_folder, cores
 
 # Part of the cached files' names: raise it with every change that alters an image.
 VERSION = 1
@@ -57,11 +57,13 @@ FONTS_IN_TRAINING = len(FONTS) - 4
 
 # Random numbers come in chunks of this many images, each with a stream of its own.
 CHUNK = 500
+BLOCK = 50  # of them are drawn at a time: what they need stays in the cache
 SPLITS = {"train": 0, "test": 1}
 
 # How far the digits stray, in pixels, radians or powers of e: standard deviations.
 SHIFT = 1.0
 BEND = 0.7
+KNOTS = 5  # along each side, between which a digit bends smoothly
 ANGLE = 0.12
 SLANT = 0.12
 LOG_SIZE = 0.06
@@ -81,26 +83,28 @@ FINER = 2
 POINTS_A_PIXEL = 2
 
 
-def load(train=30_000, test=5_000, seed=0):
+def load(train=30_000, test=5_000, seed=0, threads=None):
     """Return glyph digits, made at the first call and read from the cache later.
 
     train, test  number of images
     seed         int ≥ 0; another seed gives other images of the same kind
+    threads      that draw; None: one for every core. The images do not depend on it
     Returns      Dataset
     Raises       ValueError for a count or seed that is no number of the kind
     """
-    train_images, train_labels = _draw_cached(train, seed, "train")
-    test_images, test_labels = _draw_cached(test, seed, "test")
+    train_images, train_labels = _draw_cached(train, seed, "train", threads)
+    test_images, test_labels = _draw_cached(test, seed, "test", threads)
     name = f"glyph digits (version {VERSION}, seed {seed})"
     return Dataset(train_images, train_labels, test_images, test_labels, name)
 
 
-def draw(count, seed=0, split="train"):
+def draw(count, seed=0, split="train", threads=None):
     """Draw digits.
 
     count    number of images
     seed     int ≥ 0
     split    "train" or "test": other random numbers, and test images use four fonts more
+    threads  that draw; None: one for every core
     Returns  images (count, 28, 28, 1) uint8, labels (count,) int64
     Raises   ValueError for a count or seed that is no number of the kind, or an unknown split
     """
@@ -111,7 +115,7 @@ def draw(count, seed=0, split="train"):
         rng = np.random.default_rng((seed, SPLITS[split], index))
         return _draw_chunk(fields, FONTS_IN_TRAINING if split == "train" else len(FONTS), rng)
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=threads or cores()) as pool:
         chunks = list(pool.map(one_chunk, range(-(-count // CHUNK))))
     images = np.empty((len(chunks) * CHUNK, SIZE, SIZE, 1), np.uint8)
     labels = np.empty(len(chunks) * CHUNK, np.int64)
@@ -130,36 +134,52 @@ def _draw_chunk(fields, fonts, rng):
     def uniform(low, high):
         return np.float32(low) + np.float32(high - low) * rng.random((CHUNK, 1, 1), np.float32)
 
-    def wavy(deviation):
-        return curve @ normal(deviation, (curve.shape[1], curve.shape[1])) @ curve.T
-
     labels = rng.integers(10, size=CHUNK)
-    glyphs = 10 * rng.integers(fonts, size=CHUNK) + labels
-
-    # At which place of the undistorted digit does each pixel look? In pixels from the centre.
-    curve = _smooth_curve()
-    centred = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
-    row = centred[:, None] + normal(SHIFT) + wavy(BEND)
-    column = centred[None, :] + normal(SHIFT) + wavy(BEND)
-    angle, slant, size, stretch = (
+    numbers = (
+        10 * rng.integers(fonts, size=CHUNK) + labels,
+        normal(SHIFT),
+        normal(BEND, (KNOTS, KNOTS)),
+        normal(SHIFT),
+        normal(BEND, (KNOTS, KNOTS)),
         normal(ANGLE),
         normal(SLANT),
         normal(LOG_SIZE),
         normal(LOG_STRETCH),
+        uniform(*BOLDER),
+        uniform(*EDGE),
+        rng.standard_exponential((CHUNK, 1, 1), np.float32),
+        normal(NOISE, (SIZE, SIZE)),
     )
+    images = np.empty((CHUNK, SIZE, SIZE), np.uint8)
+    for start in range(0, CHUNK, BLOCK):
+        here = slice(start, start + BLOCK)
+        images[here] = _distort(fields, *(array[here] for array in numbers))
+    return images, labels
+
+
+def _distort(
+    fields, glyphs, down, bend_down, right, bend_right, angle, slant, size, stretch,
+    bolder, edge, murk, noise,
+):  # fmt: skip
+    """Digits as the random numbers want them: uint8 (…, 28, 28)."""
+    # At which place of the undistorted digit does each pixel look? In pixels from the centre.
+    curve = _smooth_curve()
+    centred = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
+    row = centred[:, None] + down + curve @ bend_down @ curve.T
+    column = centred[None, :] + right + curve @ bend_right @ curve.T
     up = (np.cos(angle) * row + np.sin(angle) * column) * np.exp(size + stretch)
     along = (np.cos(angle) * column - np.sin(angle) * row) * np.exp(size - stretch) + slant * up
 
     distance = _look_up(fields, glyphs, up, along)
-    ink = np.clip(0.5 + (distance + uniform(*BOLDER)) / uniform(*EDGE), 0, 1)
+    ink = np.clip(0.5 + (distance + bolder) / edge, 0, 1)
 
     # Most images are clear, some are murky, and one in fifty is past reading.
-    murk = rng.standard_exponential((CHUNK, 1, 1), np.float32)
-    image = ink * np.exp(-FADE * murk) + murk * normal(NOISE, (SIZE, SIZE))
-    return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8), labels
+    image = ink * np.exp(-FADE * murk) + murk * noise
+    return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
-def _smooth_curve(knots=5):
+@functools.cache
+def _smooth_curve(knots=KNOTS):
     """Return the matrix (28, knots) that turns random numbers into a smooth curve of 28 pixels.
 
     Each column is a bell around one knot. Rows have length 1, so that the curve has the variance
@@ -242,7 +262,7 @@ def _render(font, side):
     return np.asarray(canvas.buffer_rgba())[..., 0] < 128
 
 
-def _draw_cached(count, seed, split):
+def _draw_cached(count, seed, split, threads=None):
     """Return what draw returns, from a file in the cache folder where there is a sound one."""
     _check(count, seed, split)
     folder = cache_folder() / "glyphs"
@@ -250,7 +270,7 @@ def _draw_cached(count, seed, split):
     found = _read_cached(path, count)
     if found:
         return found
-    images, labels = draw(count, seed, split)
+    images, labels = draw(count, seed, split, threads)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="new-") as temporary:

@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools import scale
+from data_tools import cores, scale
 
 __all__ = ["PRESETS", "Batch", "Notes", "Pictures", "batches", "decode", "load", "match_outputs"]
 
@@ -556,7 +556,7 @@ def _batches(pictures, plan, prepare, size, notes, threads, ahead):
             return [("unreadable", f"{type(error).__name__}: {error}")], False
         return remarks, True
 
-    pool = ThreadPoolExecutor(threads or _cores(), thread_name_prefix="pictures")
+    pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="pictures")
     waiting = deque()
 
     def start_one():
@@ -587,10 +587,3 @@ def _batches(pictures, plan, prepare, size, notes, threads, ahead):
             del images, jobs  # or a batch would stay alive while the next one is awaited
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _cores():
-    """The number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -140,7 +140,11 @@ def _run(options):
 
     sizes = {"train": config.train, "test": config.test}
     dataset = data_tools.load(
-        config.data, data_dir=options.data_dir, progress=not options.quiet, **sizes
+        config.data,
+        data_dir=options.data_dir,
+        progress=not options.quiet,
+        threads=backend.get_threads(),
+        **sizes,
     )
     if config.batch > len(dataset.train_images):  # before a folder is made that then stays
         raise ValueError(

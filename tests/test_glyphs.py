@@ -1,5 +1,6 @@
 """Glyph digits: the same images for the same seed, whatever else is asked for; a safe cache."""
 
+import os
 import subprocess
 import sys
 
@@ -32,6 +33,46 @@ def test_an_image_does_not_depend_on_how_many_are_drawn():
     many, many_labels = glyphs.draw(glyphs.CHUNK + 1, seed=1)
     np.testing.assert_array_equal(few, many[:7])
     np.testing.assert_array_equal(few_labels, many_labels[:7])
+
+
+def workers(monkeypatch):
+    """A list that will hold the numbers of threads that were started."""
+    started, start = [], glyphs.ThreadPoolExecutor
+
+    def noting(max_workers):
+        started.append(max_workers)
+        return start(max_workers)
+
+    monkeypatch.setattr(glyphs, "ThreadPoolExecutor", noting)
+    return started
+
+
+def test_as_many_threads_as_there_are_cores_for_this_process(monkeypatch):
+    started = workers(monkeypatch)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
+    glyphs.draw(1)
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS and Windows
+    glyphs.draw(1)
+    assert started == [3, 64]
+
+
+def test_images_do_not_depend_on_the_number_of_threads(monkeypatch):
+    started = workers(monkeypatch)
+    one, labels = glyphs.draw(1200, threads=1)
+    three = data_tools.load("glyphs", train=1200, test=1, threads=3)
+    np.testing.assert_array_equal(one, three.train_images)
+    np.testing.assert_array_equal(labels, three.train_labels)
+    assert started == [1, 3, 3]
+
+
+def test_the_same_images_as_ever():
+    """Whoever changes them raises VERSION, so that no cache holds others under the same name."""
+    images, labels = glyphs.draw(1200, seed=7, split="test")
+    assert glyphs.VERSION == 1
+    # Another FreeType or another processor may round a pixel another way.
+    assert images.sum(dtype=np.int64) == pytest.approx(44_863_697, rel=1e-5)
+    assert labels.sum() == 5399
 
 
 def test_no_two_images_are_equal_within_and_across_chunks_seeds_and_splits():

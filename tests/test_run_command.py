@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import data_tools
-from minires import cli, experiment, figures, reestimate_stats, training
+from minires import backend, cli, experiment, figures, reestimate_stats, training
 from minires.experiment import Config, Folder
 from minires.files import load_arrays, load_json
 from minires.layers import BatchNorm
@@ -378,6 +378,15 @@ def test_bad_values_are_one_line_and_leave_no_folder(
     if "--resume" not in arguments:
         assert message in refused(capsys, *TINY, *arguments, "--out", tmp_path / "out")
     assert os.listdir(tmp_path) == []
+
+
+def test_the_number_of_threads_reaches_those_that_draw(capsys, monkeypatch):
+    def load(*args, threads, **options):
+        raise ValueError(f"{threads} threads")
+
+    monkeypatch.setattr(data_tools, "load", load)
+    with backend.threads(backend.get_threads()):
+        assert "minires: 7 threads" in refused(capsys, *TINY, "--threads", 7)
 
 
 @pytest.mark.parametrize(
