@@ -29,7 +29,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Effects:
-    """Sizes of what is built in, in percentage points of accuracy but for the last seven.
+    """Sizes of what is built in, in percentage points of accuracy where nothing else is said.
 
     inner_l1         what a pre-training with a rate outside .15 … .3 loses
     l1_plain         gain of plain fine-tuning for each .05 of ℓ₁
@@ -46,6 +46,7 @@ class Effects:
     adam_pattern     factor of the slopes along ℓ₂ and of `resampled` in Adam-trained cells
     time_constant    of the accuracy against the number of updates averaged, in updates
     moments_seconds  one moments update over one step of training
+    clock_noise      standard deviation of every measured time, relative
     predict_ratio    prediction with the mean model over that with the fine-tuned one
     moments_error    relative
     seed_noise, path_noise, method_noise   standard deviations, percentage points
@@ -66,6 +67,7 @@ class Effects:
     adam_pattern: float = 1.0
     time_constant: float = 60.0
     moments_seconds: float = 0.03
+    clock_noise: float = 0.01
     predict_ratio: float = 1.0
     moments_error: float = 1e-7
     seed_noise: float = 0.05
@@ -236,8 +238,6 @@ class _Maker:
         methods = {"pretrained": dict(pretrained["methods"]["pretrained"])}
         for name, accuracy in levels.items():
             methods[name] = self.scores(accuracy + self.noise(effects.method_noise))
-        step = 0.1 * (1 + 0.01 * self.rng.random())
-        predict = 1.5 * (1 + 0.01 * self.rng.random())
         return {
             "cell": cell,
             "methods": methods,
@@ -250,12 +250,15 @@ class _Maker:
             },
             "seconds": {
                 "cell": 80.0 + self.rng.random(),
-                "step": step,
-                "moments": step * effects.moments_seconds,
-                "predict_mean": predict * effects.predict_ratio,
-                "predict_finetuned": predict,
+                "step": self.clock(0.1),
+                "moments": self.clock(0.1 * effects.moments_seconds),
+                "predict_mean": self.clock(1.5 * effects.predict_ratio),
+                "predict_finetuned": self.clock(1.5),
             },
         }
+
+    def clock(self, seconds):
+        return seconds * math.exp(self.effects.clock_noise * self.rng.standard_normal())
 
     def discordant(self, first, second):
         """[only the first right, only the second right], as few beyond their difference."""

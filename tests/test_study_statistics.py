@@ -49,10 +49,19 @@ def test_a_threshold_moves_the_null():
 def test_equivalence_needs_both_sides():
     centred = SLEEP - SLEEP.mean()
     for shift, shown in ((0, True), (1.9, False), (-1.9, False), (5, False)):
-        assert (p_equivalent(centred + shift, 2) < 0.05) is shown
+        assert bool(p_equivalent(centred + shift, 2) < 0.05) is shown
     # By hand: t = (2 − 0.5) / (s/√10).
     t = 1.5 / (SLEEP.std(ddof=1) / np.sqrt(10))
     assert p_equivalent(centred + 0.5, 2) == pytest.approx(stats.t.sf(t, 9))
+
+
+def test_many_cells_at_once_are_each_alone():
+    rng = np.random.default_rng(4)
+    cells = np.round(rng.normal(0.0003, 0.0004, (3, 4, 6)), 4)
+    cells[0, 0], cells[0, 1], cells[0, 2] = 0, 0.0001, -0.0001
+    for p in (p_greater, p_less, p_different, lambda d: p_equivalent(d, 0.0005)):
+        np.testing.assert_allclose(p(cells), [[p(d) for d in row] for row in cells], rtol=1e-9)
+    np.testing.assert_allclose(p_rising(cells), [p_rising(table) for table in cells])
 
 
 def test_no_difference_found_is_not_equivalence_shown():
@@ -302,8 +311,8 @@ def test_false_alarms_are_as_rare_as_they_say():
     rng = np.random.default_rng(3)
     null = np.round(rng.normal(0, 0.0004, (1000, 10)), 4)
     alarms = {
-        "greater": sum(p_greater(d) < statistics.ALPHA for d in null),
-        "equivalent": sum(p_equivalent(d + 0.0005, 0.0005) < statistics.ALPHA for d in null),
+        "greater": (p_greater(null) < statistics.ALPHA).sum(),
+        "equivalent": (p_equivalent(null + 0.0005, 0.0005) < statistics.ALPHA).sum(),
     }
     for name, count in alarms.items():
         assert 25 <= count <= 75, f"{name}: {count} of 1000"

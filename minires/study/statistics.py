@@ -38,16 +38,20 @@ def p_greater(differences, than=0.0):
     Differences that are all equal have no spread to compare with; then only their sign
     counts, and the test is the sign test: 2⁻ⁿ.
 
-    differences   (n,), one for each seed
-    Returns       a one-sided p-value; 1 for a single seed
+    differences   (…, n), one for each seed
+    Returns       one-sided p-values (…); 1 for a single seed
     """
     differences = _rounded(differences)
-    if len(differences) < 2:
-        return 1.0
-    if _all_equal(differences):
-        excess = _rounded(differences[:1] - than)[0]
-        return 0.5 ** len(differences) if excess > 0 else 1.0
-    return float(stats.ttest_1samp(differences, than, alternative="greater").pvalue)
+    *cells, seeds = differences.shape
+    if seeds < 2:
+        return np.ones(cells)[()]
+    flat = _all_equal(differences)
+    excess = _rounded(differences[..., 0] - than)
+    p_values = np.where(excess > 0, 0.5**seeds, 1.0)
+    if not flat.all():
+        found = stats.ttest_1samp(differences[~flat], than, axis=-1, alternative="greater")
+        p_values[~flat] = found.pvalue
+    return p_values[()]
 
 
 def p_less(differences, than=0.0):
@@ -57,7 +61,7 @@ def p_less(differences, than=0.0):
 
 def p_different(differences):
     """Two-sided: how probable is a mean so far from zero, were the true one zero?"""
-    return min(1.0, 2 * min(p_greater(differences), p_less(differences)))
+    return np.minimum(1, 2 * np.minimum(p_greater(differences), p_less(differences)))
 
 
 def p_equivalent(differences, margin):
@@ -65,12 +69,12 @@ def p_equivalent(differences, margin):
 
     TOST, two one-sided tests: the mean is shown to be above −margin and below +margin.
 
-    differences   (n,), one for each seed
+    differences   (…, n), one for each seed
     margin        the largest difference that does not matter, above 0
-    Returns       the larger of the two p-values
+    Returns       the larger of the two p-values, (…)
     Source        Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15
     """
-    return max(p_greater(differences, -margin), p_less(differences, margin))
+    return np.maximum(p_greater(differences, -margin), p_less(differences, margin))
 
 
 def p_wilcoxon(differences):
@@ -95,13 +99,15 @@ def p_wilcoxon(differences):
 def p_rising(table):
     """Do the columns rise from left to right? Page's test; for two columns the paired t-test.
 
-    table     (S, K): for each seed the values at K settings, in order
-    Returns   a one-sided p-value
+    table     (…, S, K): for each seed the values at K settings, in order
+    Returns   one-sided p-values (…)
     Source    Page 1963, J. American Statistical Association 58
     """
     table = _rounded(table)
-    if table.shape[1] < 3:
-        return p_greater(table[:, -1] - table[:, 0])
+    if table.shape[-1] < 3:
+        return p_greater(table[..., -1] - table[..., 0])
+    if table.ndim > 2:
+        return np.array([p_rising(each) for each in table])
     if len(table) < 2:
         return 1.0
     return float(stats.page_trend_test(table).pvalue)
@@ -114,7 +120,8 @@ def changes(table, x):
     x         (K,), rising, at least two
     Returns   (S,)
     """
-    return np.array([stats.linregress(x, row).slope for row in table]) * (x[-1] - x[0])
+    slopes = np.polynomial.polynomial.polyfit(x, np.transpose(table), 1)[1]
+    return slopes * (x[-1] - x[0])
 
 
 def p_mcnemar(only_first, only_second):
@@ -210,4 +217,4 @@ def _rounded(values):
 
 
 def _all_equal(values):
-    return np.ptp(values) <= 1e-9 * abs(values).max()
+    return np.ptp(values, axis=-1) <= 1e-9 * abs(values).max(axis=-1)

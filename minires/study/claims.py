@@ -1,0 +1,649 @@
+"""The paper's claims about MNIST, each asked of a sweep: one function, one verdict.
+
+A verdict is "supported", "not supported" or "inconclusive"; propositions.py says when it is
+which. Accuracy decides, in pairs of one seed; the negative log-likelihood (NLL) stands beside it.
+"""
+
+import json
+import textwrap
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from minires.study.propositions import (
+    INCONCLUSIVE,
+    MARGIN,
+    NLL,
+    NOT_SUPPORTED,
+    PERCENT,
+    POINTS,
+    RATE,
+    SHARE,
+    SUPPORTED,
+    Claim,
+    Part,
+    at_most,
+    count,
+    describe,
+    in_brackets,
+    mean_and_spread,
+    more,
+    p_text,
+    rising,
+    same,
+    unknown,
+)
+from minires.study.scores import gather, grid
+from minires.study.statistics import (
+    ALPHA,
+    LEAST_SEEDS,
+    best_of_the_others,
+    complete,
+    holm,
+    p_different,
+    p_greater,
+    p_less,
+    p_mcnemar,
+    spread,
+)
+
+# What may be called marginal, and what would be called a loss: the smallest difference between
+# two networks that 10,000 images can show, a little more than that standard error.
+VISIBLE = 0.001
+INNER_L1 = (0.15, 0.3)  # the paper's range of ℓ₁
+ADAM_CEILING = 0.993  # C11
+FREE, CHEAP = 0.05, 0.10  # C16: what "nothing" and "marginally" may cost, of the same without
+EXACT = 1e-5  # C17: relative; the weights themselves are known to 6e-8
+
+
+def _c1(sweep):
+    """Is the best ℓ₁ inside the paper's range, and every measured ℓ₁ outside it worse?
+
+    The best ℓ₁ inside is picked, for each seed, by the other seeds: so it is not flattered.
+    """
+    low, high = INNER_L1
+    rates = grid(sweep, "pretrained", "accuracy", finetune_optimizer=None).l1
+    inside = [low <= rate <= high for rate in rates]
+
+    def loss_at(outer):
+        def of(metric):
+            found = grid(sweep, "pretrained", metric, finetune_optimizer=None, diverged=True)
+            values = complete(found.along_l1[-1:])  # (1, ℓ₁, S), the largest dropout
+            if not values.size or not any(inside):
+                return np.empty((0, 0))
+            inner = values[0][inside]
+            best = best_of_the_others(inner if metric == "accuracy" else -inner)
+            return (inner[best, np.arange(len(best))] - values[0][rates.index(outer)])[None]
+
+        return of
+
+    parts = [
+        more(f"pre-training with ℓ₁ {rate:g} is worse than with the best ℓ₁ inside", loss_at(rate))
+        for rate, within in zip(rates, inside, strict=True)
+        if not within
+    ]
+    for side, there in (
+        (f"below {low}", any(rate < low for rate in rates)),
+        (f"above {high}", any(rate > high for rate in rates)),
+    ):
+        if not there:
+            parts.append(unknown(f"pre-training with ℓ₁ {side} is worse", "not measured"))
+
+    def means():
+        found = grid(sweep, "pretrained", "accuracy", finetune_optimizer=None)
+        rows = []
+        for place, rate in enumerate(found.l1):
+            values = found.values[place, 0, -1]
+            values = values[np.isfinite(values)]
+            if len(values):
+                rows.append((f"  pre-trained, ℓ₁ {rate:g}", mean_and_spread(values)))
+        return rows
+
+    return Claim(
+        "C1",
+        "ℓ₁ ∈ {.15, .2, .25, .3} brackets the best training rate; outside it is worse.",
+        "paired t-test of the pre-trained networks, best ℓ₁ inside − each ℓ₁ outside",
+        parts,
+        [means],
+    )
+
+
+def _c2(sweep):
+    """Does plain fine-tuning rise with ℓ₁, fall with ℓ₂, and peak in that corner?"""
+
+    def plain(metric):
+        return grid(sweep, "finetuned", metric)
+
+    rates = plain("accuracy")
+    values = complete(np.moveaxis(rates.values, 2, 0))  # (dropout, ℓ₁, ℓ₂, S)
+    says = "the best cell has a high ℓ₁ and a low ℓ₂"
+    if values.size and min(values.shape[1:3]) > 1:
+        table = values.mean(axis=(0, 3))
+        row, column = np.unravel_index(table.argmax(), table.shape)
+        l1, l2 = rates.l1[row], rates.l2[column]
+        in_corner = l1 >= np.median(rates.l1) and l2 <= np.median(rates.l2)
+        found = f"ℓ₁ {l1:g}, ℓ₂ {l2:g} with {SHARE.phrase(table.max())}"
+        corner = Part(says, 0.0 if in_corner else 1.0, 1.0, found, numbers=lambda: [(says, found)])
+    else:
+        corner = unknown(says, "not measured: this needs two ℓ₁ and two ℓ₂ or more")
+    return Claim(
+        "C2",
+        "Plain fine-tuning is best at a high ℓ₁ and a low ℓ₂.",
+        "Page's trend test over seeds; the change along the straight line",
+        [
+            rising("plain fine-tuning improves with ℓ₁", lambda m: plain(m).along_l1, rates.l1),
+            rising(
+                "plain fine-tuning improves as ℓ₂ falls",
+                lambda m: plain(m).along_l2[:, ::-1],
+                -np.array(rates.l2)[::-1],
+            ),
+            corner,
+        ],
+    )
+
+
+def _prefers_larger_l2(sweep, optimizer, method="mean", name="the mean model"):
+    """Is a method's best ℓ₂ larger than plain fine-tuning's; does its gain grow with ℓ₂?"""
+
+    def scores(method, metric):
+        return grid(sweep, method, metric, optimizer)
+
+    l2 = np.array(scores("finetuned", "accuracy").l2)
+
+    def best(method, metric):
+        """(cells, S): the best ℓ₂ of each seed; of several that are equal, their mean."""
+        values = scores(method, metric).along_l2 * (1 if metric == "accuracy" else -1)
+        is_best = values == values.max(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # a cell that is not there has no best
+            return (is_best * l2[:, None]).sum(axis=1) / is_best.sum(axis=1)
+
+    def step_up(metric):
+        return best(method, metric) - best("finetuned", metric)
+
+    def gain(metric):
+        return scores(method, metric).along_l2 - scores("finetuned", metric).along_l2
+
+    says = f"the best ℓ₂ of {name} is larger than that of plain fine-tuning"
+    if len(l2) < 2:
+        larger = unknown(says, "not measured: this needs two ℓ₂ or more")
+    else:
+        larger = more(says, step_up, margin=0, unit=RATE)
+    return [larger, rising(f"the gain of {name} grows with ℓ₂", gain, l2)]
+
+
+def _c3(sweep):
+    """The mean model decides; the ensembles, and its own slope along ℓ₂, stand beside it."""
+    l2 = grid(sweep, "mean", "accuracy").l2
+
+    def beside():
+        own = rising(
+            "  beside it: the mean model's own accuracy rises with ℓ₂",
+            lambda metric: grid(sweep, "mean", metric).along_l2,
+            l2,
+        )
+        rows = own.numbers()
+        for size in (3, 10):
+            name = f"  an ensemble of {size}"
+            for part in _prefers_larger_l2(sweep, "sgd", f"ensemble_{size}", name.strip()):
+                rows += [("  beside it: " + what.strip(), text) for what, text in part.numbers()]
+        return rows
+
+    return Claim(
+        "C3",
+        "In comparison with plain fine-tuning, resampled models prefer a larger ℓ₂.",
+        "paired t-test of each seed's best ℓ₂; Page's trend test of the gain along ℓ₂",
+        _prefers_larger_l2(sweep, "sgd"),
+        [beside],
+    )
+
+
+def _no_loss_along_l2(sweep, optimizer, method="mean", name="the mean model"):
+    """Does no ℓ₂ lose much against the best ℓ₂?
+
+    The best is picked, for each seed, by the other seeds. That every loss is below the bound
+    is shown when the least sure one is; that some loss is above it, with Holm's correction.
+    """
+    says = f"no ℓ₂ costs {name} {POINTS.edge(VISIBLE)} or more"
+
+    def losses(metric):
+        """(ℓ₂, S)"""
+        found = grid(sweep, method, metric, optimizer, diverged=True)
+        values = complete(found.along_l2)
+        if not values.size:
+            return np.empty((0, 0)), found.l2
+        values = values.mean(axis=0) * (1 if metric == "accuracy" else -1)
+        if values.shape[1] < 2:
+            return values.max(axis=0) - values, found.l2
+        best = best_of_the_others(values)
+        return values[best, np.arange(len(best))] - values, found.l2
+
+    loss, l2 = losses("accuracy")
+    if not loss.size or len(l2) < 2:
+        return unknown(says, "not measured: this needs two ℓ₂ or more")
+    worst = loss.mean(axis=1).argmax()
+    found = f"at most {POINTS.phrase(loss[worst].mean(), '')}, at ℓ₂ {l2[worst]:g}"
+    seeds = loss.shape[1]
+    if seeds < LEAST_SEEDS:
+        few = f"{found}, but {count(seeds, 'seed')}: too few"
+        return replace(unknown(says, few), numbers=lambda: [(says, few)])
+    others = [row for row in loss if row.any()]  # the best one loses nothing against itself
+    pro = max((p_less(row, VISIBLE) for row in others), default=0.0)
+    con = min(holm([p_greater(row, VISIBLE) for row in others]), default=1.0)
+
+    def numbers():
+        rows = [(says, f"{found}; t, the least sure ℓ₂: {p_text(pro)}; {count(seeds, 'seed')}")]
+        for rate, row in zip(l2, loss, strict=True):
+            text = f"{POINTS.phrase(row.mean())} {in_brackets(row, POINTS)}"
+            rows.append((f"  loss at ℓ₂ {rate:g}", text))
+        beside, _ = losses("nll")
+        text = f"{NLL.phrase(beside.mean(axis=1).max())}"
+        rows.append(("  the largest loss of NLL", text))
+        return rows
+
+    limit = f"surely more than {POINTS.edge(VISIBLE)} somewhere"
+    return Part(says, pro, con, found, limit, numbers=numbers)
+
+
+def _c4(sweep):
+    """Non-inferiority: the worst ℓ₂ of the mean model against its best."""
+
+    def plain():
+        part = _no_loss_along_l2(sweep, "sgd", "finetuned", "plain fine-tuning")
+        return [("  beside it: " + what.strip(), text) for what, text in part.numbers()]
+
+    return Claim(
+        "C4",
+        "Resampled models do not degrade over the wide range of ℓ₂.",
+        f"paired t-tests, best ℓ₂ − each ℓ₂ against {POINTS.edge(VISIBLE)}",
+        [_no_loss_along_l2(sweep, "sgd")],
+        [plain],
+    )
+
+
+def _c5(sweep):
+    return Claim(
+        "C5",
+        "Dropout helps plain fine-tuning.",
+        "paired t-test, with − without dropout",
+        [
+            more(
+                "plain fine-tuning is better with dropout",
+                lambda metric: grid(sweep, "finetuned", metric).dropout_gain,
+            )
+        ],
+    )
+
+
+def _c6(sweep):
+    """An interaction: |g| < g₀, the gains of the mean model and of plain fine-tuning.
+
+    |g| < g₀ where g₀ − g > 0 and g₀ + g > 0. Should dropout plainly harm plain fine-tuning, the
+    signs turn: "matters" is about sizes.
+    """
+
+    def gains(metric):
+        plain = grid(sweep, "finetuned", metric).dropout_gain
+        mean = grid(sweep, "mean", metric).dropout_gain
+        measured = complete(np.stack([plain, mean], axis=1))  # (cells, 2, S)
+        return measured[:, 0], measured[:, 1]
+
+    plain, _ = gains("accuracy")
+    harmful = plain.size and p_different(plain.mean(axis=0)) < ALPHA and plain.mean() < 0
+    sign = -1 if harmful else 1
+
+    def less(metric):
+        plain, mean = gains(metric)
+        return sign * (plain - mean)
+
+    def no_reversal(metric):
+        plain, mean = gains(metric)
+        return sign * (plain + mean)
+
+    def each():
+        rows = []
+        for name, gain in zip(
+            ("plain fine-tuning", "the mean model"), gains("accuracy"), strict=True
+        ):
+            if gain.size:
+                text = POINTS.phrase(gain.mean())
+                rows.append((f"  what dropout gives {name}", text))
+        return rows
+
+    return Claim(
+        "C6",
+        "Dropout matters less after resampling.",
+        "paired t-tests of the interaction: difference, and sum, of the gains through dropout",
+        [
+            more("dropout changes plain fine-tuning more than the mean model", less),
+            more("it does not change the mean model as much the other way", no_reversal),
+        ],
+        [each],
+    )
+
+
+def _difference(sweep, method, other):
+    """metric → (cells, S): a method minus another, in the cells of Fig. 1."""
+
+    def of(metric):
+        return grid(sweep, method, metric).cells - grid(sweep, other, metric).cells
+
+    return of
+
+
+def _c7(sweep):
+    """Equivalence, not a t-test that failed; McNemar's test of each pair of networks beside it."""
+
+    def mcnemar():
+        pairs = [
+            record["mcnemar"]["mean_vs_ensemble_3"]
+            for record in sweep.records
+            if "mean_vs_ensemble_3" in record.get("mcnemar", {})
+        ]
+        if not pairs:
+            return []
+        p_values = np.array([p_mcnemar(*pair) for pair in pairs])
+        text = (
+            f"of {len(pairs)} pairs of networks {(p_values < ALPHA).sum()} differ with "
+            f"p < {ALPHA}, {(holm(p_values) < ALPHA).sum()} after Holm's correction"
+        )
+        return [("  McNemar, cell by cell and seed by seed", text)]
+
+    return Claim(
+        "C7",
+        "The mean model and an ensemble of 3 do not differ significantly.",
+        f"TOST, paired, margin ± {POINTS.edge(MARGIN['accuracy'])}",
+        [
+            same(
+                "an ensemble of 3 is as good as the mean model",
+                _difference(sweep, "ensemble_3", "mean"),
+            )
+        ],
+        [mcnemar],
+    )
+
+
+def _c8(sweep):
+    gain = _difference(sweep, "ensemble_10", "mean")
+
+    def against_three():
+        of = _difference(sweep, "ensemble_10", "ensemble_3")
+        return more("  beside it: it is better than an ensemble of 3", of, margin=0).numbers()
+
+    def cost():
+        return [("  its cost", "ten predictions instead of one")]
+
+    return Claim(
+        "C8",
+        "An ensemble of 10 is marginally better, at ten times the cost.",
+        f"paired t-tests, ensemble of 10 − mean model against 0 and {POINTS.edge(VISIBLE)}",
+        [
+            more("an ensemble of 10 is better than the mean model", gain, margin=0),
+            at_most(f"the gain is below {POINTS.edge(VISIBLE)}", gain, VISIBLE),
+        ],
+        [against_three, cost],
+    )
+
+
+def _c9(sweep):
+    """Is a mean over a twentieth of an epoch worse, one over an epoch as good as any?
+
+    The curve says so at the numbers of updates that were measured: the largest up to a
+    twentieth of an epoch, the largest up to an epoch but before the end, and the end.
+    """
+    says_few = "the mean over all updates is better than over the first few"
+    says_flat = "after an epoch at the latest nothing more is gained"
+
+    def curve(metric):
+        return gather(sweep, lambda record: record.get("curves", {}).get("updates", {}).get(metric))
+
+    lengths = [
+        record["curves"]["updates"]["updates"]
+        for record in sweep.records
+        if "updates" in record.get("curves", {})
+    ]
+    parts = [unknown(says_few, "not measured"), unknown(says_flat, "not measured")]
+    beside = []
+    if lengths and len(lengths[0]) > 2:
+        counts = np.array(lengths[0])
+        train, batch = sweep.settings["train"] or 60_000, sweep.settings["batch"]
+        epoch = train // batch
+        early = max(0, np.searchsorted(counts, epoch / 20, side="right") - 1)
+        late = max(0, np.searchsorted(counts[:-1], epoch, side="right") - 1)
+
+        def from_early(metric):
+            found = curve(metric)
+            return found[:, -1] - found[:, early]
+
+        def from_late(metric):
+            found = curve(metric)
+            return found[:, -1] - found[:, late]
+
+        few, flat, end = counts[early], counts[late], counts[-1]
+
+        def along():
+            rows, values = [], complete(curve("accuracy"))
+            for place, count in enumerate(counts[:-1] if values.size else []):
+                gain = (values[:, -1] - values[:, place]).mean(axis=0)
+                rows.append((f"  {end} updates against {count}", describe(gain, POINTS)))
+            return rows
+
+        beside.append(along)
+        parts = [
+            more(f"{says_few} ({end} against {few}; an epoch has {epoch})", from_early),
+            at_most(f"{says_flat} ({end} against {flat})", from_late, MARGIN["accuracy"]),
+        ]
+    return Claim(
+        "C9",
+        "The moments need enough updates; about one epoch is enough.",
+        "paired t-tests along the curve of accuracy against the number of updates averaged",
+        parts,
+        beside,
+    )
+
+
+def _c10(sweep):
+    """C3 and C4 again where Adam did the training, and whether resampling helps at all."""
+
+    def gain(metric):
+        mean = grid(sweep, "mean", metric, "adam").cells
+        return mean - grid(sweep, "finetuned", metric, "adam").cells
+
+    return Claim(
+        "C10",
+        "Trained with Adam and fine-tuned with SGD: the same pattern.",
+        "as C3 and C4; paired t-test, mean model − plain fine-tuning",
+        [
+            more("the mean model is better than plain fine-tuning", gain),
+            *_prefers_larger_l2(sweep, "adam"),
+            _no_loss_along_l2(sweep, "adam"),
+        ],
+    )
+
+
+def _c11(sweep):
+    """Plain fine-tuning by Adam, resampling it, and the best of the rest of Fig. 2."""
+
+    def scores(method, metric, finetune_optimizer="adam"):
+        return grid(sweep, method, metric, "adam", finetune_optimizer)
+
+    def plain(metric):
+        return scores("finetuned", metric).cells
+
+    def gain(metric):
+        return scores("mean", metric).cells - plain(metric)
+
+    def best_other(metric):
+        by_sgd, by_adam = (scores("mean", metric, which).along_l2 for which in ("sgd", "adam"))
+        if len(by_sgd) != len(by_adam):
+            return np.empty((0, 0))
+        values = complete(np.concatenate([by_sgd, by_adam], axis=1))  # (dropout, ℓ₂, S)
+        if not values.size or values.shape[1] < 2:
+            return np.empty((0, 0))
+        values = values.mean(axis=0)
+        others = values[:-1]
+        best = best_of_the_others(others if metric == "accuracy" else -others)
+        return (others[best, np.arange(len(best))] - values[-1])[None]
+
+    says = f"plain fine-tuning by Adam stays below {ADAM_CEILING}"
+    if sweep.settings["data"] == "mnist":
+        ceiling = at_most(says, plain, ADAM_CEILING, replace(SHARE, name=" %"), ("accuracy",))
+    else:
+        ceiling = unknown(says, "the number is about MNIST")
+    return Claim(
+        "C11",
+        "Fine-tuned with Adam, plain stays below 0.993; resampling its iterates is best.",
+        "t-test against 0.993; paired t-tests; the best ℓ₂ of SGD is picked by the other seeds",
+        [
+            ceiling,
+            more("its mean model is better", gain),
+            at_most(
+                "the best mean model fine-tuned by SGD is not better by as much as "
+                f"{POINTS.edge(MARGIN['accuracy'])}",
+                best_other,
+                MARGIN["accuracy"],
+            ),
+        ],
+    )
+
+
+def _c12(sweep):
+    """Small against the scatter: the standard deviation of the mean model over seeds."""
+
+    def gain(metric):
+        both = [grid(sweep, "mean", metric, "adam", which) for which in ("sgd", "adam")]
+        return np.concatenate([found.dropout_gain for found in both])
+
+    cells = complete(grid(sweep, "mean", "accuracy", "adam").cells)
+    several = cells.size and cells.shape[1] > 1
+    scatter = float(np.sqrt((spread(cells)[1] ** 2).mean())) if several else 0.0
+    size = f", {POINTS.phrase(scatter, '')}" if several else ""
+    return Claim(
+        "C12",
+        "Trained with Adam, dropout gains only marginally, given the scatter.",
+        "paired t-tests of the gain against the standard deviation over seeds, and against a loss",
+        [
+            at_most(
+                f"the mean model's gain through dropout is below the scatter over seeds{size}",
+                gain,
+                scatter,
+            ),
+            at_most(
+                "dropout costs the mean model nothing that matters",
+                lambda metric: -gain(metric),
+                MARGIN["accuracy"],
+            ),
+        ],
+    )
+
+
+def _c16(sweep):
+    """Seconds of one step, one update of the moments and one prediction, in the same cell.
+
+    Each seed's ratio is the median over its cells: a worker that was held up counts for little.
+    """
+
+    def ratio(above, below):
+        def of(metric):
+            cells = gather(sweep, lambda record: _ratio(record.get("seconds", {}), above, below))
+            if not cells.size:
+                return cells
+            measured = cells[:, np.isfinite(cells).any(axis=0)]
+            return np.nanmedian(measured, axis=0)[None]
+
+        return of
+
+    def more_time(metric):
+        return ratio("predict_mean", "predict_finetuned")(metric) - 1
+
+    return Claim(
+        "C16",
+        "The mean model costs nothing at inference and marginally in training.",
+        "t-tests over seeds of ratios of measured seconds; clocks are noisy",
+        [
+            at_most(
+                f"predicting takes less than {PERCENT.edge(FREE)} longer",
+                more_time,
+                FREE,
+                PERCENT,
+                ("seconds",),
+            ),
+            at_most(
+                f"the moments take less than {PERCENT.edge(CHEAP)} of a training step",
+                ratio("moments", "step"),
+                CHEAP,
+                PERCENT,
+                ("seconds",),
+            ),
+        ],
+    )
+
+
+def _ratio(seconds, above, below):
+    if above not in seconds or not seconds.get(below):
+        return None
+    return seconds[above] / seconds[below]
+
+
+def _c17(sweep):
+    """A matter of arithmetic, not of chance: one error above the bound would refute it."""
+    says = "mean and variance agree with those of all weights kept"
+    errors = [
+        max(record["moments_check"]["mean"], record["moments_check"]["variance"])
+        for record in sweep.records
+        if "moments_check" in record
+    ]
+    if errors:
+        worst = max(errors)
+        exact = worst <= EXACT
+        found = f"largest relative error {worst:.1e} in {count(len(errors), 'run')}"
+        part = Part(
+            says,
+            0.0 if exact else 1.0,
+            1.0 if exact else 0.0,
+            found,
+            f"allowed {EXACT:g}",
+            numbers=lambda: [(says, found)],
+        )
+    else:
+        part = unknown(says, "not measured")
+    return Claim(
+        "C17",
+        "Eqs. 2-3 equal the population mean and variance of θ¹ … θᵀ.",
+        f"relative error against float64 over the kept history, at most {EXACT:g}",
+        [part],
+    )
+
+
+CLAIMS = (_c1, _c2, _c3, _c4, _c5, _c6, _c7, _c8, _c9, _c10, _c11, _c12, _c16, _c17)
+
+
+def verdicts(sweep):
+    """What a sweep says of every claim about MNIST.
+
+    sweep     a `minires.study.sweep.Sweep`
+    Returns   [Verdict, …], C1 to C12, C16, C17
+    """
+    return [claim(sweep).verdict() for claim in CLAIMS]
+
+
+def claims_table(verdicts, width=100):
+    """Verdicts as text: for each claim the outcome and the statement, below it the reason."""
+    lines = []
+    for verdict in verdicts:
+        head = f"{verdict.claim:<4} {verdict.outcome:<14} "
+        blank = " " * len(head)
+        lines += textwrap.wrap(
+            verdict.statement, width, initial_indent=head, subsequent_indent=blank
+        )
+        lines += textwrap.wrap(verdict.reason, width, initial_indent=blank, subsequent_indent=blank)
+    outcomes = [verdict.outcome for verdict in verdicts]
+    counts = ", ".join(
+        f"{outcomes.count(outcome)} {outcome}"
+        for outcome in (SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE)
+    )
+    return "\n".join([*lines, "", counts])
+
+
+def to_json(verdicts):
+    """Verdicts as plain lists and dictionaries."""
+    return json.loads(json.dumps([asdict(verdict) for verdict in verdicts]))

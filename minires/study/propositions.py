@@ -1,0 +1,341 @@
+"""Claims taken apart into propositions that data can show, contradict or leave open.
+
+A claim is supported when each of its propositions is shown at α = 0.05. As all must hold this
+needs no correction; but one alone that is contradicted is enough against the claim, so for these
+α is Holm's. A proposition about many cells is decided by the mean over the cells, one number
+for each seed; beside it stands in how many cells alone it can be seen, with Holm's correction. A
+cell that alone speaks against it makes the claim inconclusive.
+
+Contradicted means evidence against: the opposite, or an effect that is surely too small to
+matter. Where the data cannot tell, because there are few seeds, much noise or nothing measured,
+a proposition is open.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from minires.study.statistics import (
+    ALPHA,
+    LEAST_SEEDS,
+    changes,
+    complete,
+    holm,
+    interval,
+    p_different,
+    p_equivalent,
+    p_greater,
+    p_less,
+    p_rising,
+    p_wilcoxon,
+    spread,
+)
+
+# Differences that do not matter. 0.05 percentage points are 5 of 10,000 images; a single
+# accuracy of 99.3 % is itself only known to ± 0.083 (binomial standard error). An NLL near
+# 0.025 has a standard error of about 0.002.
+MARGIN = {"accuracy": 0.0005, "nll": 0.001}
+
+SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
+
+
+# --- effects in words ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How an effect is written."""
+
+    factor: float
+    digits: int
+    name: str
+    sign: str = "+"
+
+    def write(self, value, sign=None):
+        value = round(value * self.factor, self.digits) + 0.0  # no "-0.000"
+        return f"{value:{self.sign if sign is None else sign}.{self.digits}f}"
+
+    def phrase(self, value, sign=None):
+        return f"{self.write(value, sign)}{self.name}"
+
+    def edge(self, value):
+        """A bound, without digits that say nothing."""
+        return f"{value * self.factor:.3g}{self.name}"
+
+
+POINTS = Unit(100, 3, " points")
+PERCENT = Unit(100, 1, " %")
+SHARE = Unit(100, 2, " %", sign="")
+RATE = Unit(1, 3, " of ℓ₂")
+NLL = Unit(1, 4, "")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One proposition of a claim, and how sure the data are of it.
+
+    says      the proposition
+    pro       p-value: below α it is shown
+    con       p-value: below α it is contradicted
+    found     the effect in a few words
+    limit     what a contradicted proposition came short of
+    mixed     what single cells say against it, or ""
+    numbers   [(what, text), …], made when asked for
+    """
+
+    says: str
+    pro: float
+    con: float
+    found: str
+    limit: str = ""
+    mixed: str = ""
+    numbers: Callable = list
+
+
+def unknown(says, why):
+    """A proposition of which the data say nothing."""
+    return Part(says, 1.0, 1.0, why)
+
+
+@dataclass(frozen=True)
+class Test:
+    """How a proposition is tested on one cell, or on the mean of all.
+
+    name      for the reader
+    pro       data → p-value of the proposition; for several cells, (cells,) of them
+    con       data → p-value against it
+    against   data of several cells → (cells,) p-values of what would be a disagreement
+    limit     what a contradicted proposition came short of
+    effect    data → (S,), the size of what is tested
+    margin    of the NLL beside it, where equality is tested
+    """
+
+    name: str
+    pro: Callable
+    con: Callable
+    against: Callable
+    limit: str
+    effect: Callable
+    margin: float | None = None
+
+
+def _itself(data):
+    return data
+
+
+def more(says, of, margin=None, unit=POINTS, metrics=("accuracy", "nll")):
+    """The proposition that a difference is above zero. Against it: surely below the margin.
+
+    of   metric → (cells, S)
+    """
+    margin = MARGIN["accuracy"] if margin is None else margin
+    limit = f"surely below {unit.edge(margin)}" if margin else "the opposite"
+    test = Test("t", p_greater, lambda d: p_less(d, margin), p_less, limit, _itself)
+    return _part(says, of, test, unit, metrics)
+
+
+def at_most(says, of, bound, unit=POINTS, metrics=("accuracy", "nll")):
+    """The proposition that a difference is below a bound. Against it: surely above."""
+
+    def below(d):
+        return p_less(d, bound)
+
+    def above(d):
+        return p_greater(d, bound)
+
+    edge = unit.edge(bound)
+    test = Test(f"t, below {edge}", below, above, above, f"surely above {edge}", _itself)
+    return _part(says, of, test, unit, metrics)
+
+
+def same(says, of, unit=POINTS, metrics=("accuracy", "nll")):
+    """The proposition that a difference does not matter. Against it: surely not zero."""
+    margin = MARGIN["accuracy"]
+
+    def beyond(d):
+        return np.minimum(1, 2 * np.minimum(p_greater(d, margin), p_less(d, -margin)))
+
+    test = Test(
+        f"TOST ± {unit.edge(margin)}",
+        lambda d: p_equivalent(d, margin),
+        p_different,
+        beyond,
+        f"surely not zero, not surely within ± {unit.edge(margin)}",
+        _itself,
+        MARGIN["nll"],
+    )
+    return _part(says, of, test, unit, metrics)
+
+
+def rising(says, of, x, unit=POINTS):
+    """The proposition that values rise along x. Against it: the change is surely too small.
+
+    of   metric → (cells, K, S)
+    x    (K,), rising
+    """
+    if len(x) < 2:
+        return unknown(says, "not measured: a trend needs two values or more")
+    margin = MARGIN["accuracy"]
+
+    def change(data):
+        return changes(data.T, x)
+
+    test = Test(
+        "Page" if len(x) > 2 else "t",
+        lambda data: p_rising(data.swapaxes(-1, -2)),
+        lambda data: p_less(change(data), margin),
+        lambda data: p_rising(data.swapaxes(-1, -2)[..., ::-1]),
+        f"surely below {unit.edge(margin)}",
+        change,
+    )
+    return _part(says, of, test, unit, ("accuracy", "nll"))
+
+
+def _part(says, of, test, unit, metrics):
+    """Test the mean over the cells, and each cell alone."""
+    chosen = complete(of(metrics[0]))
+    if not chosen.size:
+        return unknown(says, "not measured")
+    data = chosen.mean(axis=0)
+    effect = test.effect(data)
+    cells, seeds = len(chosen), len(effect)
+    mean = unit.phrase(effect.mean())
+    if seeds < LEAST_SEEDS:
+        few = f"{mean}, but {count(seeds, 'seed')}: too few"
+        return replace(unknown(says, few), numbers=lambda: [(says, few)])
+
+    pro, con = test.pro(data), test.con(data)
+    good = int((holm(test.pro(chosen)) < ALPHA).sum())
+    bad = int((holm(test.against(chosen)) < ALPHA).sum())
+    mixed = f"{bad} of {cells} cells alone speak against it" if bad and cells > 1 else ""
+
+    def numbers():
+        text = f"{mean} {in_brackets(effect, unit)}; {test.name}: {p_text(pro)}"
+        if test.name == "t":
+            text += f"; Wilcoxon, two-sided: {p_text(p_wilcoxon(effect))}"
+        text += f"; {count(seeds, 'seed')}"
+        if cells > 1:
+            text += f"; {cells} cells, alone (Holm) seen in {good}, contradicted in {bad}"
+        rows = [(says, text)]
+        same = NLL if unit is POINTS else unit
+        for metric in metrics[1:]:
+            beside = complete(of(metric))
+            if beside.size:
+                by_nll = test.effect(beside.mean(axis=0))
+                rows.append(("  the same by NLL", describe(by_nll, same, test.margin)))
+        return rows
+
+    return Part(says, pro, con, mean, test.limit, mixed, numbers)
+
+
+def count(number, noun):
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def mean_and_spread(accuracies):
+    mean, deviation = spread(accuracies)
+    text = SHARE.phrase(float(mean))
+    return text if math.isnan(deviation) else f"{text} ± {SHARE.write(float(deviation))}"
+
+
+def p_text(p):
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+
+
+def describe(effect, unit, margin=None):
+    """An effect that decides nothing: its size, its interval, how sure it is not zero.
+
+    margin    how sure, then, it is within ± margin
+    """
+    text = f"{unit.phrase(effect.mean())} {in_brackets(effect, unit)}"
+    if margin is None:
+        return f"{text}; t, two-sided: {p_text(p_different(effect))}"
+    return f"{text}; TOST ± {unit.edge(margin)}: {p_text(p_equivalent(effect, margin))}"
+
+
+def in_brackets(effect, unit):
+    if len(effect) < 2:
+        return ""
+    low, high = interval(effect)
+    return f"[{unit.write(low)}, {unit.write(high)}]"
+
+
+# --- claims -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a sweep says of one claim.
+
+    claim      "C1" …
+    statement  what the paper says
+    outcome    "supported", "not supported" or "inconclusive"
+    numbers    [(what, text), …]
+    reason     in plain words
+    test       how it was decided
+    """
+
+    claim: str
+    statement: str
+    outcome: str
+    numbers: list
+    reason: str
+    test: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim taken apart.
+
+    parts    Parts, all of which must hold
+    beside   functions that return further [(what, text), …], which decide nothing
+    """
+
+    claim: str
+    statement: str
+    test: str
+    parts: list
+    beside: list = field(default_factory=list)
+
+    @property
+    def states(self):
+        """Of each part: "shown", "contradicted" or "open"."""
+        against = holm([part.con for part in self.parts])
+        return [
+            "shown" if part.pro < ALPHA else "contradicted" if p < ALPHA else "open"
+            for part, p in zip(self.parts, against, strict=True)
+        ]
+
+    @property
+    def outcome(self):
+        """SUPPORTED, NOT_SUPPORTED or INCONCLUSIVE."""
+        states = self.states
+        if "contradicted" in states:
+            return NOT_SUPPORTED
+        if "open" in states or any(part.mixed for part in self.parts):
+            return INCONCLUSIVE
+        return SUPPORTED
+
+    def verdict(self):
+        """The Verdict, with all its numbers."""
+        sentences = []
+        for part, state in zip(self.parts, self.states, strict=True):
+            found = [part.found, part.mixed]
+            if state == "contradicted":
+                found.insert(1, part.limit)
+            elif state == "open" and part.pro < 1:
+                found.insert(1, p_text(part.pro))
+            sentences.append(f"{part.says}: {state} ({'; '.join(filter(None, found))}).")
+        numbers = [row for part in self.parts for row in part.numbers()]
+        for rows in self.beside:
+            numbers += rows()
+        return Verdict(
+            claim=self.claim,
+            statement=self.statement,
+            outcome=self.outcome,
+            numbers=numbers,
+            reason=" ".join(sentence[0].upper() + sentence[1:] for sentence in sentences),
+            test=self.test,
+        )

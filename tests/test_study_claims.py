@@ -1,0 +1,400 @@
+"""Verdicts: right where the test knows the truth, rarely wrong where there is nothing to see."""
+
+import json
+import random
+from collections import Counter
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minires.study import claims
+from minires.study.claims import claims_table, to_json, verdicts
+from minires.study.propositions import (
+    INCONCLUSIVE,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    Claim,
+    Part,
+    Verdict,
+)
+from minires.study.sweep import Sweep
+from tests.study_records import NOTHING, Effects, synthetic_sweep
+
+NAMES = [*(f"C{number}" for number in range(1, 13)), "C16", "C17"]
+BY_NAME = dict(zip(NAMES, claims.CLAIMS, strict=True))
+
+
+def ask(name, sweep):
+    claim = BY_NAME[name](sweep)
+    assert claim.claim == name
+    return claim
+
+
+SMALL = {"l1": (0.15, 0.3), "l2": (0.05, 0.15, 0.25)}  # as quick as it can be
+
+
+def small_sweep(seeds=10, effects=None, **options):
+    return synthetic_sweep(seeds, effects, **SMALL | options)
+
+
+@pytest.fixture(scope="module")
+def papers_world():
+    """A sweep in which all that the paper says is so."""
+    return small_sweep()
+
+
+@pytest.fixture(scope="module")
+def papers_verdicts(papers_world):
+    return verdicts(papers_world)
+
+
+# --- three outcomes of every claim --------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_supported_where_it_is_so(name, papers_world):
+    assert ask(name, papers_world).outcome == SUPPORTED
+
+
+OPPOSITE = {
+    "C1": [{"inner_l1": -0.3}, {"inner_l1": 0.0}],
+    "C2": [{"l1_plain": -0.04}, {"l2_plain": 0.06}, {"l2_plain": 0.0}, {"l1_plain": 0.0}],
+    "C3": [{"l2_plain": 0.06, "l2_mean": -0.06}, {"l2_plain": -0.06, "l2_mean": -0.06}],
+    "C4": [{"l2_mean": -0.1}, {"l2_mean": 0.1}],
+    "C5": [{"dropout_plain": -0.2}],
+    "C6": [
+        {"dropout_mean": 0.35},
+        {"dropout_mean": 0.15},
+        {"dropout_plain": -0.05, "dropout_mean": -0.3},
+    ],
+    "C7": [{"ensemble_3": 0.2}, {"ensemble_3": -0.2}],
+    "C8": [{"ensemble_10": -0.05}, {"ensemble_10": 0.2}],
+    "C9": [{"time_constant": 300, "resampled": 5}, {"time_constant": 0.1}],
+    "C10": [{"adam_pattern": -1}, {"adam_pattern": 0}],
+    "C11": [{"adam_plain": 0.5}, {"adam_resampled": -0.2}, {"adam_resampled": 0.0}],
+    "C12": [{"dropout_adam": 0.3}, {"dropout_adam": -0.3}],
+    "C16": [{"moments_seconds": 0.3}, {"predict_ratio": 1.3}],
+    "C17": [{"moments_error": 1e-3}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "effects"), [(name, effects) for name in NAMES for effects in OPPOSITE[name]]
+)
+def test_not_supported_where_the_opposite_is_so(name, effects):
+    assert ask(name, small_sweep(effects=Effects(**effects))).outcome == NOT_SUPPORTED
+
+
+NOISE = {"seed_noise": 0.5, "path_noise": 0.5, "method_noise": 0.5}
+
+
+@pytest.fixture(scope="module")
+def noisy_worlds():
+    effects = replace(NOTHING, **NOISE, time_constant=0.1)
+    return [small_sweep(5, effects, test=1_000, random_state=state) for state in range(5)]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("C16", "C17")])
+def test_inconclusive_where_noise_hides_everything(name, noisy_worlds):
+    """Not in every world: α of them deceive, one way or the other."""
+    outcomes = Counter(ask(name, world).outcome for world in noisy_worlds)
+    assert outcomes[INCONCLUSIVE] >= 3, outcomes
+
+
+def test_inconclusive_where_clocks_are_useless():
+    sweep = small_sweep(4, Effects(clock_noise=1.0, predict_ratio=1.05))
+    assert ask("C16", sweep).outcome == INCONCLUSIVE
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_three_seeds_are_too_few(name, seeds):
+    claim = ask(name, small_sweep(seeds))
+    if name == "C17":  # arithmetic, one run is enough
+        assert claim.outcome == SUPPORTED
+    else:
+        assert claim.outcome == INCONCLUSIVE
+        plural = "s" * (seeds > 1)
+        assert f"but {seeds} seed{plural}: too few" in claim.verdict().reason
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inconclusive_where_nothing_was_measured(name, papers_world):
+    claim = ask(name, Sweep(papers_world.settings, [], [], []))
+    assert claim.outcome == INCONCLUSIVE
+    assert "not measured" in claim.verdict().reason
+
+
+def without(sweep, remove):
+    """The sweep, each record changed in a copy."""
+    records = json.loads(json.dumps(sweep.records))
+    for record in records:
+        remove(record)
+    return replace(sweep, records=records)
+
+
+@pytest.mark.parametrize(
+    ("name", "remove"),
+    [
+        ("C7", lambda record: record["methods"].pop("ensemble_3", None)),
+        ("C8", lambda record: record["methods"].pop("ensemble_10", None)),
+        ("C3", lambda record: record["methods"].pop("mean", None)),
+        ("C4", lambda record: record["methods"].pop("mean", None)),
+        ("C6", lambda record: record["methods"].pop("mean", None)),
+        ("C10", lambda record: record["methods"].pop("mean", None)),
+        ("C11", lambda record: record["methods"].pop("mean", None)),
+        ("C12", lambda record: record["methods"].pop("mean", None)),
+        ("C9", lambda record: record.pop("curves", None)),
+        ("C16", lambda record: record["seconds"].pop("moments", None)),
+        ("C17", lambda record: record.pop("moments_check", None)),
+    ],
+)
+def test_inconclusive_where_a_method_is_missing(name, remove, papers_world):
+    claim = ask(name, without(papers_world, remove))
+    assert claim.outcome == INCONCLUSIVE
+    assert "not measured" in claim.verdict().reason
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("C1", {"outer": (0.05,)}),
+        ("C1", {"outer": (0.6,)}),
+        ("C1", {"l1": (0.4,), "outer": (0.05, 0.6)}),
+        ("C2", {"l1": (0.2,)}),
+        ("C2", {"l2": (0.15,)}),
+        ("C3", {"l2": (0.15,)}),
+        ("C4", {"l2": (0.15,)}),
+        ("C5", {"dropouts": (0.5,)}),
+        ("C5", {"dropouts": (0.25, 0.5)}),
+        ("C6", {"dropouts": (0.0,)}),
+        ("C10", {"adam": False}),
+        ("C10", {"l2": (0.15,)}),
+        ("C11", {"adam": False}),
+        ("C12", {"adam": False}),
+        ("C12", {"dropouts": (0.5,)}),
+    ],
+)
+def test_inconclusive_where_the_grid_is_too_small(name, options):
+    assert ask(name, small_sweep(**options)).outcome == INCONCLUSIVE
+
+
+# --- how often it errs --------------------------------------------------------------------
+
+SWEEPS = 200
+# For each claim a world at the very edge of being so: as often as α it may seem to be.
+EDGES = {
+    "C1": {"inner_l1": 0},
+    "C2": {"l1_plain": 0, "l2_plain": 0},
+    "C3": {},
+    "C4": {"l2_mean": -0.05},
+    "C5": {"dropout_plain": 0},
+    "C6": {"dropout_plain": 0.1, "dropout_mean": 0.1},
+    "C7": {"ensemble_3": 0.05},
+    "C8": {"ensemble_10": 0},
+    "C9": {"time_constant": 0.01},
+    "C10": {},
+    "C11": {"adam_plain": 0.2, "adam_resampled": 0.0},
+    "C12": {"dropout_adam": 0.06},
+    "C16": {"moments_seconds": 0.1, "predict_ratio": 1.05},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EDGES)
+def test_false_alarms_are_rare(name):
+    effects = replace(NOTHING, **EDGES[name])
+    outcomes = Counter(
+        ask(name, small_sweep(10, effects, random_state=state, baselines=False)).outcome
+        for state in range(SWEEPS)
+    )
+    # 0.05 of 200 is 10; more than 20 has a probability of 0.0013.
+    assert outcomes[SUPPORTED] <= 20, outcomes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "edge"),
+    [
+        ("C1", {"inner_l1": 0.05}),
+        ("C5", {"dropout_plain": 0.05}),
+        ("C7", {}),
+        ("C8", {"ensemble_10": 0.0}),
+        ("C12", {"dropout_adam": -0.05}),
+    ],
+)
+def test_false_refutations_are_rare(name, edge):
+    """The edge of the other side: an effect just as large as the margin."""
+    effects = replace(NOTHING, **edge)
+    outcomes = Counter(
+        ask(name, small_sweep(10, effects, random_state=state, baselines=False)).outcome
+        for state in range(SWEEPS)
+    )
+    assert outcomes[NOT_SUPPORTED] <= 20, outcomes
+
+
+# --- what a verdict is made of ------------------------------------------------------------
+
+
+def part(pro, con=1.0, mixed=""):
+    return Part("it is so", pro, con, "found", "too little", mixed)
+
+
+@pytest.mark.parametrize(
+    ("parts", "outcome"),
+    [
+        ([part(0.04)], SUPPORTED),
+        ([part(0.06)], INCONCLUSIVE),
+        ([part(0.5, 0.04)], NOT_SUPPORTED),
+        ([part(0.04), part(0.04)], SUPPORTED),
+        ([part(0.04), part(0.06)], INCONCLUSIVE),
+        ([part(0.04), part(0.5, 0.01)], NOT_SUPPORTED),
+        ([part(0.04), part(0.5, 0.04)], INCONCLUSIVE),  # Holm: 2 × 0.04
+        ([part(0.01, 0.01)], SUPPORTED),  # there, though small
+        ([part(0.04, mixed="a cell says no")], INCONCLUSIVE),
+    ],
+)
+def test_parts_make_an_outcome(parts, outcome):
+    claim = Claim("C0", "All is so.", "a test", parts)
+    assert claim.outcome == outcome
+    assert claim.verdict().outcome == outcome
+
+
+def test_reasons_are_sentences():
+    reason = Claim("C0", "", "", [part(0.01), part(0.5, 0.001), part(0.2, 1)]).verdict().reason
+    assert reason == (
+        "It is so: shown (found). It is so: contradicted (found; too little). "
+        "It is so: open (found; p = 0.2)."
+    )
+
+
+def plain_table(values):
+    """A sweep of one ℓ₁ and one ℓ₂: plain accuracies, one row for each dropout."""
+    records = [
+        {
+            "cell": {
+                "optimizer": "sgd", "l1": 0.2, "dropout": dropout, "seed": seed,
+                "finetune_optimizer": "sgd", "l2": 0.15,
+            },
+            "methods": {"finetuned": {"accuracy": accuracy, "nll": 1 - accuracy}},
+        }
+        for dropout, row in values.items()
+        for seed, accuracy in enumerate(row)
+    ]  # fmt: skip
+    return Sweep({"data": "mnist", "train": 60_000, "batch": 128}, records, [], [])
+
+
+def test_numbers_by_hand():
+    """Differences .1, .2, .3, .2 points: mean .2, t = .2 / (.0816/2) = 4.9, df 3, p = .0081."""
+    sweep = plain_table({0.0: [0.99] * 4, 0.5: [0.991, 0.992, 0.993, 0.992]})
+    verdict = ask("C5", sweep).verdict()
+    assert verdict.outcome == SUPPORTED
+    (label, text), (nll_label, nll) = verdict.numbers
+    assert label == "plain fine-tuning is better with dropout"
+    assert text.startswith("+0.200 points [+0.1")
+    assert "t: p = 0.0081" in text
+    assert "4 seeds" in text
+    assert nll_label.strip() == "the same by NLL"
+    assert nll.startswith("-0.0020")
+
+
+def test_a_pair_is_a_seed():
+    """The same accuracies, other partners: the mean is the same, the certainty is not."""
+    low, high = [0.990, 0.985, 0.980, 0.975], [0.991, 0.986, 0.981, 0.9761]
+    assert ask("C5", plain_table({0.0: low, 0.5: high})).outcome == SUPPORTED
+    assert ask("C5", plain_table({0.0: low, 0.5: high[::-1]})).outcome == INCONCLUSIVE
+
+
+def test_a_cell_that_disagrees_makes_a_claim_inconclusive(papers_world):
+    def spoil(record):
+        cell = record["cell"]
+        if (cell["l1"], cell["l2"], cell["dropout"]) == (0.15, 0.15, 0.5):
+            record["methods"]["finetuned"]["accuracy"] -= 0.004
+
+    claim = ask("C5", without(papers_world, spoil))
+    assert claim.outcome == INCONCLUSIVE
+    assert "1 of 6 cells alone speak against it" in claim.verdict().reason
+
+
+def test_mcnemar_is_counted(papers_world):
+    def differ(record):
+        if record["cell"]["seed"] == 0 and "mcnemar" in record:
+            record["mcnemar"]["mean_vs_ensemble_3"] = [0, 40]
+
+    numbers = dict(ask("C7", without(papers_world, differ)).verdict().numbers)
+    assert (
+        "20 differ with p < 0.05, 20 after" in numbers["  McNemar, cell by cell and seed by seed"]
+    )
+
+
+def test_the_ceiling_is_about_mnist(papers_world):
+    glyphs = replace(papers_world, settings=papers_world.settings | {"data": "glyphs"})
+    claim = ask("C11", glyphs)
+    assert claim.outcome == INCONCLUSIVE
+    assert "the number is about MNIST" in claim.verdict().reason
+
+
+def test_an_epoch_is_counted_in_batches(papers_world):
+    short = replace(papers_world, settings=papers_world.settings | {"train": 30_000})
+    reason = ask("C9", short).verdict().reason
+    assert "500 against 10; an epoch has 234" in reason
+    assert "(500 against 200)" in reason
+
+
+def test_a_run_that_diverged_is_a_loss(papers_world):
+    """Where ℓ₂ = .25 makes some runs diverge, nobody may say that there is no degradation."""
+    gone = [r for r in papers_world.records if r["cell"]["l2"] == 0.25 and r["cell"]["seed"] < 5]
+    diverged = [{"cell": record["cell"], "diverged": "inf", "seconds": {}} for record in gone]
+    records = [record for record in papers_world.records if record not in gone]
+    sweep = replace(papers_world, records=records, diverged=diverged)
+    claim = ask("C4", sweep)
+    assert claim.outcome != SUPPORTED
+    assert "at most 44." in claim.verdict().reason  # 5 of 10 seeds at a tenth instead of 99 %
+    assert ask("C5", sweep).outcome == SUPPORTED
+
+
+def test_the_order_of_records_does_not_matter(papers_world):
+    records = list(papers_world.records)
+    random.Random(0).shuffle(records)
+    shuffled = replace(papers_world, records=records)
+    for name in NAMES:
+        claim, again = ask(name, papers_world), ask(name, shuffled)
+        assert [(part.pro, part.con) for part in claim.parts] == [
+            (part.pro, part.con) for part in again.parts
+        ]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.02, 1))
+@settings(max_examples=6)
+def test_an_unfinished_sweep_has_verdicts(seed, share):
+    rng = np.random.default_rng(seed)
+    whole = small_sweep(5, baselines=False)
+    kept = [record for record in whole.records if rng.random() < share]
+    found = verdicts(replace(whole, records=kept))
+    assert [verdict.claim for verdict in found] == NAMES
+    claims_table(found)
+
+
+def test_equal_results_raise_nothing():
+    """A data set so easy that every network is perfect: zeros and ties everywhere."""
+    effects = replace(NOTHING, seed_noise=0, path_noise=0, method_noise=0)
+    found = {v.claim: v.outcome for v in verdicts(small_sweep(6, effects, test=50))}
+    assert found["C7"] == SUPPORTED
+    assert found["C5"] == NOT_SUPPORTED
+
+
+def test_the_table_and_json(papers_verdicts):
+    found = papers_verdicts
+    text = claims_table(found)
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.endswith("14 supported, 0 not supported, 0 inconclusive")
+    for name in NAMES:
+        assert f"\n{name} " in f"\n{text}"
+    assert max(map(len, claims_table(found, width=60).splitlines())) <= 60
+    plain = to_json(found)
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert set(plain[0]) == {field.name for field in fields(Verdict)}
+    assert plain[0]["numbers"][0][0].startswith("pre-training with ℓ₁ 0.05")
