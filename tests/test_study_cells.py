@@ -43,13 +43,13 @@ def images_and_labels(rng, count):
 @pytest.fixture(scope="module")
 def dataset():
     rng = np.random.default_rng(5)
-    return data_tools.Dataset(*images_and_labels(rng, 256), *images_and_labels(rng, 90), "patterns")
+    return data_tools.Dataset(*images_and_labels(rng, 256), *images_and_labels(rng, 50), "patterns")
 
 
 @pytest.fixture(scope="module")
 def source(dataset, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("data"))
-    source = Source(folder, "glyphs", 256, 90, None, fingerprint(dataset))
+    source = Source(folder, "glyphs", 256, 50, None, fingerprint(dataset))
     source.share(dataset)
     return source
 
@@ -315,13 +315,13 @@ def test_curves(outcome, reference, path):
 def test_the_reliability_diagram_adds_up_to_the_ece(outcome):
     for name in ("finetuned", "mean", "ensemble_10"):
         found = outcome.record["reliability"][name]
-        assert sum(found["count"]) == 90
+        assert sum(found["count"]) == 50
         gaps = [
             count * abs(confidence - accuracy)
             for confidence, accuracy, count in zip(*found.values(), strict=True)
             if count
         ]
-        assert sum(gaps) / 90 == pytest.approx(outcome.record["methods"][name]["ece"], rel=1e-9)
+        assert sum(gaps) / 50 == pytest.approx(outcome.record["methods"][name]["ece"], rel=1e-9)
         for confidence, count in zip(found["confidence"], found["count"], strict=True):
             assert (confidence is None) == (count == 0)
 
@@ -383,9 +383,9 @@ def test_the_cost_of_a_cell_is_what_it_does(source, start, monkeypatch):
     for cell in (PRE, CELL, replace(CELL, l2=0.05), replace(CELL, seed=0), replace(CELL, l2=0.1)):
         counts.update(updates=0, images=0)
         compute(cell, TINY, source, None if cell is PRE else start)
-        updates, predictions = cells.work(cell, TINY, 256, 90)
+        updates, predictions = cells.work(cell, TINY, 256, 50)
         assert counts["updates"] == updates, cell
-        assert counts["images"] == pytest.approx(predictions * 90), cell
+        assert counts["images"] == pytest.approx(predictions * 50), cell
 
 
 # --- nothing but the cell decides ---------------------------------------------------------

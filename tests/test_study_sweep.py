@@ -48,6 +48,7 @@ TINY = replace(
     batch=16,
     seeds=2,
     dropout=(0.5,),
+    adam=False,
     baselines=(0.25,),
 )
 
@@ -196,7 +197,7 @@ def test_damage_is_named_by_its_line(tmp_path):
 def test_what_a_sweep_leaves(undisturbed, dataset):
     folder, table = undisturbed
     records = load_sweep(folder).records
-    assert len(records) == len(TINY.cells()) == 2 * 8
+    assert len(records) == len(TINY.cells()) == 2 * 4
     cells = [Cell(**record["cell"]) for record in records]
     assert cells == sorted(cells, key=lambda cell: cell.order)
     names = {path.name for path in (folder / "pretrained").iterdir()}
@@ -209,7 +210,7 @@ def test_what_a_sweep_leaves(undisturbed, dataset):
     assert "seconds" not in table
 
 
-@pytest.mark.parametrize("stop", [0, 1, 5, 15])
+@pytest.mark.parametrize("stop", [1, 3])
 def test_a_stopped_sweep_goes_on(undisturbed, dataset, tmp_path, stop):
     first = Inline(stop_after=stop)
     with pytest.raises(KeyboardInterrupt):
@@ -229,7 +230,7 @@ def test_half_a_line_is_done_again(undisturbed, dataset, tmp_path):
     results = folder / "results.jsonl"
     content = results.read_bytes()
     results.write_bytes(content[:-40])
-    assert len(load_sweep(folder).records) == 15
+    assert len(load_sweep(folder).records) == 7
     assert results.read_bytes() == content[:-40], "to load is not to change"
     crew = Inline()
     assert sweep(folder, dataset, crew) == undisturbed[1]
@@ -247,7 +248,7 @@ def test_lost_weights_are_trained_again_without_a_second_line(undisturbed, datas
     crew = Inline()
     assert sweep(folder, dataset, crew) == undisturbed[1]
     # The pre-training at a rate that nothing starts from need not be done again.
-    assert sum(cell.is_pretraining for cell in crew.called) == 4
+    assert sum(cell.is_pretraining for cell in crew.called) == 2
 
 
 def test_more_seeds_do_only_what_is_new(undisturbed, dataset, tmp_path):
@@ -285,7 +286,7 @@ def test_a_full_disk_is_refused_before_the_work(dataset, tmp_path, monkeypatch):
 
 
 def test_what_diverges_is_recorded_and_left_out(dataset, tmp_path):
-    profile = replace(TINY, seeds=1, l1=(1e30, 0.2), adam=False)
+    profile = replace(TINY, seeds=1, l1=(1e30, 0.2))
     crew = Inline()
     sweep(tmp_path, dataset, crew, profile)
     found = load_sweep(tmp_path)
@@ -301,7 +302,7 @@ def test_what_diverges_is_recorded_and_left_out(dataset, tmp_path):
 
 def test_weights_lost_with_the_records_of_what_followed(dataset, tmp_path):
     """Killed between the record of a diverged pre-training and those of its fine-tunings."""
-    profile = replace(TINY, seeds=1, l1=(1e30,), l1_outside=(), adam=False)
+    profile = replace(TINY, seeds=1, l1=(1e30,), l1_outside=())
     sweep(tmp_path, dataset, Inline(), profile)
     first, *_ = (tmp_path / "results.jsonl").read_text().splitlines()
     (tmp_path / "results.jsonl").write_text(first + "\n")
@@ -389,7 +390,7 @@ def test_a_cell_whose_worker_dies_is_done_again(undisturbed, dataset, tmp_path):
     deaths = {cell.key: 1 + number % 3 for number, cell in enumerate(TINY.cells())}
     crew = Reluctant(deaths)
     assert sweep(tmp_path, dataset, crew) == undisturbed[1]
-    assert crew.renewed > 3
+    assert crew.renewed >= 3
 
 
 def test_a_cell_that_always_kills_its_worker_is_named(dataset, tmp_path):
@@ -436,7 +437,7 @@ def results_in(folder):
 def test_one_process_and_two_of_which_one_is_killed(undisturbed, dataset, tmp_path):
     assert sweep(tmp_path / "one", dataset, Processes(1)) == undisturbed[1]
     crew, folder = Processes(2), tmp_path / "two"
-    killed = kill_once(folder, lambda: list(crew._executor._processes), 4)
+    killed = kill_once(folder, lambda: list(crew._executor._processes), 2)
     assert sweep(folder, dataset, crew) == undisturbed[1]
     assert killed.is_set()
 
@@ -447,7 +448,7 @@ def test_a_cluster_of_which_a_worker_is_killed(undisturbed, dataset, tmp_path):
         n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
     ) as cluster:
         pids = [worker.pid for worker in cluster.workers.values()]
-        killed = kill_once(tmp_path, lambda: pids, 4)
+        killed = kill_once(tmp_path, lambda: pids, 2)
         assert sweep(tmp_path, dataset, Cluster(cluster.scheduler_address)) == undisturbed[1]
         assert killed.is_set()
 
