@@ -1,8 +1,10 @@
 """The sweep: nothing lost, nothing double, the same table, whatever dies on the way."""
 
+import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -166,6 +168,15 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
             store.append(record_of(2))
         assert path.read_bytes() == before
         assert len(store.records) == 1
+
+        def fail(file):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "write", write)
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match=r"results\.jsonl: No space left on device: make room"):
+            store.append(record_of(2))
+        assert path.read_bytes() == before
 
 
 def test_two_sweeps_in_one_folder_are_refused(tmp_path):
@@ -394,9 +405,18 @@ def test_a_cell_whose_worker_dies_is_done_again(undisturbed, dataset, tmp_path):
 
 
 def test_a_cell_that_always_kills_its_worker_is_named(dataset, tmp_path):
-    culprit = TINY.cells()[3].key
-    with pytest.raises(RuntimeError, match=f"{culprit}: its worker died 4 times, the last time"):
-        sweep(tmp_path, dataset, Reluctant({culprit: 99}))
+    """With real processes, of which a death takes all calls along; nobody else is blamed."""
+    culprit = TINY.cells()[1]
+    assert culprit.is_pretraining
+
+    class Poisoned(Processes):
+        def submit(self, function, cell, *rest):
+            if cell == culprit:
+                return super().submit(os._exit, 1)
+            return super().submit(function, cell, *rest)
+
+    with pytest.raises(RuntimeError, match=f"{culprit.key}: its worker died 4 times, the last"):
+        sweep(tmp_path, dataset, Poisoned(2))
     assert load_sweep(tmp_path).records, "what was finished is kept"
 
 
@@ -493,6 +513,7 @@ def test_the_command(completed):
     assert table == json.loads(json.dumps(tabulate(load_sweep(out))))
     first, last = stderr.splitlines()
     assert "26,714 weights; 15 cells" in first
+    assert re.match(r"15 cells in \d+ s, [\d,]+ an hour; ", last)
     assert last.endswith(f"table.json and all records are in {out}")
 
 

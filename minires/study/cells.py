@@ -17,7 +17,6 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from minires import backend, ops, training
 from minires.experiment import fingerprint, make_optimizer
@@ -171,7 +170,7 @@ def compute(cell, profile, source, start=None):
     model = profile.model(cell.dropout, data.train_images.shape[1:])
     lab = Lab(cell, profile, model, data)
     try:
-        with threadpool_limits(1), warnings.catch_warnings():
+        with backend.single_threaded_blas, warnings.catch_warnings():
             # Weights that grow without bound overflow on their way; training notices.
             warnings.simplefilter("ignore", RuntimeWarning)
             outcome = _pretrain(lab) if start is None else _fine_tune(lab, start)

@@ -86,11 +86,16 @@ class Store:
         """Add a finished cell."""
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         before = os.fstat(self._file).st_size
-        written = os.write(self._file, line)
+        try:
+            written = os.write(self._file, line)
+            os.fsync(self._file)
+        except OSError as error:
+            written, reason = 0, error.strerror
+        else:
+            reason = "the disk is full"
         if written < len(line):
             os.ftruncate(self._file, before)
-            raise OSError(f"{self.path}: the disk is full: make room, and run the command again")
-        os.fsync(self._file)
+            raise OSError(f"{self.path}: {reason}: make room, and run the command again")
         self.records.append(record)
 
     def close(self):
@@ -320,15 +325,17 @@ def run_sweep(profile, source, folder, crew, quiet=False):
     folder    of the sweep, prepared by `prepare`
     crew      Processes or Cluster: has `submit`, `capacity`, `renew` and `close`
     quiet     no progress bar
+    Returns   how many cells were missing, and are now there
     Raises    RuntimeError when a cell kills its worker again and again
     """
     folder = Path(folder)
     with Store(folder / "results.jsonl") as store:
         plan = Plan(profile.cells(), store, folder)
+        count, missing = len(profile.cells()), plan.missing
         bar = tqdm(
             desc=f"sweep {profile.name}",
-            total=len(plan.cells),
-            initial=len(plan.cells) - plan.missing,
+            total=count,
+            initial=count - missing,
             unit="cell",
             disable=True if quiet else None,
         )
@@ -337,6 +344,7 @@ def run_sweep(profile, source, folder, crew, quiet=False):
                 _carry_out(plan, profile, source, crew, bar)
         finally:
             crew.close()
+    return missing
 
 
 def _carry_out(plan, profile, source, crew, bar):
@@ -388,7 +396,6 @@ class Plan:
     """
 
     def __init__(self, cells, store, folder):
-        self.cells = cells
         self.store = store
         self.folder = folder
         self.ready = []
@@ -748,7 +755,7 @@ def _run(options):
         np.save(file, dataset.test_labels)
     crew = Cluster(options.cluster) if options.cluster else Processes(workers)
     try:
-        run_sweep(profile, source, folder, crew, options.quiet)
+        count = run_sweep(profile, source, folder, crew, options.quiet)
     except KeyboardInterrupt:
         print(
             "\nstopped; what is finished is kept, the same command goes on with it",
@@ -759,7 +766,11 @@ def _run(options):
     table = tabulate(load_sweep(folder))
     save_json(folder / "table.json", table)
     print(text_table(table))
-    say(f"{_duration(time.monotonic() - began)}; table.json and all records are in {folder}")
+    seconds = time.monotonic() - began
+    say(
+        f"{count} cells in {_duration(seconds)}, {3600 * count / seconds:,.0f} an hour; "
+        f"table.json and all records are in {folder}"
+    )
     return 0
 
 
