@@ -215,6 +215,29 @@ def test_a_graph_with_a_fixed_batch_is_shown_all_pictures(tmp_path):
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
 
 
+def test_a_network_for_pictures_of_any_size(tmp_path):
+    """Neither its size nor its classes stand in the file: one image of the size tells them."""
+    path = write_network(tmp_path / "n.onnx", size=SIZE)
+    model = onnx.load(path)
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = "S"
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "any.onnx")
+    pictures = imagenet.load(write_pictures(tmp_path / "val"))
+    with pytest.raises(ValueError, match="any size: say which with --size"):
+        evaluate.Examination(minires.onnx.load(tmp_path / "any.onnx"), pictures, "keras")
+    found = []
+    for name, size in (("n", None), ("any", SIZE), ("any", 24)):
+        network = minires.onnx.load(tmp_path / f"{name}.onnx")
+        examination = evaluate.Examination(network, pictures, "keras", size=size)
+        found.append(evaluate.examine(examination, quiet=True)[0].nll)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.allclose(found[0], found[2])
+    network = minires.onnx.load(tmp_path / "any.onnx")
+    with pytest.raises(ValueError, match=r"does not take pictures of 1 × 1: Conv .* a window of 3"):
+        evaluate.Examination(network, pictures, "keras", size=1)
+
+
 def test_a_network_that_takes_other_things_than_photographs_is_refused(tmp_path):
     pictures = imagenet.load(write_pictures(tmp_path / "val"))
     network = minires.onnx.load(write_network(tmp_path / "n.onnx"))

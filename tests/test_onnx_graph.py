@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx_models import classifier, node, runtime, write  # noqa: E402
 
 import minires.onnx  # noqa: E402
-from minires.onnx import FormatError, UnsupportedError  # noqa: E402
+from minires.onnx import FormatError, UnsupportedError, graph, operators  # noqa: E402
 from minires.onnx.graph import COPIES  # noqa: E402
 
 
@@ -509,3 +509,88 @@ def test_a_graph_of_several_outputs_runs_but_is_no_classifier(path, rng):
     assert len(network.run(images)) == 2
     with pytest.raises(minires.onnx.UnsupportedError, match=r"outputs \['y', 'z'\]"):
         network.logits(network.theta, images)
+
+
+def test_every_operator_between_an_image_and_its_convolution(path, rng):
+    arrays = {"w": normal(rng, 4, 3, 3, 3), "half": np.full(1, 0.5, np.float32)}
+    arrays |= {"mean": normal(rng, 1, 3, 1, 1), "i0": np.array(0), "i1": np.array([2, 1, 0])}
+    arrays["one"] = np.array([1])
+    split = [node("Gather", "x i0", "r", axis=1), node("Unsqueeze", "r one", "r4")]
+    split += [node("Mul", "half r4", "a"), node("Add", "a half", "b")]
+    before = {  # nodes that make "p" of "x", and the layout
+        "Mul": [node("Mul", "half x", "p")],
+        "Sub": [node("Sub", "x mean", "p")],
+        "Div": [node("Cast", "x", "c", to=1), node("Div", "c half", "p")],
+        "channels": [*split, node("Concat", "b b b", "p", axis=1)],
+        "reversed": [node("Gather", "x i1", "p", axis=1)],
+        "parts": [node("Split", "x", "s t u", axis=1), node("Concat", "u t s", "p", axis=1)],
+        "max": [node("Max", "half x", "p")],
+    }
+    for nodes in before.values():
+        write(path, [*nodes, node("Conv", "p w", "y")], arrays)
+        assert agrees(path, normal(rng, 2, 3, 8, 8)).input_layout == "NCHW"
+    last = [
+        node("Mul", "half x", "h"),
+        node("Gather", "h i0", "r", axis=3),
+        node("Unsqueeze", "r one", "r4"),
+        node("Concat", "r4 r4 r4", "p", axis=1),
+        node("Conv", "p w", "y"),
+    ]
+    write(path, last, arrays, shape=(None, 8, 8, 3))
+    assert agrees(path, normal(rng, 2, 8, 8, 3)).input_layout == "NHWC"
+    transposed = [node("Mul", "half x", "h"), node("Transpose", "h", "p", perm=[0, 3, 1, 2])]
+    write(path, [*transposed, node("Conv", "p w", "y")], arrays, shape=(None, 8, 8, 3))
+    assert agrees(path, normal(rng, 2, 8, 8, 3)).input_layout == "NHWC"
+    write(path, [node("Flatten", "x", "y")])
+    assert minires.onnx.load(path).input_layout is None
+
+
+@pytest.mark.parametrize("dimensions", [1, 3])
+@pytest.mark.parametrize("behind", ["BatchNormalization", "Relu", None])
+def test_convolutions_of_one_or_three_axes_are_valid_but_not_implemented(
+    path, rng, dimensions, behind
+):
+    kernel = (3,) * dimensions
+    arrays = {"w": normal(rng, 4, 3, *kernel)} | {n: 1 + normal(rng, 4) ** 2 for n in "sbmv"}
+    nodes = [node("Conv", "x w", "c")]
+    inputs = "c s b m v" if behind == "BatchNormalization" else "c"
+    nodes.append(node(behind or "Neg", inputs, "y"))
+    write(path, nodes, arrays, shape=(None, 3, *(8,) * dimensions))
+    with pytest.raises(UnsupportedError, match=r"images \(N, C, H, W\) only") as caught:
+        minires.onnx.load(path)
+    assert [name for name, _, _ in caught.value.operators] == ["Conv"]
+
+
+def test_run_computes_in_the_type_of_its_weights_or_images(network, path, rng):
+    images = normal(rng, 2, 3, 8, 8)
+    assert network.run(images).dtype == np.float32
+    assert network.run(images.astype(np.float16)).dtype == np.float32
+    assert network.run(images.astype(np.float64)).dtype == np.float64
+    assert network.run(images, theta=network.theta.astype(np.float64)).dtype == np.float64
+    assert network.run(images.astype(np.float64), theta=network.theta).dtype == np.float32
+    write(path, [node("Shape", "x", "n"), node("Relu", "x", "y")], outputs=["n", "y"])
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    onnx.save(model, path)
+    shape, _ = minires.onnx.load(path).run(images.astype(np.float64))
+    assert shape.dtype == np.int64
+
+
+def test_a_graph_too_large_to_be_tried_is_loaded_untried(path, rng, monkeypatch):
+    nodes, arrays = classifier(rng)
+    write(path, nodes, arrays, shape=(1, 3, 8, 8))
+    images = normal(rng, 1, 3, 8, 8)
+    expected = minires.onnx.load(path).run(images)
+    monkeypatch.setattr(graph, "TRIAL", 3 * operators.CALL)
+    untried = minires.onnx.load(path)
+    assert (untried.batch, untried.classes) == (1, None)  # what the file declares
+    np.testing.assert_array_equal(untried.run(images), expected)
+
+
+def test_a_fixed_batch_too_large_to_be_tried_stays(path, rng):
+    nodes, arrays = classifier(rng)
+    write(path, nodes, arrays, shape=(40, 3, 64, 64))
+    assert minires.onnx.load(path).batch is None
+    few = minires.onnx.load(path, memory=1 << 20)
+    assert few.batch == 40
+    assert few.run(normal(rng, 40, 3, 64, 64)).shape == (40, 5)

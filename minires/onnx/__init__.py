@@ -40,9 +40,12 @@ def load(path, memory=MEMORY):
     try:
         return Network(path, memory)
     except OnnxError as error:
-        if str(path) in str(error):
+        text = str(error)
+        if text.startswith(str(path)):
             raise
-        raise type(error)(f"{path}: {error}", *_details(error)) from error
+        if len(text) > 10_000:  # names in a file may be as long as the file
+            text = f"{text[:10_000]} … and more"
+        raise type(error)(f"{path}: {text}", *_details(error)) from error
     except MemoryError as error:
         raise SecurityError(f"{path}: there is not as much memory as this file needs") from error
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:

@@ -39,6 +39,19 @@ class Examination:
         self.network, self.pictures = network, pictures
         self.preset, self.threads = preset, threads
         self.layout, self.size = _input_of(network, size)
+        if None in network.input_shape[1:]:  # then nothing was tried when it was loaded
+            sides = self.size, self.size
+            try:
+                network.try_size((3, *sides) if self.layout == "NCHW" else (*sides, 3))
+            except ValueError as error:
+                raise ValueError(
+                    f"{network.path} does not take pictures of {self.size} × {self.size}: {error}"
+                ) from error
+        if network.classes is None:
+            raise ValueError(
+                f"{network.path}: the outputs are {[value.name for value in network.outputs]} of "
+                "unknown shape; a classifier has one, (N, classes)"
+            )
         self.offset, self.outputs = imagenet.match_outputs(len(pictures.classes), network.classes)
         self.notes = imagenet.Notes()
 

@@ -48,6 +48,11 @@ WEIGHTS = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1), "BatchNormalization
 WEIGHTS |= {"PRelu": (1,)} | dict.fromkeys(("Add", "Sub", "Mul", "Div"), (0, 1))
 STATISTICS = {"BatchNormalization": (3, 4)}
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
+# Nodes that know which axes are pixels, and nodes whose results have the axes of their inputs.
+ON_IMAGES = {"Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "LRN"}
+ON_IMAGES |= {"BatchNormalization"}
+ALIKE = {"Identity", "Cast", "CastLike", "Pad", "Slice", "Split", "Concat", "Clip", "Dropout"}
+ALIKE |= {*ARITHMETIC, "Neg", "Sqrt", "Relu", "Sigmoid", "Tanh", "Max", "Min", "Sum"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +251,8 @@ class Network:
         self._assign_roles()
         self._plan()
         self._describe()
-        self._try()
+        if self.input_shape is not None:
+            self.try_size(self.input_shape[1:])
 
     # --- loading ---------------------------------------------------------------------------
 
@@ -448,28 +454,69 @@ class Network:
         self.batch = self.input_shape[0] if self.input_shape else None
 
     def _layout_of(self, image):
-        """ "NCHW" or "NHWC": by the first node that treats the image's axes as such."""
+        """ "NCHW" or "NHWC": by the first node that treats the image's axes as such.
+
+        Between the image and that node, axes are followed: for each axis of a value, which of
+        the image's it is, None for a new one.
+        """
         if image.shape is None or len(image.shape) != 4:
             return None
         axes = {image.name: (0, 1, 2, 3)}
         for node in self.graph.nodes:
-            first = axes.get(node.inputs[0]) if node.inputs else None
-            if first is None:
+            seen = [axes[name] for name in node.inputs if name in axes]
+            if not seen:
                 continue
-            if node.operator in ("Conv", "MaxPool", "AveragePool", "BatchNormalization"):
-                return "".join("NCHW"[first.index(axis)] for axis in range(4))
-            if node.operator == "Transpose" and node["perm"] and len(node["perm"]) == 4:
-                axes[node.outputs[0]] = tuple(first[axis] for axis in node["perm"])
-            elif node.operator in ARITHMETIC or node.operator in ("Identity", "Cast", "Pad"):
-                axes[node.outputs[0]] = first
+            if node.operator in ON_IMAGES:
+                # Channels that were taken apart and joined again stand on a new axis.
+                place = {axis: k for k, axis in enumerate(seen[0])}
+                if len(seen[0]) != 4 or len(place) != 4:
+                    return None
+                order = (place.get(axis, place.get(None)) for axis in range(4))
+                return "".join("NCHW"[k] for k in order)
+            try:
+                after = self._axes_after(node, max(seen, key=len))
+            except (IndexError, ValueError):  # the trial says what is wrong with it
+                after = None
+            if after is not None:
+                axes.update((name, after) for name in node.outputs)
         return None
 
-    def _try(self):
-        """Send one image of zeros through, and find out about the batch."""
-        if len(self.inputs) != 1 or self.input_shape is None:
-            return
-        fixed, *size = self.input_shape or (None,)
-        if None in size or 0 in (fixed, *size):
+    def _axes_after(self, node, before):
+        """Which of the image's axes each axis of a node's result is; None if nobody knows."""
+        if node.operator == "Transpose":
+            perm = node["perm"] or list(range(len(before)))[::-1]
+            return tuple(before[axis] for axis in perm)
+        if node.operator in ("Unsqueeze", "Squeeze"):
+            given = self.static.get(node.inputs[1]) if len(node.inputs) > 1 else None
+            chosen = operators_of.setting(node, "axes", given)
+            if chosen is None:
+                return None
+            rank = len(before) + (len(chosen) if node.operator == "Unsqueeze" else 0)
+            chosen = {axis % rank for axis in chosen}
+            if node.operator == "Squeeze":
+                return tuple(axis for k, axis in enumerate(before) if k not in chosen)
+            rest = iter(before)
+            return tuple(None if k in chosen else next(rest) for k in range(rank))
+        if node.operator == "Gather":
+            indices = self.static.get(node.inputs[1])
+            if indices is None or indices.rank > 1:
+                return None
+            place = node["axis"] % len(before)
+            return before if indices.rank else before[:place] + before[place + 1 :]
+        return before if node.operator in ALIKE else None
+
+    def try_size(self, size):
+        """Send one image of zeros through: are there any faults, how many classes and images?
+
+        Done at loading unless the file leaves the size of its images free. Sets `classes` where
+        the file does not declare them, and `batch` to None where a declared one does not bind.
+
+        size     of an image in the file's layout, without the batch: (3, 224, 224), perhaps
+        Raises   FormatError when the graph does not fit such images, SecurityError when they
+                 need too much memory
+        """
+        fixed = self.input_shape[0] if self.input_shape else None
+        if len(self.inputs) != 1 or None in size or 0 in (fixed, *size):
             return
         count = fixed or 1
         run = Run(np.dtype(np.float32), self.theta, memory=self.memory, work=TRIAL)
@@ -508,14 +555,13 @@ class Network:
         images = rng.standard_normal((2 * count, *size), np.float32)
         run = Run(np.dtype(np.float32), self.theta, images=2, memory=self.memory, work=TRIAL // 2)
         try:
-            both, *_ = self._forward(run, self.theta, self.stats, {self.input_name: images})
+            both, *halves = (
+                self._forward(run, self.theta, self.stats, {self.input_name: part})[0]
+                for part in (images, images[:count], images[count:])
+            )
         except OnnxError:
             return False
-        halves = [
-            self._forward(run, self.theta, self.stats, {self.input_name: half})[0].plain
-            for half in (images[:count], images[count:])
-        ]
-        apart = np.concatenate(halves)
+        apart = np.concatenate([half.plain for half in halves])
         return both.shape == apart.shape and np.allclose(both.plain, apart, rtol=1e-3, atol=1e-4)
 
     # --- running ---------------------------------------------------------------------------
@@ -597,10 +643,12 @@ class Network:
         """The outputs of the graph, exactly as the file defines them.
 
         images   an array for the only input, or a dict of arrays by name (or name=array)
-        theta    (P,), other weights than the file's
+        theta    (P,), other weights than the file's. Everything is computed in their type;
+                 without them in float64 if the images are float64, and in float32 if not
         stats    (S,), other statistics
-        Returns  an array with the axes and the type that the file declares, or a tuple of
-                 arrays when the graph has several outputs
+        Returns  an array with the axes that the file declares, or a tuple of arrays when the
+                 graph has several outputs. Floats have the type that they were computed in,
+                 or float16 where the file declares that; other types are the file's
         Raises   ValueError when an input is missing, or its shape or type disagrees
         """
         if isinstance(images, dict):
