@@ -60,7 +60,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Says defaults, where there are any to say."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False):
+        if action.default is None or action.default is False:  # 0 is said
             return action.help
         return super()._get_help_string(action)
 
@@ -113,8 +113,8 @@ def _add_run(subparsers):
     parser.add_argument("--members", type=int, default=10, help="networks in the ensemble")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many repeats")
-    parser.add_argument("--train", type=int, help="training images (all)")
-    parser.add_argument("--test", type=int, help="test images (all)")
+    parser.add_argument("--train", type=int, help="training images (glyphs 30,000, MNIST all)")
+    parser.add_argument("--test", type=int, help="test images (glyphs 5,000, MNIST all)")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
     parser.add_argument("--out", type=Path, help="folder for results (runs/DATA-NETWORK-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

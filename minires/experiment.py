@@ -413,7 +413,13 @@ def table(records):
         else "one seed, so no spread; "
     )
     note += "Δ: against fine-tuned, same seed"
-    return "\n".join([text(lines[0]), rule, *map(text, lines[1:]), rule, note])
+    notes = [note]
+    if any(policy for _, _, policy in rows):
+        notes.append(
+            "batch-norm statistics: averaged like the weights, recomputed from training images, "
+            "or those of the last update"
+        )
+    return "\n".join([text(lines[0]), rule, *map(text, lines[1:]), rule, *notes])
 
 
 def _spread(values, digits, sign=""):
