@@ -19,7 +19,7 @@ import functools
 import numpy as np
 
 from minires.autodiff import op
-from minires.backend import empty, run_tiles, scratch, xp_of
+from minires.backend import empty, run_tiles, scratch, sum_rows, xp_of
 from minires.convolution import once
 
 TILE = 1 << 17  # values in a tile: smaller ones cost more calls, larger ones leave the cache
@@ -72,6 +72,8 @@ def _ones(count, dtype, xp):
 
 def _column_sums(tile, xp):
     """Σ over the rows, as a product with ones: fast, and exact in float32. (…, 1, C)"""
+    if xp is not np:
+        return sum_rows(tile)[..., None, :]
     return xp.matmul(_ones(tile.shape[-2], tile.dtype, xp), tile)
 
 
@@ -110,7 +112,7 @@ def batch_moments(x):
         squares[number][part[0]] = _column_sums(deviation, xp)
 
     _each_tile(run, rows)
-    weights = xp.asarray(sizes / count)
+    weights = sizes / count if xp is np else 1.0  # there is one tile, of all
     mean = (weights * means).sum(axis=0)
     variance = (squares.sum(axis=0) / count) + (weights * (means - mean) ** 2).sum(axis=0)
     shape = (*x.shape[: x.ndim - (4 if x.ndim >= 4 else 2)], channels)

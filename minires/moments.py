@@ -20,7 +20,7 @@ import operator
 
 import numpy as np
 
-from minires.backend import each_block, empty, run_tiles, to_device, to_host, xp_of
+from minires.backend import each_block, empty, kernels_of, run_tiles, to_device, to_host, xp_of
 from minires.files import load_arrays, save_arrays
 
 
@@ -93,16 +93,45 @@ class Moments:
         xp = xp_of(theta)
         theta = xp.asarray(theta, order="C")
         self._check(theta, "update")
-        self.seen += 1
-        counted = self.seen - self.burn_in
-        if counted <= 0 or counted % self.stride:
-            return
-
-        if self.count == 0:
+        n = self.count_update()
+        if n == 1:
             self._start(theta)
-            return
+        if n > 1:
+            self.fold(theta, n)
 
-        n = self.count + 1
+    def count_update(self):
+        """Count one more update as seen.
+
+        Returns  its number among those that count, from 1; or 0 if it does not
+        """
+        number = self.next_numbers(1)[0]
+        self.seen += 1
+        self.count += number > 0
+        return number
+
+    def next_numbers(self, updates):
+        """What `count_update` would return for each of the updates to come, in a list."""
+        numbers, count = [], self.count
+        for seen in range(self.seen + 1, self.seen + 1 + updates):
+            counted = seen - self.burn_in
+            counts = counted > 0 and counted % self.stride == 0
+            count += counts
+            numbers.append(count if counts else 0)
+        return numbers
+
+    def prepare(self, theta):
+        """Check θ, and make the arrays if there are none, for `fold` on a GPU to fill."""
+        self._check(theta, "update")
+        if self._first is None:
+            self._start(theta)
+
+    def fold(self, theta, n):
+        """Fold update number n into the arrays, without counting it; on a GPU n may be there."""
+        if xp_of(theta) is not np:
+            n = xp_of(theta).asarray(n, np.int64).reshape(-1)
+            own = self._first, self._offset, self._m2
+            kernels_of(theta).fold_moments(theta, *own, n)
+            return
 
         def fold(theta, first, offset, m2):
             d = theta.astype(np.float64)  # float32 minus float32 would be rounded to float32
@@ -115,7 +144,6 @@ class Moments:
 
         # Seven short expressions a block: larger blocks spend less time between them.
         each_block(fold, theta, self._first, self._offset, self._m2, block=1 << 17)
-        self.count = n
 
     def merge(self, other):
         """Add the updates that `other` has counted, as if they had been counted here.
@@ -295,7 +323,6 @@ class Moments:
         self._first = theta.copy()
         self._offset = xp_of(theta).zeros(theta.shape, np.float64)
         self._m2 = xp_of(theta).zeros(theta.shape, np.float64)
-        self.count = 1
 
     def _check(self, theta, where):
         """Refuse weights that cannot be added to those counted so far."""
@@ -306,7 +333,7 @@ class Moments:
             )
         if theta.dtype not in (np.float32, np.float64):
             raise ValueError(f"Moments.{where}: theta is {theta.dtype}, not float32 or float64")
-        if self.count == 0:
+        if self._first is None:
             return
         if theta.dtype != self._first.dtype:
             raise ValueError(

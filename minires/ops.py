@@ -204,11 +204,10 @@ def mean(x, *, axis=None, keepdims=False):
 
 @op
 def global_mean(x):
-    """The mean over the pixels: (…, N, H, W, C) → (…, N, C), as a product with ones"""
+    """The mean over the pixels: (…, N, H, W, C) → (…, N, C)"""
     pixels = x.shape[-3] * x.shape[-2]
     xp = xp_of(x)
-    ones = xp.full((1, pixels), 1 / pixels, x.dtype)
-    y = xp.matmul(ones, x.reshape(*x.shape[:-3], pixels, x.shape[-1]))[..., 0, :]
+    y = sum_rows(x.reshape(*x.shape[:-3], pixels, x.shape[-1])) / pixels
     return y, (lambda g: xp.broadcast_to(g[..., None, None, :] / pixels, x.shape),)
 
 
@@ -306,22 +305,14 @@ def dropout(x, *, rate, rng):
             f"dropout: {len(generators)} generators for x {x.shape}: one is needed for each of "
             f"the {x.shape[0]} networks"
         )
-    if generators is None:
-        draw = _uniform(rng, x.shape, x)
+    if xp_of(x) is not np:  # drawn where the data is, from seeds out of the host's streams
+        draw = kernels_of(x).uniform(rng, x.shape, like=x)
+    elif generators is None:
+        draw = rng.random(x.shape, np.float32)
     else:
-        draw = xp_of(x).stack([_uniform(g, x.shape[1:], x) for g in generators])
+        draw = np.stack([g.random(x.shape[1:], np.float32) for g in generators])
     factor = (draw >= rate) * x.dtype.type(1 / (1 - rate))
     return x * factor, (lambda g: g * factor,)
-
-
-def _uniform(rng, shape, like):
-    """float32 in [0, 1) on the device of `like`."""
-    if xp_of(like) is np:
-        return rng.random(shape, np.float32)
-    # Drawn where the data is: the device's own generator, seeded from the host's stream.
-    cupy = xp_of(like)
-    seed = int(rng.integers(1 << 63))
-    return cupy.random.Generator(cupy.random.Philox4x3210(seed)).random(shape, np.float32)
 
 
 def softmax(logits):

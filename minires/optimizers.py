@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from minires.backend import each_block, to_device, to_host, xp_of
+from minires.backend import each_block, kernels_of, to_device, to_host, xp_of
 
 
 class _Optimizer:
@@ -54,8 +54,30 @@ class _Optimizer:
         for name in self.vectors:
             setattr(self, name, state[name].copy() if count else None)
 
-    def _begin(self, theta, gradient):
-        """Check one step's arrays, make the state vectors if there are none, and count."""
+    def step(self, theta, gradient):
+        """Change θ in place by one step.
+
+        theta      (P,) or (R, P), contiguous; changed
+        gradient   shape and dtype of theta; left as it is
+        Raises     ValueError when shapes or dtypes differ
+        """
+        self.prepare(theta, gradient)
+        self.count += 1
+        self.descend(theta, gradient, *self.numbers(self.count))
+
+    def numbers(self, count):
+        """What is not the same at every step, for step number `count`, from 1: ℓ, and perhaps ε.
+
+        Apart from the step itself, so that one recorded on a GPU can be played with new numbers.
+        """
+        raise NotImplementedError
+
+    def descend(self, theta, gradient, *numbers):
+        """Change θ and the state vectors in place; the numbers may be arrays on θ's device."""
+        raise NotImplementedError
+
+    def prepare(self, theta, gradient):
+        """Check one step's arrays, and make the state vectors if there are none."""
         where = f"{type(self).__name__}.step"
         if gradient.shape != theta.shape or gradient.dtype != theta.dtype:
             raise ValueError(
@@ -81,17 +103,19 @@ class _Optimizer:
             raise ValueError(
                 f"{where}: rate is {np.shape(self.rate)}, theta {theta.shape}: expected {wanted}"
             )
-        self.count += 1
 
-    def _networks(self, *vectors):
-        """The rate and the vectors of all networks; on a CPU one by one where rates differ."""
-        theta, rate = vectors[0], self.rate
-        if np.ndim(rate) == 0:
-            yield float(rate), *vectors
-        elif xp_of(theta) is np:  # blocks of flat vectors do not end where networks end
-            yield from zip(to_host(rate).ravel().tolist(), *vectors, strict=True)
-        else:
-            yield xp_of(theta).asarray(rate, theta.dtype), *vectors
+
+def _networks(rate, *vectors):
+    """The rate and the vectors of all networks; one by one where rates differ."""
+    if np.ndim(rate) == 0:
+        yield float(rate), *vectors
+    else:  # blocks of flat vectors do not end where networks end
+        yield from zip(to_host(rate).ravel().tolist(), *vectors, strict=True)
+
+
+def _beside(theta, numbers):
+    """One number, or one for each network, in a vector on θ's device."""
+    return xp_of(theta).asarray(numbers, theta.dtype).reshape(-1)
 
 
 class SGD(_Optimizer):
@@ -121,17 +145,17 @@ class SGD(_Optimizer):
     def vectors(self):
         return ("velocity",) if self.momentum else ()
 
-    def step(self, theta, gradient):
-        """Change θ in place by one step.
+    def numbers(self, count):
+        return (self.rate,)
 
-        theta      (P,) or (R, P), contiguous; changed
-        gradient   shape and dtype of theta; left as it is
-        Raises     ValueError when shapes or dtypes differ
-        """
-        self._begin(theta, gradient)
+    def descend(self, theta, gradient, rate):
         momentum, decay = self.momentum, self.weight_decay
         if not momentum:
             self.velocity = None
+        if xp_of(theta) is not np:
+            step = kernels_of(theta).step_sgd
+            step(theta, gradient, self.velocity, _beside(theta, rate), momentum, decay)
+            return
 
         def descend(rate, theta, gradient, velocity=None):
             if decay:
@@ -143,8 +167,8 @@ class SGD(_Optimizer):
             theta -= rate * gradient
 
         state = (getattr(self, name) for name in self.vectors)
-        for rate, *own in self._networks(theta, gradient, *state):
-            each_block(functools.partial(descend, rate), *own)
+        for own_rate, *own in _networks(rate, theta, gradient, *state):
+            each_block(functools.partial(descend, own_rate), *own)
 
 
 class Adam(_Optimizer):
@@ -183,28 +207,28 @@ class Adam(_Optimizer):
         self.first = None
         self.second = None
 
-    def step(self, theta, gradient):
-        """Change θ in place by one step.
-
-        theta      (P,) or (R, P), contiguous; changed
-        gradient   shape and dtype of theta; left as it is
-        Raises     ValueError when shapes or dtypes differ
-        """
-        self._begin(theta, gradient)
-        xp = xp_of(theta)
-        beta1, beta2 = self.beta1, self.beta2
-        correction = math.sqrt(1 - beta2**self.count)
+    def numbers(self, count):
+        correction = math.sqrt(1 - self.beta2**count)
         # Inside: √(v/c²) + ε = (√v + c ε)/c, so both conventions are one formula.
         epsilon = self.epsilon * (correction if self.epsilon_inside else 1.0)
+        return self.rate * correction / (1 - self.beta1**count), epsilon
+
+    def descend(self, theta, gradient, rate, epsilon):
+        beta1, beta2 = self.beta1, self.beta2
+        if xp_of(theta) is not np:
+            numbers = _beside(theta, rate), _beside(theta, epsilon)
+            kernels_of(theta).step_adam(
+                theta, gradient, self.first, self.second, *numbers, beta1, beta2
+            )
+            return
 
         def descend(rate, theta, gradient, first, second):
             first += (1 - beta1) * (gradient - first)
             second += (1 - beta2) * (gradient * gradient - second)
-            theta -= rate * first / (xp.sqrt(second) + epsilon)
+            theta -= rate * first / (np.sqrt(second) + epsilon)
 
-        for rate, *own in self._networks(theta, gradient, self.first, self.second):
-            rate = rate * correction / (1 - beta1**self.count)
-            each_block(functools.partial(descend, rate), *own)
+        for own_rate, *own in _networks(rate, theta, gradient, self.first, self.second):
+            each_block(functools.partial(descend, own_rate), *own)
 
 
 def _all_in_range(rate):

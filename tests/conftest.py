@@ -1,5 +1,6 @@
 """Settings shared by every test: one fixed Hypothesis profile, the backends, the data folder."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -36,16 +37,9 @@ def _cupy_or_skip():
     return cupy
 
 
-@pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
-def xp(request):
-    """The array module: numpy always, cupy where there is a GPU (`-m gpu`)."""
-    return np if request.param == "numpy" else _cupy_or_skip()
-
-
-@pytest.fixture(params=["emulated", pytest.param("cupy", marks=pytest.mark.gpu)])
-def device(request):
-    """CuPy: its stand-in on the host everywhere, the real one where there is a GPU (`-m gpu`)."""
-    if request.param == "cupy":
+@contextlib.contextmanager
+def _device(name):
+    if name == "cupy":
         yield _cupy_or_skip()
         return
     import emulated_cupy
@@ -53,6 +47,26 @@ def device(request):
     if (reason := emulated_cupy.missing()) is not None:
         pytest.skip(reason)
     with emulated_cupy.installed() as cupy:
+        yield cupy
+
+
+DEVICES = ["emulated", pytest.param("cupy", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """CuPy: its stand-in on the host everywhere, the real one where there is a GPU (`-m gpu`)."""
+    with _device(request.param) as cupy:
+        yield cupy
+
+
+@pytest.fixture(params=["numpy", *DEVICES])
+def xp(request):
+    """The array module: NumPy, and `device`."""
+    if request.param == "numpy":
+        yield np
+        return
+    with _device(request.param) as cupy:
         yield cupy
 
 

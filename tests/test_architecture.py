@@ -28,9 +28,10 @@ ALLOWED = {
     "moments": {"backend", "files"},
     "metrics": {"backend", "files"},
     "resampling": {"moments", "backend", "files"},
+    "capture": {"backend"},
     "training": {
-        "running_statistics", "networks", "model", "layers", "optimizers", "moments", "metrics",
-        "resampling", "files", "backend",
+        "capture", "running_statistics", "networks", "model", "layers", "optimizers", "moments",
+        "metrics", "resampling", "files", "backend",
     },
 }  # fmt: skip
 # These stand above all of the former and may use them, but not what is above themselves.

@@ -376,7 +376,8 @@ def test_the_philox_that_tests_use_is_the_published_one(counter, key, words):
 @pytest.mark.parametrize("size", [1, 4, 5, 1027])
 def test_random_numbers_are_philox(device, seeds, size):
     shape = (len(seeds), size) if len(seeds) > 1 else (size,)
-    actual = gpu.uniform(device.asarray(np.array(seeds, np.uint64)), shape).get()
+    table = device.asarray(np.array([seeds], np.uint64))
+    actual = gpu.uniform(gpu.Seeds(table), shape, like=table).get()
     for seed, numbers in zip(seeds, actual.reshape(len(seeds), size), strict=True):
         key = seed % 2**32, seed >> 32
         words = [w for block in range(-(-size // 4)) for w in philox((block, 0, 0, 0), key)]

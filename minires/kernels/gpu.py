@@ -407,15 +407,34 @@ def sum_rows(array):
     return array.reshape(*lead, channels)
 
 
-def uniform(seeds, shape):
-    """Random float32 in [0, 1): as many from each seed, one after another.
+class Seeds:
+    """Seeds that lie on the device: what a recorded step draws from, in place of a Generator.
 
-    seeds    (S,) uint64 on the device
-    shape    its first axis is S, or S is 1
+    table   (calls, S) uint64: a row for every call of `uniform`, a seed for each network
+    """
+
+    def __init__(self, table):
+        self.rows = iter(table)
+
+
+def uniform(rng, shape, like):
+    """Random float32 in [0, 1), computed from a seed that is drawn on the host.
+
+    rng      a Generator; a list of R, so that each of R networks gets what it would get alone;
+             or Seeds
+    shape    its first axis is R
+    like     an array on the device
     Returns  an array of `shape`, with 24 random bits in each number
     Source   Philox 4×32-10: Salmon et al. 2011, SC '11
     """
-    values = xp_of(seeds).empty(shape, np.float32)
+    xp = xp_of(like)
+    if isinstance(rng, Seeds):
+        seeds = next(rng.rows)
+    else:
+        generators = rng if isinstance(rng, (list, tuple)) else [rng]
+        drawn = [int(generator.integers(1 << 63)) for generator in generators]
+        seeds = xp.asarray(np.array(drawn, np.uint64))
+    values = xp.empty(shape, np.float32)
     size = values.size // seeds.size
     count = seeds.size * -(-size // 4)
     _launch("uniform", count, seeds, values, Index(size), dtype=np.float32)

@@ -1,0 +1,190 @@
+"""Updates recorded as a graph and played again: the same numbers, and nothing asks the host."""
+
+import numpy as np
+import pytest
+from helpers import assert_close
+
+import minires
+from minires import capture, training
+from minires.backend import to_host
+from minires.optimizers import SGD, Adam
+
+IMAGES, BATCH, UPDATES = 20, 4, 9
+
+
+def small(dropout=0.5, **options):
+    return minires.lenet(channels=(2, 3), hidden=8, dropout=dropout, **options)
+
+
+def problem(device, model, replicas=None, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((IMAGES, *model.input_shape)).astype(dtype)
+    labels = rng.integers(0, 10, IMAGES)
+    theta = model.init(rng, replicas=replicas, dtype=dtype)
+    stats = model.init_stats(replicas, dtype=dtype)
+    return [device.asarray(array) for array in (theta, stats, images, labels)]
+
+
+def run(device, make, replicas=None, record=True, model=None, schedule=None, **options):
+    """θ, statistics, losses and history after some updates, and the Updates."""
+    model = model or small()
+    theta, stats, images, labels = problem(device, model, replicas)
+    seeds = 3 if replicas is None else list(range(replicas))
+    order, rng = training._order_and_dropout(IMAGES, BATCH, seeds, "training")
+    order = [next(order) for _ in range(UPDATES)]
+    moments = minires.Moments(theta.shape, **options)
+    optimizer = make()
+    updates = capture.Updates(
+        model, theta, stats, images, labels, optimizer, order, rng,
+        moments=[(moments, theta)], watch=[1, 5], record=record,
+    )  # fmt: skip
+    for number in updates:
+        if schedule is not None:
+            optimizer.rate = schedule(number)
+    found = theta, stats, updates.losses, updates.history, moments.mean, moments.std
+    return [to_host(array) for array in found], updates, moments
+
+
+OPTIMIZERS = [
+    lambda: SGD(0.1),
+    lambda: SGD(0.05, momentum=0.9, weight_decay=0.1),
+    lambda: Adam(1e-2),
+]
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+@pytest.mark.parametrize("replicas", [None, 3])
+@pytest.mark.parametrize("options", [{}, {"burn_in": 1, "stride": 2}])
+def test_played_updates_are_the_same_bit_for_bit(device, make, replicas, options):
+    played, updates, moments = run(device, make, replicas, **options)
+    plain, other, _ = run(device, make, replicas, record=False, **options)
+    assert updates.reason is None
+    assert updates._graph is not None
+    assert other._graph is None
+    assert moments.seen == UPDATES
+    assert moments.count == (UPDATES if not options else 4)
+    for once, again in zip(played, plain, strict=True):
+        np.testing.assert_array_equal(once, again)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_played_updates_are_those_of_a_plain_loop(device, make):
+    """A loop as anybody would write it, with dropout: the same seeds make the same masks."""
+    found, _, _ = run(device, make)
+    model = small()
+    theta, stats, images, labels = problem(device, model)
+    order, rng = training._order_and_dropout(IMAGES, BATCH, 3, "training")
+    optimizer, moments, losses = make(), minires.Moments(theta.shape), []
+    for _ in range(UPDATES):
+        batch = device.asarray(next(order))
+        data = images[batch], labels[batch], stats
+        loss, gradient = model.loss_and_gradient(theta, *data, rng=rng)
+        optimizer.step(theta, gradient)
+        moments.update(theta)
+        losses.append(float(loss))
+    np.testing.assert_array_equal(found[0], theta.get())
+    np.testing.assert_array_equal(found[2], losses)
+    np.testing.assert_array_equal(found[4], moments.mean.get())
+    np.testing.assert_array_equal(found[3][-1], theta.get()[[1, 5]])
+
+
+def test_networks_side_by_side_with_their_own_rates(device):
+    """Three seeds at three rates in one graph, against each alone."""
+    rates = np.array([[0.1], [0.02], [0.3]])
+    together, _, _ = run(device, lambda: SGD(rates), replicas=3)
+    model = small()
+    theta, _, images, labels = problem(device, model, 3)
+    for seed in range(3):
+        own, stats = theta[seed].copy(), device.zeros(0)
+        order, rng = training._order_and_dropout(IMAGES, BATCH, seed, "training")
+        order = [next(order) for _ in range(UPDATES)]
+        data = images, labels, SGD(float(rates[seed, 0])), order, rng
+        for _ in capture.Updates(model, own, stats, *data):
+            pass
+        assert_close(together[0][seed], own.get(), 1e-12)
+
+
+def test_batch_norm_and_several_dropouts_are_played(device):
+    model = minires.mobilenet_v1(width=0.125, dropout=0.3, input_shape=(16, 16, 1), classes=10)
+    played, updates, _ = run(device, OPTIMIZERS[0], model=model)
+    plain, _, _ = run(device, OPTIMIZERS[0], model=model, record=False)
+    assert updates.reason is None
+    for once, again in zip(played, plain, strict=True):
+        np.testing.assert_array_equal(once, again)
+
+
+@pytest.mark.parametrize("make", [OPTIMIZERS[0], OPTIMIZERS[2]])
+def test_a_rate_that_changes_on_the_way(device, make):
+    def schedule(number):
+        return 0.1 / (1 + number // 2)
+
+    played, updates, _ = run(device, make, schedule=schedule)
+    plain, _, _ = run(device, make, schedule=schedule, record=False)
+    constant, _, _ = run(device, make)
+    assert updates.reason is None
+    np.testing.assert_array_equal(played[0], plain[0])
+    assert not np.array_equal(played[0], constant[0])
+
+
+def test_what_cannot_be_recorded_is_done_plainly_and_says_why(device, monkeypatch):
+    plain, _, _ = run(device, OPTIMIZERS[0], record=False)
+    apply = minires.layers.Flatten.apply
+
+    def asks_the_host(self, x, run):
+        if float(x.data.sum() if hasattr(x, "data") and hasattr(x, "node") else x.sum()) > 1e9:
+            raise ValueError("large")
+        return apply(self, x, run)
+
+    monkeypatch.setattr(minires.layers.Flatten, "apply", asks_the_host)
+    found, updates, _ = run(device, OPTIMIZERS[0])
+    assert updates._graph is None
+    assert "captur" in updates.reason.lower()
+    for once, again in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(once, again)
+
+
+def test_nothing_asks_the_host_between_epochs(device):
+    if not hasattr(device, "_graph_state"):
+        pytest.skip("only the stand-in counts")
+    model = small()
+    theta, stats, images, labels = problem(device, model)
+    order, rng = training._order_and_dropout(IMAGES, BATCH, 3, "training")
+    order = [next(order) for _ in range(UPDATES)]
+    counts = []
+    for _ in capture.Updates(model, theta, stats, images, labels, SGD(0.1), order, rng):
+        counts.append(device._graph_state.synchronisations)
+    assert counts[1] == counts[-1]
+
+
+def test_training_on_the_device_notices_a_loss_that_is_no_number(device):
+    model = small(dropout=0.0)
+    theta, stats, images, labels = problem(device, model, dtype=np.float32)
+    settings = {"updates": 10, "batch": BATCH, "seed": 0, "quiet": True}
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(FloatingPointError, match=r"the loss is nan at update \d of 10: lower the"),
+    ):
+        training.train(model, theta, stats, images, labels, SGD(1e30), **settings)
+
+
+def test_several_seeds_train_at_once_on_either_device(device):
+    model = small(dropout=0.0)
+    theta, stats, images, labels = problem(device, model, 2)
+    here = [to_host(array) for array in (theta, stats, images, labels)]
+    settings = {"updates": 6, "batch": BATCH, "seed": [4, 5], "quiet": True}
+    training.train(model, theta, stats, images, labels, SGD(0.1), **settings)
+    alone = [here[0][r].copy() for r in range(2)]
+    training.train(model, *here, SGD(0.1), **settings)
+    assert_close(theta.get(), here[0], 1e-10)
+    for r in range(2):
+        single = settings | {"seed": 4 + r}
+        training.train(model, alone[r], here[1][r], *here[2:], SGD(0.1), **single)
+        assert_close(alone[r], here[0][r], 1e-12)
+
+
+def test_looks_at_losses():
+    assert capture.epoch_ends(10, 20, 5) == [3, 7, 9]
+    assert capture.epoch_ends(8, 20, 5) == [3, 7]
+    assert capture.epoch_ends(3, 5, 5) == [0, 1, 2]
+    assert capture.finite_until(np.array([1.0, 2.0])) is None
+    assert capture.finite_until(np.array([[1.0, 2.0], [1.0, np.inf], [np.nan, 0.0]])) == 1
