@@ -3,7 +3,10 @@
     python -m lessons.lesson_3_resampling
 
 Train a small network on glyph digits, fine-tune it with the moments running, and compare the
-last weights with the mean weights and with an ensemble drawn around them. About 20 seconds.
+last weights with the mean weights and with an ensemble drawn around them. About 15 seconds.
+
+The rate of fine-tuning is high on purpose. The weights then wander around a good place without
+ever settling in it; the last ones are wherever the walk stopped, their mean is in the middle.
 """
 
 import numpy as np
@@ -28,7 +31,7 @@ def main(train=10_000, test=5_000, epochs=4, updates=300):
         """One update of SGD (eq. 1)."""
         chosen = next(order)
         _, gradient = model.loss_and_gradient(theta, images[chosen], data.train_labels[chosen])
-        np.subtract(theta, np.float32(rate) * gradient, out=theta)
+        theta[:] -= rate * gradient
 
     for _ in range(epochs * len(images) // 128):
         descend(rate=0.2)
@@ -47,7 +50,10 @@ def main(train=10_000, test=5_000, epochs=4, updates=300):
     for name, probabilities in predictions.items():
         right = accuracy(probabilities, data.test_labels)
         print(f"{name:16} {right:8.2%}  {nll(probabilities, data.test_labels):.4f}")
-    print("\nExercise: draw with scale=2, then 5. When does the ensemble break?")
+    print("\nExercise: draw with moments.sample(10, rng, scale=2), then with 4 and 8. What breaks")
+    print("first, one drawn network or the ensemble?")
+    # One network: at scale 4 about 82 % of its answers are right, of the ensemble's 94 %. At 8 it
+    # is half of them and three quarters: the ten err, but each in its own way.
     return predictions
 
 
