@@ -326,6 +326,15 @@ def test_the_reliability_diagram_adds_up_to_the_ece(outcome):
             assert (confidence is None) == (count == 0)
 
 
+def test_bins_of_confidence_are_closed_on_the_right():
+    """9/15 is the upper edge of the ninth bin, a hair more belongs to the tenth; as in the ECE."""
+    confidence = np.array([0.6, np.nextafter(0.6, 1), 1.0, 1.0])
+    found = cells._reliability(np.stack([confidence, 1 - confidence], axis=1), np.zeros(4, int))
+    assert [k for k, count in enumerate(found["count"]) if count] == [8, 9, 14]
+    assert found["count"][14] == 2
+    assert found["accuracy"][8] == 1
+
+
 def test_the_moments_are_checked_against_all_weights_kept(outcome, source, start, monkeypatch):
     check = outcome.record["moments_check"]
     assert check["weights"] == 64
