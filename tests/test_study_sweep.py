@@ -473,6 +473,31 @@ def test_a_cluster_of_which_a_worker_is_killed(undisturbed, dataset, tmp_path):
         assert killed.is_set()
 
 
+def test_a_cluster_that_goes_away(dataset, tmp_path):
+    """Its scheduler and worker die for good: one clear error, and a sweep that can go on."""
+    pytest.importorskip("distributed", reason="Dask is not installed (cluster)")
+    code = (
+        "import sys, distributed\n"
+        "if __name__ == '__main__':\n"
+        "    options = {'n_workers': 1, 'processes': False, 'protocol': 'tcp://'}\n"
+        "    options |= {'host': '127.0.0.1', 'dashboard_address': None}\n"
+        "    print(distributed.LocalCluster(**options).scheduler_address)\n"
+        "    sys.stdout.flush()\n"
+        "    sys.stdin.read()\n"
+    )
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    with cluster:
+        crew = Cluster(cluster.stdout.readline().strip())
+        killed = kill_once(tmp_path, lambda: [cluster.pid], 1)
+        with pytest.raises(ConnectionError, match="no longer answers; what is finished is kept"):
+            sweep(tmp_path, dataset, crew)
+        assert killed.is_set()
+    assert 1 <= results_in(tmp_path) < 8
+
+
 def test_a_cluster_that_nobody_runs():
     pytest.importorskip("distributed", reason="Dask is not installed (cluster)")
     with pytest.raises(OSError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):

@@ -270,6 +270,7 @@ class Cluster:
             raise RuntimeError(
                 "--cluster needs Dask, which is not installed: pip install 'minires[cluster]'"
             ) from error
+        self._address = address
         # A fine-tuning carries its starting weights along; they may be large.
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})
         try:
@@ -284,7 +285,13 @@ class Cluster:
     @property
     def capacity(self):
         """How many cells to hand over at a time; workers may come and go."""
-        return 1 + max(1, sum(self._client.ncores().values()))
+        try:
+            return 1 + max(1, sum(self._client.ncores().values()))
+        except OSError as error:
+            raise ConnectionError(
+                f"the Dask scheduler at {self._address} no longer answers; what is finished is "
+                "kept: the same command goes on with it, on this cluster or another"
+            ) from error
 
     def submit(self, *call):
         """Have a function called; returns its Future."""
@@ -404,7 +411,7 @@ class Plan:
         self.missing = 0
         for cell in cells:
             before = cell.pretraining
-            if cell in self._done or self._is_lost(cell):
+            if cell in self._done or self._settle_lost(cell):
                 continue
             self.missing += 1
             if cell == before or (before in self._done and self._weights(before).exists()):
@@ -414,8 +421,8 @@ class Plan:
                     self.put_back(before)  # its weights are not there: once more
                 self._blocked.setdefault(before, []).append(cell)
 
-    def _is_lost(self, cell):
-        """Whether a cell's pre-training diverged; then it has nothing to start from."""
+    def _settle_lost(self, cell):
+        """Record a cell that has nothing to start from, and say whether it is one."""
         before = self._done.get(cell.pretraining, {})
         if "diverged" not in before:
             return False
@@ -454,7 +461,7 @@ class Plan:
                 np.save(file, outcome.predictions)
         new = self._append(cell, outcome.record)
         for after in self._blocked.pop(cell, []):
-            if self._is_lost(after):
+            if self._settle_lost(after):
                 new += 1
             else:
                 self.put_back(after)
