@@ -51,9 +51,17 @@ def to_device(array, device="cpu"):
     """
     if device == "cpu":
         return to_host(array)
-    if device == "gpu":
-        return _import_cupy().asarray(array)
-    raise ValueError(f"to_device: device is {device!r}, expected 'cpu' or 'gpu'")
+    return module_for(device).asarray(array)
+
+
+def module_for(device):
+    """The module whose arrays live on a device: `numpy` for "cpu", `cupy` for "gpu".
+
+    Raises   RuntimeError when a GPU is asked for and CuPy or the GPU is missing
+    """
+    if device not in ("cpu", "gpu"):
+        raise ValueError(f"device is {device!r}, expected 'cpu' or 'gpu'")
+    return np if device == "cpu" else _import_cupy()
 
 
 def _import_cupy():
@@ -88,6 +96,15 @@ def describe_gpus():
         f"compute capability {card['major']}.{card['minor']}"
         for card in cards
     ]
+
+
+def describe_cuda():
+    """The versions of CuPy and CUDA, where there is a GPU."""
+    cupy = _import_cupy()
+    runtime = cupy.cuda.runtime
+    versions = runtime.runtimeGetVersion(), runtime.driverGetVersion()
+    numbers = [f"{version // 1000}.{version % 1000 // 10}" for version in versions]
+    return f"CuPy {cupy.__version__}, CUDA {numbers[0]}, driver for CUDA {numbers[1]}"
 
 
 def describe_blas():

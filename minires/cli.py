@@ -15,6 +15,7 @@ MENDABLE = (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError, 
 
 # Commands that live elsewhere: each module has `add_parser(subparsers)`.
 COMMANDS = (
+    "minires.bench",
     "minires.study.sweep",
     "minires.study.report",
     "minires.onnx.evaluate",
@@ -52,8 +53,18 @@ def main(arguments=None):
         ImportError,
     ) as error:
         # What the user can mend: one line. Anything else is our mistake and shows its trace.
-        print(f"minires: {error}", file=sys.stderr)
+        print(f"minires: {_told(error)}", file=sys.stderr)
         return 2
+
+
+def _told(error):
+    """An error in one line, with the remedy where its own words have none."""
+    if type(error).__name__ == "OutOfMemoryError":  # CuPy's
+        return (
+            f"the GPU's memory is full ({error}): lower --batch, --members or --replicas, end "
+            "other programs that use the card, or run on the CPU"
+        )
+    return error
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -115,6 +126,7 @@ def _add_run(subparsers):
     parser.add_argument("--seeds", type=int, default=1, help="how many repeats")
     parser.add_argument("--train", type=int, help="training images (glyphs 30,000, MNIST all)")
     parser.add_argument("--test", type=int, help="test images (glyphs 5,000, MNIST all)")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where to compute")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
     parser.add_argument("--out", type=Path, help="folder for results (runs/DATA-NETWORK-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
@@ -131,6 +143,7 @@ def _run(options):
         backend.set_threads(options.threads)
     names = [field.name for field in fields(experiment.Config)]
     config = experiment.Config(**{name: getattr(options, name) for name in names})
+    backend.module_for(config.device)  # before anything is loaded: is there a GPU?
     out = options.out or _own_folder(config, options.resume)
     started = time.monotonic()
 
@@ -157,7 +170,7 @@ def _run(options):
     say(
         f"{dataset.name}: {len(dataset.train_images):,} training, "
         f"{len(dataset.test_images):,} test images; {config.network}: {model.size:,} weights; "
-        f"{backend.get_threads()} threads; results go to {out}"
+        f"{_place(config.device)}; results go to {out}"
     )
     with warnings.catch_warnings():
         # Weights that grow without bound overflow on their way; training says so in one line.
@@ -169,6 +182,14 @@ def _run(options):
     print(experiment.table(results["records"]))
     say(f"{time.monotonic() - started:.0f} s; results, weights and figure.png are in {out}")
     return 0
+
+
+def _place(device):
+    from minires import backend
+
+    if device == "gpu":
+        return backend.describe_gpus()[0]
+    return f"{backend.get_threads()} threads"
 
 
 def _own_folder(config, resume):
@@ -214,6 +235,8 @@ def _info(options):
         "blas": backend.describe_blas(),
         "gpus": backend.describe_gpus(),
     }
+    if isinstance(facts["gpus"], list):
+        facts["cuda"] = backend.describe_cuda()
     print(json.dumps(facts, indent=2))
     return 0
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from minires import training
+from minires.backend import to_device, to_host
 from minires.files import load_arrays, load_json, save_arrays, save_json
 from minires.moments import Moments
 from minires.networks import NETWORKS
@@ -70,6 +71,7 @@ class Config:
     members              networks in the large ensemble
     seed, seeds          the first seed, and how many
     train, test          how many images (None: all that the data set has)
+    device               "cpu" or "gpu": the same weights and batches, other dropout masks
     """
 
     data: str = "glyphs"
@@ -89,6 +91,7 @@ class Config:
     seeds: int = 1
     train: int | None = None
     test: int | None = None
+    device: str = "cpu"
 
     def __post_init__(self):
         if self.network not in NETWORKS:
@@ -103,6 +106,8 @@ class Config:
         for name in ("l1", "l2"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a positive rate")
+        if self.device not in ("cpu", "gpu"):
+            raise ValueError(f"device is {self.device!r}, there are cpu and gpu")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}, expected 0 or more")
         for name in ("dropout", "momentum"):
@@ -210,12 +215,10 @@ def run(config, dataset, folder, quiet=False):
     """
     from data_tools import scale  # the command's data; the library itself needs none
 
-    arrays = (
-        scale(dataset.train_images),
-        dataset.train_labels,
-        scale(dataset.test_images),
-        dataset.test_labels,
-    )
+    images = scale(dataset.train_images), scale(dataset.test_images)
+    train_images, test_images = (to_device(array, config.device) for array in images)
+    train_labels = to_device(dataset.train_labels, config.device)
+    arrays = train_images, train_labels, test_images, dataset.test_labels
     model = config.model(dataset.train_images.shape[1:])
     records = []
     for seed in range(config.seed, config.seed + config.seeds):
@@ -233,17 +236,21 @@ def _run_seed(config, model, seed, arrays, folder, quiet):
     train_images, train_labels, test_images, test_labels = arrays
     settings = {"batch": config.batch, "seed": seed, "quiet": quiet}
     data = train_images, train_labels
+    device = config.device
+
+    def there(array):
+        return to_device(array, device)
 
     def pretrain():
-        theta = model.init(training.stream(seed, "initial weights"))
-        stats = model.init_stats()
+        theta = model.init(training.stream(seed, "initial weights"), device=device)
+        stats = model.init_stats(device=device)
         updates = config.epochs * (len(train_images) // config.batch)
         optimizer = make_optimizer(config.optimizer, config.l1, config.momentum)
         training.train(model, theta, stats, *data, optimizer, updates, **settings)
-        return {"theta": theta, "stats": stats}
+        return {"theta": to_host(theta), "stats": to_host(stats)}
 
     def fine_tune(start):
-        theta, stats = start["theta"].copy(), start["stats"].copy()
+        theta, stats = there(start["theta"].copy()), there(start["stats"].copy())
         watched = training.choose_weights(model, WATCHED, np.random.default_rng(0))
         moments, moments_of_stats, history = training.fine_tune(
             model,
@@ -258,9 +265,9 @@ def _run_seed(config, model, seed, arrays, folder, quiet):
         if folder.path is not None:
             moments.save(folder.file(f"seed_{seed}_moments.npz"))
         return {
-            "theta": theta,
-            "stats": stats,
-            "mean_stats": moments_of_stats.mean,
+            "theta": to_host(theta),
+            "stats": to_host(stats),
+            "mean_stats": to_host(moments_of_stats.mean),
             "watched": np.array(watched),
             "history": history,
         }, moments
@@ -269,7 +276,7 @@ def _run_seed(config, model, seed, arrays, folder, quiet):
     finetuned_file, moments_file = f"seed_{seed}_finetuned.npz", f"seed_{seed}_moments.npz"
     if folder.has(finetuned_file) and folder.has(moments_file):
         finetuned = _load(folder, finetuned_file)
-        moments = Moments.load(folder.file(moments_file))
+        moments = Moments.load(folder.file(moments_file), device)
     else:
         finetuned, moments = fine_tune(pretrained)
         _save(folder, finetuned_file, finetuned)
@@ -290,7 +297,7 @@ def _run_seed(config, model, seed, arrays, folder, quiet):
 
     def predict(theta, stats, what):
         desc = f"{what} (seed {seed})"
-        return training.predict(model, theta, test_images, stats, quiet, desc)
+        return training.predict(model, there(theta), test_images, there(stats), quiet, desc)
 
     def statistics(theta):
         """The statistics that go with resampled weights, by each policy."""
@@ -300,9 +307,10 @@ def _run_seed(config, model, seed, arrays, folder, quiet):
         order = training.batches(
             len(train_images), config.batch, training.stream(seed, "statistics order")
         )
-        looks = (train_images[chosen] for chosen in itertools.islice(order, STATISTICS_BATCHES))
+        chosen = itertools.islice(order, STATISTICS_BATCHES)
+        looks = (train_images[there(batch)] for batch in chosen)
         averaged, last = (
-            np.broadcast_to(finetuned[key], (*lead, model.stats_size)).copy()
+            there(np.broadcast_to(finetuned[key], (*lead, model.stats_size)).copy())
             for key in ("mean_stats", "stats")
         )
         return batch_norm_policies(model, theta, averaged, last, looks)

@@ -38,6 +38,7 @@ try:
 except ImportError:
     real = None
 
+__version__ = getattr(real, "__version__", None)
 COMPILER = shutil.which("g++") or shutil.which("c++")
 
 
@@ -599,7 +600,7 @@ class _CUDARuntimeError(RuntimeError):
     pass
 
 
-class _OutOfMemoryError(MemoryError):
+class OutOfMemoryError(MemoryError):
     pass
 
 
@@ -717,7 +718,7 @@ cuda = types.SimpleNamespace(
     using_allocator=_using_allocator,
     get_current_stream=lambda: _graph_state.stream or Stream.null,
     get_elapsed_time=lambda start, end: 1e3 * (end.time - start.time),
-    memory=types.SimpleNamespace(OutOfMemoryError=_OutOfMemoryError),
+    memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=types.SimpleNamespace(
         CUDARuntimeError=_CUDARuntimeError,
         getDevice=lambda: 0,

@@ -35,7 +35,7 @@ ALLOWED = {
     },
 }  # fmt: skip
 # These stand above all of the former and may use them, but not what is above themselves.
-UPPER = ["experiment", "figures", "study", "cli", "__main__"]
+UPPER = ["experiment", "bench", "figures", "study", "cli", "__main__"]
 LIBRARY = set(ALLOWED)
 
 

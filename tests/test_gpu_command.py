@@ -1,0 +1,112 @@
+"""The commands with --device gpu: on a stand-in, on a card (`-m gpu`), and where there is none."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from helpers import assert_close
+
+from minires import cli
+from minires.files import load_arrays, load_json
+
+SMALL = [
+    "--network", "lenet_classic", "--train", "60", "--test", "30", "--epochs", "1",
+    "--updates", "5", "--batch", "12", "--members", "3", "--quiet",
+]  # fmt: skip
+
+
+def run(*arguments):
+    return cli.main(["run", *SMALL, *map(str, arguments)])
+
+
+def test_a_run_on_the_gpu_is_the_run_on_the_cpu(device, tmp_path, capsys):
+    """Without dropout, whose masks differ: the same figures but for rounding."""
+    for where in ("cpu", "gpu"):
+        assert run("--dropout", 0, "--device", where, "--out", tmp_path / where) == 0
+    capsys.readouterr()
+    records = [load_json(tmp_path / where / "results.json")["records"] for where in ("gpu", "cpu")]
+    assert len(records[0]) == len(records[1]) >= 5
+    for ours, theirs in zip(*records, strict=True):
+        assert ours["method"] == theirs["method"]
+        assert ours["nll"] == pytest.approx(theirs["nll"], rel=2e-3)
+    for stage in ("pretrained", "finetuned"):
+        ours, theirs = (
+            load_arrays(tmp_path / where / f"seed_0_{stage}.npz", "theta")["theta"]
+            for where in ("gpu", "cpu")
+        )
+        assert_close(ours, theirs, 2e-3)
+
+
+def test_a_network_with_batch_norm_runs_on_the_gpu(device, tmp_path, capsys):
+    shape = "--network", "mobilenet_v1", "--width", 0.125, "--batch", 10, "--train", 40
+    assert run(*shape, "--device", "gpu", "--test", 20, "--updates", 3, "--out", tmp_path) == 0
+    records = load_json(tmp_path / "results.json")["records"]
+    assert {record.get("batch_norm") for record in records} > {"averaged", "recomputed", "last"}
+    assert all(np.isfinite(record["nll"]) for record in records)
+
+
+def test_a_run_on_the_gpu_is_taken_up_again(device, tmp_path, capsys):
+    assert run("--device", "gpu", "--out", tmp_path) == 0
+    first = load_json(tmp_path / "results.json")
+    (tmp_path / "seed_0_records.json").unlink()
+    (tmp_path / "results.json").unlink()
+    assert run("--device", "gpu", "--out", tmp_path, "--resume") == 0
+    for once, again in zip(first["records"], load_json(tmp_path / "results.json")["records"],
+                           strict=True):  # fmt: skip
+        assert once == again
+    assert run("--device", "cpu", "--out", tmp_path, "--resume") == 2
+    assert "device was 'gpu', now 'cpu'" in capsys.readouterr().err
+
+
+def test_the_card_is_in_the_facts(device, capsys):
+    assert cli.main(["info"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert "GiB" in facts["gpus"][0]
+    assert facts["cuda"].startswith("CuPy 1")
+
+
+@pytest.mark.parametrize("where", ["gpu", "cpu"])
+@pytest.mark.parametrize("replicas", ["1", "2"])
+def test_bench(device, capsys, monkeypatch, where, replicas):
+    monkeypatch.setattr("minires.bench.ROUND_UPDATES", 2)
+    monkeypatch.setattr("minires.bench.copy_seconds", lambda xp, rounds: (1e-3, 1 << 20))
+    command = ["bench", "--device", where, "--network", "lenet_classic", "--batch", "2"]
+    assert cli.main([*command, "--replicas", replicas, "--rounds", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "not recorded:" not in out
+    assert out.count(" ms") == (5 if where == "gpu" else 4)
+    assert "GB/s" in out
+
+
+def test_copying_is_measured(device):
+    from minires import bench
+
+    for xp in (np, device):
+        seconds, size = bench.copy_seconds(xp, 1, 1 << 12)
+        assert size == 1 << 12
+        assert seconds > 0
+
+
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_without_cupy_the_remedy_is_one_line(monkeypatch, capsys, tmp_path, command):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([command, "--device", "gpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pip install 'minires[gpu13]'" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_card_says_what_to_lower(device, monkeypatch, capsys, tmp_path):
+    from minires import training
+
+    def full(*arguments, **settings):
+        raise device.cuda.memory.OutOfMemoryError(1 << 30, 1 << 31)
+
+    monkeypatch.setattr(training, "train", full)
+    assert run("--device", "gpu", "--out", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "lower --batch" in error
