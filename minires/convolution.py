@@ -102,8 +102,8 @@ def _before_activation(y, activation):
 
 
 @op
-def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None):
-    """Correlate images with kernels, add a bias, apply an activation.
+def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, pool=None):
+    """Correlate images with kernels, add a bias, apply an activation; with `pool`, max pooling.
 
     y[n,i,j,o] = f( b[o] + Σ_uvc x[n, i·s + u·d − p, j·s + v·d − p, c] · w[u,v,c,o] )
 
@@ -114,8 +114,9 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None):
     padding     pixels: a number, (rows, columns), ((top, bottom), (left, right)), "same", "valid"
     dilation    pixels between taps: a number or (rows, columns)
     activation  None, "relu" or "relu6"
-    Returns     (…, N, OH, OW, O)
-    Raises      ValueError when shapes disagree or the kernel exceeds the padded image
+    pool        None, or the window (rows, columns) of `max_pool`, done in the same pass
+    Returns     (…, N, OH, OW, O); with pooling (…, N, OH // rows, OW // columns, O)
+    Raises      ValueError when shapes disagree or a kernel or window exceeds its image
     """
     if w.ndim < 4 or x.shape[-1] != w.shape[-2]:
         raise ValueError(
@@ -141,17 +142,30 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None):
     weights = w.reshape(-1, kh, kw, channels, out_channels)
     bias = None if b is None else b.reshape(-1, out_channels)
     settings = stride, padding, dilation
-    y = kernels.convolve(source, weights, bias, *settings, activation)
+    if pool is None:
+        y = kernels.convolve(source, weights, bias, *settings, activation)
+        before_activation = before_pool = _before_activation(y, activation)
+    else:
+        size = output_size(x.shape[-3:-1], (kh, kw), stride, padding, dilation)
+        pool = pair(pool, "pool")
+        if size[0] < pool[0] or size[1] < pool[1]:
+            raise ValueError(
+                f"conv2d: pool {pool} exceeds the outputs of {size[0]}×{size[1]} (x {x.shape})"
+            )
+        y, winners = kernels.convolve_and_pool(source, weights, bias, *settings, activation, pool)
+        before_activation = _before_activation(y, activation)
 
-    before_activation = _before_activation(y, activation)
+        @once
+        def before_pool(g):
+            return kernels.unpool(before_activation(g), winners, pool, size)
 
     def x_gradient(g):
-        g = before_activation(g)
+        g = before_pool(g)
         gradient = kernels.convolve_input_gradient(g, weights, source.shape[1:], *settings)
         return gradient.reshape((*lead, *x.shape[-4:]) if lead else x.shape)
 
     def w_gradient(g, out=None):
-        g = before_activation(g)
+        g = before_pool(g)
         if out is not None:
             out = out.reshape(weights.shape)
         gradient = kernels.convolve_weight_gradient(source, g, (kh, kw), *settings, out)

@@ -5,12 +5,82 @@
 with a = scale / √(variance + ε). So the weights of the convolution in front take in the
 factor, its bias the offset, and the layer is gone: the same numbers, up to rounding, without
 reading and writing every image once more for each layer.
+
+Joining: likewise max pooling and ReLU behind a convolution are done with it, in training too.
 """
 
 import copy
 
 from minires.backend import xp_of
-from minires.layers import Affine, AuxiliaryHead, BatchNorm, Conv2D, DepthwiseConv2D, Sequential
+from minires.layers import (
+    Activation,
+    Affine,
+    AuxiliaryHead,
+    BatchNorm,
+    Conv2D,
+    DepthwiseConv2D,
+    Layer,
+    MaxPool,
+    Sequential,
+)
+
+# --- joining ------------------------------------------------------------------------------
+
+
+class JoinedConv2D(Layer):
+    """A convolution that is connected, and the pooling and activation behind it, in one pass."""
+
+    def __init__(self, convolution):
+        self.convolution = convolution
+        self.activation, self.pool = convolution.activation, None
+
+    def takes(self, layer):
+        """Take in the layer that follows, if it can be; return whether it was."""
+        is_relu = isinstance(layer, Activation) and layer.function in ("relu", "relu6")
+        if is_relu and self.activation is None:
+            self.activation = layer.function
+            return True
+        # The largest of all, then cut at zero, is the same in either order.
+        tiles = type(layer) is MaxPool and layer.stride == layer.window and layer.padding == 0
+        if tiles and self.pool is None:
+            self.pool = layer.window
+            return True
+        return False
+
+    def apply(self, x, run):
+        own = self.convolution
+        return own.function(
+            x,
+            run[own.weight],
+            run[own.bias] if own.bias else None,
+            stride=own.stride,
+            padding=own.padding,
+            dilation=own.dilation,
+            activation=self.activation,
+            pool=self.pool,
+        )
+
+
+def joined_network(network):
+    """The same network, pooling and activations done together with the convolutions before them.
+
+    network  a layer that a model has connected
+    Returns  a layer with the very same weights
+    """
+    if not hasattr(network, "layers"):
+        return network
+    twin = copy.copy(network)
+    layers = []
+    for layer in map(joined_network, network.layers):
+        before = layers[-1] if layers and isinstance(network, Sequential) else None
+        if isinstance(before, JoinedConv2D) and before.takes(layer):
+            continue
+        layers.append(JoinedConv2D(layer) if type(layer) is Conv2D else layer)
+    twin.layers = tuple(layers)
+    return twin
+
+
+# --- folding ------------------------------------------------------------------------------
 
 
 def folded_network(network):

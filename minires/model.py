@@ -17,7 +17,7 @@ import numpy as np
 from minires import ops
 from minires.autodiff import gradients, variable
 from minires.backend import empty, run_tiles, single_threaded_blas, to_device, xp_of
-from minires.folding import fold_weights, folded_network
+from minires.folding import fold_weights, folded_network, joined_network
 
 GROUP_PIXELS = 4 * 224 * 224  # of the images that one thread takes through a network at once
 LEAST_GROUPS = 4
@@ -174,6 +174,7 @@ class Model:
         if len(output) != 1:
             raise ValueError(f"Model: the network ends with {output}, expected (classes,)")
         self.classes = output[0]
+        self._joined = joined_network(network)  # what is computed
 
     @property
     def size(self):
@@ -226,7 +227,7 @@ class Model:
         stats = self._check(theta, images, stats)
         gradient = empty(theta.shape, theta.dtype, like=theta)
         run = Run(theta, stats, training=True, rng=rng, gradient=gradient)
-        logits = self.network.apply(images, run)
+        logits = self._joined.apply(images, run)
         loss = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
         for weight, logits in run.auxiliary:
             head = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
@@ -255,7 +256,7 @@ class Model:
         run = Run(theta, None)
         for start in range(0, count, step):
             part = slice(start, start + step)
-            _pass_through(model.network, images[..., part, :, :, :], run, result[..., part, :])
+            _pass_through(model._joined, images[..., part, :, :, :], run, result[..., part, :])
         return result
 
     def predict(self, theta, images, stats=None, batch=None):

@@ -21,7 +21,7 @@ from scipy import signal
 
 from minires import backend, ops
 from minires.autodiff import gradients, variable
-from minires.convolution import borders, conv2d, depthwise_conv2d, output_size, pair
+from minires.convolution import borders, conv2d, depthwise_conv2d, max_pool, output_size, pair
 from minires.kernels import cpu, winograd
 
 LAYOUTS = ("plain", "channels first", "every other", "backwards")
@@ -150,20 +150,30 @@ def winograd_convolutions(draw):
     return x, w, b, {"stride": (1, 1), "padding": padding, "dilation": (1, 1)}, rng
 
 
-@given(case=winograd_convolutions())
-def test_winograd_is_the_sum_in_the_definition(case):
+# Tiles of one row of pieces, of a few rows, of whole images.
+tile_bytes = st.sampled_from([1, 100_000, winograd.TILE_BYTES])
+
+
+@given(case=winograd_convolutions(), tile_bytes=tile_bytes)
+def test_winograd_is_the_sum_in_the_definition(case, tile_bytes):
     x, w, b, options, _ = case
-    with mock.patch.object(winograd, "convolve", wraps=winograd.convolve) as used:
+    with (
+        mock.patch.object(winograd, "convolve", wraps=winograd.convolve) as used,
+        mock.patch.object(winograd, "TILE_BYTES", tile_bytes),
+    ):
         y = conv2d(x, w, b, **options)
     assert used.called
     assert_close(y, expected_conv2d(x, w, b, options), 1e-12)
 
 
-@given(case=winograd_convolutions())
-def test_winograd_gradients_are_its_adjoints(case):
+@given(case=winograd_convolutions(), tile_bytes=tile_bytes)
+def test_winograd_gradients_are_its_adjoints(case, tile_bytes):
     x, w, b, options, rng = case
     wraps = winograd.convolve_weight_gradient
-    with mock.patch.object(winograd, "convolve_weight_gradient", wraps=wraps) as used:
+    with (
+        mock.patch.object(winograd, "convolve_weight_gradient", wraps=wraps) as used,
+        mock.patch.object(winograd, "TILE_BYTES", tile_bytes),
+    ):
         assert_adjoint(lambda x, w: conv2d(x, w, **options), x, w, rng=rng, tolerance=1e-11)
     assert used.called
     if b is not None:
@@ -329,6 +339,52 @@ def test_networks_at_once_are_networks_one_by_one(rng, route, own, dtype):
         assert_close(gb[r], gb_alone, tolerance)
     if not own:
         assert_close(gx, sum_x, tolerance)
+
+
+@every_route
+@pytest.mark.parametrize("window", [(2, 2), (3, 2), (1, 4)])
+@pytest.mark.parametrize("tile_bytes", [1, 5000, cpu.WINDOW_BYTES])
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_pooling_in_the_same_pass_is_pooling_after_it(rng, route, window, tile_bytes, lead):
+    """To the bit, though tiles of rows end where windows end, and bias and ReLU come last."""
+    size, kernel, out_channels, options = ROUTES[route]
+    x = rng.standard_normal((*lead, 3, *size[1:]))
+    w = rng.standard_normal((*lead, *kernel, size[-1], out_channels))
+    b = rng.standard_normal((*lead, out_channels))
+
+    def at_once(x, w, b):
+        return conv2d(x, w, b, activation="relu", pool=window, **options)
+
+    def one_by_one(x, w, b):
+        return max_pool(conv2d(x, w, b, activation="relu", **options), window=window)
+
+    with (
+        mock.patch.object(cpu, "WINDOW_BYTES", tile_bytes),
+        mock.patch.object(winograd, "TILE_BYTES", tile_bytes),
+    ):
+        y = at_once(x, w, b)
+        np.testing.assert_array_equal(y, one_by_one(x, w, b))
+        g = rng.standard_normal(y.shape)
+        found = pull_back(at_once, [x, w, b], g)
+        for gradient, expected in zip(found, pull_back(one_by_one, [x, w, b], g), strict=True):
+            assert_close(gradient, expected, 1e-12)
+
+
+def test_among_equal_values_the_first_is_the_winner():
+    """As in `max_pool`: in reading order, row by row."""
+    x = np.array([[0, 3, 3, 0], [3, 1, 3, 3], [2, 2, 5, 5], [2, 2, 5, 4]], float)
+    for function in (
+        lambda x: conv2d(x, np.ones((1, 1, 1, 1)), pool=2),
+        lambda x: max_pool(x, window=2),
+    ):
+        (gradient,) = pull_back(function, [x[None, :, :, None]], np.ones((1, 2, 2, 1)))
+        expected = [[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+        np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
+
+
+def test_a_pool_that_exceeds_the_outputs():
+    with pytest.raises(ValueError, match=r"pool \(5, 5\) exceeds the outputs of 4×4"):
+        conv2d(np.ones((1, 6, 6, 2)), np.ones((3, 3, 2, 2)), pool=5)
 
 
 @pytest.mark.parametrize("window_bytes", [1, 3000, cpu.WINDOW_BYTES])

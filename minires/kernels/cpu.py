@@ -93,7 +93,12 @@ class _Windows:
         self.rows = int(min(rows, max(1, WINDOW_BYTES // row_bytes)))
         fitting = max(1, WINDOW_BYTES // (row_bytes * rows))
         self.count = int(min(fitting, max(1, self.images // LEAST_TILES)))  # images in a tile
-        self.strips = -(-rows // self.rows)
+        self.align(1)
+
+    def align(self, multiple):
+        """Cut tiles, of rows a multiple of `multiple`."""
+        self.rows = max(multiple, self.rows // multiple * multiple)
+        self.strips = -(-self.output[0] // self.rows)
         self.tiles = -(-self.images // self.count) * self.strips
 
     def place(self, tile):
@@ -209,7 +214,98 @@ def activate(y, activation):
         np.clip(y, 0, 6, out=y)
 
 
-@single_threaded_blas
+class _Outputs:
+    """Where the tiles of a convolution go, and what is done to each while it is in the cache.
+
+    Bias and activation; and before them, with a `window`, max pooling. The largest of some
+    values plus a bias, then cut at zero, is the largest of all of them so treated, and this way
+    only a few are treated, and only those few ever leave the cache.
+
+    y         what comes of it, (R, N, OH, OW, O)
+    winners   like y, uint8: which pixel of each window was the largest, in reading order
+    """
+
+    def __init__(self, shape, dtype, bias, activation, window=None):
+        self.bias, self.activation, self.window = bias, activation, window
+        self.dtype, self.width, self.winners = dtype, shape[-2], None
+        if window is not None:
+            pooled = (n // size for n, size in zip(shape[2:4], window, strict=True))
+            shape = (*shape[:2], *pooled, shape[-1])
+            self.winners = empty(shape, np.uint8)
+        self.y = empty(shape, dtype)
+
+    def tile(self, r, images, rows):
+        """An array in which to compute some rows of some images: (k, rows, width, O)."""
+        if self.window is None:
+            return self.y[r, images, rows]
+        count = len(self.y[r, images])
+        shape = count, rows.stop - rows.start, self.width, self.y.shape[-1]
+        return scratch("outputs", shape, self.dtype)
+
+    def finish(self, tile, r, images, rows):
+        """Take in a tile that has been computed."""
+        y = tile
+        if self.window is not None:
+            rows = slice(rows.start // self.window[0], rows.stop // self.window[0])
+            y = self.y[r, images, rows]
+            _keep_largest(tile, self.window, y, self.winners[r, images, rows])
+        if self.bias is not None:
+            y += self.bias[r]
+        activate(y, self.activation)
+
+
+def _keep_largest(x, window, largest, winners):
+    """The largest value of every window of `x` (k, H, W, C), and which it was."""
+    windows = _windows_of(x, window, largest.shape)
+    values = scratch("values", windows.shape, x.dtype)  # long runs for all that follows
+    np.copyto(values, windows)
+    largest[...] = values[0, 0]
+    winners[...] = 0
+    later = scratch("later", winners.shape, bool)
+    for u, v in np.ndindex(window):
+        if u or v:  # among equals the first stays
+            np.greater(values[u, v], largest, out=later)
+            number = np.multiply(later, np.uint8(u * window[1] + v), out=later.view(np.uint8))
+            np.maximum(winners, number, out=winners)
+            np.maximum(largest, values[u, v], out=largest)
+
+
+def _windows_of(x, window, shape):
+    """The windows that tile `x` (k, H, W, C): a view (rows, columns, k, OH, OW, C)."""
+    (rows, columns), (count, high, wide, channels) = window, shape
+    inside = x[:, : high * rows, : wide * columns]
+    split = inside.reshape(count, high, rows, wide, columns, channels)
+    return split.transpose(2, 4, 0, 1, 3, 5)
+
+
+def unpool(g, winners, window, size):
+    """The gradient before a max pooling whose windows tile the image: each goes to its winner.
+
+    g        (R, N, PH, PW, C), behind the pooling
+    winners  like g, uint8, from `convolve_and_pool`
+    size     (OH, OW), before the pooling
+    Returns  (R, N, OH, OW, C)
+    """
+    result = empty((*g.shape[:2], *size, g.shape[-1]), g.dtype)
+    exact = all(n == k * m for n, k, m in zip(size, window, g.shape[2:4], strict=True))
+    count = max(1, (1 << 18) // max(1, result[0, :1].nbytes))
+    tiles = -(-g.shape[1] // count)
+
+    def run(tile):
+        r, number = divmod(tile, tiles)
+        part = r, slice(number * count, (number + 1) * count)
+        if not exact:
+            result[part] = 0
+        places = _windows_of(result[part], window, g[part].shape)
+        won = scratch("later", g[part].shape, bool)
+        for u, v in np.ndindex(window):
+            np.equal(winners[part], u * window[1] + v, out=won)
+            np.multiply(g[part], won, out=places[u, v])
+
+    run_tiles(run, len(g) * tiles)
+    return result
+
+
 def convolve(x, w, bias, stride, padding, dilation, activation):
     """Correlate images with kernels, add the bias and apply the activation.
 
@@ -224,30 +320,43 @@ def convolve(x, w, bias, stride, padding, dilation, activation):
     activation  None, "relu" or "relu6": applied to a tile while it is in the cache
     Returns     (R, N, OH, OW, O)
     """
+    return _convolve(x, w, bias, stride, padding, dilation, activation, None).y
 
-    def finish(y, r):
-        if bias is not None:
-            y += bias[r]
-        activate(y, activation)
 
-    if winograd.applies(x.shape[-3:], w.shape[-4:], stride, dilation):
-        return winograd.convolve(x, w, padding, finish)
+def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window):
+    """The same, and of the outputs only the largest of every window, side by side.
+
+    window      (rows, columns), pixels; what no whole window covers is left out
+    Returns     (R, N, OH // rows, OW // columns, O), and winners, for `unpool`
+    """
+    outputs = _convolve(x, w, bias, stride, padding, dilation, activation, window)
+    return outputs.y, outputs.winners
+
+
+@single_threaded_blas
+def _convolve(x, w, bias, stride, padding, dilation, activation, window):
     replicas, *kernel, _, out_channels = w.shape
     windows = _Windows(x.shape[1:], x.dtype, tuple(kernel), stride, padding, dilation)
+    shape = (replicas, windows.images, *windows.output, out_channels)
+    outputs = _Outputs(shape, x.dtype, bias, activation, window)
+    if winograd.applies(x.shape[-3:], w.shape[-4:], stride, dilation):
+        winograd.convolve(x, w, padding, outputs)
+        return outputs
+    if window is not None:
+        windows.align(window[0])
     flat = w.reshape(replicas, windows.size, out_channels)
-    y = empty((replicas, windows.images, *windows.output, out_channels), x.dtype)
 
     def run(tile):
         source, tile = divmod(tile, windows.tiles)
         place = windows.place(tile)
         rows = windows.gather(x[source], place)
         for r in range(replicas) if len(x) == 1 else [source]:
-            part = y[(r, *place)]  # whole images, or rows of one image: contiguous
+            part = outputs.tile(r, *place)  # whole images, or rows of one image: contiguous
             np.matmul(rows, flat[r], out=part.reshape(-1, out_channels))
-            finish(part, r)
+            outputs.finish(part, r, *place)
 
     run_tiles(run, len(x) * windows.tiles)
-    return y
+    return outputs
 
 
 @single_threaded_blas

@@ -23,13 +23,16 @@ import functools
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minires.backend import empty, run_tiles, scratch
+from minires.backend import run_tiles, scratch
 
 # Small points keep the powers in Aᵀ small, and with them the rounding.
 POINTS = (0, 1, -1, 0.5, -0.5, 2, -2)
 
 # Kernel size → outputs per piece and axis: the fastest of those measured.
 OUTPUTS = {3: 2, 5: 3}
+
+TILE_BYTES = 3 << 20  # of points and products in a tile: what works best, in the cache or not
+LEAST_TILES = 4  # of a batch that has as many images: every thread gets some
 
 
 @functools.cache
@@ -79,9 +82,13 @@ def applies(image, kernel, stride, dilation):
 
 
 class _Pieces:
-    """How a batch of images is cut into overlapping pieces of n × n pixels, m apart."""
+    """How a batch of images is cut into overlapping pieces of n × n pixels, m apart.
 
-    def __init__(self, shape, dtype, kernel, padding):
+    A tile is some rows of pieces of one image, or all of those of some images: enough of them
+    to make large products, few enough to keep the buffers in the cache.
+    """
+
+    def __init__(self, shape, dtype, kernel, padding, out_channels, multiple=1):
         images, height, width, self.channels = shape
         (top, bottom), (left, right) = padding
         self.dtype = dtype
@@ -90,48 +97,61 @@ class _Pieces:
         self.output = height + top + bottom - kernel + 1, width + left + right - kernel + 1
         self.m = OUTPUTS[kernel]
         self.n = self.m + kernel - 1
-        self.grid = tuple(-(-size // self.m) for size in self.output)
-        # About a hundred pieces make products large enough, and buffers that stay in cache.
-        self.images = max(1, 100 // (self.grid[0] * self.grid[1]))
-        self.tiles = -(-images // self.images)
+        self.all_images, self.all_rows = images, -(-self.output[0] // self.m)
+        self.columns = -(-self.output[1] // self.m)
+        piece_bytes = self.n**2 * (self.channels + out_channels) * np.dtype(dtype).itemsize
+        row_bytes = self.columns * piece_bytes
+        fitting = max(1, TILE_BYTES // row_bytes)
+        self.rows = min(self.all_rows, -(-fitting // multiple) * multiple)
+        self.images = max(1, min(fitting // self.all_rows, images // LEAST_TILES))
+        self.strips = -(-self.all_rows // self.rows)
+        self.tiles = -(-images // self.images) * self.strips
 
-    def padded(self, x):
-        """`x` (k, H, W, C) with its border of zeros, in this thread's scratch memory."""
-        top, left = self.padding
-        height, width = self.input
+    def place(self, tile):
+        """The images and the rows of outputs that a tile covers."""
+        block, strip = divmod(tile, self.strips)
+        first, top = block * self.images, strip * self.rows * self.m
+        return (
+            slice(first, min(first + self.images, self.all_images)),
+            slice(top, min(top + self.rows * self.m, self.output[0])),
+        )
+
+    def padded(self, x, rows):
+        """The pixels of `x` (k, H, W, C) behind some rows of outputs, with a border of zeros."""
+        (above, left), (height, width) = self.padding, self.input
         extra = self.n - self.m
-        # A border wider than the pieces need has no output behind it.
-        size = [
-            max(grid * self.m + extra, before + inside)
-            for grid, before, inside in zip(self.grid, self.padding, self.input, strict=True)
-        ]
-        padded = scratch("padded", (len(x), *size, self.channels), self.dtype)
-        padded[:, :top] = padded[:, top + height :] = 0
+        high = -(-(rows.stop - rows.start) // self.m) * self.m + extra
+        shape = len(x), high, self.columns * self.m + extra, self.channels
+        padded = scratch("padded", shape, self.dtype)
+        first = rows.start - above
+        top, bottom = (min(max(0, row - first), high) for row in (0, height))
+        padded[:, :top] = padded[:, bottom:] = 0
         padded[:, :, :left] = padded[:, :, left + width :] = 0
-        padded[:, top : top + height, left : left + width] = x
+        padded[:, top:bottom, left : left + width] = x[:, first + top : first + bottom]
         return padded
 
-    def strips(self, padded):
+    def bands(self, padded):
         """A view of the rows of pieces: (k, grid rows, n, W·C)."""
         image, row, _, channel = padded.strides
-        shape = len(padded), self.grid[0], self.n, padded.shape[2] * self.channels
+        rows = (padded.shape[1] - self.n) // self.m + 1
+        shape = len(padded), rows, self.n, padded.shape[2] * self.channels
         return as_strided(padded, shape, (image, self.m * row, row, channel))
 
-    def cut(self, strips):
-        """A view of the pieces of `strips` (k, grid rows, n, W·C): (n, n, k, grid, C)."""
-        image, strip, row, channel = strips.strides
+    def cut(self, bands):
+        """A view of the pieces of `bands` (k, grid rows, n, W·C): (n, n, k, grid, C)."""
+        image, band, row, channel = bands.strides
         pixel = self.channels * channel
-        shape = self.n, self.n, len(strips), *self.grid, self.channels
-        return as_strided(strips, shape, (row, pixel, image, strip, self.m * pixel, channel))
+        shape = self.n, self.n, *bands.shape[:2], self.columns, self.channels
+        return as_strided(bands, shape, (row, pixel, image, band, self.m * pixel, channel))
 
 
-def _input_points(x, pieces, to_points):
-    """Bᵀ d B of every piece of `x` (k, H, W, C), as (n², pieces, C)."""
+def _input_points(x, rows, pieces, to_points):
+    """Bᵀ d B of the pieces behind some rows of outputs of `x` (k, H, W, C): (n², pieces, C)."""
     n, channels = pieces.n, pieces.channels
-    strips = pieces.strips(pieces.padded(x))
+    bands = pieces.bands(pieces.padded(x, rows))
     # Down the columns while neighbouring pieces still share their pixels, then along the rows.
-    columns = scratch("strips", strips.shape, x.dtype)
-    np.matmul(to_points, strips, out=columns)
+    columns = scratch("bands", bands.shape, x.dtype)
+    np.matmul(to_points, bands, out=columns)
     cut = pieces.cut(columns)
     d = scratch("pieces", cut.shape, x.dtype)
     np.copyto(d, cut)
@@ -141,54 +161,58 @@ def _input_points(x, pieces, to_points):
     return points.reshape(n * n, -1, channels)
 
 
-def convolve(x, w, padding, finish):
-    """`kernels.cpu.convolve` for stride 1. x (1 | R, N, H, W, C), w (R, r, r, C, O)."""
+def convolve(x, w, padding, outputs):
+    """The tiles of `kernels.cpu.convolve`. x (1 | R, N, H, W, C), w (R, r, r, C, O)."""
     replicas, kernel, _, channels, out_channels = w.shape
-    pieces = _Pieces(x.shape[1:], x.dtype, kernel, padding)
+    multiple = 1 if outputs.window is None else outputs.window[0]
+    pieces = _Pieces(x.shape[1:], x.dtype, kernel, padding, out_channels, multiple)
     m, n = pieces.m, pieces.n
     to_output, filter_side, to_points = _transforms_of(m, kernel, x.dtype)
     filters = np.matmul(filter_side, w.reshape(replicas, kernel * kernel, -1))
     filters = filters.reshape(replicas, n * n, channels, out_channels)
-    images = x.shape[1]
-    y = empty((replicas, images, *pieces.output, out_channels), x.dtype)
 
     def run(tile):
         source, tile = divmod(tile, pieces.tiles)
-        chosen = slice(tile * pieces.images, (tile + 1) * pieces.images)
-        points = _input_points(x[source, chosen], pieces, to_points)
+        images, rows = pieces.place(tile)
+        points = _input_points(x[source, images], rows, pieces, to_points)
         for r in range(replicas) if len(x) == 1 else [source]:
             products = scratch("products", (n * n, points.shape[1], out_channels), x.dtype)
             np.matmul(points, filters[r], out=products)
             products = products.reshape(n, n, -1)
-            rows = scratch("strips", (n, m, products.shape[-1]), x.dtype)
-            np.matmul(to_output, products, out=rows)
+            along = scratch("bands", (n, m, products.shape[-1]), x.dtype)
+            np.matmul(to_output, products, out=along)
             result = scratch("pieces", (m, m, products.shape[-1]), x.dtype)
-            np.matmul(to_output, rows.swapaxes(0, 1), out=result.swapaxes(0, 1))
-            _place(result, y[r, chosen], pieces)
-            finish(y[r, chosen], r)
+            np.matmul(to_output, along.swapaxes(0, 1), out=result.swapaxes(0, 1))
+            y = outputs.tile(r, images, rows)
+            _place(result, y, pieces.m)
+            outputs.finish(y, r, images, rows)
 
     run_tiles(run, len(x) * pieces.tiles)
-    return y
 
 
-def _grid(y, pieces):
+def _grid(y, m):
     """`y` (k, grid rows · m, grid columns · m, O) as its pieces: (m, m, k, grid, O)."""
-    rows, columns = pieces.grid
-    split = y.reshape(len(y), rows, pieces.m, columns, pieces.m, y.shape[-1])
+    count, height, width, channels = y.shape
+    split = y.reshape(count, height // m, m, width // m, m, channels)
     return split.transpose(2, 4, 0, 1, 3, 5)
 
 
-def _place(result, y, pieces):
+def _whole(y, m):
+    """An array like `y` (k, OH, OW, O) with room for whole pieces; y itself if it has."""
+    count, height, width, channels = y.shape
+    if height % m == 0 and width % m == 0:
+        return y
+    shape = count, -(-height // m) * m, -(-width // m) * m, channels
+    return scratch("padded", shape, y.dtype)
+
+
+def _place(result, y, m):
     """Lay the outputs of the pieces (m, m, pieces · O) side by side in `y` (k, OH, OW, O)."""
-    (rows, columns), m = pieces.grid, pieces.m
-    height, width = pieces.output
-    whole = y
-    if height != rows * m or width != columns * m:
-        whole = scratch("padded", (len(y), rows * m, columns * m, y.shape[-1]), y.dtype)
-    grid = _grid(whole, pieces)
+    whole = _whole(y, m)
+    grid = _grid(whole, m)
     grid[...] = result.reshape(grid.shape)
     if whole is not y:
-        y[...] = whole[:, :height, :width]
+        y[...] = whole[:, : y.shape[1], : y.shape[2]]
 
 
 def convolve_weight_gradient(x, g, kernel, padding, lanes, accumulate):
@@ -198,18 +222,18 @@ def convolve_weight_gradient(x, g, kernel, padding, lanes, accumulate):
     g   (R, N, OH, OW, O)
     Returns  (R, r, r, C, O)
     """
-    replicas, images, _, _, out_channels = g.shape
-    pieces = _Pieces(x.shape[1:], x.dtype, kernel, padding)
+    replicas, *_, out_channels = g.shape
+    pieces = _Pieces(x.shape[1:], x.dtype, kernel, padding, out_channels)
     m, n, channels = pieces.m, pieces.n, pieces.channels
     to_output, filter_side, to_points = _transforms_of(m, kernel, x.dtype)
     from_output = np.ascontiguousarray(to_output.T)
 
     def run(source, tile, partial, first):
-        chosen = slice(tile * pieces.images, min((tile + 1) * pieces.images, images))
-        points = _input_points(x[source, chosen], pieces, to_points)
+        images, rows = pieces.place(tile)
+        points = _input_points(x[source, images], rows, pieces, to_points)
         for r in range(replicas) if len(x) == 1 else [source]:
-            cut = _cut(g[r, chosen], pieces)
-            columns = scratch("strips", (n, m, cut.shape[-1]), x.dtype)
+            cut = _cut(g[r, images, rows], m)
+            columns = scratch("bands", (n, m, cut.shape[-1]), x.dtype)
             np.matmul(from_output, cut.swapaxes(0, 1), out=columns.swapaxes(0, 1))
             products = scratch("products", (n, n, cut.shape[-1]), x.dtype)
             np.matmul(from_output, columns, out=products)
@@ -222,17 +246,15 @@ def convolve_weight_gradient(x, g, kernel, padding, lanes, accumulate):
     return gradient.reshape(replicas, kernel, kernel, channels, out_channels)
 
 
-def _cut(g, pieces):
+def _cut(g, m):
     """The outputs of each piece of `g` (k, OH, OW, O), (m, m, pieces · O): undoes `_place`."""
-    (rows, columns), m = pieces.grid, pieces.m
-    height, width = pieces.output
-    if height != rows * m or width != columns * m:
-        whole = scratch("padded", (len(g), rows * m, columns * m, g.shape[-1]), g.dtype)
+    _, height, width, _ = g.shape
+    whole = _whole(g, m)
+    if whole is not g:
         whole[:, height:] = 0
         whole[:, :, width:] = 0
         whole[:, :height, :width] = g
-        g = whole
-    grid = _grid(g, pieces)
+    grid = _grid(whole, m)
     cut = scratch("pieces", grid.shape, g.dtype)
     np.copyto(cut, grid)
     return cut.reshape(m, m, -1)
