@@ -127,21 +127,34 @@ def test_three_training_steps_are_those_of_pytorch(folder):
 
 
 @pytest.mark.parametrize("folder", REFERENCED[1:], indirect=True)
-def test_one_training_step_in_float32(folder):
-    # After one step PyTorch's own float32 is 1e-4 off for the MobileNet, after two 0.17: a batch
-    # of three images makes batch norm multiply every rounding by about a hundred a step.
+def test_float32_gradients_at_each_of_the_three_steps(folder, rng):
+    """From the same weights a float32 gradient is the exact one, of nearly the same images.
+
+    Float32's own three steps say nothing: a batch of three images makes batch norm multiply every
+    rounding by about a hundred a step, and after three PyTorch's own float32 is 0.21 of the
+    largest logit away from its float64 (MobileNet). And where the input of a ReLU is zero but for
+    rounding, the exact gradient jumps; images that differ by 10⁻⁶ lie on both sides. (PyTorch's
+    float32 gradients at these six states: 7e-7, 8e-7, 1.7e-3; 6e-5, 3e-5, 1.7e-2.)
+    """
     reference = references(folder)
     network = minires.onnx.load(folder / "model.onnx")
-    stats = network.stats.copy()
-    loss, gradient = network.loss_and_gradient(
-        network.theta, reference["x"], reference["labels"], stats
-    )
-    assert abs(loss - reference["train_losses"][0]) <= 1e-5
-    theta = network.theta.astype(np.float64)
-    _, exact = network.loss_and_gradient(
-        theta,
-        reference["x"].astype(np.float64),
-        reference["labels"],
-        network.stats.astype(np.float64),
-    )
-    assert largest(gradient - exact) <= 1e-3 * largest(exact)
+    images, labels = reference["x"], reference["labels"]
+    theta, stats = network.theta.astype(np.float64), network.stats.astype(np.float64)
+    velocity = np.zeros_like(theta)
+    for _ in range(3):
+        rounded = theta.astype(np.float32), stats.astype(np.float32)
+        loss, gradient = network.loss_and_gradient(rounded[0], images, labels, rounded[1].copy())
+        errors = []
+        for size in (0, *[1e-6] * 16):
+            near = images * (1 + size * rng.standard_normal(images.shape))
+            wide = (array.astype(np.float64) for array in rounded)
+            exact_loss, exact = network.loss_and_gradient(next(wide), near, labels, next(wide))
+            errors.append(largest(gradient - exact) / largest(exact))
+            if errors[-1] <= 2e-4:
+                break
+        assert min(errors) <= 2e-4, errors
+        assert errors[0] <= 0.02
+        assert abs(loss - exact_loss) <= 1e-5 * exact_loss
+        _, exact = network.loss_and_gradient(theta, images.astype(np.float64), labels, stats)
+        velocity = 0.9 * velocity + exact + 1e-4 * theta
+        theta -= 0.01 * velocity

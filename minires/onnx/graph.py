@@ -665,7 +665,7 @@ class Network:
             )
         floats = [array for array in inputs.values() if array.dtype.kind == "f"]
         theta, stats = self._vectors(theta, stats, floats[0].dtype if floats else np.float32)
-        count = len(next(iter(inputs.values()))) if inputs and self.input_shape else 1
+        count = max((len(array) for array in inputs.values() if array.ndim), default=1)
         run = Run(theta.dtype, theta, images=count, memory=self.memory)
         outputs = self._forward(run, theta, stats, inputs)
         arrays = []
@@ -673,7 +673,9 @@ class Network:
             array = value.plain
             if declared.dtype is not None and declared.dtype.itemsize < 4 and value.is_float:
                 array = array.astype(declared.dtype)
-            arrays.append(xp_of(array).ascontiguousarray(array).reshape(array.shape))
+            array = xp_of(array).ascontiguousarray(array).reshape(array.shape)
+            run.hold(Value(array))  # many outputs may be views of one array
+            arrays.append(array)
         return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
     def _vectors(self, theta, stats, dtype):

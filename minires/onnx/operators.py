@@ -152,8 +152,6 @@ class Window:
         wide = [n + sum(border) for n, border in zip(size, self.padding, strict=True)]
         run.reserve((count, *wide, inputs))
         outputs = run.reserve((count, *self.output, channels))
-        # The windows are copied for a row of outputs at the least.
-        run.reserve((self.output[1], *self.kernel, inputs))
         windows = count * math.prod(self.output) * math.prod(self.kernel) * inputs
         run.spend(windows * COPY + outputs * math.prod(self.kernel) * depth)
 
@@ -184,6 +182,7 @@ def conv(run, node, x, w, b=None, *, activation=None):
     images, kernels = x.stored(CHANNELS_LAST), w.stored(KERNEL)
     window = Window(node, x.shape[2:], kernel)
     window.reserve(run, images, outputs, depth)
+    run.reserve((window.output[1], *kernel, channels))  # a row of windows, copied out
     run.spend(group * CALL if depth > 1 else 0)
     settings = {
         "stride": window.stride,
@@ -386,6 +385,7 @@ def local_response_normalization(run, node, x):
     run.spend(size * (CALL + TOUCH * x.size))
     before, after = (size - 1) // 2, size // 2
     channels = data.shape[-1]
+    run.reserve((*data.shape[:-1], channels + size - 1))
     squares = _padded(ops.multiply(data, data), [(0, 0)] * 3 + [(before, after)], 0)
     total = None
     for i in range(size):

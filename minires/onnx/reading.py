@@ -4,12 +4,14 @@ An ONNX file is a protobuf message: fields of (number, type, length, content), n
 `onnx` package decodes it; what it does not do is doubt it. Here, in this order:
 
 1. the bytes are walked before anything is built from them: every length stays within its
-   message, nesting and the number of fields are bounded, every string is UTF-8;
+   message, every string is UTF-8, and nesting, the number of fields and that of whole numbers
+   written one by one are bounded;
 2. everything the file uses must be known here, and all that is missing is listed at once;
 3. every node is held against the standard's own schema of its operator: attributes, their
    types, the number of inputs and outputs; every name is defined once, before its use;
 4. every array's size is checked against the bytes that are there before memory is asked for,
-   and arrays in other files are read only from regular files within the model's own folder.
+   and arrays in other files are read only from regular files within the model's own folder, and
+   only up to a limit in all.
 
 Source   https://github.com/onnx/onnx/blob/main/docs/IR.md, docs/ExternalData.md
 """
@@ -463,6 +465,8 @@ def _check_names(nodes, arrays, inputs, outputs):
     for value in outputs:
         if value.name not in known:
             raise FormatError(f"the output {value.name!r} is computed by no node")
+    if len({value.name for value in outputs}) < len(outputs):
+        raise FormatError("two outputs have the same name")
 
 
 # --- arrays -------------------------------------------------------------------------------
