@@ -174,7 +174,7 @@ class _Maker:
         self.effects = effects
         self.test = test
         self.rng = rng
-        self.shared = {}  # what all cells of one seed and dropout have in common
+        self.shared = {}  # what all cells of a seed have in common; of a seed and dropout
 
     def noise(self, deviation):
         return deviation / 100 * self.rng.standard_normal()
@@ -193,9 +193,11 @@ class _Maker:
 
     def pretraining(self, start):
         effects = self.effects
-        key = start["seed"], start["dropout"]
+        seed, key = start["seed"], (start["seed"], start["dropout"])
+        if seed not in self.shared:
+            self.shared[seed] = self.noise(effects.seed_noise)
         if key not in self.shared:
-            self.shared[key] = self.noise(effects.seed_noise)
+            self.shared[key] = self.shared[seed] + self.noise(effects.path_noise)
         accuracy = 0.9870 + self.shared[key] + self.noise(effects.path_noise)
         if start["l1"] in OUTER_L1:
             accuracy -= effects.inner_l1 / 100

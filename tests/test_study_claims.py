@@ -105,13 +105,13 @@ def test_inconclusive_where_noise_hides_everything(name, noisy_worlds):
 
 
 def test_inconclusive_where_clocks_are_useless():
-    sweep = small_sweep(4, Effects(clock_noise=1.0, predict_ratio=1.05))
+    sweep = small_sweep(5, Effects(clock_noise=1.0, predict_ratio=1.05))
     assert ask("C16", sweep).outcome == INCONCLUSIVE
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("seeds", [1, 2, 3])
-def test_three_seeds_are_too_few(name, seeds):
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_four_seeds_are_too_few(name, seeds):
     claim = ask(name, small_sweep(seeds))
     if name == "C17":  # arithmetic, one run is enough
         assert claim.outcome == SUPPORTED
@@ -190,7 +190,7 @@ EDGES = {
     "C1": {"inner_l1": 0},
     "C2": {"l1_plain": 0, "l2_plain": 0},
     "C3": {},
-    "C4": {"l2_mean": -0.05},
+    "C4": {"l2_mean": -0.025},
     "C5": {"dropout_plain": 0},
     "C6": {"dropout_plain": 0.1, "dropout_mean": 0.1},
     "C7": {"ensemble_3": 0.05},
@@ -203,14 +203,19 @@ EDGES = {
 }
 
 
+def outcomes_of(name, effects):
+    """What a claim comes to in `SWEEPS` worlds that differ in their noise."""
+    needed = {"baselines": False, "curves": name == "C9", "adam": name in ("C10", "C11", "C12")}
+    return Counter(
+        ask(name, small_sweep(10, effects, random_state=state, **needed)).outcome
+        for state in range(SWEEPS)
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EDGES)
 def test_false_alarms_are_rare(name):
-    effects = replace(NOTHING, **EDGES[name])
-    outcomes = Counter(
-        ask(name, small_sweep(10, effects, random_state=state, baselines=False)).outcome
-        for state in range(SWEEPS)
-    )
+    outcomes = outcomes_of(name, replace(NOTHING, **EDGES[name]))
     # 0.05 of 200 is 10; more than 20 has a probability of 0.0013.
     assert outcomes[SUPPORTED] <= 20, outcomes
 
@@ -222,17 +227,13 @@ def test_false_alarms_are_rare(name):
         ("C1", {"inner_l1": 0.05}),
         ("C5", {"dropout_plain": 0.05}),
         ("C7", {}),
-        ("C8", {"ensemble_10": 0.0}),
+        ("C8", {}),
         ("C12", {"dropout_adam": -0.05}),
     ],
 )
 def test_false_refutations_are_rare(name, edge):
     """The edge of the other side: an effect just as large as the margin."""
-    effects = replace(NOTHING, **edge)
-    outcomes = Counter(
-        ask(name, small_sweep(10, effects, random_state=state, baselines=False)).outcome
-        for state in range(SWEEPS)
-    )
+    outcomes = outcomes_of(name, replace(NOTHING, **edge))
     assert outcomes[NOT_SUPPORTED] <= 20, outcomes
 
 
@@ -288,24 +289,49 @@ def plain_table(values):
 
 
 def test_numbers_by_hand():
-    """Differences .1, .2, .3, .2 points: mean .2, t = .2 / (.0816/2) = 4.9, df 3, p = .0081."""
-    sweep = plain_table({0.0: [0.99] * 4, 0.5: [0.991, 0.992, 0.993, 0.992]})
+    """Differences .1, .2, .3, .2, .2 points: five of one sign, p = 1/32; t = 6.3, df 4."""
+    sweep = plain_table({0.0: [0.99] * 5, 0.5: [0.991, 0.992, 0.993, 0.992, 0.992]})
     verdict = ask("C5", sweep).verdict()
     assert verdict.outcome == SUPPORTED
     (label, text), (nll_label, nll) = verdict.numbers
     assert label == "plain fine-tuning is better with dropout"
     assert text.startswith("+0.200 points [+0.1")
-    assert "t: p = 0.0081" in text
-    assert "4 seeds" in text
+    assert ", median +0.200; signed ranks: p = 0.031; Student's t, two-sided: p = 0.0032" in text
+    assert text.endswith("5 seeds")
     assert nll_label.strip() == "the same by NLL"
     assert nll.startswith("-0.0020")
 
 
 def test_a_pair_is_a_seed():
     """The same accuracies, other partners: the mean is the same, the certainty is not."""
-    low, high = [0.990, 0.985, 0.980, 0.975], [0.991, 0.986, 0.981, 0.9761]
+    low = [0.990, 0.985, 0.980, 0.975, 0.970]
+    high = [0.991, 0.986, 0.981, 0.976, 0.971]
     assert ask("C5", plain_table({0.0: low, 0.5: high})).outcome == SUPPORTED
     assert ask("C5", plain_table({0.0: low, 0.5: high[::-1]})).outcome == INCONCLUSIVE
+
+
+def test_one_lost_run_is_not_all_there_is_to_say():
+    """A network that died without dropout: nine differences of .1 points and one of 89."""
+    low, high = [0.990] * 9 + [0.098], [0.991] * 10
+    claim = ask("C5", plain_table({0.0: low, 0.5: high}))
+    assert claim.outcome == SUPPORTED
+    assert "shown (+0.100 points)" in claim.verdict().reason
+    assert ask("C5", plain_table({0.0: high, 0.5: low})).outcome == NOT_SUPPORTED
+
+
+def test_a_lost_run_is_a_degradation(papers_world):
+    """Median and ranks would not see it; whoever says "no loss" must."""
+
+    def lose(record):
+        cell = record["cell"]
+        if cell["l2"] == 0.25 and cell["seed"] == 3 and cell["dropout"] == 0:
+            record["methods"]["mean"]["accuracy"] = 0.1
+
+    claim = ask("C4", without(papers_world, lose))
+    assert claim.outcome != SUPPORTED
+    verdict = claim.verdict()
+    assert "2 of 120 runs were lost" in verdict.reason
+    assert "2 runs below 50 %" in dict(verdict.numbers)["  loss at ℓ₂ 0.25"]
 
 
 def test_a_cell_that_disagrees_makes_a_claim_inconclusive(papers_world):

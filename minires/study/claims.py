@@ -25,12 +25,12 @@ from minires.study.propositions import (
     at_most,
     count,
     describe,
-    in_brackets,
     mean_and_spread,
     more,
     p_text,
     rising,
     same,
+    size,
     unknown,
 )
 from minires.study.scores import gather, grid
@@ -51,6 +51,7 @@ from minires.study.statistics import (
 # two networks that 10,000 images can show, a little more than that standard error.
 VISIBLE = 0.001
 INNER_L1 = (0.15, 0.3)  # the paper's range of ℓ₁
+LOST = 0.5  # an accuracy below which a network has forgotten what it knew
 ADAM_CEILING = 0.993  # C11
 FREE, CHEAP = 0.05, 0.10  # C16: what "nothing" and "marginally" may cost, of the same without
 EXACT = 1e-5  # C17: relative; the weights themselves are known to 6e-8
@@ -102,7 +103,7 @@ def _c1(sweep):
     return Claim(
         "C1",
         "ℓ₁ ∈ {.15, .2, .25, .3} brackets the best training rate; outside it is worse.",
-        "paired t-test of the pre-trained networks, best ℓ₁ inside − each ℓ₁ outside",
+        "signed ranks of the pre-trained networks, best ℓ₁ inside − each ℓ₁ outside",
         parts,
         [means],
     )
@@ -182,16 +183,16 @@ def _c3(sweep):
             l2,
         )
         rows = own.numbers()
-        for size in (3, 10):
-            name = f"  an ensemble of {size}"
-            for part in _prefers_larger_l2(sweep, "sgd", f"ensemble_{size}", name.strip()):
+        for members in (3, 10):
+            name = f"  an ensemble of {members}"
+            for part in _prefers_larger_l2(sweep, "sgd", f"ensemble_{members}", name.strip()):
                 rows += [("  beside it: " + what.strip(), text) for what, text in part.numbers()]
         return rows
 
     return Claim(
         "C3",
         "In comparison with plain fine-tuning, resampled models prefer a larger ℓ₂.",
-        "paired t-test of each seed's best ℓ₂; Page's trend test of the gain along ℓ₂",
+        "signed ranks of each seed's best ℓ₂; Page's trend test of the gain along ℓ₂",
         _prefers_larger_l2(sweep, "sgd"),
         [beside],
     )
@@ -201,7 +202,8 @@ def _no_loss_along_l2(sweep, optimizer, method="mean", name="the mean model"):
     """Does no ℓ₂ lose much against the best ℓ₂?
 
     The best is picked, for each seed, by the other seeds. That every loss is below the bound
-    is shown when the least sure one is; that some loss is above it, with Holm's correction.
+    is shown when the least sure one is; that some loss is above it, with Holm's correction. Here
+    the mean over the cells counts, and a run that forgot all it knew rules out "no loss".
     """
     says = f"no ℓ₂ costs {name} {POINTS.edge(VISIBLE)} or more"
 
@@ -226,14 +228,19 @@ def _no_loss_along_l2(sweep, optimizer, method="mean", name="the mean model"):
     if seeds < LEAST_SEEDS:
         few = f"{found}, but {count(seeds, 'seed')}: too few"
         return replace(unknown(says, few), numbers=lambda: [(says, few)])
-    others = [row for row in loss if row.any()]  # the best one loses nothing against itself
-    pro = max((p_less(row, VISIBLE) for row in others), default=0.0)
-    con = min(holm([p_greater(row, VISIBLE) for row in others]), default=1.0)
+    runs = grid(sweep, method, "accuracy", optimizer, diverged=True).along_l2
+    lost = (runs < LOST).sum(axis=(0, 2))  # of each ℓ₂
+    mixed = f"{lost.sum()} of {np.isfinite(runs).sum()} runs were lost" if lost.any() else ""
+    pro = p_less(loss, VISIBLE).max()
+    con = holm(p_greater(loss, VISIBLE)).min()
 
     def numbers():
-        rows = [(says, f"{found}; t, the least sure ℓ₂: {p_text(pro)}; {count(seeds, 'seed')}")]
-        for rate, row in zip(l2, loss, strict=True):
-            text = f"{POINTS.phrase(row.mean())} {in_brackets(row, POINTS)}"
+        tested = f"signed ranks, the least sure ℓ₂: {p_text(pro)}"
+        rows = [(says, f"{found}; {tested}; {count(seeds, 'seed')}")]
+        for rate, row, gone in zip(l2, loss, lost, strict=True):
+            text = size(row, POINTS)
+            if gone:
+                text += f"; {count(gone, 'run')} below {SHARE.edge(LOST)}"
             rows.append((f"  loss at ℓ₂ {rate:g}", text))
         beside, _ = losses("nll")
         text = f"{NLL.phrase(beside.mean(axis=1).max())}"
@@ -241,7 +248,7 @@ def _no_loss_along_l2(sweep, optimizer, method="mean", name="the mean model"):
         return rows
 
     limit = f"surely more than {POINTS.edge(VISIBLE)} somewhere"
-    return Part(says, pro, con, found, limit, numbers=numbers)
+    return Part(says, pro, con, found, limit, mixed, numbers)
 
 
 def _c4(sweep):
@@ -254,7 +261,7 @@ def _c4(sweep):
     return Claim(
         "C4",
         "Resampled models do not degrade over the wide range of ℓ₂.",
-        f"paired t-tests, best ℓ₂ − each ℓ₂ against {POINTS.edge(VISIBLE)}",
+        f"signed ranks, best ℓ₂ − each ℓ₂ against {POINTS.edge(VISIBLE)}",
         [_no_loss_along_l2(sweep, "sgd")],
         [plain],
     )
@@ -264,7 +271,7 @@ def _c5(sweep):
     return Claim(
         "C5",
         "Dropout helps plain fine-tuning.",
-        "paired t-test, with − without dropout",
+        "signed ranks, with − without dropout",
         [
             more(
                 "plain fine-tuning is better with dropout",
@@ -312,7 +319,7 @@ def _c6(sweep):
     return Claim(
         "C6",
         "Dropout matters less after resampling.",
-        "paired t-tests of the interaction: difference, and sum, of the gains through dropout",
+        "signed ranks of the interaction: difference, and sum, of the gains through dropout",
         [
             more("dropout changes plain fine-tuning more than the mean model", less),
             more("it does not change the mean model as much the other way", no_reversal),
@@ -331,7 +338,7 @@ def _difference(sweep, method, other):
 
 
 def _c7(sweep):
-    """Equivalence, not a t-test that failed; McNemar's test of each pair of networks beside it."""
+    """Equivalence, not a test that failed; McNemar's test of each pair of networks beside it."""
 
     def mcnemar():
         pairs = [
@@ -351,7 +358,7 @@ def _c7(sweep):
     return Claim(
         "C7",
         "The mean model and an ensemble of 3 do not differ significantly.",
-        f"TOST, paired, margin ± {POINTS.edge(MARGIN['accuracy'])}",
+        f"TOST by signed ranks, margin ± {POINTS.edge(MARGIN['accuracy'])}",
         [
             same(
                 "an ensemble of 3 is as good as the mean model",
@@ -375,7 +382,7 @@ def _c8(sweep):
     return Claim(
         "C8",
         "An ensemble of 10 is marginally better, at ten times the cost.",
-        f"paired t-tests, ensemble of 10 − mean model against 0 and {POINTS.edge(VISIBLE)}",
+        f"signed ranks, ensemble of 10 − mean model against 0 and {POINTS.edge(VISIBLE)}",
         [
             more("an ensemble of 10 is better than the mean model", gain, margin=0),
             at_most(f"the gain is below {POINTS.edge(VISIBLE)}", gain, VISIBLE),
@@ -435,7 +442,7 @@ def _c9(sweep):
     return Claim(
         "C9",
         "The moments need enough updates; about one epoch is enough.",
-        "paired t-tests along the curve of accuracy against the number of updates averaged",
+        "signed ranks along the curve of accuracy against the number of updates averaged",
         parts,
         beside,
     )
@@ -451,7 +458,7 @@ def _c10(sweep):
     return Claim(
         "C10",
         "Trained with Adam and fine-tuned with SGD: the same pattern.",
-        "as C3 and C4; paired t-test, mean model − plain fine-tuning",
+        "as C3 and C4; signed ranks, mean model − plain fine-tuning",
         [
             more("the mean model is better than plain fine-tuning", gain),
             *_prefers_larger_l2(sweep, "adam"),
@@ -492,7 +499,7 @@ def _c11(sweep):
     return Claim(
         "C11",
         "Fine-tuned with Adam, plain stays below 0.993; resampling its iterates is best.",
-        "t-test against 0.993; paired t-tests; the best ℓ₂ of SGD is picked by the other seeds",
+        "signed ranks; the best ℓ₂ of SGD is picked, for each seed, by the other seeds",
         [
             ceiling,
             more("its mean model is better", gain),
@@ -507,7 +514,7 @@ def _c11(sweep):
 
 
 def _c12(sweep):
-    """Small against the scatter: the standard deviation of the mean model over seeds."""
+    """Small against the scatter: a cell's standard deviation over seeds, the median of cells."""
 
     def gain(metric):
         both = [grid(sweep, "mean", metric, "adam", which) for which in ("sgd", "adam")]
@@ -515,15 +522,15 @@ def _c12(sweep):
 
     cells = complete(grid(sweep, "mean", "accuracy", "adam").cells)
     several = cells.size and cells.shape[1] > 1
-    scatter = float(np.sqrt((spread(cells)[1] ** 2).mean())) if several else 0.0
-    size = f", {POINTS.phrase(scatter, '')}" if several else ""
+    scatter = float(np.median(spread(cells)[1])) if several else 0.0
+    how_much = f", {POINTS.phrase(scatter, '')}" if several else ""
     return Claim(
         "C12",
         "Trained with Adam, dropout gains only marginally, given the scatter.",
-        "paired t-tests of the gain against the standard deviation over seeds, and against a loss",
+        "signed ranks of the gain against the standard deviation over seeds, and against a loss",
         [
             at_most(
-                f"the mean model's gain through dropout is below the scatter over seeds{size}",
+                f"the mean model's gain through dropout is below the scatter over seeds{how_much}",
                 gain,
                 scatter,
             ),
@@ -558,7 +565,7 @@ def _c16(sweep):
     return Claim(
         "C16",
         "The mean model costs nothing at inference and marginally in training.",
-        "t-tests over seeds of ratios of measured seconds; clocks are noisy",
+        "signed ranks over seeds of ratios of measured seconds; clocks are noisy",
         [
             at_most(
                 f"predicting takes less than {PERCENT.edge(FREE)} longer",

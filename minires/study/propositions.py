@@ -2,9 +2,10 @@
 
 A claim is supported when each of its propositions is shown at α = 0.05. As all must hold this
 needs no correction; but one alone that is contradicted is enough against the claim, so for these
-α is Holm's. A proposition about many cells is decided by the mean over the cells, one number
+α is Holm's. A proposition about many cells is decided by the median over the cells, one number
 for each seed; beside it stands in how many cells alone it can be seen, with Holm's correction. A
-cell that alone speaks against it makes the claim inconclusive.
+cell that alone speaks against it makes the claim inconclusive. Ranks and medians, because a
+network that dies of a high rate should count as one bad run and not as all there is to say.
 
 Contradicted means evidence against: the opposite, or an effect that is surely too small to
 matter. Where the data cannot tell, because there are few seeds, much noise or nothing measured,
@@ -29,7 +30,7 @@ from minires.study.statistics import (
     p_greater,
     p_less,
     p_rising,
-    p_wilcoxon,
+    p_t,
     spread,
 )
 
@@ -101,7 +102,7 @@ def unknown(says, why):
 
 @dataclass(frozen=True)
 class Test:
-    """How a proposition is tested on one cell, or on the mean of all.
+    """How a proposition is tested on one cell, or on the median of all.
 
     name      for the reader
     pro       data → p-value of the proposition; for several cells, (cells,) of them
@@ -132,7 +133,7 @@ def more(says, of, margin=None, unit=POINTS, metrics=("accuracy", "nll")):
     """
     margin = MARGIN["accuracy"] if margin is None else margin
     limit = f"surely below {unit.edge(margin)}" if margin else "the opposite"
-    test = Test("t", p_greater, lambda d: p_less(d, margin), p_less, limit, _itself)
+    test = Test("signed ranks", p_greater, lambda d: p_less(d, margin), p_less, limit, _itself)
     return _part(says, of, test, unit, metrics)
 
 
@@ -146,7 +147,7 @@ def at_most(says, of, bound, unit=POINTS, metrics=("accuracy", "nll")):
         return p_greater(d, bound)
 
     edge = unit.edge(bound)
-    test = Test(f"t, below {edge}", below, above, above, f"surely above {edge}", _itself)
+    test = Test(f"signed ranks, below {edge}", below, above, above, f"surely above {edge}", _itself)
     return _part(says, of, test, unit, metrics)
 
 
@@ -183,7 +184,7 @@ def rising(says, of, x, unit=POINTS):
         return changes(data.T, x)
 
     test = Test(
-        "Page" if len(x) > 2 else "t",
+        "Page" if len(x) > 2 else "signed ranks",
         lambda data: p_rising(data.swapaxes(-1, -2)),
         lambda data: p_less(change(data), margin),
         lambda data: p_rising(data.swapaxes(-1, -2)[..., ::-1]),
@@ -194,16 +195,16 @@ def rising(says, of, x, unit=POINTS):
 
 
 def _part(says, of, test, unit, metrics):
-    """Test the mean over the cells, and each cell alone."""
+    """Test the median over the cells, and each cell alone."""
     chosen = complete(of(metrics[0]))
     if not chosen.size:
         return unknown(says, "not measured")
-    data = chosen.mean(axis=0)
+    data = np.median(chosen, axis=0)
     effect = test.effect(data)
     cells, seeds = len(chosen), len(effect)
-    mean = unit.phrase(effect.mean())
+    middle = unit.phrase(np.median(effect))
     if seeds < LEAST_SEEDS:
-        few = f"{mean}, but {count(seeds, 'seed')}: too few"
+        few = f"{middle}, but {count(seeds, 'seed')}: too few"
         return replace(unknown(says, few), numbers=lambda: [(says, few)])
 
     pro, con = test.pro(data), test.con(data)
@@ -212,9 +213,9 @@ def _part(says, of, test, unit, metrics):
     mixed = f"{bad} of {cells} cells alone speak against it" if bad and cells > 1 else ""
 
     def numbers():
-        text = f"{mean} {in_brackets(effect, unit)}; {test.name}: {p_text(pro)}"
-        if test.name == "t":
-            text += f"; Wilcoxon, two-sided: {p_text(p_wilcoxon(effect))}"
+        text = f"{size(effect, unit)}; {test.name}: {p_text(pro)}"
+        if test.name == "signed ranks":
+            text += f"; Student's t, two-sided: {p_text(p_t(effect))}"
         text += f"; {count(seeds, 'seed')}"
         if cells > 1:
             text += f"; {cells} cells, alone (Holm) seen in {good}, contradicted in {bad}"
@@ -223,15 +224,15 @@ def _part(says, of, test, unit, metrics):
         for metric in metrics[1:]:
             beside = complete(of(metric))
             if beside.size:
-                by_nll = test.effect(beside.mean(axis=0))
+                by_nll = test.effect(np.median(beside, axis=0))
                 rows.append(("  the same by NLL", describe(by_nll, same, test.margin)))
         return rows
 
-    return Part(says, pro, con, mean, test.limit, mixed, numbers)
+    return Part(says, pro, con, middle, test.limit, mixed, numbers)
 
 
 def count(number, noun):
-    return f"{number} {noun}" + "s" * (number != 1)
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def mean_and_spread(accuracies):
@@ -241,6 +242,8 @@ def mean_and_spread(accuracies):
 
 
 def p_text(p):
+    if math.isnan(p):
+        return "no spread"
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
@@ -249,13 +252,19 @@ def describe(effect, unit, margin=None):
 
     margin    how sure, then, it is within ± margin
     """
-    text = f"{unit.phrase(effect.mean())} {in_brackets(effect, unit)}"
+    text = size(effect, unit)
     if margin is None:
-        return f"{text}; t, two-sided: {p_text(p_different(effect))}"
+        return f"{text}; signed ranks, two-sided: {p_text(p_different(effect))}"
     return f"{text}; TOST ± {unit.edge(margin)}: {p_text(p_equivalent(effect, margin))}"
 
 
-def in_brackets(effect, unit):
+def size(effect, unit):
+    """The mean, its interval, and the median, which a single lost run does not move."""
+    median = unit.write(np.median(effect))
+    return f"{unit.phrase(effect.mean())} {_brackets(effect, unit)}, median {median}"
+
+
+def _brackets(effect, unit):
     if len(effect) < 2:
         return ""
     low, high = interval(effect)
