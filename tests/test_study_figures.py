@@ -274,3 +274,51 @@ def test_a_half_finished_sweep_is_drawn(sweep):
     panels = figures.draw_all(half)
     assert panels["figure-1"]
     panels["figure-1"][0].figure.draw_without_rendering()
+
+
+def collapse(sweep, method, accuracy, **cell):
+    """The sweep with one seed's score changed."""
+    records = []
+    for record in sweep.records:
+        if (cell | {"seed": 1}).items() <= record["cell"].items():
+            scores = record["methods"][method] | {"accuracy": accuracy}
+            record = record | {"methods": record["methods"] | {method: scores}}
+        records.append(record)
+    return replace(sweep, records=records)
+
+
+CELL = {
+    "optimizer": "sgd", "l1": 0.2, "dropout": 0.5, "finetune_optimizer": "sgd", "l2": 0.15
+}  # fmt: skip
+
+
+def texts_of(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_collapsed_networks_are_counted_and_left_out(sweep):
+    broken = collapse(sweep, "finetuned", 0.098, **CELL)
+    setting = figures.Setting(**CELL)
+    assert [len(figures.by_setting(broken.records, c)[setting]) for c in (False, True)] == [2, 1]
+    axes = figures.accuracy_over_rates(broken)[0].figure.axes[0]
+    kept = np.delete(100 * scores_of(sweep, "mean", "accuracy", **CELL), 1)
+    assert kept.mean() == pytest.approx(lines_of(axes, figures.ACCENT, "-")[1][1])
+    assert texts_of(axes).count("✕ 1") == 1
+    assert "✕" not in str(texts_of(figures.accuracy_over_rates(sweep)[0].figure.axes[0]))
+
+
+def test_a_mean_that_fails_where_fine_tuning_does_not_stays_in(sweep):
+    broken = collapse(sweep, "mean", 0.098, **CELL)
+    axes = figures.accuracy_over_rates(broken)[0].figure.axes[0]
+    expected = 100 * scores_of(broken, "mean", "accuracy", **CELL).mean()
+    assert expected < 75
+    assert lines_of(axes, figures.ACCENT, "-")[1][1] == pytest.approx(expected)
+    # The scale is that of the others; a triangle and a note say what lies below.
+    assert axes.get_ylim()[0] > 98
+    assert f"▼ off the scale, down to {expected:.3g}" in texts_of(axes)
+    assert len([line for line in axes.lines if line.get_marker() == "v"]) == 1
+
+
+def test_the_scale_is_whole_where_nothing_lies_far_off(panels):
+    for panel in panels["figure-1"] + panels["figure-2"]:
+        assert "off the scale" not in str([texts_of(axes) for axes in panel.figure.axes])

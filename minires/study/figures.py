@@ -17,6 +17,7 @@ import json
 import re
 import warnings
 from dataclasses import dataclass, field
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy as np
 from minires.files import complete
 
 # Colour-blind safe (after Okabe and Ito), with contrast for lines and text on white.
-INK, MUTED, RULE, PAGE = "#1f2430", "#626a76", "#e1e4e8", "#ffffff"
+INK, MUTED, RULE, PAGE = "#1f2430", "#5d6572", "#e1e4e8", "#ffffff"
 ACCENT, WARM, SKY, GREEN = "#0b62a8", "#bf5200", "#2b93c4", "#00805c"
 VARIABLES = {
     INK: "ink", MUTED: "muted", RULE: "rule", PAGE: "page",
@@ -54,6 +55,7 @@ COLOURS = {
 }  # fmt: skip
 MARKS = {"finetuned": "o", "mean": "o", "ensemble_3": "^", "ensemble_10": "s"}
 FACTORS = {"accuracy": 100, "nll": 1, "brier": 1, "ece": 100}
+COLLAPSED = 0.5  # accuracy, of ten classes
 SIZE, SMALL, TINY = 12, 11, 10  # of letters, in points of a panel 400 wide
 WIDTH, WIDE = 400, 880
 
@@ -71,13 +73,27 @@ class Setting(NamedTuple):
     dropout: float
 
 
-def by_setting(records):
-    """{Setting: its records in the order of seeds}, in the order of settings."""
+def has_collapsed(record):
+    """Whether the network of a cell, its last iterate, has fallen to (almost) guessing."""
+    method = "pretrained" if record["cell"]["l2"] is None else "finetuned"
+    return record.get("methods", {}).get(method, {}).get("accuracy", 1) < COLLAPSED
+
+
+def by_setting(records, collapsed=False):
+    """{Setting: its records in the order of seeds}, in the order of settings.
+
+    One collapsed network among ten moves a mean by nine points and hides all else, so figures
+    and tables leave such cells out and count them instead. It is the last iterate that decides,
+    never the mean model: a mean that fails where fine-tuning does not stays in.
+
+    collapsed   take only the collapsed ones
+    """
     groups = {}
     for record in records:
-        cell = record["cell"]
-        setting = Setting(*(cell[name] for name in Setting._fields))
-        groups.setdefault(setting, []).append(record)
+        if has_collapsed(record) == collapsed:
+            cell = record["cell"]
+            setting = Setting(*(cell[name] for name in Setting._fields))
+            groups.setdefault(setting, []).append(record)
     ordered = sorted(groups, key=lambda s: (s[0] != "sgd", s.l1, s[2] or "", s.l2 or 0, -s[4]))
     return {key: sorted(groups[key], key=lambda r: r["cell"]["seed"]) for key in ordered}
 
@@ -170,9 +186,10 @@ class Panel:
         that the drawing itself refers to are left, each with the panel's name before it.
         """
         text = io.StringIO()
-        shift = self._place_cursor()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with _style(self.name):
+            _lay_out(self.figure)
+            shift = self._place_cursor()
             self.figure.savefig(text, format="svg", transparent=True, metadata=nothing)
         svg = text.getvalue()
         svg = svg[svg.index("<svg") :]
@@ -193,12 +210,13 @@ class Panel:
         for colour, name in VARIABLES.items():
             svg = svg.replace(colour, f"var(--{name})")
         width, height = (round(72 * inches) for inches in self.figure.get_size_inches())
-        start = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_quote(self.label)}"'
+        start = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(self.label)}"'
         return re.sub(r"<svg[^>]*", lambda m: start, svg, count=1).strip()
 
     def to_png(self, path, dots=120):
         """Write the panel on white, `dots` pixels an inch."""
         with _style(self.name), complete(path) as file:
+            _lay_out(self.figure)
             sliders = [] if self.cursor is None else [self.cursor[0].lines[-1]]
             for line in sliders:
                 line.set_visible(False)
@@ -213,7 +231,6 @@ class Panel:
         if self.cursor is None:
             return ""
         axes, positions = self.cursor
-        self.figure.draw_without_rendering()
         places = axes.transData.transform([(p, 0) for p in positions])[:, 0]
         return json.dumps([round(float(p - places[0]), 1) for p in places]).replace(" ", "")
 
@@ -231,6 +248,14 @@ def _style(name):
     return stack
 
 
+def _lay_out(figure):
+    """Find room for all labels, once: matplotlib would at every drawing, and draw it twice."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+
+
 def _local(reference):
     return reference.replace("xlink:", "")
 
@@ -242,10 +267,6 @@ def _round_numbers(match):
 def _letters(match):
     weight = match[1].strip()
     return f"font-size: {match[2]}px" + (f"; font-weight: {weight}" if weight else "")
-
-
-def _quote(text):
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
 
 
 def _canvas(width, height):
@@ -271,7 +292,7 @@ def _head(figure, title, handles=(), columns=1):
     legend = figure.legend(
         handles=list(handles), title=title, loc="outside upper left", ncols=columns, frameon=False,
         alignment="left", title_fontproperties={"size": SIZE, "weight": "bold"}, fontsize=SMALL,
-        labelcolor=INK, handlelength=1.9, columnspacing=1.4, handletextpad=0.5, borderpad=0.2,
+        labelcolor=INK, handlelength=2.5, columnspacing=1.4, handletextpad=0.5, borderpad=0.2,
     )  # fmt: skip
     legend.get_title().set_color(INK)
 
@@ -334,6 +355,10 @@ def differences_over_rates(sweep, optimizer="sgd"):
 def _over_rates(sweep, optimizer, name, methods, measure, unit, title, zero=False):
     groups = {s: r for s, r in by_setting(sweep.records).items() if s.optimizer == optimizer}
     over = {(s.l1, s.l2, s.dropout): r for s, r in groups.items() if s.finetune_optimizer == "sgd"}
+    fallen = {}
+    for s, records in by_setting(sweep.records, collapsed=True).items():
+        if s.optimizer == optimizer and s.finetune_optimizer == "sgd":
+            fallen[s.l1, s.l2] = fallen.get((s.l1, s.l2), 0) + len(records)
     beside = {s: r for s, r in groups.items() if s.finetune_optimizer == "adam"}
     if not over:
         return []
@@ -347,9 +372,11 @@ def _over_rates(sweep, optimizer, name, methods, measure, unit, title, zero=Fals
         figure = _canvas(width, height)
         all_axes = figure.subplots(len(rows), 1, squeeze=False, sharey=True)[:, 0]
         for axes, row in zip(all_axes, rows, strict=True):
-            _draw_row(axes, row, columns if len(rates) > 1 else 1, over, methods, measure, zero)
+            places = columns if len(rates) > 1 else 1
+            _draw_row(axes, row, places, over, fallen, methods, measure, zero)
             lines = _draw_beside(axes, beside, zero, measure) if beside else []
             _tidy(axes, y=unit)
+        _crop(all_axes)
         dropouts = {dropout for _, _, dropout in over}
         handles = [_handle(METHODS[m], COLOURS[m], MARKS[m]) for m in methods]
         handles = ([] if zero else handles) + _dropout_handles(dropouts) + lines
@@ -361,9 +388,9 @@ def _over_rates(sweep, optimizer, name, methods, measure, unit, title, zero=Fals
     return panels
 
 
-def _draw_row(axes, rates, places, over, methods, measure, zero):
+def _draw_row(axes, rates, places, over, fallen, methods, measure, zero):
     """Groups of one ℓ₁ each beside each other; within a group ℓ₂ runs from left to right."""
-    steps = sorted({l2 for _, l2, _ in over})
+    steps = sorted({l2 for _, l2, _ in over} | {l2 for _, l2 in fallen})
     pitch = 0.84 / len(steps)
     dropouts = sorted({dropout for _, _, dropout in over}, reverse=True)
     ticks = {}
@@ -374,6 +401,8 @@ def _draw_row(axes, rates, places, over, methods, measure, zero):
             axes.axvline(place - 0.5, color=RULE, lw=0.8)
         centres = {l2: place + (i - (len(steps) - 1) / 2) * pitch for i, l2 in enumerate(steps)}
         ticks |= {x: number(l2) for l2, x in centres.items()}
+        for l2, x in centres.items():
+            _count_fallen(axes, x, fallen.get((l1, l2), 0))
         axes.annotate(
             f"ℓ₁ = {number(l1)}", (place, 0), (0, -23), ("data", "axes fraction"),
             "offset points", fontsize=SMALL, color=INK, ha="center", va="top",
@@ -394,6 +423,49 @@ def _draw_row(axes, rates, places, over, methods, measure, zero):
     axes.set_xticks(list(ticks), ticks.values())
     axes.annotate("ℓ₂ =", (0, 0), (-4, -6), "axes fraction", "offset points", fontsize=SMALL,
                   color=MUTED, ha="right", va="top")  # fmt: skip
+
+
+def _count_fallen(axes, x, count):
+    if count:
+        axes.annotate(f"✕ {count}", (x, 1), (0, 7), ("data", "axes fraction"), "offset points",
+                      fontsize=TINY, color=MUTED, ha="center")  # fmt: skip
+
+
+def _crop(all_axes):
+    """Where a few settings went wrong, keep the scale for the others, and say so.
+
+    Off the scale is what lies further from the middle half of all points than four times its
+    height. A triangle at the edge stands for each such point.
+    """
+    drawn = {
+        axes: [line for line in axes.lines if line.get_transform().contains_branch_seperately(
+            axes.transData)[1]]
+        for axes in all_axes
+    }  # fmt: skip
+    heights = np.concatenate([line.get_ydata() for lines in drawn.values() for line in lines])
+    low, high = np.quantile(heights, [0.25, 0.75])
+    reach = 4 * (high - low)
+    inside = heights[(heights >= low - reach) & (heights <= high + reach)]
+    if not reach or len(inside) == len(heights):
+        return
+    pad = 0.12 * np.ptp(inside)
+    bottom, top = inside.min() - pad, inside.max() + pad
+    for axes in all_axes:
+        axes.set_ylim(bottom, top)
+        gone = []
+        for line in drawn[axes]:
+            for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
+                if not bottom <= y <= top:
+                    gone.append(y)
+                    axes.plot(x, bottom if y < bottom else top, "v" if y < bottom else "^", ms=7,
+                              color=line.get_color(), clip_on=False, zorder=4)  # fmt: skip
+        if gone:
+            farthest = max(gone, key=lambda y: abs(y - (low + high) / 2))
+            words = "▼ off the scale, down to" if farthest < bottom else "▲ off the scale, up to"
+            axes.annotate(
+                f"{words} {farthest:.3g}".replace("-", "−"), (0.02, 0.03),
+                xycoords="axes fraction", fontsize=TINY, color=MUTED,
+            )  # fmt: skip
 
 
 def _draw_points(axes, points, colour, mark, dropout, size=4.2):
@@ -432,7 +504,7 @@ def pretraining_over_rates(sweep):
     figure = _canvas(WIDTH, 300)
     axes = figure.subplots()
     rates = sorted({s.l1 for s in groups})
-    place = {rate: i for i, rate in enumerate(rates)}
+    place, fallen = {rate: i for i, rate in enumerate(rates)}, {}
     tuned = {s.l1 for s in by_setting(sweep.records) if s.optimizer == "sgd" and s.l2 is not None}
     if tuned:
         inner = [place[rate] for rate in rates if rate in tuned]
@@ -446,6 +518,11 @@ def pretraining_over_rates(sweep):
             if s.dropout == dropout
         ]
         _draw_points(axes, np.array(points), MUTED, "o", dropout)
+    for s, records in by_setting(sweep.records, collapsed=True).items():
+        if s.l2 is None and s.optimizer == "sgd" and s.l1 in place:
+            fallen[s.l1] = fallen.get(s.l1, 0) + len(records)
+    for rate, count in fallen.items():
+        _count_fallen(axes, place[rate], count)
     axes.set_xticks(range(len(rates)), [number(rate) for rate in rates])
     axes.set_xlim(-0.5, len(rates) - 0.5)
     _tidy(axes, "ℓ₁", "test accuracy, %")
@@ -643,6 +720,9 @@ def curves(sweep, key):
 # --- calibration ----------------------------------------------------------------------------
 
 
+FEW = 20  # images in a bin, below which its share says little: a faint mark, no line
+
+
 def reliability(sweep):
     """Accuracy over confidence in 15 bins, all seeds together; below, how many images lie there."""
     held = {
@@ -661,9 +741,13 @@ def reliability(sweep):
             confidence, accuracy, count = pool_bins([entry[method] for entry in entries])
             colour, mark = COLOURS[method], MARKS[method]
             # The area of a mark grows with the logarithm of the images it stands for.
-            above.plot(confidence, accuracy, color=colour, lw=1.1, alpha=0.6)
-            above.scatter(confidence, accuracy, s=8 + 9 * np.log10(np.maximum(count, 1)),
-                          marker=mark, color=colour, lw=0, alpha=0.9)  # fmt: skip
+            many = count >= FEW
+            above.plot(confidence[many], accuracy[many], color=colour, lw=1.1, alpha=0.6)
+            for chosen, strength in ((many, 0.9), (~many, 0.3)):
+                above.scatter(
+                    confidence[chosen], accuracy[chosen], marker=mark, color=colour, lw=0,
+                    s=8 + 9 * np.log10(np.maximum(count[chosen], 1)), alpha=strength,
+                )  # fmt: skip
             bins = len(count)
             width = 0.8 / bins / len(methods)
             centres = (np.arange(bins) + 0.5) / bins + (rank - (len(methods) - 1) / 2) * width
@@ -720,7 +804,7 @@ def _draw_sigma(layers):
     """σ of every filter as a strip for each layer, and σ's quantiles in each."""
     from matplotlib.colors import to_rgba
 
-    names = [layer["name"] for layer in layers]
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in (x["name"] for x in layers)]
     rows = range(len(layers))
     height = 78 + 26 * len(layers)
 
@@ -804,7 +888,8 @@ def _draw_line(line):
 
 def _draw_plane(plane):
     """Test loss on the plane through the three networks."""
-    figure = _canvas(WIDTH, 370)
+    tall = np.ptp(plane["y"]) / np.ptp(plane["x"])
+    figure = _canvas(WIDTH, 68 + 340 * float(np.clip(tall, 0.3, 1.6)))
     axes = figure.subplots()
     loss = np.array(plane["test_loss"], float)
     low, high = np.nanmin(loss), np.nanmax(loss)

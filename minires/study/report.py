@@ -195,8 +195,9 @@ def _lead(sweep):
         "A network is trained, fine-tuned, and the average of its weights over all updates of the "
         "fine-tuning, the <em>mean model</em>, is set against the fine-tuned network. The mean "
         f"model is ahead in accuracy in {ahead} of {len(tuned)} settings "
-        f"({_signed(np.mean(gains), 2)} percentage points on average), and its negative "
-        f"log-likelihood (NLL) is lower in {lower} of {len(tuned)}."
+        f"(by {_signed(np.median(gains), 2)} percentage points in the median, from "
+        f"{_signed(min(gains), 2)} to {_signed(max(gains), 2)}), and its negative log-likelihood "
+        f"(NLL) is lower in {lower} of {len(tuned)}."
     )
     return f'<p class="lead">{text}</p>'
 
@@ -240,6 +241,17 @@ def _notice(sweep):
         notes.append(
             f"The loss became infinite in {count} cell{'s' * (count > 1)}, which "
             f"{'have' if count > 1 else 'has'} no scores: {names}."
+        )
+    fallen = figures.by_setting(sweep.records, collapsed=True)
+    if fallen:
+        names = "; ".join(f"{figures.describe(s)} ({len(r)})" for s, r in fallen.items())
+        count = sum(map(len, fallen.values()))
+        cells, them, are = ("cells", "them", "they are") if count > 1 else ("cell", "it", "it is")
+        notes.append(
+            f"In {count} {cells} the network collapsed: the accuracy of its last iterate is below "
+            f"{100 * figures.COLLAPSED:.0f} %. The verdicts take {them} as {are}; figures and "
+            f"tables leave {them} out, and the figures over learning rates count them above (✕). "
+            f"{names[0].upper() + names[1:]}."
         )
     return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
 
@@ -496,7 +508,7 @@ def _baseline_table(sweep, setting, records):
             _with_deviation(scores["accuracy"], 2),
             _difference(records, method, "accuracy", paired),
             _with_deviation(scores["nll"], 4), _difference(records, method, "nll", paired),
-            _with_deviation(scores["brier"], 4), _with_deviation(scores["ece"], 2),
+            f"{scores['brier'].mean():.4f}", f"{scores['ece'].mean():.2f}",
         ])  # fmt: skip
     head = ["method", "accuracy %", "Δ points", "NLL", "Δ NLL", "Brier", "ECE %"]
     return _table(head, rows, ours=ours)
@@ -519,7 +531,7 @@ def _say_interval(triple, metric):
     """+0.05 [+0.03, +0.07]"""
     digits = 3 if metric == "accuracy" else 4
     mean, low, high = (_signed(value, digits) for value in triple)
-    return mean if np.isnan(triple[1]) else f"{mean} [{low}, {high}]"
+    return mean if np.isnan(triple[1]) else f"{mean} [{low},\u00a0{high}]"
 
 
 # Heading, caption, the slider's label and where it starts (a position, or the last one).
@@ -564,11 +576,11 @@ def _dial(sweep, panels, key, data):
     for row, (setting, curve) in enumerate(table.items()):
         columns = {
             "accuracy": [f"{value:.2f} %" for value in curve["accuracy"]],
-            "against fine-tuned, points": [
+            "to fine-tuned, points": [
                 _say_interval(triple, "accuracy") for triple in curve["accuracy_difference"]
             ],
             "NLL": [f"{value:.4f}" for value in curve["nll"]],
-            "against fine-tuned, NLL": [
+            "to fine-tuned, NLL": [
                 _say_interval(triple, "nll") for triple in curve["nll_difference"]
             ],
         }
@@ -600,8 +612,8 @@ def _reliability(panels):
         panels["reliability"],
         "<b>Is 80 % sure right in 80 % of cases?</b> On the diagonal, yes; above it the network is "
         "surer than it admits, below it less right than it thinks. Larger marks stand for more "
-        "images, and the lower panel counts them (logarithmically): nearly all lie in the last "
-        "bin. All seeds together.",
+        "images, faint ones for so few that their share says little; the lower panel counts them "
+        "(logarithmically): nearly all lie in the last bin. All seeds together.",
     )
 
 
@@ -617,7 +629,8 @@ def _sigma(sweep, panels):
     return heading + _figure(
         panels["sigma"],
         "<b>Which weights does SGD shake most?</b> Left: a strip for each layer, a field for each "
-        "filter or unit, stronger where the standard deviation over the updates is larger. Right: "
+        "filter or unit (in large layers sorted and thinned out to 128), stronger where the "
+        "standard deviation over the updates is larger. Right: "
         "its spread within each layer, and its size relative to the weights. "
         + _portrait_of(sweep),
     )
