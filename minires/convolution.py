@@ -6,6 +6,8 @@ networks with `w (R, kh, kw, C, O)` see the same images `(N, H, W, C)` or each i
 `(R, N, H, W, C)`.
 """
 
+import functools
+
 import numpy as np
 
 from minires.autodiff import op
@@ -289,8 +291,8 @@ def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=
     window = pair(window, "window")
     stride = window if stride is None else stride
     stride, padding, dilation = _settings("mean_pool", x, window, stride, padding, dilation)
-    counted = pixels_counted(x.shape[-3:-1], window, stride, padding, dilation, count_padding)
-    divisor = xp_of(x).asarray(np.maximum(counted, 1), x.dtype)  # the mean of no pixels is zero
+    windows = x.shape[-3:-1], window, stride, padding, dilation, count_padding
+    divisor = _divisor(xp_of(x), x.dtype, windows)
     kernels = kernels_of(x)
     source = x.reshape(-1, *x.shape[-3:])
     settings = divisor, window, stride, padding, dilation
@@ -302,6 +304,13 @@ def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=
         return kernels.mean_pool_gradient(g, divisor, source.shape, *rest).reshape(x.shape)
 
     return y.reshape(*x.shape[:-3], *y.shape[-3:]), (pullback,)
+
+
+@functools.lru_cache(maxsize=64)
+def _divisor(xp, dtype, windows):
+    """What a window's sum is divided by. It stays on the device: a recorded step cannot send it."""
+    counted = pixels_counted(*windows)
+    return xp.asarray(np.maximum(counted, 1), dtype)  # the mean of no pixels is zero
 
 
 def pixels_counted(size, window, stride, padding, dilation, count_padding):

@@ -726,6 +726,7 @@ cuda = types.SimpleNamespace(
         getDeviceProperties=lambda number: PROPERTIES,
         driverGetVersion=lambda: 13000,
         runtimeGetVersion=lambda: 13000,
+        deviceGetAttribute=lambda attribute, number: {36: 1_000_000, 37: 64}[attribute],
         memGetInfo=lambda: (3 << 30, 4 << 30),
         deviceSynchronize=lambda: _synchronise("deviceSynchronize"),
     ),

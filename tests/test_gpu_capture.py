@@ -7,6 +7,8 @@ from helpers import assert_close
 import minires
 from minires import capture, training
 from minires.backend import to_host
+from minires.layers import Conv2D, Dense, Flatten, MaxPool, MeanPool, Sequential
+from minires.model import Model
 from minires.optimizers import SGD, Adam
 
 IMAGES, BATCH, UPDATES = 20, 4, 9
@@ -113,6 +115,15 @@ def test_batch_norm_and_several_dropouts_are_played(device):
         np.testing.assert_array_equal(once, again)
 
 
+def test_poolings_are_played(device):
+    layers = Conv2D(2, 3, activation="relu"), MeanPool(3, 1, padding=1), MaxPool(2), Flatten()
+    model = Model((8, 8, 1), Sequential(*layers, Dense(10)))
+    played, updates, _ = run(device, OPTIMIZERS[0], model=model)
+    plain, _, _ = run(device, OPTIMIZERS[0], model=model, record=False)
+    assert updates.reason is None
+    np.testing.assert_array_equal(played[0], plain[0])
+
+
 @pytest.mark.parametrize("make", [OPTIMIZERS[0], OPTIMIZERS[2]])
 def test_a_rate_that_changes_on_the_way(device, make):
     def schedule(number):
@@ -180,6 +191,29 @@ def test_several_seeds_train_at_once_on_either_device(device):
         single = settings | {"seed": 4 + r}
         training.train(model, alone[r], here[1][r], *here[2:], SGD(0.1), **single)
         assert_close(alone[r], here[0][r], 1e-12)
+
+
+def test_several_seeds_are_fine_tuned_at_rates_of_their_own(device):
+    """R θ with their moments at once, on either device, as each alone."""
+    model = small(dropout=0.0)
+    rates = np.array([[0.1], [0.02]])
+    theta, stats, images, labels = problem(device, model, 2)
+    here = [to_host(array).copy() for array in (theta, stats, images, labels)]
+    alone = [here[0][r].copy() for r in range(2)]
+    settings = {"updates": 5, "batch": BATCH, "quiet": True, "watch": [3]}
+    there = training.fine_tune(
+        model, theta, stats, images, labels, SGD(rates), seed=[4, 5], **settings
+    )
+    both = training.fine_tune(model, *here, SGD(rates), seed=[4, 5], **settings)
+    assert_close(there[0].mean.get(), both[0].mean, 1e-11)
+    assert there[2].shape == both[2].shape == (5, 2, 1)
+    assert_close(there[2], both[2], 1e-11)
+    for r in range(2):
+        optimizer = SGD(float(rates[r, 0]))
+        single = training.fine_tune(
+            model, alone[r], here[1][r], *here[2:], optimizer, seed=4 + r, **settings
+        )
+        assert_close(single[0].std, both[0].std[r], 1e-11)
 
 
 def test_looks_at_losses():

@@ -1,0 +1,372 @@
+"""Everything that can be said of a GPU, in one run of less than ten minutes, as one table.
+
+    python benchmarks/gpu.py                 on a machine with a CUDA GPU, PyTorch and CuPy
+    python benchmarks/gpu.py lenet moments   one part or more
+
+Parts: parity, lenet, mobilenet, inception, moments, study. Parity runs the tests marked `gpu`.
+Times are medians, in float32 without TF32 on both sides. A target is what the project
+aims at; "study" is a product of measured times and counted work.
+Without a GPU it says so and ends with exit code 2.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for torch_networks
+
+PARTS = ("parity", "lenet", "mobilenet", "inception", "moments", "study")
+MEMORY_CLOCK, BUS_WIDTH = 36, 37  # cudaDevAttrMemoryClockRate (kHz), …GlobalMemoryBusWidth (bits)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured; smaller where only the program is tested."""
+
+    batch: int = 128  # LeNet's
+    replicas: int = 10
+    channels: tuple = (32, 64)
+    hidden: int = 1024
+    large_batch: int = 64  # MobileNetV2's and Inception-V3's
+    pixels: tuple = (224, 299)
+    width: float = 1.0
+    rounds: int = 20
+    large_rounds: int = 5
+    steps: int = 50  # of LeNet in a round
+    copied: int = 1 << 28  # bytes
+    torch_device: str = "cuda"
+
+
+@dataclass
+class Row:
+    """A line of the table: a ratio to the reference, and what it should be."""
+
+    what: str
+    ours: str
+    reference: str
+    ratio: float | None = None
+    target: float | None = None
+    least: bool = False  # whether the ratio should be at least the target
+
+    def verdict(self):
+        if self.ratio is None or self.target is None:
+            return ""
+        met = self.ratio >= self.target if self.least else self.ratio <= self.target
+        return f"{'≥' if self.least else '≤'} {self.target:g} {'met' if met else 'MISSED'}"
+
+
+def milliseconds(seconds):
+    return f"{1e3 * seconds:.3f} ms"
+
+
+# --- timing -------------------------------------------------------------------------------
+
+
+def interleave(functions, rounds, synchronise):
+    """Median seconds of each function, all of whose work has been done: {name: seconds}."""
+    times = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            synchronise()
+            start = time.perf_counter()
+            function()
+            synchronise()
+            if number:  # the first warms up
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def wait_for_all(xp, sizes):
+    """A function that waits until the card has nothing to do."""
+    import torch
+
+    def wait():
+        xp.cuda.runtime.deviceSynchronize()
+        if sizes.torch_device == "cuda":
+            torch.cuda.synchronize()
+
+    return wait
+
+
+# --- LeNet --------------------------------------------------------------------------------
+
+
+def lenet_problem(sizes, replicas):
+    import minires
+    from minires.bench import Problem
+
+    model = minires.lenet(channels=sizes.channels, hidden=sizes.hidden)
+    return Problem(model, sizes.batch, replicas, "gpu")
+
+
+def torch_lenet(sizes):
+    """PyTorch's network, an optimizer, and one batch."""
+    import torch
+    from torch import nn
+
+    first, second = sizes.channels
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, first, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(first, second, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(49 * second, sizes.hidden), nn.ReLU(), nn.Dropout(0.5),
+        nn.Linear(sizes.hidden, 10),
+    ).to(sizes.torch_device)  # fmt: skip
+    images = torch.randn(sizes.batch, 1, 28, 28, device=sizes.torch_device)
+    labels = torch.randint(0, 10, (sizes.batch,), device=sizes.torch_device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
+    return network, optimizer, images, labels
+
+
+def torch_step(network, optimizer, images, labels):
+    """A function that does one training step with PyTorch."""
+    import torch
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        logits = network(images)
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def torch_graph(step):
+    """The same step, recorded by PyTorch as a CUDA graph."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def lenet(xp, sizes):
+    """A step of LeNet: ours, recorded and not, one network and several, against PyTorch."""
+    wait = wait_for_all(xp, sizes)
+    step = torch_step(*torch_lenet(sizes))
+    functions = {"eager": lambda: [step() for _ in range(sizes.steps)]}
+    if sizes.torch_device == "cuda":
+        replay = torch_graph(torch_step(*torch_lenet(sizes)))
+        functions["graph"] = lambda: [replay() for _ in range(sizes.steps)]
+    times = interleave(functions, sizes.rounds, wait)
+    eager = times["eager"] / sizes.steps
+    single, several = lenet_problem(sizes, 1), lenet_problem(sizes, sizes.replicas)
+    played = single.step_seconds(sizes.rounds)
+    plain = single.step_seconds(sizes.rounds, record=False)
+    together = several.step_seconds(sizes.rounds) / sizes.replicas
+    kept = single.step_seconds(sizes.rounds, moments=True)
+    name = f"LeNet step, batch {sizes.batch}"
+    against = f"PyTorch eager {milliseconds(eager)}"
+    rows = [
+        Row(f"{name}, recorded", milliseconds(played), against, played / eager, 0.5),
+        Row(f"{name}, not recorded", milliseconds(plain), against, plain / eager),
+        Row(
+            f"{name}, {sizes.replicas} side by side, each",
+            milliseconds(together), against, together / eager, 0.2,
+        ),
+        Row(f"{name}, with moments", milliseconds(kept), against, kept / eager),
+    ]  # fmt: skip
+    if "graph" in times:
+        graph = times["graph"] / sizes.steps
+        against = f"PyTorch graph {milliseconds(graph)}"
+        rows.append(Row(f"{name}, recorded", milliseconds(played), against, played / graph))
+        per = together / graph
+        rows.append(Row(f"{name}, side by side, each", milliseconds(together), against, per))
+    for problem in (single, several):
+        if problem.reason:
+            rows.append(Row("  not recorded", problem.reason, ""))
+    return rows
+
+
+# --- large networks -----------------------------------------------------------------------
+
+
+def torch_seconds(xp, sizes, name, pixels):
+    """What PyTorch takes for a training step and for inference of a batch, channels last."""
+    import torch
+    import torch_networks
+
+    torch.manual_seed(0)
+    if name == "mobilenet_v2":
+        first = 1 if pixels <= 64 else 2
+        settings = sizes.width, 3, 1000, first, (1e-5, 0.9, False)
+        network = torch_networks.torch_mobilenet_v2(*settings)
+    else:
+        network = torch_networks.TorchInception(sizes.width, 3, 1000, "torch", auxiliary=False)
+    network = network.to(sizes.torch_device, memory_format=torch.channels_last)
+    images = torch.randn(sizes.large_batch, 3, pixels, pixels, device=sizes.torch_device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 1000, (sizes.large_batch,), device=sizes.torch_device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
+
+    def infer():
+        with torch.inference_mode():
+            network(images)
+
+    wait = wait_for_all(xp, sizes)
+    step = torch_step(network, optimizer, images, labels)
+    found = interleave({"training": step}, sizes.large_rounds, wait)
+    network.eval()
+    return found | interleave({"inference": infer}, sizes.large_rounds, wait)
+
+
+def large(xp, sizes, name):
+    """Training and inference of a large network against PyTorch, one after the other."""
+    import torch
+
+    import minires
+    from minires.bench import Problem
+
+    pixels = sizes.pixels[name == "inception_v3"]
+    shape, batch = (pixels, pixels, 3), sizes.large_batch
+    make = {"mobilenet_v2": minires.mobilenet_v2, "inception_v3": minires.inception_v3}[name]
+    theirs = torch_seconds(xp, sizes, name, pixels)
+    if sizes.torch_device == "cuda":
+        torch.cuda.empty_cache()
+    model = make(width=sizes.width, input_shape=shape, variant="torch", dropout=0.2)
+    problem = Problem(model, batch, device="gpu", images=batch)
+    ours = {
+        "training": problem.step_seconds(sizes.large_rounds),
+        "inference": problem.predict_seconds(sizes.large_rounds),
+    }
+    rows = []
+    for what, seconds in ours.items():
+        against = f"PyTorch eager {milliseconds(theirs[what])}"
+        label = f"{name}, {what}, batch {batch}"
+        rows.append(Row(label, milliseconds(seconds), against, seconds / theirs[what], 1.3))
+    if problem.reason:
+        rows.append(Row(f"  {name}: not recorded", problem.reason, ""))
+    return rows
+
+
+# --- moments ------------------------------------------------------------------------------
+
+
+def card_bandwidth(xp):
+    """Bytes a second of the card's memory by its data sheet, or None if the driver is silent."""
+    attribute = xp.cuda.runtime.deviceGetAttribute
+    clock, width = attribute(MEMORY_CLOCK, 0), attribute(BUS_WIDTH, 0)
+    return 2 * clock * 1e3 * width / 8 or None
+
+
+def moments(xp, sizes):
+    """The moments' update: its share of the memory's speed, and of a training step."""
+    from minires.bench import MOMENTS_BYTES, copy_seconds
+
+    problem = lenet_problem(sizes, sizes.replicas)
+    seconds = problem.moments_seconds(sizes.rounds)
+    speed = problem.theta.size * MOMENTS_BYTES / seconds
+    copied, size = copy_seconds(xp, sizes.rounds, sizes.copied)
+    copying = 2 * size / copied
+    own = f"{speed / 1e9:.0f} GB/s"
+    name = f"moments of {problem.theta.size:,} weights"
+    against = f"copying {copying / 1e9:.0f} GB/s"
+    rows = [Row(name, own, against, speed / copying)]
+    if (peak := card_bandwidth(xp)) is not None:
+        rows.append(Row(name, own, f"data sheet {peak / 1e9:.0f} GB/s", speed / peak, 0.7, True))
+    step = problem.step_seconds(sizes.rounds)
+    against = f"step {milliseconds(step)}"
+    rows.append(Row("moments in a step", milliseconds(seconds), against, seconds / step, 0.03))
+    return rows
+
+
+# --- the study ----------------------------------------------------------------------------
+
+
+def study(xp, sizes):
+    """How long the full profile would take: its updates and predictions by their measured times."""
+    from minires.study.cells import work
+    from minires.study.grid import FULL
+
+    several = lenet_problem(sizes, sizes.replicas)
+    update = several.step_seconds(sizes.rounds, moments=True) / sizes.replicas
+    seconds = several.predict_seconds(sizes.large_rounds)
+    per_image = seconds / (sizes.replicas * len(several.images))
+    counts = [work(cell, FULL, 60_000, 10_000) for cell in FULL.cells()]
+    updates, predictions = (sum(column) for column in zip(*counts, strict=True))
+    minutes = (updates * update + predictions * 10_000 * per_image) / 60
+    done = f"{updates:,} updates, {predictions:,.0f} × 10,000 images"
+    return [Row("full profile, estimated", f"{minutes:.1f} min", done, minutes, 10)]
+
+
+# --- all together -------------------------------------------------------------------------
+
+
+def parity():
+    """Run the tests on the card: the rows, and whether all passed."""
+    root = Path(__file__).parents[1]
+    files = sorted(str(path) for path in (root / "tests").glob("test_gpu_*.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr.strip()
+    if done.returncode:
+        print(done.stdout[-4000:], file=sys.stderr)
+    return [Row("parity with the CPU", last.strip("= "), "")], done.returncode == 0
+
+
+def measure(parts, xp, sizes):
+    """The rows of all parts but parity, printed as they come."""
+    measured = {
+        "lenet": lambda: lenet(xp, sizes),
+        "mobilenet": lambda: large(xp, sizes, "mobilenet_v2"),
+        "inception": lambda: large(xp, sizes, "inception_v3"),
+        "moments": lambda: moments(xp, sizes),
+        "study": lambda: study(xp, sizes),
+    }
+    for part in parts:
+        if part != "parity":
+            yield from measured[part]()
+
+
+def line(row):
+    ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+    cells = f"{row.what:<44}{row.ours:>14}  {row.reference:<30}{ratio:>8}  {row.verdict()}"
+    return cells.rstrip()
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    options = parser.parse_args(arguments)
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    from minires import backend
+
+    try:
+        xp = backend.module_for("gpu")
+        import torch
+    except (RuntimeError, ImportError) as error:
+        print(f"benchmarks/gpu.py: {error}", file=sys.stderr)
+        return 2
+    if not torch.cuda.is_available():
+        print("benchmarks/gpu.py: this PyTorch sees no GPU", file=sys.stderr)
+        return 2
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    print(f"{backend.describe_gpus()[0]}; {backend.describe_cuda()}; PyTorch {torch.__version__}")
+    parts, passed = options.parts or PARTS, True
+    if "parity" in parts:
+        rows, passed = parity()
+        print("\n".join(map(line, rows)), flush=True)
+    for row in measure(parts, xp, Sizes()):
+        print(line(row), flush=True)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    np.seterr(all="ignore")
+    sys.exit(main())
