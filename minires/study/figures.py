@@ -434,8 +434,8 @@ def _count_fallen(axes, x, count):
 def _crop(all_axes):
     """Where a few settings went wrong, keep the scale for the others, and say so.
 
-    Off the scale is what lies further from the middle half of all points than four times its
-    height. A triangle at the edge stands for each such point.
+    Off the scale is what lies ten times further from the median than half of all points do. A
+    triangle stands at the edge for each such point.
     """
     drawn = {
         axes: [line for line in axes.lines if line.get_transform().contains_branch_seperately(
@@ -443,9 +443,9 @@ def _crop(all_axes):
         for axes in all_axes
     }  # fmt: skip
     heights = np.concatenate([line.get_ydata() for lines in drawn.values() for line in lines])
-    low, high = np.quantile(heights, [0.25, 0.75])
-    reach = 4 * (high - low)
-    inside = heights[(heights >= low - reach) & (heights <= high + reach)]
+    middle = np.median(heights)
+    reach = 10 * np.median(abs(heights - middle))
+    inside = heights[abs(heights - middle) <= reach]
     if not reach or len(inside) == len(heights):
         return
     pad = 0.12 * np.ptp(inside)
@@ -460,7 +460,7 @@ def _crop(all_axes):
                     axes.plot(x, bottom if y < bottom else top, "v" if y < bottom else "^", ms=7,
                               color=line.get_color(), clip_on=False, zorder=4)  # fmt: skip
         if gone:
-            farthest = max(gone, key=lambda y: abs(y - (low + high) / 2))
+            farthest = max(gone, key=lambda y: abs(y - middle))
             words = "▼ off the scale, down to" if farthest < bottom else "▲ off the scale, up to"
             axes.annotate(
                 f"{words} {farthest:.3g}".replace("-", "−"), (0.02, 0.03),
