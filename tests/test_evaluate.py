@@ -333,12 +333,15 @@ def test_a_folder_of_broken_pictures_is_a_clear_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_published_weights_give_what_another_runtime_gives(data_dir):
-    """MobileNetV1 0.25 on 500 photographs: the same prediction for each."""
+@pytest.mark.parametrize(
+    ("name", "expected_right"), [("mobilenet_v1_0.25_224", 278), ("mobilenet_v2_1.0_224", 438)]
+)
+def test_published_weights_give_what_another_runtime_gives(data_dir, name, expected_right):
+    """Published networks on 500 photographs: the same prediction for each."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    path = data_dir / "onnx" / "mobilenet_v1_0.25_224.onnx"
+    path = data_dir / "onnx" / f"{name}.onnx"
     if not path.is_file():
-        pytest.skip("the data folder has no onnx/mobilenet_v1_0.25_224.onnx")
+        pytest.skip(f"the data folder has no onnx/{name}.onnx")
     network = minires.onnx.load(path)
     pictures = imagenet.load(data_dir / "imagenet/val", data_dir / "imagenet/synsets.txt")
     examination = evaluate.Examination(network, pictures, "keras")
@@ -350,4 +353,4 @@ def test_published_weights_give_what_another_runtime_gives(data_dir):
         np.testing.assert_allclose(found, expected, atol=1e-4 * abs(expected).max())
         np.testing.assert_array_equal(found.argmax(axis=1), expected.argmax(axis=1))
         right += (found.argmax(axis=1) == labels).sum()
-    assert right == 278
+    assert right == expected_right
