@@ -420,6 +420,7 @@ class RawModule:
     def __init__(self, code, options=()):
         if any(not isinstance(option, str) for option in options):
             raise TypeError("options are strings")
+        code.encode("ascii")  # CuPy writes it in the system's own encoding, whatever that is
         expanded = expand(code, options)
         self.kernels = {name: parameters_of(text) for name, text in DECLARATION.findall(expanded)}
         launchers = "".join(

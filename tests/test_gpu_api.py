@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -47,17 +48,25 @@ def compile_for(nvrtc, source, *options):
 def test_every_kernel_compiles_for_a_gpu(nvrtc, capability, real, index):
     options = gpu.options(real, index)
     arch = f"--gpu-architecture=compute_{capability}"
-    assembly, remarks = compile_for(nvrtc, gpu.SOURCE.read_text("utf-8"), arch, *options)
+    assembly, remarks = compile_for(nvrtc, gpu.source(), arch, *options)
     text = assembly.decode() if isinstance(assembly, bytes) else assembly
     kernels = [line.split("(")[0].split()[-1] for line in text.splitlines() if ".entry" in line]
     written = [
         line.split("(")[0].split()[-1]
-        for line in gpu.SOURCE.read_text("utf-8").splitlines()
+        for line in gpu.source().splitlines()
         if "__global__ void" in line
     ]
     assert sorted(kernels) == sorted(written)
     assert f".target sm_{capability}" in text
     assert not remarks.strip("\0\n "), remarks
+
+
+def test_only_comments_have_other_than_plain_characters():
+    text = gpu.SOURCE.read_text("utf-8")
+    code = re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.DOTALL)
+    assert code.isascii()
+    assert not text.isascii()
+    assert gpu.source().isascii()
 
 
 def launched():
@@ -72,7 +81,7 @@ def launched():
 
 
 def test_every_kernel_is_used_and_every_used_kernel_is_there():
-    source = gpu.SOURCE.read_text("utf-8")
+    source = gpu.source()
     written = {
         line.split("(")[0].split()[-1] for line in source.splitlines() if "__global__ void" in line
     }

@@ -41,15 +41,16 @@ def options(real, index):
 
 
 @functools.cache
-def _source():
-    return SOURCE.read_text("utf-8")
+def source():
+    """The text of `gpu.cu` for the compiler: plain ASCII, as CuPy writes it to a file as it can."""
+    return SOURCE.read_text("utf-8").encode("ascii", "ignore").decode()
 
 
 def _kernel(xp, name, real, index):
     key = xp, xp.cuda.runtime.getDevice(), real, index
     with _lock:
         if key not in _modules:
-            _modules[key] = xp.RawModule(code=_source(), options=options(real, index)), {}
+            _modules[key] = xp.RawModule(code=source(), options=options(real, index)), {}
         module, functions = _modules[key]
         if name not in functions:
             functions[name] = module.get_function(name)
