@@ -376,7 +376,7 @@ def _over_rates(sweep, optimizer, name, methods, measure, unit, title, zero=Fals
             _draw_row(axes, row, places, over, fallen, methods, measure, zero)
             lines = _draw_beside(axes, beside, zero, measure) if beside else []
             _tidy(axes, y=unit)
-        _crop(all_axes)
+        _crop(all_axes, least=0 if zero else 1)  # a point of accuracy is not far
         dropouts = {dropout for _, _, dropout in over}
         handles = [_handle(METHODS[m], COLOURS[m], MARKS[m]) for m in methods]
         handles = ([] if zero else handles) + _dropout_handles(dropouts) + lines
@@ -431,11 +431,11 @@ def _count_fallen(axes, x, count):
                       fontsize=TINY, color=MUTED, ha="center")  # fmt: skip
 
 
-def _crop(all_axes):
+def _crop(all_axes, least):
     """Where a few settings went wrong, keep the scale for the others, and say so.
 
-    Off the scale is what lies ten times further from the median than half of all points do. A
-    triangle stands at the edge for each such point.
+    Off the scale is what lies ten times further from the median than half of all points do, and
+    further than `least`. A triangle stands at the edge for each such point.
     """
     drawn = {
         axes: [line for line in axes.lines if line.get_transform().contains_branch_seperately(
@@ -444,7 +444,7 @@ def _crop(all_axes):
     }  # fmt: skip
     heights = np.concatenate([line.get_ydata() for lines in drawn.values() for line in lines])
     middle = np.median(heights)
-    reach = 10 * np.median(abs(heights - middle))
+    reach = max(least, 10 * np.median(abs(heights - middle)))
     inside = heights[abs(heights - middle) <= reach]
     if not reach or len(inside) == len(heights):
         return
