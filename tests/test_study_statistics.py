@@ -16,6 +16,7 @@ from minires.study.statistics import (
     complete,
     holm,
     interval,
+    middle,
     p_different,
     p_equivalent,
     p_greater,
@@ -295,6 +296,13 @@ def test_choosing_the_best_by_the_others_flatters_nobody():
     error = np.std(gains) / np.sqrt(len(gains))
     assert abs(np.mean(gains)) < 4 * error
     assert np.mean(flattered) > 10 * error
+
+
+def test_the_middle_is_safe_from_lost_runs_and_finer_than_an_image():
+    cells = np.array([[0.0, 0.0, 0.0, 0.0], [1, 0, 2, 1], [2, 0, 1, 2], [-900, 0, 3, 900]]) / 1e4
+    np.testing.assert_allclose(middle(cells), np.array([0.5, 0, 1.5, 1.5]) / 1e4)
+    np.testing.assert_allclose(middle(cells[:3]), np.array([1, 0, 1, 1]) / 1e4)
+    np.testing.assert_allclose(middle(cells[:1]), cells[0])
 
 
 def test_complete_takes_the_largest_part_without_holes():

@@ -2,10 +2,11 @@
 
 A claim is supported when each of its propositions is shown at α = 0.05. As all must hold this
 needs no correction; but one alone that is contradicted is enough against the claim, so for these
-α is Holm's. A proposition about many cells is decided by the median over the cells, one number
-for each seed; beside it stands in how many cells alone it can be seen, with Holm's correction. A
-cell that alone speaks against it makes the claim inconclusive. Ranks and medians, because a
-network that dies of a high rate should count as one bad run and not as all there is to say.
+α is Holm's. A proposition about many cells is decided by the mean over the middle half of the
+cells, one number for each seed; beside it stands in how many cells alone it can be seen, with
+Holm's correction. A cell that alone speaks against it makes the claim inconclusive. Ranks, and
+the middle, because a network that dies of a high rate should count as one bad run and not as all
+there is to say.
 
 Contradicted means evidence against: the opposite, or an effect that is surely too small to
 matter. Where the data cannot tell, because there are few seeds, much noise or nothing measured,
@@ -25,6 +26,7 @@ from minires.study.statistics import (
     complete,
     holm,
     interval,
+    middle,
     p_different,
     p_equivalent,
     p_greater,
@@ -102,7 +104,7 @@ def unknown(says, why):
 
 @dataclass(frozen=True)
 class Test:
-    """How a proposition is tested on one cell, or on the median of all.
+    """How a proposition is tested on one cell, or on the middle of all.
 
     name      for the reader
     pro       data → p-value of the proposition; for several cells, (cells,) of them
@@ -195,16 +197,16 @@ def rising(says, of, x, unit=POINTS):
 
 
 def _part(says, of, test, unit, metrics):
-    """Test the median over the cells, and each cell alone."""
+    """Test the middle of the cells, and each cell alone."""
     chosen = complete(of(metrics[0]))
     if not chosen.size:
         return unknown(says, "not measured")
-    data = np.median(chosen, axis=0)
+    data = middle(chosen)
     effect = test.effect(data)
     cells, seeds = len(chosen), len(effect)
-    middle = unit.phrase(np.median(effect))
+    median = unit.phrase(np.median(effect))
     if seeds < LEAST_SEEDS:
-        few = f"{middle}, but {count(seeds, 'seed')}: too few"
+        few = f"{median}, but {count(seeds, 'seed')}: too few"
         return replace(unknown(says, few), numbers=lambda: [(says, few)])
 
     pro, con = test.pro(data), test.con(data)
@@ -224,11 +226,11 @@ def _part(says, of, test, unit, metrics):
         for metric in metrics[1:]:
             beside = complete(of(metric))
             if beside.size:
-                by_nll = test.effect(np.median(beside, axis=0))
+                by_nll = test.effect(middle(beside))
                 rows.append(("  the same by NLL", describe(by_nll, same, test.margin)))
         return rows
 
-    return Part(says, pro, con, middle, test.limit, mixed, numbers)
+    return Part(says, pro, con, median, test.limit, mixed, numbers)
 
 
 def count(number, noun):
