@@ -154,11 +154,11 @@ class Run:
 
         Raises   SecurityError when that is more than the run has
         """
-        given = [value for value in values if value is not None]
-        self.spend(CALL + TOUCH * sum(value.size for value in given))
+        given = [value.array for value in values if value is not None]
+        self.spend(CALL + TOUCH * sum(array.size for array in given))
         if given:
             copies = 1 if node.operator in VIEWS else COPIES
-            self.reserve(given[0].shape, copies, given[0].array.itemsize)
+            self._check(copies * given[0].nbytes, given[0].shape)
 
     def reserve(self, shape, copies=COPIES, itemsize=None):
         """Ask for an array, and as much again for what is needed on the way.
@@ -572,7 +572,7 @@ class Network:
             run.admit(step.node, values)
             with np.errstate(all="ignore"):
                 results = step(run, values)
-            run.spend(TOUCH * sum(value.size for value in results))
+            run.spend(TOUCH * sum(value.array.size for value in results))
             return results
         except OnnxError as error:
             if str(error).startswith(str(step.node)):
