@@ -23,6 +23,7 @@ from minires.backend import empty, run_tiles, scratch, sum_rows, xp_of
 from minires.convolution import once
 
 TILE = 1 << 17  # values in a tile: smaller ones cost more calls, larger ones leave the cache
+SIDE_BY_SIDE = 1 << 12  # values in a row of sums
 
 
 def _rows(x):
@@ -66,15 +67,28 @@ def _buffer(like, xp):
 
 
 @functools.lru_cache(maxsize=256)
-def _ones(count, dtype, xp):
-    return xp.ones((1, count), dtype)
+def _ones(count, dtype):
+    return np.ones((1, count), dtype)
 
 
 def _column_sums(tile, xp):
-    """Σ over the rows, as a product with ones: fast, and exact in float32. (…, 1, C)"""
+    """Σ over the rows, (…, 1, C) float64.
+
+    A product with ones, which is fast. Some rows side by side make its rows long and its sums
+    short, of a few dozen values; these sums are then added in float64. A float32 sum of all
+    rows would be wrong in its sixth digit, and every layer behind it too.
+    """
     if xp is not np:
         return sum_rows(tile)[..., None, :]
-    return xp.matmul(_ones(tile.shape[-2], tile.dtype, xp), tile)
+    rows, channels = tile.shape
+    together = max(1, min(SIDE_BY_SIDE // channels, rows))
+    count = rows // together
+    total = tile[count * together :].sum(axis=0, dtype=np.float64)
+    if count:
+        side_by_side = tile[: count * together].reshape(count, -1)
+        sums = _ones(count, tile.dtype) @ side_by_side
+        total += sums.reshape(together, channels).sum(axis=0, dtype=np.float64)
+    return total[None]
 
 
 def batch_moments(x):
@@ -104,8 +118,8 @@ def batch_moments(x):
     def run(part, number):
         tile = rows[part]
         size = tile.shape[-2]
-        mean = _column_sums(tile, xp) / tile.dtype.type(size)
-        deviation = xp.subtract(tile, mean, out=_buffer(tile, xp))
+        mean = _column_sums(tile, xp) / size
+        deviation = xp.subtract(tile, mean.astype(x.dtype), out=_buffer(tile, xp))
         xp.multiply(deviation, deviation, out=deviation)
         sizes[number] = size
         means[number][part[0]] = mean

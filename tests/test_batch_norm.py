@@ -264,6 +264,44 @@ def random_stats(model, rng, dtype=np.float32):
     return stats
 
 
+@pytest.mark.parametrize("channels", [1, 8, 33, 5000])
+@pytest.mark.parametrize("mean", [0.3, 30.0])
+def test_moments_of_float32_are_exact_to_its_last_digit(rng, channels, mean):
+    """A sum of all rows in float32 is wrong in the sixth digit, and so is every layer behind it.
+
+    Where the mean is so many times larger than the deviation, as many times larger is the error.
+    """
+    rows = 3 * 700_000 // channels // 3
+    x = (mean + rng.standard_normal((1, 3, rows // 3, channels))).astype(np.float32)
+    found = batch_moments(x)
+    exact = x.astype(float)
+    expected = exact.mean(axis=(0, 1, 2)), exact.var(axis=(0, 1, 2))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1.2e-7 * (1 + mean), atol=1e-7)
+
+
+def test_gradients_of_float32_are_exact_to_its_last_digit(rng):
+    x = rng.standard_normal((4, 112, 112, 8)).astype(np.float32)
+    # So that both sums are large, and their error is not that of a difference.
+    g = x + rng.uniform(0, 1, x.shape).astype(np.float32)
+    scale, shift = (rng.uniform(0.5, 1, 8).astype(np.float32) for _ in range(2))
+
+    def function(x, scale, shift):
+        mean, variance = batch_moments(x)
+        return pull_back(
+            lambda *arrays: batch_norm(*arrays, mean=mean, variance=variance, of_batch=True),
+            [x, scale, shift],
+            g.astype(x.dtype),
+        )
+
+    exact = function(*(array.astype(float) for array in (x, scale, shift)))
+    # The gradient to x is a difference, of things four times as large.
+    for one, other, tolerance in zip(
+        function(x, scale, shift), exact, (6e-7, 1.5e-7, 1.5e-7), strict=True
+    ):
+        assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(other)
+
+
 @pytest.mark.parametrize("replicas", [None, 3])
 def test_folding_changes_no_prediction(replicas, rng):
     model = mixed_model()

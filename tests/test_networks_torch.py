@@ -3,9 +3,15 @@
 The networks are defined once more, with PyTorch's own modules, in `torch_networks.py`.
 """
 
+import contextlib
+import copy
+from unittest import mock
+
 import numpy as np
 import pytest
 
+from minires import layers
+from minires.autodiff import data_of
 from minires.networks import inception_v3, mobilenet_v1, mobilenet_v2
 from minires.networks.mobilenet import VARIANTS as MOBILENET
 
@@ -164,46 +170,139 @@ def test_inception_equals_pytorch(variant, auxiliary):
     compare("inception_v3", variant, 0.1, (107, 107, 3), 6, np.float64, 1e-9, auxiliary)
 
 
-def one_pass(network, model, images, labels, dtype):
-    """Loss, gradient and running statistics of PyTorch in one precision, as float64."""
-    network.to(dtype).train()
+# --- single precision ---------------------------------------------------------------------
+#
+# A network of ReLUs and max pooling is linear piece by piece. Rounding moves a few of a million
+# values across a kink, onto another piece, where the gradient is another: PyTorch's own float32
+# gradient differs from its float64 one by up to three parts in a hundred. So which values pass,
+# and which pixel of a window wins, is noted in our pass, and PyTorch computes, in float64, the
+# gradient of that very piece. What is left is rounding.
+
+
+class Follow(nn.Module):
+    """An activation or max pooling that keeps to noted choices."""
+
+    def __init__(self, choices, pooling=None, top=None):
+        super().__init__()
+        self.choices, self.pooling, self.top = choices, pooling, top
+
+    def forward(self, x):
+        if self.pooling is None:
+            return x.clamp(0, self.top).detach() + (x - x.detach()) * self.choices.pop(0)
+        noted = self.choices.pop(0)
+        _, winners = functional.max_pool2d(
+            noted, self.pooling.kernel_size, self.pooling.stride, return_indices=True
+        )
+        return x.flatten(2).gather(2, winners.flatten(2)).view(winners.shape)
+
+
+def follow(module, passed, pooled):
+    """Make all of a PyTorch network keep to the choices in two lists, filled before each pass."""
+    for name, part in module.named_children():
+        if isinstance(part, nn.ReLU6):
+            setattr(module, name, Follow(passed, top=6))
+        elif isinstance(part, nn.ReLU):
+            setattr(module, name, Follow(passed))
+        elif isinstance(part, nn.MaxPool2d):
+            setattr(module, name, Follow(pooled, part))
+        else:
+            follow(part, passed, pooled)
+
+
+@contextlib.contextmanager
+def choices(passed, pooled):
+    """Within, our passes note where each activation passes, and what each max pooling sees."""
+
+    def nchw(array):
+        return torch.from_numpy(array.transpose(0, 3, 1, 2).copy())
+
+    batch_norm_before, max_pool_before = layers.batch_norm, layers.max_pool
+
+    def batch_norm(x, *weights, activation=None, **settings):
+        y = batch_norm_before(x, *weights, activation=activation, **settings)
+        if activation is not None:
+            values = data_of(y)
+            passed.append(nchw((values > 0) & (values < (6 if activation == "relu6" else np.inf))))
+        return y
+
+    def max_pool(x, **settings):
+        pooled.append(nchw(data_of(x)))
+        return max_pool_before(x, **settings)
+
+    with (
+        mock.patch.object(layers, "batch_norm", batch_norm),
+        mock.patch.object(layers, "max_pool", max_pool),
+    ):
+        yield
+
+
+def torch_gradient(network, model, images, labels):
+    """The loss and the gradient with respect to all weights, as float64."""
+    network.train()
     network.zero_grad()
+    dtype = next(network.parameters()).dtype
     images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(dtype)
     loss = torch_loss(network(images), torch.from_numpy(labels), model.smoothing)
     loss.backward()
-    gradient = gather(model.layout.weights, [p.grad for p in trainable(network)], np.float64)
-    return loss.item(), gradient, statistics(network, model)
+    gradients = [p.grad for p in trainable(network)]
+    return loss.item(), gather(model.layout.weights, gradients, np.float64)
 
 
-def compare_float32(name, width, size, batch):
-    """In float32: loss, statistics and logits to 1e-4; gradients as far as a gradient is defined.
+def compare_float32(name, width, size, batch, conditioned=True):
+    """Three updates in float32 against PyTorch's in float64: all to 1e-4.
 
-    A value that rounding moves across the kink of a ReLU switches a path of the gradient on or
-    off. Among millions of values some always are, so the gradient of a deep network is not
-    continuous and PyTorch's own float32 differs from its float64 by up to one part in a hundred.
+    conditioned   every array's gradient by itself, too; for a network that magnifies rounding
+                  the whole gradient, and at most twice as far off as PyTorch's in float32
     """
     rng = np.random.default_rng(7)
     model, network = make(name, "torch", width, (size, size, 3))
     theta, stats = model.init(rng), model.init_stats()
     set_weights(model, network, theta)
-    images = rng.uniform(-1, 1, (batch, size, size, 3)).astype(np.float32)
-    labels = rng.integers(0, 10, batch)
-    loss, gradient = model.loss_and_gradient(theta, images, labels, stats=stats)
-    logits = model.logits(theta, images, stats)
-    true_loss, true_gradient, true_stats = one_pass(network, model, images, labels, torch.float64)
+    truth, single = copy.deepcopy(network).double(), copy.deepcopy(network)
+    lists = {truth: ([], []), single: ([], [])}
+    for twin, (passed, pooled) in lists.items():
+        follow(twin, passed, pooled)
+    rate = 1e-4
+    for _ in range(3):
+        images = rng.uniform(-1, 1, (batch, size, size, 3)).astype(np.float32)
+        labels = rng.integers(0, 10, batch)
+        passed, pooled = lists[truth]
+        with choices(passed, pooled):
+            loss, gradient = model.loss_and_gradient(theta, images, labels, stats=stats)
+        lists[single][0][:], lists[single][1][:] = passed, pooled
+        if not conditioned:
+            single.load_state_dict(truth.state_dict())
+            _, theirs = torch_gradient(single, model, images, labels)
+        true_loss, wanted = torch_gradient(truth, model, images, labels)
+        assert not passed, "PyTorch's network has fewer activations than ours"
+        assert not pooled
+        assert abs(loss - true_loss) <= 1e-4 * true_loss
+        assert distance(stats, statistics(truth, model)) <= 1e-4
+        assert distance(gradient, wanted) <= 1e-4
+        if conditioned:
+            for entry in model.layout.weights:
+                # A shift in front of another batch norm has gradient 0, but for rounding.
+                scale = max(np.linalg.norm(entry.view(wanted)), 1e-2 * np.linalg.norm(wanted))
+                error = np.linalg.norm(entry.view(gradient) - entry.view(wanted))
+                assert error <= 1e-4 * scale, entry.name
+        else:
+            assert distance(gradient, wanted) <= 2 * distance(theirs, wanted)
+        theta -= rate * gradient
+        for p in trainable(truth):
+            p.data -= rate * p.grad
+    true_theta = gather(model.layout.weights, trainable(truth), np.float64)
+    assert distance(theta, true_theta) <= 1e-6
+    network.double().load_state_dict(truth.state_dict())
     network.eval()
     with torch.no_grad():
-        wanted = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).double())
-    wanted = wanted[0] if isinstance(wanted, tuple) else wanted
-    assert abs(loss - true_loss) <= 1e-4 * true_loss
-    assert distance(stats, true_stats) <= 1e-4
-    assert distance(logits, wanted.numpy()) <= 1e-4
-    assert distance(gradient, true_gradient) <= 3e-2
+        logits = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).double())
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    assert distance(model.logits(theta, images, stats), logits.numpy()) <= 1e-4
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2"])
 def test_float32_equals_pytorch(name):
-    compare_float32(name, 0.25, 96, 8)
+    compare_float32(name, 0.25, 66, 6)
 
 
 @pytest.mark.slow
@@ -211,7 +310,7 @@ def test_float32_equals_pytorch(name):
     ("name", "size"), [("mobilenet_v1", 224), ("mobilenet_v2", 224), ("inception_v3", 299)]
 )
 def test_full_size_float32_equals_pytorch(name, size):
-    compare_float32(name, 1.0, size, 4)
+    compare_float32(name, 1.0, size, 4, conditioned=name != "inception_v3")
 
 
 @pytest.mark.slow
