@@ -231,8 +231,8 @@ def _notice(sweep):
         total = missing + len(sweep.records) + len(sweep.diverged)
         notes.append(
             f"Not complete: of the {total} cells of the profile {sweep.settings['profile']} "
-            f"{missing} {'is' if missing == 1 else 'are'} missing. What follows is what the "
-            "finished ones say; the same command does the rest."
+            f"with all its seeds {missing} {'is' if missing == 1 else 'are'} missing. What "
+            "follows is what the finished ones say."
         )
     if sweep.diverged:
         cells = figures.by_setting(sweep.diverged)
