@@ -231,7 +231,7 @@ def _notice(sweep):
         total = missing + len(sweep.records) + len(sweep.diverged)
         notes.append(
             f"Not complete: of the {total} cells of the profile {sweep.settings['profile']} "
-            f"with all its seeds {missing} {'is' if missing == 1 else 'are'} missing. What "
+            f"{missing} {'is' if missing == 1 else 'are'} missing, all its seeds counted. What "
             "follows is what the finished ones say."
         )
     if sweep.diverged:
