@@ -69,6 +69,7 @@ OPPOSITE = {
         {"dropout_mean": 0.35},
         {"dropout_mean": 0.15},
         {"dropout_plain": -0.05, "dropout_mean": -0.3},
+        {"dropout_plain": 0.1, "dropout_mean": -0.3},
     ],
     "C7": [{"ensemble_3": 0.2}, {"ensemble_3": -0.2}],
     "C8": [{"ensemble_10": -0.05}, {"ensemble_10": 0.2}],
@@ -89,6 +90,44 @@ def test_not_supported_where_the_opposite_is_so(name, effects):
 
 
 NOISE = {"seed_noise": 0.5, "path_noise": 0.5, "method_noise": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "effects"),
+    [
+        ("C6", {"dropout_plain": -0.2, "dropout_mean": -0.03}),  # it harms, the mean model less
+        ("C6", {"dropout_plain": 0.2, "dropout_mean": -0.03}),
+        ("C11", {"adam_plain": 0.1}),
+    ],
+)
+def test_supported_in_other_worlds_too(name, effects):
+    assert ask(name, small_sweep(effects=Effects(**effects))).outcome == SUPPORTED
+
+
+def test_a_gain_may_grow_while_both_fall():
+    """Both are best at the smallest ℓ₂, yet the mean model loses less beyond it."""
+    sweep = small_sweep(effects=Effects(l2_plain=-0.1, l2_mean=-0.02))
+    claim = ask("C3", sweep)
+    assert claim.states == ["open", "shown"]
+    assert claim.outcome == INCONCLUSIVE
+
+
+def test_the_best_rate_inside_is_what_counts(papers_world):
+    """One ℓ₁ inside that is worse than those outside does not matter."""
+
+    def spoil(record):
+        if record["cell"]["l1"] == 0.15:
+            record["methods"]["pretrained"]["accuracy"] -= 0.006
+
+    assert ask("C1", without(papers_world, spoil)).outcome == SUPPORTED
+
+
+def test_a_worker_that_was_held_up_counts_for_little(papers_world):
+    def hold_up(record):
+        if record["cell"]["l2"] == 0.25 and record["cell"]["dropout"] == 0:
+            record["seconds"]["moments"] *= 100
+
+    assert ask("C16", without(papers_world, hold_up)).outcome == SUPPORTED
 
 
 @pytest.fixture(scope="module")
