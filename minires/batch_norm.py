@@ -176,10 +176,8 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
         result = y[part]
         xp.multiply(rows[part], factor[part[0]], out=result)
         xp.add(result, offset[part[0]], out=result)
-        if activation == "relu":
-            xp.maximum(result, 0, out=result)
-        elif activation == "relu6":
-            xp.clip(result, 0, 6, out=result)
+        if activation is not None:
+            xp.clip(result, 0, 6 if activation == "relu6" else xp.inf, out=result)
 
     _each_tile(forward, y, again=of_batch)
 

@@ -11,7 +11,9 @@ Joining: likewise max pooling and ReLU behind a convolution are done with it, in
 
 import copy
 
-from minires.backend import xp_of
+import numpy as np
+
+from minires.backend import run_tiles, xp_of
 from minires.layers import (
     Activation,
     Affine,
@@ -128,8 +130,9 @@ def fold_weights(origins, theta, stats, result):
     theta    (P,) or (R, P), stats (S,) or (R, S): of the network it was
     result   (P',) or (R, P'), written to
     """
-    xp = xp_of(theta)
-    for layer, (first, *norm) in origins:
+
+    def fold(number):
+        layer, (first, *norm) = origins[number]
         if norm:
             factor, offset = _factor_and_offset(norm[0], theta, stats)
             if first.bias:
@@ -137,7 +140,7 @@ def fold_weights(origins, theta, stats, result):
             weight = first.weight.view(theta)
             ones = (1,) * (weight.ndim - factor.ndim)
             across = factor.reshape(*factor.shape[:-1], *ones, factor.shape[-1])
-            xp.multiply(weight, across, out=layer.weight.view(result))
+            xp_of(theta).multiply(weight, across, out=layer.weight.view(result))
             layer.bias.view(result)[...] = offset
         elif isinstance(first, BatchNorm):
             factor, offset = _factor_and_offset(first, theta, stats)
@@ -147,6 +150,12 @@ def fold_weights(origins, theta, stats, result):
             for name, entry in vars(first).items():
                 if hasattr(entry, "view"):
                     getattr(layer, name).view(result)[...] = entry.view(theta)
+
+    if xp_of(theta) is np:
+        run_tiles(fold, len(origins))
+    else:
+        for number in range(len(origins)):
+            fold(number)
 
 
 def _factor_and_offset(norm, theta, stats):

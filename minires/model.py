@@ -271,7 +271,7 @@ class Model:
         Returns  a Model, and its weights (P',) or (R, P'): see `minires.folding`
         """
         folded, origins = self._folded
-        result = xp_of(theta).empty((*theta.shape[:-1], folded.size), theta.dtype)
+        result = empty((*theta.shape[:-1], folded.size), theta.dtype, like=theta)
         fold_weights(origins, theta, stats, result)
         return folded, result
 

@@ -20,6 +20,7 @@ from minires.kernels import winograd
 
 WINDOW_BYTES = 5 << 19  # of windows in a tile: larger leaves the cache, smaller starves BLAS
 LEAST_TILES = 8  # of a batch that has as many images: every thread gets some
+LEAST_ROWS = 196  # of a product, where images are small: fewer, and BLAS moves more than it counts
 LANES = 16  # at most so many partial sums of a weight gradient
 PRODUCT_WORK = 1 << 26  # multiplications in a tile of a plain product
 STRIP_BYTES = 1 << 19  # of outputs in a tile of a depthwise convolution
@@ -92,7 +93,8 @@ class _Windows:
         row_bytes = max(1, columns * self.size * np.dtype(dtype).itemsize)
         self.rows = int(min(rows, max(1, WINDOW_BYTES // row_bytes)))
         fitting = max(1, WINDOW_BYTES // (row_bytes * rows))
-        self.count = int(min(fitting, max(1, self.images // LEAST_TILES)))  # images in a tile
+        enough = max(1, self.images // LEAST_TILES, LEAST_ROWS // max(1, rows * columns))
+        self.count = int(min(fitting, enough))  # images in a tile
         self.align(1)
 
     def align(self, multiple):
@@ -208,10 +210,9 @@ def _accumulate(a, b, total, first):
 
 def activate(y, activation):
     """Apply None, "relu" or "relu6" in place."""
-    if activation == "relu":
-        np.maximum(y, 0, out=y)
-    elif activation == "relu6":
-        np.clip(y, 0, 6, out=y)
+    # NumPy clips three times as fast as it takes the larger of an array and a number.
+    if activation is not None:
+        np.clip(y, 0, 6 if activation == "relu6" else np.inf, out=y)
 
 
 class _Outputs:
