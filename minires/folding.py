@@ -6,7 +6,8 @@ with a = scale / √(variance + ε). So the weights of the convolution in front 
 factor, its bias the offset, and the layer is gone: the same numbers, up to rounding, without
 reading and writing every image once more for each layer.
 
-Joining: likewise max pooling and ReLU behind a convolution are done with it, in training too.
+Joining: likewise max pooling and ReLU behind a convolution are done with it, in training too;
+and at prediction separable convolutions are one pass: pointwise, depthwise, pointwise.
 """
 
 import copy
@@ -14,6 +15,8 @@ import copy
 import numpy as np
 
 from minires.backend import run_tiles, xp_of
+from minires.convolution import borders
+from minires.kernels import separable
 from minires.layers import (
     Activation,
     Affine,
@@ -25,6 +28,8 @@ from minires.layers import (
     MaxPool,
     Sequential,
 )
+
+LEAST_WIDE = 1 << 19  # bytes within a separable convolution, of an image: fewer stay in the cache
 
 # --- joining ------------------------------------------------------------------------------
 
@@ -63,6 +68,59 @@ class JoinedConv2D(Layer):
         )
 
 
+class JoinedSeparable(Sequential):
+    """A pointwise convolution or none, a depthwise and a pointwise one: see `separable`."""
+
+    def apply(self, x, run):
+        *first, middle, last = self.layers
+        height, width = x.shape[-3:-1]
+        wide = height * width * middle.bias.size * x.itemsize
+        if run.gradient is not None or xp_of(x) is not np or wide < LEAST_WIDE:
+            return super().apply(x, run)
+
+        def weights(layer, axes):
+            return (
+                run[layer.weight].reshape(-1, *layer.weight.shape[-axes:]),
+                run[layer.bias].reshape(-1, layer.bias.size),
+            )
+
+        y = separable.convolve(
+            x.reshape(-1, *x.shape[-4:]),
+            weights(first[0].convolution, 2) if first else None,
+            weights(middle, 3),
+            weights(last.convolution, 2),
+            middle.stride,
+            borders(middle.padding, (height, width), middle.kernel, middle.stride),
+            [first[0].activation if first else None, middle.activation, last.activation],
+        )
+        return y.reshape(*run.theta.shape[:-1], *y.shape[1:])
+
+
+def _is_pointwise(layer):
+    if not isinstance(layer, JoinedConv2D) or layer.pool is not None:
+        return False
+    own = layer.convolution
+    return own.kernel == own.stride == (1, 1) and own.padding in (0, "same", "valid") and own.bias
+
+
+def _join_separable(layers):
+    """The same layers, separable convolutions among them joined."""
+    joined = []
+    for layer in layers:
+        middle = joined[-1] if joined else None
+        if (
+            _is_pointwise(layer)
+            and isinstance(middle, DepthwiseConv2D)
+            and middle.dilation == (1, 1)
+            and middle.bias
+        ):
+            start = -2 if len(joined) > 1 and _is_pointwise(joined[-2]) else -1
+            layer = JoinedSeparable(*joined[start:], layer)
+            del joined[start:]
+        joined.append(layer)
+    return joined
+
+
 def joined_network(network):
     """The same network, pooling and activations done together with the convolutions before them.
 
@@ -78,7 +136,7 @@ def joined_network(network):
         if isinstance(before, JoinedConv2D) and before.takes(layer):
             continue
         layers.append(JoinedConv2D(layer) if type(layer) is Conv2D else layer)
-    twin.layers = tuple(layers)
+    twin.layers = tuple(_join_separable(layers) if isinstance(network, Sequential) else layers)
     return twin
 
 

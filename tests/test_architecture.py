@@ -20,7 +20,7 @@ ALLOWED = {
     "convolution": {"ops", "autodiff", "backend"},
     "batch_norm": {"convolution", "ops", "autodiff", "backend"},
     "layers": {"batch_norm", "convolution", "ops", "autodiff", "backend"},
-    "folding": {"layers", "backend"},
+    "folding": {"layers", "convolution", "kernels", "backend"},
     "model": {"folding", "layers", "convolution", "ops", "autodiff", "backend"},
     "running_statistics": {"model", "layers", "autodiff", "backend"},
     "networks": {"networks", "model", "layers"},

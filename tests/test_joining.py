@@ -1,16 +1,23 @@
-"""Pooling and activations done together with the convolution before them: the same network."""
+"""Layers done in one pass, pooling and separable convolutions: the same network, faster."""
+
+from unittest import mock
 
 import numpy as np
 import pytest
-from helpers import assert_close
+from helpers import assert_close, generator, seeds
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from minires import lenet, ops
+from minires import folding, lenet, mobilenet_v2, ops
 from minires.autodiff import gradients
+from minires.backend import threads
 from minires.folding import JoinedConv2D, joined_network
+from minires.kernels import cpu, separable
 from minires.layers import (
     Branches,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
     MaxPool,
@@ -83,3 +90,117 @@ def test_joined_and_plain_networks_are_equal(rng, replicas, own):
     assert_close(loss, plain.data, 1e-13)
     assert_close(gradient, expected, 1e-12)
     assert_close(model.logits(theta, images), model.network.apply(images, Run(theta, None)), 1e-12)
+
+
+# --- separable convolutions ---------------------------------------------------------------
+
+
+@st.composite
+def separable_convolutions(draw):
+    """Any kernel, stride and padding, with and without expansion, shared and own images."""
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    side = st.tuples(st.integers(0, 3), st.integers(0, 3))
+    padding = draw(st.tuples(side, side))
+    size = [
+        max(k - sum(border), 1) + draw(st.integers(0, 8))
+        for k, border in zip(kernel, padding, strict=True)
+    ]
+    replicas = draw(st.sampled_from([1, 2]))
+    sources = draw(st.sampled_from([1, replicas]))
+    images, channels, wide, out_channels = (draw(st.integers(1, n)) for n in (3, 4, 9, 4))
+    rng = generator(draw(seeds))
+    expand = None
+    if draw(st.booleans()):
+        bias = rng.standard_normal((replicas, wide))
+        expand = rng.standard_normal((replicas, channels, wide)), bias
+    else:
+        wide = channels
+    x = rng.standard_normal((sources, images, *size, channels))
+    bias = rng.standard_normal((replicas, wide))
+    depthwise = rng.standard_normal((replicas, *kernel, wide)), bias
+    bias = rng.standard_normal((replicas, out_channels))
+    project = rng.standard_normal((replicas, wide, out_channels)), bias
+    activations = draw(st.tuples(*[st.sampled_from([None, "relu", "relu6"])] * 3))
+    return x, expand, depthwise, project, stride, padding, activations
+
+
+@settings(max_examples=200)
+@given(case=separable_convolutions(), strip_bytes=st.sampled_from([1, 500, 1 << 20]))
+def test_separable_convolutions_are_one_after_another(case, strip_bytes):
+    x, expand, depthwise, project, stride, padding, (first, second, third) = case
+    one, none = (1, 1), ((0, 0), (0, 0))
+    expected = x
+    if expand is not None:
+        weights = expand[0][:, None, None]
+        expected = cpu.convolve(x, weights, expand[1], one, none, one, first)
+    expected = cpu.depthwise(expected, *depthwise, stride, padding, one, second)
+    weights = project[0][:, None, None]
+    expected = cpu.convolve(expected, weights, project[1], one, none, one, third)
+    with mock.patch.object(separable, "STRIP_BYTES", strip_bytes):
+        assert_close(separable.convolve(*case), expected, 1e-12)
+
+
+def test_separable_convolutions_are_the_same_bits_on_any_number_of_threads(rng):
+    x = rng.standard_normal((1, 3, 9, 8, 2))
+    parts = [
+        tuple(rng.standard_normal(shape) for shape in shapes)
+        for shapes in (((2, 2, 5), (2, 5)), ((2, 3, 3, 5), (2, 5)), ((2, 5, 4), (2, 4)))
+    ]
+    results = []
+    for count in (1, 2, 3):
+        with threads(count), mock.patch.object(separable, "STRIP_BYTES", 1500):
+            results.append(
+                separable.convolve(x, *parts, (2, 1), ((1, 1), (1, 1)), ("relu6", None, "relu"))
+            )
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_which_convolutions_are_joined():
+    def kinds(*layers):
+        network = connected(*layers)
+        return [type(layer).__name__ for layer in joined_network(network).layers[:-2]]
+
+    pointwise, depthwise = Conv2D(4, 1, activation="relu"), DepthwiseConv2D(3)
+    assert kinds(pointwise, depthwise, Conv2D(3, 1)) == ["JoinedSeparable"]
+    assert kinds(depthwise, Conv2D(3, 1), ReLU6()) == ["JoinedSeparable"]
+    assert kinds(Conv2D(4, 3), depthwise, pointwise) == ["JoinedConv2D", "JoinedSeparable"]
+    # No pixel by itself, a pooling between, holes in the kernel, no bias.
+    for between, last in (
+        (depthwise, Conv2D(4, 3)),
+        (depthwise, Conv2D(4, 1, 2)),
+        (DepthwiseConv2D(3, dilation=2), pointwise),
+        (DepthwiseConv2D(3, bias=False), pointwise),
+    ):
+        assert kinds(between, last) == ["DepthwiseConv2D", "JoinedConv2D"]
+    assert kinds(Conv2D(4, 1), MaxPool(2), depthwise, pointwise)[0] == "JoinedConv2D"
+
+
+@pytest.mark.parametrize("variant", ["tf", "torch"])
+@pytest.mark.parametrize("replicas", [None, 2])
+def test_a_joined_mobilenet_predicts_the_same(rng, variant, replicas):
+    model = mobilenet_v2(width=0.1, input_shape=(66, 67, 3), classes=5, variant=variant)
+    theta = model.init(rng, replicas, dtype=float)
+    stats = model.init_stats(replicas, dtype=float)
+    images = rng.standard_normal((2, 66, 67, 3))
+    plain = model.network.apply(images, Run(theta, stats))
+    with (
+        mock.patch.object(folding, "LEAST_WIDE", 0),
+        mock.patch.object(separable, "convolve", wraps=separable.convolve) as used,
+    ):
+        assert_close(model.logits(theta, images, stats), plain, 1e-10)
+    assert used.call_count == 17
+
+
+def test_networks_with_separable_convolutions_and_no_batch_norm_are_trained(rng):
+    layers = Conv2D(4, 1), DepthwiseConv2D(3, 2, activation="relu6"), Conv2D(3, 1)
+    model = Model((9, 8, 2), Sequential(*layers, Flatten(), Dense(3)))
+    theta, images = model.init(rng, dtype=float), rng.standard_normal((4, 9, 8, 2))
+    expected = np.empty_like(theta)
+    run = Run(theta, None, training=True, gradient=expected)
+    labels = np.array([0, 1, 2, 0])
+    loss = ops.softmax_cross_entropy(model.network.apply(images, run), labels)
+    gradients(loss, run.variables.values())
+    with mock.patch.object(folding, "LEAST_WIDE", 0):
+        assert_close(model.loss_and_gradient(theta, images, labels)[1], expected, 1e-13)
