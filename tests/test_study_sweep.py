@@ -612,6 +612,9 @@ def test_ctrl_c_keeps_what_is_finished(completed, tmp_path):
     assert stderr.endswith("stopped; what is finished is kept, the same command goes on with it\n")
     assert "Traceback" not in stderr
     assert stdout == ""
+    deadline = time.monotonic() + 20  # the tracker of shared resources ends a moment later
+    while session_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert not session_of(process.pid)
     assert 2 <= results_in(tmp_path) < 15
 
