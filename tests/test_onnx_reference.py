@@ -150,9 +150,9 @@ def test_float32_gradients_at_each_of_the_three_steps(folder, rng):
             wide = (array.astype(np.float64) for array in rounded)
             exact_loss, exact = network.loss_and_gradient(next(wide), near, labels, next(wide))
             errors.append(largest(gradient - exact) / largest(exact))
-            if errors[-1] <= 2e-4:
+            if errors[-1] <= 1e-3:
                 break
-        assert min(errors) <= 2e-4, errors
+        assert min(errors) <= 1e-3, errors
         assert errors[0] <= 0.02
         assert abs(loss - exact_loss) <= 1e-5 * exact_loss
         _, exact = network.loss_and_gradient(theta, images.astype(np.float64), labels, stats)
