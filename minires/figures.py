@@ -6,6 +6,7 @@ from minires.experiment import FINETUNED, collect, label_of
 from minires.files import complete
 
 INK, GRID, PLAIN, OURS = "#1f2933", "#d9dee3", "#9aa5b1", "#0b7285"
+POLICIES = (OURS, "o"), ("#e8590c", "s"), ("#5f3dc4", "^")  # colour and shape of each
 
 
 def draw_experiment(results, path, history=None, names=()):
@@ -19,7 +20,9 @@ def draw_experiment(results, path, history=None, names=()):
     from matplotlib.figure import Figure
 
     count = 0 if history is None else history.shape[1]
-    high = 1.2 + 0.4 * len(collect(results["records"]))
+    keys = collect(results["records"])
+    crowded = any(policy for _, _, policy in keys)
+    high = 1.2 + (0.7 if crowded else 0.4) * len({key[:2] for key in keys}) + 0.5 * crowded
     figure = Figure(figsize=(11, high + 3.7 * (count > 0)), layout="constrained", dpi=130)
     parts = figure.subfigures(2 if count else 1, 1, height_ratios=[high, 3.7] if count else None)
     top = parts[0] if count else parts
@@ -39,8 +42,8 @@ def _draw_methods(part, results):
         fontsize=11,
         color=INK,
     )
-    labels = [label_of(*key) for key in rows]
-    colours = [PLAIN if key[0] in ("pretrained", "finetuned") else OURS for key in rows]
+    methods = list(dict.fromkeys(key[:2] for key in rows))
+    policies = list(dict.fromkeys(key[2] for key in rows if key[2]))
     for axes, metric, title, factor in zip(
         part.subplots(1, 2, sharey=True),
         ("accuracy", "nll"),
@@ -48,17 +51,33 @@ def _draw_methods(part, results):
         (100, 1),
         strict=True,
     ):
-        for y, (row, colour) in enumerate(zip(rows.values(), colours, strict=True)):
-            values = row[metric] * factor
-            axes.plot(values, np.full(len(values), y), "o", ms=4, color=colour, alpha=0.45)
+        for (method, members, policy), row in rows.items():
+            values, y = row[metric] * factor, float(methods.index((method, members)))
+            colour = PLAIN if method in ("pretrained", "finetuned") else OURS
+            style = {"color": colour, "marker": "o", "ls": ""}
+            if policy:  # one below the other, a colour and a shape for each
+                place = policies.index(policy)
+                y += 0.24 * (place - (len(policies) - 1) / 2)
+                style["color"], style["marker"] = POLICIES[place]
+            axes.plot(values, np.full(len(values), y), ms=4, alpha=0.45, **style)
             spread = values.std(ddof=1) if len(values) > 1 else 0
-            axes.errorbar(values.mean(), y, xerr=spread, fmt="o", ms=8, color=colour, capsize=3)
+            label = policy if (method, metric) == ("mean", "accuracy") else None
+            axes.errorbar(values.mean(), y, xerr=spread, ms=8, capsize=3, label=label, **style)
         reference = rows[FINETUNED][metric].mean() * factor
         axes.axvline(reference, color=PLAIN, lw=1, ls=":")
-        axes.set_yticks(range(len(labels)), labels)
-        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.set_yticks(range(len(methods)), [label_of(*key, None) for key in methods])
+        axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.set_title(title, fontsize=10, color=INK)
         _tidy(axes)
+    if policies:
+        part.legend(
+            title="batch-norm statistics",
+            loc="outside lower center",
+            ncols=len(policies),
+            fontsize=8.5,
+            title_fontsize=8.5,
+            frameon=False,
+        )
 
 
 def _draw_lives(part, history, names):
@@ -86,7 +105,7 @@ def _draw_lives(part, history, names):
                 heights, start, start + bell * updates * 0.22, color=OURS, alpha=0.25
             )
             axes.plot(start + bell * updates * 0.22, heights, color=OURS, lw=1)
-        axes.set_title(f"{name}   {mean:+.4f} ± {std:.1g}", fontsize=8.5, color=INK)
+        axes.set_title(f"{name}\n{mean:+.4f} ± {std:.1g}", fontsize=8.5, color=INK)
         axes.set_xlim(0, updates * 1.26)
         axes.set_xticks([0, updates])
         _tidy(axes)

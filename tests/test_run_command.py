@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import data_tools
 from minires import backend, cli, experiment, figures, reestimate_stats, training
@@ -629,6 +630,27 @@ def test_the_picture(tmp_path, rng, seeds, watched):
     figures.draw_experiment(results, path, history, [f"weight {k}" for k in range(watched)])
     assert path.read_bytes().startswith(b"\x89PNG")
     assert os.listdir(tmp_path) == ["figure.png"]
+
+
+def test_the_policies_of_batch_norm_share_a_row_of_the_picture():
+    policies = ("averaged", "recomputed", "last")
+    records = [
+        record for record in some_records(2) if record["method"] in ("pretrained", "finetuned")
+    ]
+    records += [
+        {**record, "method": "mean", "batch_norm": policy}
+        for policy in policies
+        for record in some_records(2)
+        if record["method"] == "finetuned"
+    ]
+    figure = Figure()
+    figures._draw_methods(figure, {"config": asdict(Config()), "records": records})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(policies)
+    axes = figure.axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["pre-trained", "fine-tuned", "mean model"]
+    heights = [bar.lines[0].get_ydata()[0] for bar in axes.containers]
+    assert heights == pytest.approx([0, 1, 1.76, 2, 2.24])
 
 
 def test_weights_that_stand_still_can_be_drawn(tmp_path):
