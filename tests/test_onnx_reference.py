@@ -1,7 +1,9 @@
 """Networks that PyTorch and Keras exported: outputs, gradients and training steps as theirs.
 
-The references hold what PyTorch computed in float64, rounded to float32 when it was stored: a
-difference of half a unit in the last place, 6e-8, is the rounding of the file.
+Two of the three references hold what PyTorch computed in float64, rounded to float32 when it was
+stored. Of what was rounded away nothing can be said, so a number is held against the interval of
+all numbers that are rounded to the stored one. The third was computed in float32. A comparison
+without any rounding is in test_onnx_pytorch.
 """
 
 import numpy as np
@@ -20,7 +22,6 @@ NAMES = {  # name → (weights, statistics, batch norms live, folded or none, de
     "tiny_mobilenetv2_035_dynamo": (401_898, 0, 0, 52, 0),
     "tiny_mobilenetv2_035_old_op13_bn": (408_938, 14_080, 52, 0, 0),
 }
-ROUNDING = 6e-8
 
 
 @pytest.fixture
@@ -33,6 +34,21 @@ def folder(data_dir, request):
 
 def largest(array):
     return np.abs(array).max()
+
+
+def beyond_rounding(found, stored):
+    """How far float64 numbers lie outside of what rounds to the stored float32: (…) float64."""
+    low, high = (
+        np.nextafter(stored, np.float32(end)).astype(np.float64) for end in (-np.inf, np.inf)
+    )
+    low, high = (low + stored) / 2, (stored + high) / 2
+    return np.maximum(0, np.maximum(low - found, found - high))
+
+
+def share_of_equal_bits(found, stored):
+    """How many of all float64 numbers, rounded, are the stored ones; dicts of arrays."""
+    equal = sum((found[name].astype(np.float32) == stored[name]).sum() for name in stored)
+    return equal / sum(array.size for array in stored.values())
 
 
 @pytest.mark.parametrize("folder", NAMES, indirect=True)
@@ -75,8 +91,18 @@ REFERENCED = [
 ]
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(np.float64, ROUNDING), (np.float32, 1e-3)])
-@pytest.mark.parametrize("folder", REFERENCED, indirect=True)
+# Stored are float64 gradients rounded to float32, and (shared weights) float32 gradients.
+AT_TEST_TIME = [
+    ("special_shared_weights_op13_bn", np.float64, 2e-6),
+    ("special_shared_weights_op13_bn", np.float32, 1e-3),
+    ("tiny_inception_old_op13_bn", np.float64, 1e-8),
+    ("tiny_inception_old_op13_bn", np.float32, 1e-3),
+    ("tiny_mobilenetv2_035_old_op13_bn", np.float64, 1e-8),
+    ("tiny_mobilenetv2_035_old_op13_bn", np.float32, 1e-3),
+]
+
+
+@pytest.mark.parametrize(("folder", "dtype", "limit"), AT_TEST_TIME, indirect=["folder"])
 def test_gradients_at_test_time_are_those_of_pytorch(folder, dtype, limit):
     reference = references(folder)
     network = minires.onnx.load(folder / "model.onnx")
@@ -88,20 +114,25 @@ def test_gradients_at_test_time_are_those_of_pytorch(folder, dtype, limit):
     )
     assert gradient.dtype == dtype
     np.testing.assert_array_equal(stats, before)
-    if "eval_logits" in reference:
-        logits = network.logits(theta, images, stats)
-        exact = reference["eval_logits"]
-        assert largest(logits - exact) <= (1e-12 if dtype == np.float64 else 1e-4) * largest(exact)
-    kind = "evalgrad:" if "eval_loss" in reference else "g:"
+    in_float64 = "eval_loss" in reference
+    kind = "evalgrad:" if in_float64 else "g:"
     expected = {k.removeprefix(kind): v for k, v in reference.items() if k.startswith(kind)}
     found = {entry.name: entry.file_view(gradient) for entry in network.weights}
     assert found.keys() == expected.keys()
-    scale = max(map(largest, expected.values()))
-    error = max(largest(found[name] - expected[name]) for name in expected) / scale
-    if "eval_loss" not in reference:
-        limit = max(limit, 2e-6)  # this file's references were computed in float32
+    whole = max(map(largest, expected.values()))
+    for name, array in expected.items():
+        # A ReLU on the other side of its kink changes small arrays most: float32 by the whole.
+        scale = largest(array) if dtype == np.float64 else whole
+        assert beyond_rounding(found[name], array).max() <= limit * scale, name
+    if not in_float64:
         assert abs(loss - reference["loss"]) <= 1e-7
-    assert error <= limit
+        return
+    exact_loss, exact = reference["eval_loss"], reference["eval_logits"]
+    limit = 1e-12 if dtype == np.float64 else 1e-4
+    assert abs(loss - exact_loss) <= limit * exact_loss
+    assert largest(network.logits(theta, images, stats) - exact) <= limit * largest(exact)
+    if dtype == np.float64:
+        assert share_of_equal_bits(found, expected) >= 0.999
 
 
 @pytest.mark.parametrize("folder", REFERENCED[1:], indirect=True)
@@ -120,7 +151,8 @@ def test_three_training_steps_are_those_of_pytorch(folder):
     expected = {k.removeprefix("after:"): v for k, v in reference.items() if k[:6] == "after:"}
     assert after.keys() == expected.keys()
     for name, array in expected.items():
-        assert largest(after[name] - array) <= ROUNDING * max(largest(array), 1e-3), name
+        assert beyond_rounding(after[name], array).max() <= 1e-8 * largest(array), name
+    assert share_of_equal_bits(after, expected) >= 0.999
     logits = network.logits(theta, images, stats)
     exact = reference["after_eval_logits"]
     assert largest(logits - exact) <= 1e-8 * largest(exact)
@@ -128,13 +160,16 @@ def test_three_training_steps_are_those_of_pytorch(folder):
 
 @pytest.mark.parametrize("folder", REFERENCED[1:], indirect=True)
 def test_float32_gradients_at_each_of_the_three_steps(folder, rng):
-    """From the same weights a float32 gradient is the exact one, of nearly the same images.
+    """From the same weights a float32 gradient is the exact one, or as near as float32 can tell.
 
     Float32's own three steps say nothing: a batch of three images makes batch norm multiply every
     rounding by about a hundred a step, and after three PyTorch's own float32 is 0.21 of the
     largest logit away from its float64 (MobileNet). And where the input of a ReLU is zero but for
-    rounding, the exact gradient jumps; images that differ by 10⁻⁶ lie on both sides. (PyTorch's
-    float32 gradients at these six states: 7e-7, 8e-7, 1.7e-3; 6e-5, 3e-5, 1.7e-2.)
+    rounding, the exact gradient jumps, by up to 0.017 of its largest number here. So an error
+    above 10⁻³ is allowed up to 1.5 times the jumps of the exact gradient when weights and images
+    change by less than a unit in the last place of float32; and there must be such a change whose
+    exact gradient is the one that float32 found. Errors at the six states, measured: 9e-7, 1e-6,
+    1.7e-3; 5e-5, 4e-5, 2e-4. PyTorch's float32: 7e-7, 8e-7, 1.7e-3; 6e-5, 3e-5, 1.7e-2.
     """
     reference = references(folder)
     network = minires.onnx.load(folder / "model.onnx")
@@ -142,18 +177,28 @@ def test_float32_gradients_at_each_of_the_three_steps(folder, rng):
     theta, stats = network.theta.astype(np.float64), network.stats.astype(np.float64)
     velocity = np.zeros_like(theta)
     for _ in range(3):
-        rounded = theta.astype(np.float32), stats.astype(np.float32)
-        loss, gradient = network.loss_and_gradient(rounded[0], images, labels, rounded[1].copy())
-        errors = []
-        for size in (0, *[1e-6] * 16):
-            near = images * (1 + size * rng.standard_normal(images.shape))
-            wide = (array.astype(np.float64) for array in rounded)
-            exact_loss, exact = network.loss_and_gradient(next(wide), near, labels, next(wide))
-            errors.append(largest(gradient - exact) / largest(exact))
-            if errors[-1] <= 1e-3:
+        rounded, kept = theta.astype(np.float32), stats.astype(np.float32)
+
+        def near(size, rounded=rounded, kept=kept):
+            """The exact loss and gradient at weights and images that differ by a share of size."""
+            weights, shown = (
+                a * (1 + size * rng.uniform(-1, 1, a.shape)) for a in (rounded, images)
+            )
+            return network.loss_and_gradient(weights, shown, labels, kept.astype(np.float64))
+
+        loss, gradient = network.loss_and_gradient(rounded, images, labels, kept.copy())
+        exact_loss, exact = near(0)
+        scale = largest(exact)
+        error = nearest = largest(gradient - exact) / scale
+        jump = 0
+        for _ in range(16):
+            if nearest <= 1e-3:
                 break
-        assert min(errors) <= 1e-3, errors
-        assert errors[0] <= 0.02
+            _, other = near(1e-7)
+            nearest = min(nearest, largest(gradient - other) / scale)
+            jump = max(jump, largest(exact - other) / scale)
+        assert error <= max(1e-3, 1.5 * jump)
+        assert nearest <= 1e-3
         assert abs(loss - exact_loss) <= 1e-5 * exact_loss
         _, exact = network.loss_and_gradient(theta, images.astype(np.float64), labels, stats)
         velocity = 0.9 * velocity + exact + 1e-4 * theta
