@@ -74,7 +74,7 @@ class JoinedSeparable(Sequential):
     def apply(self, x, run):
         *first, middle, last = self.layers
         height, width = x.shape[-3:-1]
-        wide = height * width * middle.bias.size * x.itemsize
+        wide = height * width * middle.bias.size * x.dtype.itemsize
         if run.gradient is not None or xp_of(x) is not np or wide < LEAST_WIDE:
             return super().apply(x, run)
 

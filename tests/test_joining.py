@@ -5,15 +5,16 @@ from unittest import mock
 import numpy as np
 import pytest
 from helpers import assert_close, generator, seeds
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minires import folding, lenet, mobilenet_v2, ops
 from minires.autodiff import gradients
 from minires.backend import threads
 from minires.folding import JoinedConv2D, joined_network
-from minires.kernels import cpu, separable
+from minires.kernels import cpu, separable, winograd
 from minires.layers import (
+    BatchNorm,
     Branches,
     Conv2D,
     Dense,
@@ -24,6 +25,7 @@ from minires.layers import (
     MeanPool,
     ReLU,
     ReLU6,
+    Residual,
     Sequential,
 )
 from minires.model import Model, Run
@@ -39,6 +41,15 @@ def kinds(network):
 
 def connected(*layers, shape=(9, 8, 2)):
     return Model(shape, Sequential(*layers, Flatten(), Dense(2))).network
+
+
+def plain_gradient(model, theta, images, labels, stats=None):
+    """Loss and gradient of the network as it was written, no layer joined with another."""
+    gradient = np.zeros_like(theta)
+    run = Run(theta, stats, training=True, gradient=gradient)
+    loss = ops.softmax_cross_entropy(model.network.apply(images, run), labels)
+    gradients(loss, run.variables.values())
+    return loss.data, gradient
 
 
 def test_lenet_has_two_passes_over_images():
@@ -83,11 +94,8 @@ def test_joined_and_plain_networks_are_equal(rng, replicas, own):
     images = rng.standard_normal((*([replicas] if own and replicas else []), 5, 15, 14, 2))
     labels = rng.integers(0, 10, images.shape[:-3])
     loss, gradient = model.loss_and_gradient(theta, images, labels)
-    expected = np.empty_like(theta)
-    run = Run(theta, None, training=True, gradient=expected)
-    plain = ops.softmax_cross_entropy(model.network.apply(images, run), labels)
-    gradients(plain, run.variables.values())
-    assert_close(loss, plain.data, 1e-13)
+    expected_loss, expected = plain_gradient(model, theta, images, labels)
+    assert_close(loss, expected_loss, 1e-13)
     assert_close(gradient, expected, 1e-12)
     assert_close(model.logits(theta, images), model.network.apply(images, Run(theta, None)), 1e-12)
 
@@ -193,14 +201,95 @@ def test_a_joined_mobilenet_predicts_the_same(rng, variant, replicas):
     assert used.call_count == 17
 
 
-def test_networks_with_separable_convolutions_and_no_batch_norm_are_trained(rng):
+@pytest.mark.parametrize("before", [[], [Conv2D(3, 3)]])
+def test_networks_with_separable_convolutions_and_no_batch_norm_are_trained(rng, before):
     layers = Conv2D(4, 1), DepthwiseConv2D(3, 2, activation="relu6"), Conv2D(3, 1)
-    model = Model((9, 8, 2), Sequential(*layers, Flatten(), Dense(3)))
+    model = Model((9, 8, 2), Sequential(*before, *layers, Flatten(), Dense(3)))
     theta, images = model.init(rng, dtype=float), rng.standard_normal((4, 9, 8, 2))
-    expected = np.empty_like(theta)
-    run = Run(theta, None, training=True, gradient=expected)
     labels = np.array([0, 1, 2, 0])
-    loss = ops.softmax_cross_entropy(model.network.apply(images, run), labels)
-    gradients(loss, run.variables.values())
+    _, expected = plain_gradient(model, theta, images, labels)
     with mock.patch.object(folding, "LEAST_WIDE", 0):
         assert_close(model.loss_and_gradient(theta, images, labels)[1], expected, 1e-13)
+
+
+# --- any network --------------------------------------------------------------------------
+
+activations = st.sampled_from([None, "relu", "relu6"])
+paddings = st.sampled_from(["same", "same", "valid", 0, 1, (1, 0), ((1, 0), (0, 2))])
+channels = st.sampled_from([1, 2, 3, 5, 17])
+
+
+@st.composite
+def some_layers(draw, now):
+    """One layer, or some that belong together, for images of `now` channels; few fit no image."""
+    which = draw(st.integers(0, 6))
+    if which == 0:
+        kernel = draw(st.sampled_from([1, 3, 5, (2, 3)]))
+        stride, bias = draw(st.sampled_from([1, 1, 2, (1, 2)])), draw(st.booleans())
+        return [Conv2D(draw(channels), kernel, stride, draw(paddings), 1, bias, draw(activations))]
+    if which == 1:
+        return [BatchNorm(activation=draw(activations), frozen=draw(st.booleans()))]
+    if which == 2:
+        return [MaxPool(draw(st.sampled_from([2, (1, 2), (2, 3)]))), ReLU()]
+    if which == 3:
+        return [Branches(Sequential(Conv2D(3, 1), ReLU6()), Conv2D(draw(channels), 3))]
+    if which == 4:
+        return [draw(st.sampled_from([ReLU, ReLU6]))()]
+    stride = 1 if which == 5 else draw(st.sampled_from([1, 2, (2, 1)]))
+    after, norms = now if which == 5 else draw(channels), draw(st.booleans())
+    parts = [
+        Conv2D(draw(channels), 1, activation=draw(activations)),
+        DepthwiseConv2D(3, stride, "same", activation=draw(activations)),
+        Conv2D(after, 1, activation=draw(activations)),
+    ]
+    if norms:
+        parts = [layer for part in parts for layer in (part, BatchNorm())]
+    return [Residual(*parts)] if which == 5 else parts
+
+
+@st.composite
+def networks(draw):
+    """(model, replicas, images of one shape)"""
+    shape = draw(st.tuples(st.integers(4, 15), st.integers(4, 15), channels))
+    layers, now = [], shape[-1]
+    for _ in range(draw(st.integers(1, 5))):
+        more = draw(some_layers(now))
+        try:
+            model = Model(shape, Sequential(*layers, *more, Flatten(), Dense(3)))
+        except ValueError:  # a window that exceeds the image
+            continue
+        layers += more
+        now = model.layout.rows[-2][2][-1]
+    assume(layers)
+    replicas = draw(st.sampled_from([None, 1, 2]))
+    lead = [replicas] if replicas and draw(st.booleans()) else []
+    images = generator(draw(seeds)).standard_normal((*lead, draw(st.integers(2, 4)), *shape))
+    return Model(shape, Sequential(*layers, Flatten(), Dense(3))), replicas, images
+
+
+@settings(max_examples=60)
+@given(case=networks(), tile_bytes=st.sampled_from([1, 3000, 1 << 20]), count=st.integers(1, 4))
+def test_any_network_joined_and_folded_is_the_network_as_written(case, tile_bytes, count):
+    model, replicas, images = case
+    rng = np.random.default_rng(0)
+    theta = model.init(rng, replicas, dtype=float)
+    theta += 0.3 * rng.standard_normal(theta.shape)
+    stats = model.init_stats(replicas, dtype=float)
+    stats += rng.random(stats.shape)
+    labels = rng.integers(0, 3, images.shape[:-3])
+    with (
+        threads(count),
+        mock.patch.object(folding, "LEAST_WIDE", 0),
+        mock.patch.object(separable, "STRIP_BYTES", tile_bytes),
+        mock.patch.object(cpu, "WINDOW_BYTES", tile_bytes),
+        mock.patch.object(cpu, "STRIP_BYTES", tile_bytes),
+        mock.patch.object(winograd, "TILE_BYTES", tile_bytes),
+    ):
+        plain = model.network.apply(images, Run(theta, stats))
+        assert_close(model.logits(theta, images, stats), plain, 1e-9)
+        expected_stats = stats.copy()
+        loss, gradient = model.loss_and_gradient(theta, images, labels, stats=stats)
+    expected_loss, expected = plain_gradient(model, theta, images, labels, expected_stats)
+    assert_close(loss, expected_loss, 1e-10)
+    assert_close(gradient, expected, 1e-7)  # batch norms over two values magnify rounding
+    assert_close(stats, expected_stats, 1e-10)
