@@ -338,7 +338,7 @@ def test_numbers_by_hand():
     assert ", median +0.200; signed ranks: p = 0.031; Student's t, two-sided: p = 0.0032" in text
     assert text.endswith("5 seeds")
     assert nll_label.strip() == "the same by NLL"
-    assert nll.startswith("-0.0020")
+    assert nll.startswith("−0.0020")
 
 
 def test_a_pair_is_a_seed():
@@ -390,9 +390,9 @@ def test_mcnemar_is_counted(papers_world):
             record["mcnemar"]["mean_vs_ensemble_3"] = [0, 40]
 
     numbers = dict(ask("C7", without(papers_world, differ)).verdict().numbers)
-    assert (
-        "20 differ with p < 0.05, 20 after" in numbers["  McNemar, cell by cell and seed by seed"]
-    )
+    for name, pairs, differ in (("SGD", 120, 12), ("Adam", 80, 8)):
+        text = numbers[f"  McNemar, run by run, trained with {name}"]
+        assert f"of {pairs} pairs of networks {differ} differ with p < 0.05, {differ} after" in text
 
 
 def test_the_ceiling_is_about_mnist(papers_world):
@@ -406,7 +406,64 @@ def test_an_epoch_is_counted_in_batches(papers_world):
     short = replace(papers_world, settings=papers_world.settings | {"train": 30_000})
     reason = ask("C9", short).verdict().reason
     assert "500 against 10; an epoch has 234" in reason
-    assert "(500 against 200)" in reason
+    assert "From 200 updates on nothing more is gained (500 against 200, 300 and 400)" in reason
+
+
+def with_curve(sweep, gains):
+    """The sweep, the means of few updates worse by so many points: {updates: points}."""
+
+    def bend(record):
+        if "curves" in record:
+            found, end = record["curves"]["updates"], record["methods"]["mean"]["accuracy"]
+            found["updates"] = list(gains)
+            found["accuracy"] = [end - points / 100 for points in gains.values()]
+            found["nll"] = [1 - accuracy for accuracy in found["accuracy"]]
+
+    return without(sweep, bend)
+
+
+@pytest.mark.parametrize(
+    ("gains", "states"),
+    [
+        ({1: 0.4, 20: 0.3, 300: 0.01, 400: 0.01, 500: 0}, ["shown", "shown"]),
+        # Still climbing, a little at every step: 400 and 500 alone would not show it.
+        ({1: 0.4, 20: 0.3, 200: 0.2, 300: 0.08, 400: 0.03, 500: 0}, ["shown", "open"]),
+        ({1: 0.4, 20: 0.3, 300: 0.4, 400: 0.1, 500: 0}, ["shown", "contradicted"]),
+        ({1: 0.4, 20: 0.3, 300: -0.2, 500: 0}, ["shown", "open"]),  # it falls: that is not flat
+        ({1: 0.0, 20: 0.0, 300: 0, 400: 0, 500: 0}, ["contradicted", "shown"]),
+        # 300 of 468 are not an epoch: what is gained after them says nothing about one.
+        ({1: 0.4, 20: 0.3, 300: 0.4, 500: 0}, ["shown", "open"]),
+        ({1: 0.4, 20: 0.3, 400: 0.01, 1000: 0}, ["shown", "shown"]),
+        ({1: 0.4, 20: 0.3, 400: 0.1, 500: 0.01, 1000: 0}, ["shown", "shown"]),
+        ({1: 0.4, 20: 0.3, 400: 0.01, 500: 0.1, 1000: 0}, ["shown", "contradicted"]),
+    ],
+)
+def test_a_curve_is_flat_or_climbs(gains, states, papers_world):
+    assert ask("C9", with_curve(papers_world, gains)).states == states
+
+
+def test_a_short_curve_says_nothing_of_an_epoch(papers_world):
+    claim = ask("C9", with_curve(papers_world, {1: 0.4, 20: 0.3, 50: 0.01, 100: 0}))
+    assert claim.states == ["shown", "open"]
+    assert "the curve ends after 100 updates, an epoch has 468" in claim.verdict().reason
+
+
+def test_curves_of_other_optimizers_do_not_count(papers_world):
+    def rename(record):
+        record["cell"]["optimizer"] = "rmsprop"
+
+    claim = ask("C9", without(papers_world, rename))
+    assert claim.outcome == INCONCLUSIVE
+    assert "not measured" in claim.verdict().reason
+
+
+def test_curves_are_compared_where_all_were_measured(papers_world):
+    def shorten(record):
+        if "curves" in record and record["cell"]["seed"] == 0:
+            for values in record["curves"]["updates"].values():
+                del values[8]  # 300 updates
+
+    assert "(500 against 400)" in ask("C9", without(papers_world, shorten)).verdict().reason
 
 
 def test_a_run_that_diverged_is_a_loss(papers_world):
@@ -417,8 +474,51 @@ def test_a_run_that_diverged_is_a_loss(papers_world):
     sweep = replace(papers_world, records=records, diverged=diverged)
     claim = ask("C4", sweep)
     assert claim.outcome != SUPPORTED
-    assert "at most 44." in claim.verdict().reason  # 5 of 10 seeds at a tenth instead of 99 %
+    # 5 of 10 seeds at a tenth instead of 99 %
+    assert "the largest loss, at ℓ₂ 0.25, is 44." in claim.verdict().reason
     assert ask("C5", sweep).outcome == SUPPORTED
+    # A comparison within the lost runs is not possible; it says what is left without them.
+    assert "(+0.020 points in 8 of 12 cells)" in ask("C8", sweep).verdict().reason
+
+
+def diverging(sweep, gone):
+    """The sweep, some of its runs diverged."""
+    records = [record for record in sweep.records if not gone(record["cell"])]
+    lost = [{"cell": r["cell"], "diverged": "inf"} for r in sweep.records if gone(r["cell"])]
+    return replace(sweep, records=records, diverged=lost)
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("C2", lambda cell: cell["l2"] == 0.25),
+        ("C5", lambda cell: cell["l2"] == 0.25 and cell["dropout"] == 0),
+    ],
+)
+def test_a_seed_with_a_diverged_run_still_counts_where_runs_are_compared(name, gone, papers_world):
+    sweep = diverging(papers_world, lambda cell: cell["seed"] == 3 and gone(cell))
+    claim = ask(name, sweep)
+    assert claim.outcome == SUPPORTED
+    assert "of 10 seeds" not in claim.verdict().reason
+
+
+def test_networks_that_only_guess_show_nothing(papers_world):
+    def forget(record):
+        for scores in record["methods"].values():
+            scores["accuracy"] = 0.1
+
+    outcomes = {v.claim: v for v in verdicts(without(papers_world, forget))}
+    assert "240 of 240 runs were lost" not in outcomes["C17"].reason
+    for name in NAMES[:-2]:
+        assert outcomes[name].outcome == INCONCLUSIVE
+        assert "200 of 200 runs were lost" in outcomes[name].reason
+    gone = diverging(papers_world, lambda cell: cell["l2"] is not None and cell["seed"] < 6)
+    assert "120 of 200 runs were lost" in verdicts(gone)[6].reason
+
+
+def test_seeds_that_lack_a_run_are_told(papers_world):
+    sweep = diverging(papers_world, lambda cell: cell["seed"] == 3 and cell["l2"] is not None)
+    assert "(+0.020 points in 9 of 10 seeds)" in ask("C8", sweep).verdict().reason
 
 
 def test_the_order_of_records_does_not_matter(papers_world):

@@ -58,7 +58,8 @@ class Unit:
 
     def write(self, value, sign=None):
         value = round(value * self.factor, self.digits) + 0.0  # no "-0.000"
-        return f"{value:{self.sign if sign is None else sign}.{self.digits}f}"
+        text = f"{value:{self.sign if sign is None else sign}.{self.digits}f}"
+        return text.replace("-", "−")
 
     def phrase(self, value, sign=None):
         return f"{self.write(value, sign)}{self.name}"
@@ -136,7 +137,7 @@ def more(says, of, margin=None, unit=POINTS, metrics=("accuracy", "nll")):
     margin = MARGIN["accuracy"] if margin is None else margin
     limit = f"surely below {unit.edge(margin)}" if margin else "the opposite"
     test = Test("signed ranks", p_greater, lambda d: p_less(d, margin), p_less, limit, _itself)
-    return _part(says, of, test, unit, metrics)
+    return proposition(says, of, test, unit, metrics)
 
 
 def at_most(says, of, bound, unit=POINTS, metrics=("accuracy", "nll")):
@@ -150,7 +151,7 @@ def at_most(says, of, bound, unit=POINTS, metrics=("accuracy", "nll")):
 
     edge = unit.edge(bound)
     test = Test(f"signed ranks, below {edge}", below, above, above, f"surely above {edge}", _itself)
-    return _part(says, of, test, unit, metrics)
+    return proposition(says, of, test, unit, metrics)
 
 
 def same(says, of, unit=POINTS, metrics=("accuracy", "nll")):
@@ -169,7 +170,7 @@ def same(says, of, unit=POINTS, metrics=("accuracy", "nll")):
         _itself,
         MARGIN["nll"],
     )
-    return _part(says, of, test, unit, metrics)
+    return proposition(says, of, test, unit, metrics)
 
 
 def rising(says, of, x, unit=POINTS):
@@ -193,20 +194,37 @@ def rising(says, of, x, unit=POINTS):
         f"surely below {unit.edge(margin)}",
         change,
     )
-    return _part(says, of, test, unit, ("accuracy", "nll"))
+    return proposition(says, of, test, unit, ("accuracy", "nll"))
 
 
-def _part(says, of, test, unit, metrics):
-    """Test the middle of the cells, and each cell alone."""
-    chosen = complete(of(metrics[0]))
+def proposition(says, of, test, unit, metrics):
+    """Test the middle of the cells, and each cell alone.
+
+    says      the proposition
+    of        metric → (cells, …, S) as the test takes them, NaN where something is missing
+    test      Test
+    unit      of the effect
+    metrics   the one that decides, and those that stand beside it
+    Returns   Part
+    """
+    measured = of(metrics[0])
+    chosen = complete(measured)
     if not chosen.size:
         return unknown(says, "not measured")
     data = middle(chosen)
     effect = test.effect(data)
     cells, seeds = len(chosen), len(effect)
-    median = unit.phrase(np.median(effect))
+    left = [  # of what is not left some run is missing, or diverged
+        f"{some} of {count(all_, noun)}"
+        for some, all_, noun in (
+            (cells, len(measured), "cell"),
+            (seeds, measured.shape[-1], "seed"),
+        )
+        if some < all_
+    ]
+    found = " in ".join([unit.phrase(np.median(effect)), *left])
     if seeds < LEAST_SEEDS:
-        few = f"{median}, but {count(seeds, 'seed')}: too few"
+        few = f"{found}, but {count(seeds, 'seed')}: too few"
         return replace(unknown(says, few), numbers=lambda: [(says, few)])
 
     pro, con = test.pro(data), test.con(data)
@@ -219,7 +237,11 @@ def _part(says, of, test, unit, metrics):
         if test.name == "signed ranks":
             text += f"; Student's t, two-sided: {p_text(p_t(effect))}"
         text += f"; {count(seeds, 'seed')}"
-        if cells > 1:
+        if left:
+            text += f" ({' in '.join(left)}: elsewhere some run is missing or diverged)"
+        if cells > 1 and cells * 0.5**seeds >= ALPHA and not good and not bad:
+            text += f"; {cells} cells, too few seeds to see any alone"
+        elif cells > 1:
             text += f"; {cells} cells, alone (Holm) seen in {good}, contradicted in {bad}"
         rows = [(says, text)]
         same = NLL if unit is POINTS else unit
@@ -230,7 +252,7 @@ def _part(says, of, test, unit, metrics):
                 rows.append(("  the same by NLL", describe(by_nll, same, test.margin)))
         return rows
 
-    return Part(says, pro, con, median, test.limit, mixed, numbers)
+    return Part(says, pro, con, found, test.limit, mixed, numbers)
 
 
 def count(number, noun):
@@ -285,6 +307,7 @@ class Verdict:
     outcome    "supported", "not supported" or "inconclusive"
     numbers    [(what, text), …]
     reason     in plain words
+    parts      the same, [(state, sentence), …]: "shown", "contradicted" or "open"
     test       how it was decided
     """
 
@@ -293,6 +316,7 @@ class Verdict:
     outcome: str
     numbers: list
     reason: str
+    parts: list
     test: str
 
 
@@ -331,14 +355,15 @@ class Claim:
 
     def verdict(self):
         """The Verdict, with all its numbers."""
-        sentences = []
+        parts = []
         for part, state in zip(self.parts, self.states, strict=True):
             found = [part.found, part.mixed]
             if state == "contradicted":
                 found.insert(1, part.limit)
             elif state == "open" and part.pro < 1:
                 found.insert(1, p_text(part.pro))
-            sentences.append(f"{part.says}: {state} ({'; '.join(filter(None, found))}).")
+            sentence = f"{part.says}: {state} ({'; '.join(filter(None, found))})."
+            parts.append((state, sentence[0].upper() + sentence[1:]))
         numbers = [row for part in self.parts for row in part.numbers()]
         for rows in self.beside:
             numbers += rows()
@@ -347,6 +372,7 @@ class Claim:
             statement=self.statement,
             outcome=self.outcome,
             numbers=numbers,
-            reason=" ".join(sentence[0].upper() + sentence[1:] for sentence in sentences),
+            reason=" ".join(sentence for _, sentence in parts),
+            parts=parts,
             test=self.test,
         )

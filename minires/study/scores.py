@@ -37,9 +37,28 @@ class Grid:
     @property
     def dropout_gain(self):
         """(cells, S): with the largest dropout minus without any; no cells if one is missing."""
+        without, with_most = np.moveaxis(self._pairs, 1, 0)
+        return with_most - without
+
+    @property
+    def dropout_gain_in_scatters(self):
+        """(cells, S): that gain over the standard deviation over seeds (ddof = 1), NaN if zero.
+
+        The variance is the mean of that with and that without dropout.
+        """
+        pairs = self._pairs
+        seeds = np.isfinite(pairs).sum(axis=-1, keepdims=True)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            away = pairs - np.nansum(pairs, axis=-1, keepdims=True) / seeds
+            variance = np.nansum(away**2, axis=-1, keepdims=True) / (seeds - 1)
+            return self.dropout_gain / np.sqrt(variance.mean(axis=1))
+
+    @property
+    def _pairs(self):
+        """(cells, 2, S): without any dropout, and with the largest; no cells if one is missing."""
         if len(self.dropout) < 2 or self.dropout[0] != 0:
-            return np.empty((0, len(self.seeds)))
-        return self._views(self.values[:, :, -1] - self.values[:, :, 0])
+            return np.empty((0, 2, len(self.seeds)))
+        return self._views(self.values[:, :, [0, -1]], 2)
 
     def _views(self, values, *inner):
         cells = math.prod(values.shape[: values.ndim - 1 - len(inner)])
@@ -50,11 +69,13 @@ class Grid:
 GUESSING = {"accuracy": 0.1, "nll": math.log(10)}
 
 
-def grid(sweep, method, metric, optimizer="sgd", finetune_optimizer="sgd", diverged=False):
+def grid(sweep, method, metric, optimizer="sgd", finetune_optimizer="sgd", diverged=True):
     """The scores of a method in all cells of one pair of optimizers, as a Grid.
 
     finetune_optimizer   None: the pre-trainings
-    diverged             count a run whose loss became infinite as guessing; else as missing
+    diverged             count a run whose loss became infinite as guessing: so where rates, or
+                         runs with and without dropout, are set against each other. Between two
+                         methods of that one run there is nothing to compare: False, it is missing
     """
     everything = [*sweep.records, *sweep.diverged]
     records = [
@@ -90,12 +111,10 @@ def gather(sweep, value_of):
     """
     found = {}
     for record in sweep.records:
-        cell = record["cell"]
-        if cell["optimizer"] == cell["finetune_optimizer"] == "sgd":
-            value = value_of(record)
-            if value is not None:
-                group = cell["l1"], cell["l2"], cell["dropout"]
-                found.setdefault(group, {})[cell["seed"]] = np.asarray(value, float)
+        cell, value = record["cell"], value_of(record) if _by_sgd(record) else None
+        if value is not None:
+            group = cell["l1"], cell["l2"], cell["dropout"]
+            found.setdefault(group, {})[cell["seed"]] = np.asarray(value, float)
     seeds = sorted({seed for values in found.values() for seed in values})
     if not seeds:
         return np.empty((0, 0))
@@ -106,3 +125,22 @@ def gather(sweep, value_of):
             for group in sorted(found)
         ]
     )
+
+
+def curve(sweep, key, axis, metric):
+    """The scores along a curve, where all SGD cells that have it were measured.
+
+    Returns   (positions, (cells, positions, S) with NaN)
+    """
+    curves = [r["curves"][key] for r in sweep.records if _by_sgd(r) and key in r.get("curves", {})]
+    positions = sorted(set.intersection(*(set(each[axis]) for each in curves)) if curves else ())
+
+    def along(record):
+        found = record.get("curves", {}).get(key)
+        return found and [found[metric][found[axis].index(position)] for position in positions]
+
+    return positions, gather(sweep, along)
+
+
+def _by_sgd(record):
+    return record["cell"]["optimizer"] == record["cell"]["finetune_optimizer"] == "sgd"
