@@ -14,8 +14,6 @@ The graph keeps the addresses of all that it worked with. So the memory of the r
 from a pool of its own, which nobody else uses while the graph lives.
 """
 
-import math
-
 import numpy as np
 
 from minires.backend import kernels_of, to_host, xp_of
@@ -36,12 +34,14 @@ class Updates:
     optimizer       SGD or Adam; its rate may be changed between updates
     order           (updates, batch) or (updates, R, batch) integers: the images of each batch
     rng             for dropout: a Generator, or a list of R
-    moments         [(Moments, vector), …]: folded after every step
+    schedule        schedule(t) is the share of the rate at update t = 0, 1, …; without one all
+    moments         [(Moments or EMA, vector), …]: folded after every step
     watch           indices of weights whose every value is kept, in `history`
     record          whether to record; else every update launches its kernels itself
 
     `losses` is (updates,) or (updates, R), `history` (updates, [R,] watched), on the device;
-    `reason` says why nothing could be recorded, if so.
+    `loss`, of the last update, is None, since nobody waits for it; `reason` says why nothing
+    could be recorded, if so.
     """
 
     def __init__(
@@ -54,16 +54,18 @@ class Updates:
         optimizer,
         order,
         rng=None,
+        schedule=None,
         moments=(),
         watch=(),
         record=True,
     ):
         self.model, self.theta, self.stats = model, theta, stats
         self.images, self.labels, self.optimizer = images, labels, optimizer
-        self.rng, self.moments, self.record = rng, list(moments), record
+        self.rng, self.schedule = rng, schedule or constant
+        self.moments, self.record = list(moments), record
         self.xp = xp = xp_of(theta)
         self.count = len(order)
-        self.reason = self._graph = None
+        self.reason = self._graph = self.loss = None
         # A private pool, and a stream to record: work on it waits for nothing else.
         self._pool = xp.cuda.MemoryPool()
         self._stream = xp.cuda.Stream(non_blocking=True)
@@ -85,9 +87,12 @@ class Updates:
 
     def _fill_rates(self, first):
         """The optimizer's numbers for all updates from `first` on."""
-        steps = range(self.optimizer.count + 1, self.optimizer.count + 1 + self.count - first)
-        self._rate = np.copy(self.optimizer.rate)
-        for place, column in enumerate(zip(*map(self.optimizer.numbers, steps), strict=True)):
+        optimizer, rate, rows = self.optimizer, self.optimizer.rate, []
+        for number in range(first, self.count):
+            optimizer.rate = rate * self.schedule(number)
+            rows.append(optimizer.numbers(optimizer.count + 1 + number - first))
+        optimizer.rate, self._rate = rate, np.copy(rate)
+        for place, column in enumerate(zip(*rows, strict=True)):
             table = np.stack([np.ravel(numbers) for numbers in column])
             table = self.xp.asarray(table.astype(self.theta.dtype))
             if first:
@@ -98,17 +103,15 @@ class Updates:
     def _fill_moments(self):
         for place, (kept, _) in enumerate(self.moments):
             numbers = kept.next_numbers(self.count)
-            self._tables[f"moments {place}"] = self.xp.asarray(np.array(numbers, np.int64))
+            self._tables[f"moments {place}"] = self.xp.asarray(np.array(numbers))
 
     def _fill_seeds(self, calls):
         """Dropout's seeds for all updates but the first, drawn in the order of plain updates."""
         generators = self._generators()
-        shape = self.count - 1, calls, len(generators)
-        seeds = np.empty(shape, np.uint64)
-        for place in np.ndindex(shape):
-            seeds[place] = generators[place[-1]].integers(1 << 63)
         # The first row is not used: that update drew for itself.
-        seeds = np.concatenate([np.zeros((1, *shape[1:]), np.uint64), seeds])
+        seeds = np.zeros((self.count, calls, len(generators)), np.uint64)
+        for place, generator in enumerate(generators):
+            seeds[1:, :, place] = generator.integers(1 << 63, size=(self.count - 1, calls))
         self._tables["seeds"] = self.xp.asarray(seeds)
         self._rows["seeds"] = self.xp.empty_like(self._tables["seeds"][:1])
 
@@ -156,6 +159,8 @@ class Updates:
                 graph = self._stream.end_capture()
         except Exception as error:
             failure = failure or error
+        if isinstance(failure, MemoryError):  # nor would there be room to go on without a graph
+            raise failure
         if failure is None:
             self._graph = graph
         else:
@@ -213,7 +218,6 @@ def epoch_ends(updates, images, batch):
     return [*range(each - 1, updates - 1, each), updates - 1]
 
 
-def finite_until(losses):
-    """The number of the first update whose loss is not finite, or None; losses on the host."""
-    bad = ~np.isfinite(losses).reshape(len(losses), math.prod(losses.shape[1:])).all(axis=1)
-    return int(bad.argmax()) if bad.any() else None
+def constant(number):
+    """The schedule of a rate that stays as it is."""
+    return 1

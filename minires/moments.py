@@ -186,11 +186,28 @@ class Moments:
         each_block(fold, *mine, other._first, other._offset, other._m2)
         self.count = n
 
+    def __getitem__(self, network):
+        """The moments of one of R networks: Moments of shape (P,) that share these arrays."""
+        if len(self.shape) < 2:
+            raise IndexError(f"Moments: shape {self.shape} is that of one network, expected (R, P)")
+        own = Moments(self.shape[1:], self.ddof, self.burn_in, self.stride)
+        own.seen, own.count = self.seen, self.count
+        if self._first is not None:
+            own._first, own._offset, own._m2 = (
+                array[network] for array in (self._first, self._offset, self._m2)
+            )
+        return own
+
     @property
     def mean(self):
         """θ̄, a new array of `shape` and of θ's dtype: the mean model."""
         self._require("mean", 1)
         return self._finite(self._first + self._offset).astype(self._first.dtype)
+
+    def mean_so_far(self):
+        """θ̄ like `mean`, while updates go on: lost weights are in it, and no GPU is waited for."""
+        self._require("mean_so_far", 1)
+        return (self._first + self._offset).astype(self._first.dtype)
 
     @property
     def variance(self):

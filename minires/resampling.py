@@ -6,6 +6,7 @@ stride. Below are the baselines that stand beside them: an exponential moving av
 noise that knows nothing of single weights.
 """
 
+import copy
 from collections import deque
 
 import numpy as np
@@ -120,18 +121,45 @@ class EMA:
         theta    float32 or float64, contiguous, any shape, always the same
         Raises   ValueError when the shape differs from the first one's
         """
+        self.prepare(theta)
+        self.fold(theta, self.count_update())
+
+    def count_update(self):
+        """Count one more update; returns w."""
+        (weight,) = self.next_numbers(1)
+        self.count += 1
+        return weight
+
+    def next_numbers(self, updates):
+        """What `count_update` would return for each of the updates to come, in a list."""
+        counts = range(self.count + 1, self.count + 1 + updates)
+        return [(1 - self.decay) / (1 - self.decay**count) for count in counts]
+
+    def prepare(self, theta):
+        """Check θ, and make the array if there is none; the first w is 1, so nothing of θ stays."""
         if self._mean is None:
             self._mean = theta.astype(np.float64)
             self._dtype = theta.dtype
         if theta.shape != self._mean.shape:
             raise ValueError(f"EMA.update: theta is {theta.shape}, expected {self._mean.shape}")
-        self.count += 1
-        weight = (1 - self.decay) / (1 - self.decay**self.count)
+
+    def fold(self, theta, weight):
+        """Fold θ into the average without counting it; on a GPU w may be there."""
 
         def fold(theta, mean):
             mean += weight * (theta - mean)
 
-        each_block(fold, theta, self._mean)
+        if theta.ndim == 2:  # one network at a time: on a GPU what is in between takes memory
+            for own_theta, own_mean in zip(theta, self._mean, strict=True):
+                each_block(fold, own_theta, own_mean)
+        else:
+            each_block(fold, theta, self._mean)
+
+    def __getitem__(self, network):
+        """The average of one of R networks, which shares this array."""
+        own = copy.copy(self)
+        own._mean = self._mean[network]
+        return own
 
     @property
     def mean(self):
@@ -170,7 +198,7 @@ class SWAG:
         swag.update(theta)                           # after every step
         members = swag.sample(10, rng)               # or swag.moments.sample(10, rng)
 
-    shape    of the weights: (P,)
+    shape    of the weights: (P,); or (R, P), of which `swag[r]` draws
     rank     K, at least 2: how many columns of D are kept
     stride   of the updates, every stride-th is collected
     Source   Maddox et al. 2019, arXiv:1902.02476, §3 and algorithm 1
@@ -181,13 +209,25 @@ class SWAG:
             raise ValueError(f"SWAG: rank is {rank}, expected 2 or more (K − 1 divides)")
         self.moments = Moments(shape, stride=stride)
         self.deviations = deque(maxlen=rank)
+        self._collected = 0
 
     def update(self, theta):
         """Look at the weights after one more update, float32 or float64, always the same."""
-        before = self.moments.count
         self.moments.update(theta)
-        if self.moments.count > before:
-            self.deviations.append(theta - self.moments.mean)
+        self.collect(theta)
+
+    def collect(self, theta):
+        """Keep a column if θ is one that `moments` has just counted, whoever folded it."""
+        if self.moments.count > self._collected:
+            self._collected = self.moments.count
+            self.deviations.append(theta - self.moments.mean_so_far())
+
+    def __getitem__(self, network):
+        """The Gaussian of one of R networks, which shares these arrays."""
+        own = copy.copy(self)
+        own.moments = self.moments[network]
+        own.deviations = deque((d[network] for d in self.deviations), self.deviations.maxlen)
+        return own
 
     def sample(self, k, rng):
         """Draw k networks; member j depends on `rng` and j, not on k (as in `Moments.sample`).

@@ -9,6 +9,8 @@ stage can be done again, alone, with the same bits.
 """
 
 import itertools
+import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
@@ -65,6 +67,10 @@ def train(
     phase="training",
     after_update=None,
     quiet=False,
+    schedule=None,
+    moments=(),
+    watch=(),
+    lost=None,
 ):
     """Improve θ by mini-batch gradient descent (eq. 1), in place.
 
@@ -84,23 +90,136 @@ def train(
     after_update  called with (number of the update, theta, loss) after each; on a GPU the loss
                   is None, since it may not be known yet
     quiet         no progress bar (there is none off a terminal in any case)
+    schedule      schedule(t) is the share of the optimizer's rate at update t = 0, 1, …; without
+                  one it is all of it
+    moments       [(Moments or EMA, vector), …]: each vector is folded in after every update
+    watch         indices of weights whose every value is returned
+    lost          a dict: where a network's loss is no longer a number, or θ at the end, it gets
+                  {place among the R: FloatingPointError}, and the other networks go on. One that
+                  it names already is lost
+    Returns       the watched values (updates, [R,] len(watch)), on the host
     Raises        FloatingPointError when the loss is no longer a number, or θ at the end
     """
-    settings = optimizer, updates, batch, seed, phase, after_update, quiet
+    order, dropout = _order_and_dropout(len(images), batch, seed, phase)
+    order = list(itertools.islice(order, updates))
+    problem = model, theta, stats, images, labels, optimizer, order, dropout
     if xp_of(theta) is np:
-        _train_on_cpu(model, theta, stats, images, labels, *settings)
+        steps, looks = _Updates(*problem, schedule, moments, watch), set(range(updates))
     else:
-        _train_on_gpu(model, theta, stats, images, labels, *settings)
-    _require_finite(phase, theta, stats, updates, optimizer)
-
-
-def _require_finite(phase, theta, stats, updates, optimizer):
-    xp = xp_of(theta)
-    if not (xp.isfinite(theta).all() and xp.isfinite(stats).all()):
-        raise FloatingPointError(
-            f"{phase}: after {updates} updates weights or batch-norm statistics are infinite or "
-            f"not a number: lower the rate, {optimizer.rate}"
+        steps = capture.Updates(*problem, schedule, moments, watch)
+        looks = set(capture.epoch_ends(updates, len(images), batch))
+    check, seen = _Check(phase, updates, optimizer.rate, schedule, lost), 0
+    with _progress(phase, seed, updates, quiet) as bar:
+        for number in steps:
+            if number in looks:
+                losses = to_host(steps.losses[seen : number + 1])
+                if check.losses(losses, seen) == losses[0].size:
+                    break
+                seen = number + 1
+                bar.set_postfix(loss=f"{losses[-1].mean():.4f}", refresh=False)
+                bar.update(seen - bar.n)
+            if after_update is not None:
+                after_update(number, theta, steps.loss)
+    check.weights(theta, stats)
+    if steps.reason:
+        warnings.warn(
+            f"{phase}: slower than it could be, as no update could be recorded as a CUDA graph "
+            f"({steps.reason})",
+            stacklevel=2,
         )
+    return to_host(steps.history)
+
+
+class _Updates:
+    """What `capture.Updates` is on a GPU: each update is done when it is asked for."""
+
+    reason = None
+
+    def __init__(
+        self, model, theta, stats, images, labels, optimizer, order, rng, schedule, moments, watch
+    ):
+        self.model, self.theta, self.stats = model, theta, stats
+        self.images, self.labels, self.optimizer = images, labels, optimizer
+        self.order, self.rng, self.schedule, self.moments = order, rng, schedule, moments
+        self.watch = np.asarray(watch, int)
+        lead = theta.shape[:-1]
+        self.losses = np.empty((len(order), *lead), theta.dtype)
+        self.history = np.empty((len(order), *lead, len(watch)), theta.dtype)
+        self.loss = None
+
+    def __iter__(self):
+        for number, batch in enumerate(self.order):
+            loss, gradient = self.model.loss_and_gradient(
+                self.theta, self.images[batch], self.labels[batch], stats=self.stats, rng=self.rng
+            )
+            self.loss = self.losses[number] = loss
+            self._step(gradient, number)
+            for kept, vector in self.moments:
+                kept.update(vector)
+            self.history[number] = self.theta[..., self.watch]
+            yield number
+
+    def _step(self, gradient, number):
+        rate = self.optimizer.rate
+        if self.schedule is not None:
+            self.optimizer.rate = rate * self.schedule(number)
+        self.optimizer.step(self.theta, gradient)
+        self.optimizer.rate = rate
+
+
+@dataclass
+class _Check:
+    """Looks whether losses and weights are numbers, and says which networks are lost.
+
+    rate, schedule   of the training that is looked at, for the remedy
+    lost             {place of a network: its error}, or None: raise the first one
+    """
+
+    phase: str
+    updates: int
+    rate: object
+    schedule: object
+    lost: dict | None
+
+    def losses(self, losses, first):
+        """Look at the losses (n, [R]) of updates from `first` on; returns how many are lost."""
+        bad = ~np.isfinite(losses.reshape(len(losses), -1))
+        for network in np.flatnonzero(bad.any(axis=0)):
+            row = int(bad[:, network].argmax())
+            number, loss = first + row, losses.reshape(len(losses), -1)[row, network]
+            remedy = (
+                f"lower the rate, {self._rate(network) * self._share(number)}"
+                if number
+                else "the weights to start from are no good: lower the rate that led to them"
+            )
+            self._lose(
+                network, f"the loss is {loss} at update {number + 1} of {self.updates}: {remedy}"
+            )
+        return len(self.lost or ())
+
+    def weights(self, theta, stats):
+        """Look at θ (P,) or (R, P) and the statistics after the last update."""
+        xp = xp_of(theta)
+        good = xp.isfinite(theta).all(axis=-1) & xp.isfinite(stats).all(axis=-1)
+        for network in np.flatnonzero(~to_host(good).reshape(-1)):
+            self._lose(
+                network,
+                f"after {self.updates} updates weights or batch-norm statistics are infinite or "
+                f"not a number: lower the rate, {self._rate(network)}",
+            )
+
+    def _rate(self, network):
+        rates = np.ravel(self.rate)
+        return float(rates[network % len(rates)])
+
+    def _share(self, number):
+        return 1 if self.schedule is None else self.schedule(number)
+
+    def _lose(self, network, what):
+        error = FloatingPointError(f"{self.phase}: {what}")
+        if self.lost is None:
+            raise error
+        self.lost.setdefault(int(network), error)
 
 
 def _order_and_dropout(count, batch, seed, phase):
@@ -121,70 +240,6 @@ def _progress(phase, seed, updates, quiet):
         disable=True if quiet else None,
         leave=False,
     )
-
-
-def _diverged(phase, loss, number, updates, optimizer):
-    remedy = (
-        f"lower the rate, {optimizer.rate}"
-        if number
-        else "the weights to start from are no good: lower the rate that led to them"
-    )
-    return FloatingPointError(
-        f"{phase}: the loss is {loss} at update {number + 1} of {updates}: {remedy}"
-    )
-
-
-def _train_on_cpu(
-    model, theta, stats, images, labels, optimizer, updates, batch, seed, phase, after_update, quiet
-):
-    order, dropout = _order_and_dropout(len(images), batch, seed, phase)
-    with _progress(phase, seed, updates, quiet) as bar:
-        for number, chosen in enumerate(itertools.islice(order, updates)):
-            loss, gradient = model.loss_and_gradient(
-                theta, images[chosen], labels[chosen], stats=stats, rng=dropout
-            )
-            if not np.isfinite(loss).all():
-                raise _diverged(phase, loss, number, updates, optimizer)
-            optimizer.step(theta, gradient)
-            if number % 20 == 0:
-                bar.set_postfix(loss=f"{np.mean(loss):.4f}", refresh=False)
-            if after_update is not None:
-                after_update(number, theta, loss)
-            bar.update()
-
-
-def _train_on_gpu(
-    model,
-    theta,
-    stats,
-    images,
-    labels,
-    optimizer,
-    updates,
-    batch,
-    seed,
-    phase,
-    after_update,
-    quiet,
-    **options,
-):
-    """Also returns what was watched, see `capture.Updates`."""
-    order, dropout = _order_and_dropout(len(images), batch, seed, phase)
-    order = list(itertools.islice(order, updates))
-    data = images, labels, optimizer, order, dropout
-    steps = capture.Updates(model, theta, stats, *data, **options)
-    looks = set(capture.epoch_ends(updates, len(images), batch))
-    with _progress(phase, seed, updates, quiet) as bar:
-        for number in steps:
-            if after_update is not None:
-                after_update(number, theta, None)
-            if number in looks:
-                losses = to_host(steps.losses[: number + 1])
-                if (first := capture.finite_until(losses)) is not None:
-                    raise _diverged(phase, losses[first], first, updates, optimizer)
-                bar.set_postfix(loss=f"{losses[number].mean():.4f}", refresh=False)
-                bar.update(number + 1 - bar.n)
-    return steps.history
 
 
 def fine_tune(
@@ -210,22 +265,7 @@ def fine_tune(
     """
     moments = Moments(theta.shape, **moments_options)
     moments_of_stats = Moments(stats.shape, **moments_options)
-    if xp_of(theta) is not np:
-        kept = [(moments, theta), (moments_of_stats, stats)]
-        settings = optimizer, updates, batch, seed, "fine-tuning", None, quiet
-        data = model, theta, stats, images, labels
-        history = to_host(_train_on_gpu(*data, *settings, moments=kept, watch=watch))
-        _require_finite("fine-tuning", theta, stats, updates, optimizer)
-        return moments, moments_of_stats, history
-    watch = np.asarray(watch, int)
-    history = np.empty((updates, *theta.shape[:-1], len(watch)), theta.dtype)
-
-    def fold(number, theta, loss):
-        moments.update(theta)
-        moments_of_stats.update(stats)
-        history[number] = theta[..., watch]
-
-    train(
+    history = train(
         model,
         theta,
         stats,
@@ -236,8 +276,9 @@ def fine_tune(
         batch,
         seed,
         phase="fine-tuning",
-        after_update=fold,
         quiet=quiet,
+        moments=[(moments, theta), (moments_of_stats, stats)],
+        watch=watch,
     )
     return moments, moments_of_stats, history
 

@@ -212,5 +212,3 @@ def test_looks_at_losses():
     assert capture.epoch_ends(10, 20, 5) == [3, 7, 9]
     assert capture.epoch_ends(8, 20, 5) == [3, 7]
     assert capture.epoch_ends(3, 5, 5) == [0, 1, 2]
-    assert capture.finite_until(np.array([1.0, 2.0])) is None
-    assert capture.finite_until(np.array([[1.0, 2.0], [1.0, np.inf], [np.nan, 0.0]])) == 1

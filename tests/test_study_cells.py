@@ -8,10 +8,9 @@ import pytest
 import data_tools
 from minires import metrics, training
 from minires.experiment import fingerprint
-from minires.moments import Moments
 from minires.optimizers import SGD
 from minires.study import cells
-from minires.study.cells import Source, Start, compute
+from minires.study.cells import Source, Start
 from minires.study.grid import Cell, Profile
 
 TINY = Profile(
@@ -30,6 +29,12 @@ TINY = Profile(
 )
 PRE = Cell("sgd", 0.2, 0.5, 1)
 CELL = replace(PRE, finetune_optimizer="sgd", l2=0.15)
+
+
+def compute(cell, profile, source, start=None):
+    """One cell alone, as a worker on a CPU does it."""
+    (outcome,) = cells.compute([cell], profile, source, None if start is None else [start])
+    return outcome
 
 
 def images_and_labels(rng, count):
@@ -341,7 +346,7 @@ def test_the_moments_are_checked_against_all_weights_kept(outcome, source, start
     assert 0 < check["mean"] < 1e-6
     assert 0 < check["variance"] < 1e-6
 
-    class Wrong(Moments):
+    class Wrong(cells.Timed):
         """Counts the first θ twice."""
 
         def update(self, theta):
@@ -349,7 +354,7 @@ def test_the_moments_are_checked_against_all_weights_kept(outcome, source, start
             if self.seen == 1:
                 super().update(theta)
 
-    monkeypatch.setattr(cells, "Moments", Wrong)
+    monkeypatch.setattr(cells, "Timed", Wrong)
     wrong = compute(CELL, TINY, source, start).record["moments_check"]
     assert wrong["mean"] > 1e-3
     assert wrong["variance"] > 1e-2
@@ -429,7 +434,8 @@ def test_rates_share_order_and_dropout(source, start, monkeypatch):
     step = model.loss_and_gradient
 
     def watch(self, theta, images, labels, stats=None, rng=None):
-        seen[rate].append((labels.tobytes(), rng.bit_generator.state["state"]["state"]))
+        (own,) = rng
+        seen[rate].append((labels.tobytes(), own.bit_generator.state["state"]["state"]))
         return step(self, theta, images, labels, stats=stats, rng=rng)
 
     monkeypatch.setattr(model, "loss_and_gradient", watch)

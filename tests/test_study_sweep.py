@@ -71,18 +71,18 @@ def dataset(cache):
 class Inline:
     """A crew of one, here and now; `stop_after` cells it is interrupted like by Ctrl-C."""
 
-    capacity = 1
+    capacity = together = 1
 
     def __init__(self, stop_after=None):
         self.left = stop_after
         self.called = []
 
-    def submit(self, function, cell, *rest):
+    def submit(self, function, cells, *rest):
         if self.left == len(self.called):
             raise KeyboardInterrupt
-        self.called.append(cell)
+        self.called += cells
         future = Future()
-        future.set_result(function(cell, *rest))
+        future.set_result(function(cells, *rest))
         return future
 
     def renew(self):
@@ -385,13 +385,14 @@ class Reluctant(Inline):
         self.capacity = capacity
         self.renewed = 0
 
-    def submit(self, function, cell, *rest):
+    def submit(self, function, cells, *rest):
+        (cell,) = cells
         if self.deaths.get(cell.key, 0) > 0:
             self.deaths[cell.key] -= 1
             future = Future()
             future.set_exception(BrokenProcessPool("a worker was killed"))
             return future
-        return super().submit(function, cell, *rest)
+        return super().submit(function, cells, *rest)
 
     def renew(self):
         self.renewed += 1
@@ -410,10 +411,10 @@ def test_a_cell_that_always_kills_its_worker_is_named(dataset, tmp_path):
     assert culprit.is_pretraining
 
     class Poisoned(Processes):
-        def submit(self, function, cell, *rest):
-            if cell == culprit:
+        def submit(self, function, cells, *rest):
+            if cells == [culprit]:
                 return super().submit(os._exit, 1)
-            return super().submit(function, cell, *rest)
+            return super().submit(function, cells, *rest)
 
     with pytest.raises(RuntimeError, match=f"{culprit.key}: its worker died 4 times, the last"):
         sweep(tmp_path, dataset, Poisoned(2))
@@ -422,8 +423,8 @@ def test_a_cell_that_always_kills_its_worker_is_named(dataset, tmp_path):
 
 def test_a_mistake_in_a_cell_is_not_a_death(dataset, tmp_path):
     class Mistaken(Inline):
-        def submit(self, function, cell, *rest):
-            future = super().submit(function, cell, *rest)
+        def submit(self, function, cells, *rest):
+            future = super().submit(function, cells, *rest)
             if len(self.called) == 3:
                 future = Future()
                 future.set_exception(ZeroDivisionError("once is enough"))

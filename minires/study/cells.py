@@ -1,13 +1,19 @@
-"""How one cell of the study is computed: a pure function of the cell, its settings and data.
+"""How cells of the study are computed: a pure function of the cells, their settings and data.
 
-    compute(cell, profile, source, start) → Outcome
+    compute(cells, profile, source, starts) → [Outcome, …]
 
-It touches no file but the data's, knows of no other cell, and takes every random number from a
-stream named by the cell's seed. So it does not matter where, when or how often it runs: the
-record is the same, bit for bit, but for its seconds. The same seed has the same initial weights,
-order of images and dropout at every rate and for every method, so methods are compared in pairs.
+It touches no file but the data's, and takes every random number from a stream named by a cell's
+seed. So it does not matter where, when or how often it runs: the record is the same, bit for bit,
+but for its seconds. The same seed has the same initial weights, order of images and dropout at
+every rate and for every method, so methods are compared in pairs.
+
+Cells that differ in seed and rates only are `alike`: they train side by side, as θ (R, P), and
+are then measured one by one. On a CPU a call has one cell, and the cores share the calls; a GPU
+is kept busy by dozens. What a cell finds does not depend on those beside it but for rounding,
+where products of other sizes add up in another order; nor is it lost when one of them diverges.
 """
 
+import math
 import time
 import warnings
 from dataclasses import asdict, dataclass
@@ -19,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minires import backend, ops, training
+from minires.backend import to_host, xp_of
 from minires.experiment import fingerprint, make_optimizer
 from minires.files import complete
 from minires.metrics import nll
@@ -117,6 +124,11 @@ def _load(source):
     return _scaled(dataset)
 
 
+@lru_cache(maxsize=1)
+def _on_device(source, xp):
+    return Data(*map(xp.asarray, source.data()))
+
+
 def _scaled(dataset):
     from data_tools import scale
 
@@ -128,7 +140,7 @@ def _scaled(dataset):
     )
 
 
-# --- one cell -----------------------------------------------------------------------------
+# --- some cells ---------------------------------------------------------------------------
 
 
 @dataclass
@@ -153,32 +165,42 @@ class Outcome:
     predictions: np.ndarray | None = None
 
 
-def compute(cell, profile, source, start=None):
-    """Train and measure one cell, on one thread.
+def compute(cells, profile, source, starts=None, device="cpu"):
+    """Train some cells side by side, and measure each; on a CPU on one thread.
 
-    cell      Cell
+    cells     [Cell, …], all `alike`
     profile   Profile: the settings
     source    Source of the data
-    start     Start, for a fine-tuning; its θ is left as it is
-    Returns   Outcome. Where the loss became infinite the record says so under "diverged", and
-              has no scores
+    starts    for fine-tunings, [Start, …] of the cells; their θ are left as they are
+    device    "cpu" or "gpu"
+    Returns   [Outcome, …] of the cells. Where the loss became infinite the record says so under
+              "diverged", and has no scores
+    Raises    ValueError when the cells cannot train side by side
     """
     began = time.perf_counter()
-    if backend.get_threads() != 1:
-        backend.set_threads(1)  # the cells are the parallelism
-    data = source.data()
-    model = profile.model(cell.dropout, data.train_images.shape[1:])
-    lab = Lab(cell, profile, model, data)
-    try:
-        with backend.single_threaded_blas, warnings.catch_warnings():
-            # Weights that grow without bound overflow on their way; training notices.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            outcome = _pretrain(lab) if start is None else _fine_tune(lab, start)
-    except FloatingPointError as error:
-        outcome = Outcome({"diverged": str(error), "seconds": {}})
-    outcome.record = {"cell": asdict(cell), **outcome.record}
-    outcome.record["seconds"]["cell"] = time.perf_counter() - began
-    return outcome
+    if len({alike(cell, profile) for cell in cells}) != 1:
+        names = ", ".join(cell.key for cell in cells)
+        raise ValueError(f"compute: cells that differ in more than seed and rates: {names}")
+    xp = backend.module_for(device)
+    if xp is np and backend.get_threads() != 1:
+        backend.set_threads(1)  # the calls are the parallelism
+    data = source.data() if xp is np else _on_device(source, xp)
+    group = Group(cells, profile, data)
+    with backend.single_threaded_blas, warnings.catch_warnings():
+        # Weights that grow without bound overflow on their way; training notices.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        outcomes = _pretrain(group) if starts is None else _fine_tune(group, starts)
+    for cell, outcome in zip(cells, outcomes, strict=True):
+        outcome.record = {"cell": asdict(cell), **outcome.record}
+        outcome.record["seconds"]["cell"] = (time.perf_counter() - began) / len(cells)
+    return outcomes
+
+
+def alike(cell, profile):
+    """What cells must have in common to train side by side."""
+    optimizer = cell.optimizer if cell.is_pretraining else cell.finetune_optimizer
+    parts = profile.parts(cell) & {"baselines", "curves"}  # a portrait is made afterwards
+    return cell.is_pretraining, optimizer, cell.dropout, parts
 
 
 def work(cell, profile, train, test):
@@ -206,9 +228,60 @@ def averaged_updates(profile):
     return [t for t in AVERAGED if t < profile.updates] + [profile.updates]
 
 
+class Group:
+    """Cells that train side by side, on the device where the data is.
+
+    labs   a Lab for each cell
+    lost   {place of a cell: FloatingPointError} where training found no numbers any more
+    """
+
+    def __init__(self, cells, profile, data):
+        self.cells, self.profile, self.data = cells, profile, data
+        self.model = profile.model(cells[0].dropout, data.train_images.shape[1:])
+        self.parts = frozenset.union(*map(profile.parts, cells))
+        self.labs = [Lab(cell, profile, self.model, data) for cell in cells]
+        self.lost = {}
+
+    def train(self, theta, optimizer, updates, **options):
+        """`training.train` with the cells' data and streams; θ (R, P) changes in place."""
+        return training.train(
+            self.model,
+            theta,
+            xp_of(theta).zeros((len(theta), 0), theta.dtype),  # no batch norm
+            self.data.train_images,
+            self.data.train_labels,
+            optimizer,
+            updates,
+            self.profile.batch,
+            [cell.seed for cell in self.cells],
+            quiet=True,
+            lost=self.lost,
+            **options,
+        )
+
+    def tune(self, theta, **options):
+        """Fine-tune θ (R, P) in place, each network at its ℓ₂."""
+        rates = np.array([[cell.l2] for cell in self.cells])
+        optimizer = make_optimizer(self.cells[0].finetune_optimizer, rates)
+        updates = self.profile.updates
+        return self.train(theta, optimizer, updates, phase="fine-tuning", **options)
+
+    def outcomes(self, measure):
+        """What `measure(place, lab)` says of each cell; of a lost one, that it diverged."""
+        found = []
+        for place, lab in enumerate(self.labs):
+            try:
+                if place in self.lost:
+                    raise self.lost[place]
+                found.append(measure(place, lab))
+            except FloatingPointError as error:
+                found.append(Outcome({"diverged": str(error), "seconds": {}}))
+        return found
+
+
 @dataclass
 class Lab:
-    """A cell with all that is needed to work on it."""
+    """One cell with all that is needed to measure it."""
 
     cell: object
     profile: object
@@ -219,43 +292,23 @@ class Lab:
         """A random generator of the cell's seed."""
         return training.stream(self.cell.seed, purpose)
 
-    def train(self, theta, optimizer, updates, **options):
-        """`training.train` with this cell's data and streams; θ changes in place."""
-        training.train(
-            self.model,
-            theta,
-            self.model.init_stats(),
-            self.data.train_images,
-            self.data.train_labels,
-            optimizer,
-            updates,
-            self.profile.batch,
-            self.cell.seed,
-            quiet=True,
-            **options,
-        )
-
-    def tune(self, start, schedule=None, after_update=None):
-        """Fine-tune from θ `start`; `schedule(t)` is the share of ℓ₂ at update t = 0, 1, …"""
-        theta, rate = start.copy(), self.cell.l2
-        optimizer = make_optimizer(self.cell.finetune_optimizer, rate)
-        if schedule is not None:
-            optimizer.rate = rate * schedule(0)
-
-        def after(number, theta, loss):
-            if after_update is not None:
-                after_update(number, theta)
-            if schedule is not None:
-                optimizer.rate = rate * schedule(number + 1)
-
-        updates = self.profile.updates
-        self.train(theta, optimizer, updates, phase="fine-tuning", after_update=after)
-        return theta
-
     def predict(self, theta):
         """Class probabilities of all test images: θ (P,) → (N, C), θ (R, P) → (R, N, C)."""
         batch = self.model.batch if theta.ndim == 1 else TOGETHER
         return self.model.predict(theta, self.data.test_images, batch=batch)
+
+    def predict_timed(self, theta):
+        """What `predict` says, and how many seconds it takes."""
+        xp = xp_of(theta)
+
+        def done():
+            if xp is not np:
+                xp.cuda.get_current_stream().synchronize()
+            return time.perf_counter()
+
+        began = done()
+        probabilities = self.predict(theta)
+        return probabilities, done() - began
 
     def score(self, probabilities):
         """Accuracy, NLL, Brier score and ECE of a prediction."""
@@ -274,26 +327,45 @@ def _columns(scores):
     return {name: [row[name] for row in scores] for name in ("accuracy", "nll")}
 
 
-def _pretrain(lab):
-    theta = lab.model.init(lab.stream("initial weights"))
-    updates = lab.profile.epochs * (len(lab.data.train_images) // lab.profile.batch)
-    lab.train(theta, make_optimizer(lab.cell.optimizer, lab.cell.l1), updates)
-    methods = {"pretrained": lab.score(lab.predict(theta))}
-    return Outcome({"methods": methods, "seconds": {}}, theta)
+def _pretrain(group):
+    xp, first = xp_of(group.data.train_images), group.cells[0]
+    weights = [lab.stream("initial weights") for lab in group.labs]
+    theta = xp.asarray(group.model.init(weights))
+    rates = np.array([[cell.l1] for cell in group.cells])
+    updates = group.profile.epochs * (len(group.data.train_images) // group.profile.batch)
+    group.train(theta, make_optimizer(first.optimizer, rates), updates)
+
+    def measure(place, lab):
+        methods = {"pretrained": lab.score(lab.predict(theta[place]))}
+        return Outcome({"methods": methods, "seconds": {}}, to_host(theta[place]))
+
+    return group.outcomes(measure)
 
 
-def _fine_tune(lab, start):
+def _fine_tune(group, starts):
+    xp = xp_of(group.data.train_images)
+    start = xp.asarray(np.stack([start.theta for start in starts]))
+    theta, track = start.copy(), Track(group)
+    history = group.tune(
+        theta, moments=track.folded(theta), watch=track.watched, after_update=track
+    )
+    others = Others(group, start) if "baselines" in group.parts else None
+
+    def measure(place, lab):
+        found = track.of(place), history[:, place], others.of(place) if others else None
+        return _measure(lab, starts[place].scores, start[place], theta[place], *found)
+
+    return group.outcomes(measure)
+
+
+def _measure(lab, scores, start, theta, track, history, others):
+    """All that is said of one fine-tuned network; `scores` are those of `start`."""
     parts = lab.profile.parts(lab.cell)
-    track = Track(lab, start.theta, parts)
-    theta = lab.tune(start.theta, after_update=track)
     moments, mean = track.moments, track.moments.mean
     members = moments.sample(MEMBERS, lab.stream("drawn networks"))
 
-    clock = time.perf_counter()
-    finetuned = lab.predict(theta)
-    predicted_finetuned = time.perf_counter()
-    of_mean = lab.predict(mean)
-    predicted_mean = time.perf_counter()
+    finetuned, finetuned_seconds = lab.predict_timed(theta)
+    of_mean, mean_seconds = lab.predict_timed(mean)
     drawn = lab.predict(members)
     ensembles = prefix_averages(drawn)
     predictions = {
@@ -302,66 +374,106 @@ def _fine_tune(lab, start):
         "draw": drawn[0],
         f"ensemble_{SMALL}": ensembles[SMALL - 1],
         f"ensemble_{MEMBERS}": ensembles[MEMBERS - 1],
-        "ema": lab.predict(track.ema.mean),
+        "ema": lab.predict(track.ema),
     }
     if "baselines" in parts:
-        predictions |= _baselines(lab, start.theta, theta, track)
+        predictions |= _baselines(lab, theta, track, others)
     record = {
-        "methods": {"pretrained": start.scores}
+        "methods": {"pretrained": scores}
         | {name: lab.score(prediction) for name, prediction in predictions.items()},
         "mcnemar": _mcnemar(lab, predictions),
-        "seconds": {
-            "step": median(track.step_seconds),
-            "moments": median(track.moments_seconds),
-            "predict_finetuned": predicted_finetuned - clock,
-            "predict_mean": predicted_mean - predicted_finetuned,
-        },
+        "seconds": track.seconds
+        | {"predict_finetuned": finetuned_seconds, "predict_mean": mean_seconds},
     }
     if "curves" in parts:
         record["curves"] = _curves(lab, track, drawn, ensembles)
         record["reliability"] = {
-            name: _reliability(predictions[name], lab.data.test_labels)
+            name: _reliability(to_host(predictions[name]), to_host(lab.data.test_labels))
             for name in ("finetuned", "mean", f"ensemble_{MEMBERS}")
         }
-        record["moments_check"] = _check_moments(track)
+        record["moments_check"] = _check_moments(track, history)
     if "portrait" in parts:
-        record["portrait"] = _portrait(lab, start.theta, theta, moments)
-    return Outcome(record, predictions=finetuned if "baselines" in parts else None)
+        record["portrait"] = _portrait(lab, start, theta, moments)
+    return Outcome(record, predictions=to_host(finetuned) if "baselines" in parts else None)
 
 
 class Track:
-    """What is kept of θ while it is fine-tuned: called after every update."""
+    """What is kept of θ (R, P) while it is fine-tuned: called after every update."""
 
-    def __init__(self, lab, theta, parts):
-        updates = lab.profile.updates
-        self.moments = Moments(theta.shape)
+    def __init__(self, group):
+        shape, updates = (len(group.cells), group.model.size), group.profile.updates
+        self.moments = Timed(shape)
         self.ema = EMA(EMA_DECAY)
         self.swag = None
-        if "baselines" in parts:
+        if "baselines" in group.parts:
             stride = max(1, updates // SWAG_COLLECTED)
-            self.swag = SWAG(theta.shape, min(SWAG_RANK, updates // stride), stride)
-        curves = "curves" in parts
-        self.averaged = averaged_updates(lab.profile) if curves else []
+            self.swag = SWAG(shape, min(SWAG_RANK, updates // stride), stride)
+        curves = "curves" in group.parts
+        self.averaged = averaged_updates(group.profile) if curves else []
         self.means = []
         self.watched = training.choose_weights(
-            lab.model, WATCHED if curves else 0, np.random.default_rng(0)
+            group.model, WATCHED if curves else 0, np.random.default_rng(0)
         )
-        self.history = np.empty((updates, len(self.watched)), theta.dtype)
-        self.step_seconds, self.moments_seconds = [], []
-        self._clock = time.perf_counter()
 
-    def __call__(self, number, theta):
-        stepped = time.perf_counter()
-        self.moments.update(theta)
-        self.moments_seconds.append(time.perf_counter() - stepped)
-        self.step_seconds.append(stepped - self._clock)
-        self.ema.update(theta)
+    def folded(self, theta):
+        """What θ is to be folded into after every update, for `training.train`."""
+        kept = [self.moments, self.ema] + ([self.swag.moments] if self.swag else [])
+        return [(average, theta) for average in kept]
+
+    def __call__(self, number, theta, loss):
         if self.swag is not None:
-            self.swag.update(theta)
+            self.swag.collect(theta)
         if number + 1 in self.averaged:
-            self.means.append(self.moments.mean)
-        self.history[number] = theta[self.watched]
-        self._clock = time.perf_counter()
+            self.means.append(self.moments.mean_so_far())
+        self.moments.stepped = time.perf_counter()
+
+    def of(self, place):
+        """What was kept of one network."""
+        return Kept(
+            moments=self.moments[place],
+            ema=self.ema[place].mean,
+            swag=self.swag[place] if self.swag else None,
+            averaged=self.averaged,
+            means=[mean[place] for mean in self.means],
+            watched=self.watched,
+            seconds=self.moments.seconds(),
+        )
+
+
+class Kept(NamedTuple):
+    """What `Track` kept of one network's θ (P,)."""
+
+    moments: Moments
+    ema: np.ndarray
+    swag: SWAG | None
+    averaged: list
+    means: list
+    watched: list
+    seconds: dict
+
+
+class Timed(Moments):
+    """Moments that know how long a step of training takes, and an update of theirs.
+
+    On a GPU both are played within one graph, `update` is not called, and nothing is known.
+    """
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.stepped = time.perf_counter()  # when the last update was over
+        self._steps, self._updates = [], []
+
+    def update(self, theta):
+        began = time.perf_counter()
+        super().update(theta)
+        self._steps.append(began - self.stepped)
+        self._updates.append(time.perf_counter() - began)
+
+    def seconds(self):
+        """{"step": …, "moments": …}, medians; empty where nothing was timed."""
+        if not self._steps:
+            return {}
+        return {"step": median(self._steps), "moments": median(self._updates)}
 
 
 # --- beside the paper's method ------------------------------------------------------------
@@ -388,7 +500,36 @@ def cyclic(length):
     return share
 
 
-def _baselines(lab, start, finetuned, track):
+class Others:
+    """Other fine-tunings of the same networks, each with the paper's number of updates.
+
+    start   θ (R, P)
+    """
+
+    def __init__(self, group, start):
+        updates = group.profile.updates
+        length = max(1, updates // MEMBERS)
+        self.swa = Moments(start.shape, stride=length)
+        self.snapshots = [[] for _ in group.cells]  # predictions
+
+        def collect(number, theta, loss):
+            if self.swa.count > len(self.snapshots[0]):
+                for lab, own, snapshots in zip(group.labs, theta, self.snapshots, strict=True):
+                    snapshots.append(lab.predict(own))
+
+        theta = start.copy()
+        group.tune(
+            theta, schedule=cyclic(length), moments=[(self.swa, theta)], after_update=collect
+        )
+        self.decayed = start.copy()
+        group.tune(self.decayed, schedule=decayed(updates))
+
+    def of(self, place):
+        """(θ decayed, the mean of SWA, snapshots' predictions) of one network."""
+        return self.decayed[place], self.swa[place], self.snapshots[place]
+
+
+def _baselines(lab, finetuned, track, others):
     """Predictions of the other methods, each with the paper's number of updates.
 
     decayed         the last θ, with a rate that falls to zero along a line
@@ -403,16 +544,8 @@ def _baselines(lab, start, finetuned, track):
              and Garipov et al. 2018, arXiv:1802.10026 (snapshots of a cyclic rate); Maddox et
              al. 2019, arXiv:1902.02476 (SWAG); Gal and Ghahramani 2016, arXiv:1506.02142
     """
-    updates = lab.profile.updates
-    length = max(1, updates // MEMBERS)
-    snapshots, swa = [], Moments(start.shape, stride=length)
-
-    def collect(number, theta):
-        swa.update(theta)
-        if swa.count > len(snapshots):
-            snapshots.append(lab.predict(theta))
-
-    lab.tune(start, cyclic(length), collect)
+    last, swa, snapshots = others
+    xp = xp_of(finetuned)
     moments, layout = track.moments, lab.model.layout.weights
     arrays = [slice(entry.start, entry.start + entry.size) for entry in layout]
 
@@ -423,9 +556,9 @@ def _baselines(lab, start, finetuned, track):
         return lab.stream("drawn networks")
 
     found = {
-        "decayed": lab.predict(lab.tune(start, decayed(updates))),
+        "decayed": lab.predict(last),
         "swa": lab.predict(swa.mean),
-        "snapshot": average(np.stack(snapshots)),
+        "snapshot": average(xp.stack(snapshots)),
         "swag": ensemble(track.swag.moments.sample(MEMBERS, noise())),
         "swag_low_rank": ensemble(track.swag.sample(MEMBERS, noise())),
         f"isotropic_{MEMBERS}": ensemble(
@@ -434,7 +567,7 @@ def _baselines(lab, start, finetuned, track):
     }
     if lab.cell.dropout:
         passes = [predict_with_dropout(lab, finetuned, rng) for rng in noise().spawn(MEMBERS)]
-        found[f"mc_dropout_{MEMBERS}"] = average(np.stack(passes))
+        found[f"mc_dropout_{MEMBERS}"] = average(xp.stack(passes))
     return found
 
 
@@ -442,12 +575,12 @@ def _baselines(lab, start, finetuned, track):
 def predict_with_dropout(lab, theta, rng):
     """Class probabilities of the test images from one pass with dropout on, (N, classes)."""
     images, step = lab.data.test_images, lab.model.batch
-    run = Run(theta, lab.model.init_stats(), training=True, rng=rng)
+    run = Run(theta, None, training=True, rng=rng)
     logits = [
         lab.model.network.apply(images[start : start + step], run)
         for start in range(0, len(images), step)
     ]
-    return ops.softmax(np.concatenate(logits))
+    return ops.softmax(xp_of(images).concatenate(logits))
 
 
 # --- what curve cells measure -------------------------------------------------------------
@@ -505,12 +638,12 @@ def _reliability(probabilities, labels):
     return {"confidence": mean(confidence), "accuracy": mean(right), "count": count.tolist()}
 
 
-def _check_moments(track):
+def _check_moments(track, history):
     """The largest relative errors of the running moments against all values kept."""
-    history = track.history.astype(np.float64)
+    history = history.astype(np.float64)
 
     def error(found, exact):
-        gap = np.abs(found[track.watched] - exact)
+        gap = np.abs(to_host(found)[track.watched] - exact)
         return float((gap / np.where(exact == 0, 1, np.abs(exact))).max())
 
     return {
@@ -525,13 +658,14 @@ def _check_moments(track):
 
 def _portrait(lab, pretrained, finetuned, moments):
     """Where the weights move, and the loss around the three networks."""
-    mean, std = moments.mean, moments.std
+    xp, mean = xp_of(finetuned), moments.mean
+    sigma = to_host(mean), to_host(moments.std)
     first = [array[:LANDSCAPE_IMAGES] for array in lab.data]
 
     def losses(thetas, images, labels):
         found = []
         for start in range(0, len(thetas), MEMBERS):  # some at once, to share the images
-            networks = np.stack(thetas[start : start + MEMBERS])
+            networks = xp.stack(thetas[start : start + MEMBERS])
             found += nll(lab.model.predict(networks, images, batch=TOGETHER), labels).tolist()
         return found
 
@@ -539,7 +673,7 @@ def _portrait(lab, pretrained, finetuned, moments):
     test_loss = partial(losses, images=first[2], labels=first[3])
     line = [point_on_line(position, pretrained, finetuned, mean) for position in LINE]
     return {
-        "sigma": [_sigma(entry, mean, std) for entry in lab.model.layout.weights],
+        "sigma": [_sigma(entry, *sigma) for entry in lab.model.layout.weights],
         "line": {
             "position": list(LINE),
             "train_loss": train_loss(line),
@@ -573,7 +707,7 @@ def point_on_line(position, *stations):
     """
     leg = int(np.clip(np.floor(position), 0, len(stations) - 2))
     start, end = stations[leg : leg + 2]
-    return start + np.float32(position - leg) * (end - start)
+    return start + (end - start) * np.float32(position - leg)
 
 
 def plane_of(pretrained, finetuned, mean, losses):
@@ -586,23 +720,23 @@ def plane_of(pretrained, finetuned, mean, losses):
     Returns   {"x", "y": where, "test_loss": [y][x], "points": {name: [x, y]}}
     """
     across = (finetuned - pretrained).astype(np.float64)
-    width = np.linalg.norm(across)
+    width = math.sqrt(across @ across)
     across /= width
     up = (mean - pretrained).astype(np.float64)
-    along = up @ across
+    along = float(up @ across)
     up -= along * across
-    height = np.linalg.norm(up)
+    height = math.sqrt(up @ up)
     up /= height
     points = {"pretrained": (0.0, 0.0), "finetuned": (width, 0.0), "mean": (along, height)}
     low, high = np.min(list(points.values()), axis=0), np.max(list(points.values()), axis=0)
     margin = (high - low).max() / 2
-    x, y = np.linspace(low - margin, high + margin, PLANE).T
+    x, y = np.linspace(low - margin, high + margin, PLANE).T.tolist()
     test_loss = [
         losses([(pretrained + a * across + b * up).astype(pretrained.dtype) for a in x]) for b in y
     ]
     return {
-        "x": x.tolist(),
-        "y": y.tolist(),
+        "x": x,
+        "y": y,
         "test_loss": test_loss,
         "points": {name: [float(a), float(b)] for name, (a, b) in points.items()},
     }

@@ -1,4 +1,4 @@
-"""`minires sweep`: every cell of a profile, on all cores or many machines, stop and go at will.
+"""`minires sweep`: every cell of a profile, on all cores, many machines or a GPU; stop and go.
 
 The folder of a sweep, DIR:
 
@@ -7,13 +7,15 @@ The folder of a sweep, DIR:
     pretrained/*.npz    θ after each pre-training, where fine-tunings start
     predictions/*.npy   test probabilities of the fine-tuned networks, for deep ensembles
     data/*.npy          the images, which all workers read from the same memory
-    table.json          everything that was found, sorted; the same bits however it was computed
+    table.json          everything that was found, sorted; the same bits for any number of workers
 
 A cell is finished when its line is there. Whatever stops a sweep, the same command does what is
-missing.
+missing. On a GPU dozens of cells are finished at once, and as many are lost when it is stopped.
+Dropout masks are others there, and what trains side by side may change the rounding; so sweep.json
+says where it is done.
 """
 
-import heapq
+import itertools
 import json
 import multiprocessing
 import os
@@ -27,25 +29,28 @@ from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
     CancelledError,
+    Future,
     ProcessPoolExecutor,
     wait,
 )
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from minires import backend, training
+from minires.bench import Problem
 from minires.experiment import METRICS, fingerprint
 from minires.files import complete, load_arrays, load_json, save_arrays, save_json
 from minires.moments import Moments
 from minires.optimizers import SGD
-from minires.study.cells import Source, Start, compute, work
-from minires.study.grid import PROFILES, Cell
+from minires.study.cells import TOGETHER, Source, Start, alike, compute, work
+from minires.study.grid import MEMBERS, PROFILES, Cell
 
 GROUP = 5  # networks in a deep ensemble
+TOGETHER_ON_GPU = 50  # networks of the full profile need some 10 GB, with all baselines 15
+MEASURED = 5  # rounds of a measurement
 DEATHS = 3  # of a cell's worker; after that the cell runs alone, and once more is an error
 
 
@@ -215,6 +220,8 @@ class Processes:
     count   how many
     """
 
+    together = 1  # cells in a call
+
     def __init__(self, count):
         self.count = count
         self.capacity = count + 1  # one more, so that nobody waits for the next
@@ -262,6 +269,8 @@ class Cluster:
     Raises     RuntimeError without Dask; OSError when nobody answers
     """
 
+    together = 1  # cells in a call
+
     def __init__(self, address, patience="20s"):
         try:
             import dask
@@ -306,6 +315,33 @@ class Cluster:
         self._client.close()
 
 
+class Device:
+    """A GPU, told by this process what to do; cells train side by side on it.
+
+    together   how many at a time, at most
+    """
+
+    capacity = 1
+
+    def __init__(self, together):
+        self.together = together
+
+    def submit(self, function, *arguments):
+        """Call a function here and now; returns a Future that is done."""
+        future = Future()
+        try:
+            future.set_result(function(*arguments, device="gpu"))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def renew(self):
+        """Nothing to do: there is no worker that could die alone."""
+
+    def close(self):
+        """Nothing to do either."""
+
+
 def _failure(future):
     """What went wrong with a call, or None."""
     try:
@@ -330,14 +366,14 @@ def run_sweep(profile, source, folder, crew, quiet=False):
     profile   Profile
     source    Source of the data
     folder    of the sweep, prepared by `prepare`
-    crew      Processes or Cluster: has `submit`, `capacity`, `renew` and `close`
+    crew      Processes, Cluster or Device: has `submit`, `capacity`, `together`, `renew`, `close`
     quiet     no progress bar
     Returns   how many cells were missing, and are now there
     Raises    RuntimeError when a cell kills its worker again and again
     """
     folder = Path(folder)
     with Store(folder / "results.jsonl") as store:
-        plan = Plan(profile.cells(), store, folder)
+        plan = Plan(profile, store, folder)
         count, missing = len(profile.cells()), plan.missing
         bar = tqdm(
             desc=f"sweep {profile.name}",
@@ -358,14 +394,16 @@ def _carry_out(plan, profile, source, crew, bar):
     running, deaths = {}, Counter()
     while plan.ready or running:
         while plan.ready and len(running) < crew.capacity:
-            involved = [plan.next(), *running.values()]
+            cells = plan.next(crew.together)
+            involved = itertools.chain(cells, *running.values())
             if running and any(deaths[cell] >= DEATHS for cell in involved):
                 break  # a suspect runs alone, so that nobody else is blamed
-            cell = plan.take()
+            plan.take(cells)
             try:
-                running[crew.submit(compute, cell, profile, source, plan.start_of(cell))] = cell
+                call = crew.submit(compute, cells, profile, source, plan.starts_of(cells))
+                running[call] = cells
             except BrokenExecutor:  # a worker died just now
-                plan.put_back(cell)
+                plan.put_back(cells)
                 if not running:
                     crew.renew()
                 break
@@ -374,22 +412,23 @@ def _carry_out(plan, profile, source, crew, bar):
             finished, _ = wait(running)  # where one process died, all calls are lost
         errors = {}
         for future in finished:
-            cell = running.pop(future)
+            cells = running.pop(future)
             if error := _failure(future):
-                errors[cell] = error
+                errors[tuple(cells)] = error
             else:
-                bar.update(plan.finish(cell, future.result()))
-        for cell, error in errors.items():
+                for cell, outcome in zip(cells, future.result(), strict=True):
+                    bar.update(plan.finish(cell, outcome))
+        for cells, error in errors.items():
             if not _is_death(error):
                 raise error
-            deaths[cell] += 1
-            if deaths[cell] > DEATHS:
+            deaths.update(cells)
+            if deaths[cells[0]] > DEATHS:
                 raise RuntimeError(
-                    f"{cell.key}: its worker died {deaths[cell]} times, the last time with "
+                    f"{cells[0].key}: its worker died {deaths[cells[0]]} times, the last time with "
                     f"nothing else at work ({type(error).__name__}): is there too little memory? "
                     "What is finished is kept"
                 ) from error
-            plan.put_back(cell)
+            plan.put_back(cells)
         if errors:
             crew.renew()
 
@@ -397,28 +436,29 @@ def _carry_out(plan, profile, source, crew, bar):
 class Plan:
     """What is still to be done, and in which order; what is done goes to the files.
 
-    cells    all that belong to the sweep
+    profile  Profile, whose cells make the sweep
     store    the open Store
     folder   of the sweep
     """
 
-    def __init__(self, cells, store, folder):
+    def __init__(self, profile, store, folder):
+        self.profile = profile
         self.store = store
         self.folder = folder
         self.ready = []
         self._blocked = {}  # fine-tunings that wait for a pre-training
         self._done = {Cell(**record["cell"]): record for record in store.records}
         self.missing = 0
-        for cell in cells:
+        for cell in profile.cells():
             before = cell.pretraining
             if cell in self._done or self._settle_lost(cell):
                 continue
             self.missing += 1
             if cell == before or (before in self._done and self._weights(before).exists()):
-                self.put_back(cell)
+                self.put_back([cell])
             else:
                 if before in self._done and before not in self._blocked:
-                    self.put_back(before)  # its weights are not there: once more
+                    self.put_back([before])  # its weights are not there: once more
                 self._blocked.setdefault(before, []).append(cell)
 
     def _settle_lost(self, cell):
@@ -433,22 +473,33 @@ class Plan:
     def _weights(self, cell):
         return self.folder / "pretrained" / f"{cell.key}.npz"
 
-    def next(self):
-        """The cell that `take` would give."""
-        return self.ready[0][1]
+    def next(self, most):
+        """The cells to be done next, side by side: those that are `alike`, `most` at most.
 
-    def take(self):
-        """The first cell that can be done."""
-        return heapq.heappop(self.ready)[1]
+        Where there are more they are parted evenly. Pre-trainings come first then: the more of
+        them are done, the more fine-tunings can start at once.
+        """
+        first = min(self.ready, key=lambda cell: (most > 1 and not cell.is_pretraining, cell.order))
+        if most == 1:
+            return [first]
+        kind = alike(first, self.profile)
+        found = [cell for cell in self.ready if alike(cell, self.profile) == kind]
+        calls = -(-len(found) // most)
+        return sorted(found, key=lambda cell: cell.order)[: -(-len(found) // calls)]
 
-    def put_back(self, cell):
-        """A cell is to be done (again)."""
-        heapq.heappush(self.ready, (cell.order, cell))
+    def take(self, cells):
+        """Somebody does these cells now."""
+        self.ready = [cell for cell in self.ready if cell not in cells]
 
-    def start_of(self, cell):
-        """Start of a fine-tuning, None for a pre-training."""
-        if cell.is_pretraining:
-            return None
+    def put_back(self, cells):
+        """These cells are to be done (again)."""
+        self.ready += cells
+
+    def starts_of(self, cells):
+        """[Start, …] of fine-tunings, None for pre-trainings."""
+        return None if cells[0].is_pretraining else [self._start_of(cell) for cell in cells]
+
+    def _start_of(self, cell):
         theta = load_arrays(self._weights(cell.pretraining), "theta")["theta"]
         return Start(theta, self._done[cell.pretraining]["methods"]["pretrained"])
 
@@ -464,7 +515,7 @@ class Plan:
             if self._settle_lost(after):
                 new += 1
             else:
-                self.put_back(after)
+                self.put_back([after])
         return new
 
     def _append(self, cell, record):
@@ -475,11 +526,11 @@ class Plan:
         return 1
 
 
-def prepare(folder, profile, source):
+def prepare(folder, profile, source, device="cpu"):
     """Make the folder of a sweep, or check that it holds the same one; refuse a full disk.
 
-    Raises   ValueError when it holds a sweep with other settings or data; OSError when the
-             results would not fit on the disk
+    Raises   ValueError when it holds a sweep with other settings or data, or of another device;
+             OSError when the results would not fit on the disk
     """
     folder = Path(folder)
     now = profile.settings() | {
@@ -487,9 +538,12 @@ def prepare(folder, profile, source):
         "test": source.test,
         "data_sha256": source.sha256,
     }
+    if device != "cpu":
+        now["device"] = device
     settings = folder / "sweep.json"
     if settings.exists():
-        before = load_json(settings)
+        usual = {"device": "cpu"}  # where nothing is said
+        before, now = usual | load_json(settings), usual | now
         changed = [name for name in {**now, **before} if before.get(name) != now.get(name)]
         if changed:
             what = ", ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in changed)
@@ -589,7 +643,7 @@ def text_table(table):
     deep = {}
     for entry in table["deep_ensembles"]:
         deep.setdefault(str(entry["cell"]), []).append(entry)
-    for cell, rows in groupby(table["rows"], key=lambda row: row["cell"]):
+    for cell, rows in itertools.groupby(table["rows"], key=lambda row: row["cell"]):
         rows = list(rows)
         start = f"{cell['optimizer']} {cell['l1']:g}, dropout {cell['dropout']:g}"
         after = f", then {cell['finetune_optimizer']} {cell['l2']}" if cell["l2"] else ""
@@ -623,7 +677,7 @@ def _spread(summary, factor, digits, sign=""):
 def measure(profile, dataset):
     """Seconds of one training step with its moments update, and of predicting the test images.
 
-    Both on one thread, as in a worker.
+    Both on one thread, as in a worker of `Processes`.
     """
     images, labels = dataset.train_images[:2048].astype(np.float32) / 255, dataset.train_labels
     model = profile.model(max(profile.dropout), images.shape[1:])
@@ -643,22 +697,50 @@ def measure(profile, dataset):
     return float(np.median(steps[3:])), predicting / len(images) * len(dataset.test_images)
 
 
-def estimate(profile, cells, dataset, workers):
+def measure_on_gpu(profile, dataset, together):
+    """The same for one of the networks that share a GPU.
+
+    together   how many train side by side
+    """
+    model = profile.model(max(profile.dropout), dataset.train_images.shape[1:])
+    training = Problem(model, profile.batch, together, "gpu")
+    step = training.step_seconds(MEASURED, moments=True) / together
+    ensemble = Problem(model, TOGETHER, MEMBERS, "gpu")
+    predicting = ensemble.predict_seconds(MEASURED) / (MEMBERS * len(ensemble.images))
+    return step, predicting * len(dataset.test_images)
+
+
+def estimate(profile, cells, dataset, crew):
     """What the cells will cost, from one measured step and one measured prediction.
 
+    crew     Processes or Device
     Returns  text
     """
-    step, predicting = measure(profile, dataset)
+    on_gpu = isinstance(crew, Device)
+    if on_gpu:
+        together = max(1, min(crew.together, len(cells)))
+        step, predicting = measure_on_gpu(profile, dataset, together)
+    else:
+        step, predicting = measure(profile, dataset)
     train, test = len(dataset.train_images), len(dataset.test_images)
     costs = [work(cell, profile, train, test) for cell in cells]
     updates = sum(cost[0] for cost in costs)
     predictions = sum(cost[1] for cost in costs)
     seconds = updates * step + predictions * predicting
+    if on_gpu:
+        how = f"{together} side by side"
+        whole = f"{_duration(seconds)}, and what the host needs besides"
+    else:
+        how = "one thread"
+        whole = (
+            f"{_duration(seconds)} of one core, {_duration(seconds / crew.count)} on "
+            f"{crew.count} workers if each has a core to itself"
+        )
+    digits = 4 if on_gpu else 2
     return (
-        f"{updates:,} updates of {1000 * step:.1f} ms and {predictions:,.0f} predictions of "
-        f"{test:,} images, {predicting:.2f} s each (one thread, measured now):\n"
-        f"about {_duration(seconds)} of one core, {_duration(seconds / workers)} on {workers} "
-        "workers if each has a core to itself"
+        f"{updates:,} updates of {1000 * step:.{digits - 1}f} ms and {predictions:,.0f} "
+        f"predictions of {test:,} images, {predicting:.{digits}f} s each ({how}, measured now):\n"
+        f"about {whole}"
     )
 
 
@@ -708,6 +790,12 @@ def add_parser(subparsers):
     parser.add_argument("--data", choices=("glyphs", "mnist"), help="other data than the profile's")
     parser.add_argument("--data-dir", type=Path, help="the folder of the MNIST files")
     parser.add_argument("--out", type=Path, help="folder for results (runs/sweep-PROFILE-DATA)")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where (cpu)")
+    parser.add_argument(
+        "--together",
+        type=int,
+        help=f"cells that train side by side on a GPU, at most ({TOGETHER_ON_GPU})",
+    )
     parser.add_argument("--workers", type=int, help="processes (one for each core)")
     parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler: work there")
     for name, what in (
@@ -729,9 +817,7 @@ def _run(options):
     named = ("data", "seeds", "train", "test", "epochs", "updates", "batch")
     changed = {name: getattr(options, name) for name in named}
     profile = replace(profile, **{k: value for k, value in changed.items() if value is not None})
-    workers = backend.default_threads() if options.workers is None else options.workers
-    if workers < 1:
-        raise ValueError(f"--workers is {workers}, expected 1 or more")
+    _check_options(options)
     folder = options.out or Path("runs") / f"sweep-{profile.name}-{profile.data}"
     source, dataset = _find_data(profile, folder, options.data_dir)
     cells = profile.cells()
@@ -747,10 +833,10 @@ def _run(options):
             done = {Cell(**record["cell"]) for record in sweep.records + sweep.diverged}
         print(describe(profile, cells, done))
         missing = [cell for cell in cells if cell not in done]
-        print(estimate(profile, missing, dataset, workers))
+        print(estimate(profile, missing, dataset, _crew(options, dry_run=True)))
         return 0
 
-    prepare(folder, profile, source)
+    prepare(folder, profile, source, options.device)
     say(
         f"{dataset.name}: {source.train:,} training, {source.test:,} test images; "
         f"{profile.network}: {profile.model(0.0, (28, 28, 1)).size:,} weights; {len(cells)} cells; "
@@ -760,9 +846,16 @@ def _run(options):
     source.share(dataset)
     with complete(folder / "predictions" / "labels.npy") as file:
         np.save(file, dataset.test_labels)
-    crew = Cluster(options.cluster) if options.cluster else Processes(workers)
+    crew = _crew(options)
     try:
         count = run_sweep(profile, source, folder, crew, options.quiet)
+    except MemoryError as error:
+        if options.device == "cpu":
+            raise
+        raise MemoryError(
+            f"the GPU's memory is full ({error}): lower --together, now {crew.together}, or end "
+            "other programs that use the card; what is finished is kept"
+        ) from error
     except KeyboardInterrupt:
         print(
             "\nstopped; what is finished is kept, the same command goes on with it",
@@ -779,6 +872,31 @@ def _run(options):
         f"table.json and all records are in {folder}"
     )
     return 0
+
+
+def _check_options(options):
+    """Refuse what does not go together, before anything is loaded or written."""
+    for name in ("workers", "together"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}, expected 1 or more")
+    backend.module_for(options.device)  # is there a GPU?
+    if options.device == "gpu" and (options.workers or options.cluster):
+        raise ValueError(
+            "--workers and --cluster are for CPUs, --device gpu works in one process: leave one "
+            "of them out (--together says how many cells train side by side on the GPU)"
+        )
+    if options.device == "cpu" and options.together:
+        raise ValueError("--together is for --device gpu: on CPUs every worker has one cell")
+
+
+def _crew(options, dry_run=False):
+    """Who does the work, by the options; nobody asks a cluster what the work would cost."""
+    if options.device == "gpu":
+        return Device(options.together or TOGETHER_ON_GPU)
+    if options.cluster and not dry_run:
+        return Cluster(options.cluster)
+    return Processes(options.workers or backend.default_threads())
 
 
 def _find_data(profile, folder, data_dir):
