@@ -16,8 +16,8 @@ from minires.study import figures, report
 from minires.study.grid import PROFILES
 
 SECTIONS = (
-    "claims", "figure-1", "figure-2", "baselines", "ensemble", "updates", "noise", "reliability",
-    "sigma", "landscape", "cells",
+    "claims", "sweep", "figure-1", "figure-2", "baselines", "ensemble", "updates", "noise",
+    "reliability", "sigma", "landscape", "cells",
 )  # fmt: skip
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 
@@ -133,7 +133,10 @@ def contrast(one, other):
 
 def test_contrast_suffices_in_both_themes(html):
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    light = html[html.index(":root {") : html.index("@media (prefers-color-scheme")]
+    light = html[html.index(":root {") : html.index("@media screen and (prefers-color-scheme")]
+    # What is printed is dark on white: on a screen only is the dark theme asked for.
+    on_screen = re.findall(r"@media screen[^{]*\{[^{]*\{ (.*?) \} \}", html)
+    assert on_screen == [report.DARK] * html.count(report.DARK)
     for theme in (light, report.DARK):
         colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", theme))
         for ground in ("page", "sheet"):
@@ -150,6 +153,30 @@ def test_contrast_suffices_in_both_themes(html):
 # --- what it says -------------------------------------------------------------------------
 
 
+def unglued(html):
+    return html.replace("\u00a0", " ")
+
+
+def test_numbers_stay_with_what_they_count():
+    glued = report._glue("p = 0.2; +0.1 points <b> at ℓ₁ 0.3, 5 % ± 1; 9 of 10 seeds")
+    assert glued == (
+        "p\u00a0=\u00a00.2; +0.1\u00a0points &lt;b&gt; at ℓ₁\u00a00.3, 5\u00a0% ±\u00a01; 9 of "
+        "10\u00a0seeds"
+    )
+
+
+def test_captions_say_how_many_seeds(sweep, html):
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
+    assert len(captions) == 12
+    portraits = [caption for caption in captions if "One network, seed 0" in caption]
+    assert len(portraits) == 2
+    for caption in set(captions) - set(portraits):
+        assert "4 seeds" in caption, caption
+        assert "deviation" in caption or "interval" in caption or "together" in caption
+    assert figures.say_seeds([[1, 2], [1]]) == "1 to 2 seeds"
+    assert figures.say_seeds([[1]]) == "1 seed"
+
+
 def test_claims_come_first_with_icon_word_and_reason(sweep, html, page):
     from minires.study.claims import verdicts
 
@@ -163,11 +190,18 @@ def test_claims_come_first_with_icon_word_and_reason(sweep, html, page):
     for row, verdict in zip(rows, expected, strict=True):
         assert f">{verdict.claim}<" in row
         assert escape(verdict.statement) in row
-        assert escape(verdict.reason) in row
+        said = re.findall(r'<li class="(\w+)">.*?<span>(.*?)</span></li>', row)
+        assert [unglued(sentence) for _, sentence in said] == [
+            escape(sentence) for _, sentence in verdict.parts
+        ]
+        assert [kind for kind, _ in said] == [
+            {"shown": "yes", "contradicted": "no", "open": "open"}[state]
+            for state, _ in verdict.parts
+        ]
         assert re.search(rf'<svg viewBox="0 0 16 16".*?</svg>{verdict.outcome}<', row)
         for label, text in verdict.numbers:
-            assert escape(label.strip()) in row
-            assert escape(text) in row
+            assert escape(label.strip()) in unglued(row)
+            assert escape(text) in unglued(row)
 
 
 def test_every_outcome_has_its_own_icon():
@@ -239,21 +273,32 @@ def test_an_unfinished_sweep_says_how_many_cells_are_missing():
     assert report.missing_cells(sweep_of(cells[3:])) == 3
     lost = [{"cell": {n: getattr(c, n) for n in names}, "diverged": True} for c in cells[:2]]
     assert report.missing_cells(sweep_of(cells[3:], lost)) == 1
-    notice = report._notice(sweep_of(cells[3:], lost))
+    notice = unglued(report._unfinished(sweep_of(cells[3:], lost)))
     assert f"of the {len(cells)} cells of the profile smoke 1 is missing" in notice
-    assert "infinite in 2 cells" in notice
-    assert report._notice(sweep_of(cells)) == ""
+    assert "infinite in 2 cells" in unglued(report._lost(sweep_of(cells[3:], lost)))
+    assert report._unfinished(sweep_of(cells)) == report._lost(sweep_of(cells)) == ""
     assert report.missing_cells(small) is None  # a profile that is not known here
 
 
 def test_collapsed_networks_are_named(sweep):
-    assert "collapsed" not in report._notice(sweep)
+    assert report._lost(sweep) == ""
     cell = next(r for r in sweep.records if r["cell"]["l2"] == 0.15)
     scores = cell["methods"] | {"finetuned": cell["methods"]["finetuned"] | {"accuracy": 0.1}}
     records = [r | {"methods": scores} if r is cell else r for r in sweep.records]
-    notice = report._notice(replace(sweep, records=records))
+    fallen = replace(sweep, records=records, diverged=[{"cell": cell["cell"], "diverged": "inf"}])
+    notice = unglued(report._lost(fallen))
     assert "In 1 cell the network collapsed" in notice
     assert "ℓ₂ 0.15" in notice
+    assert f"{len(records)} finished, 1 of them collapsed; 1 diverged" in report._facts(
+        fallen, None
+    )
+    assert list(figures.count_lost(fallen).values()) == [2]
+
+
+def test_a_string_cannot_end_the_script():
+    html = report._embed({"</script><!--": ["<script>", 0.5]})
+    assert "<" not in html
+    assert json.loads(html) == {"</script><!--": ["<script>", 0.5]}
 
 
 def test_content_of_records_is_escaped():

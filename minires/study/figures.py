@@ -98,6 +98,22 @@ def by_setting(records, collapsed=False):
     return {key: sorted(groups[key], key=lambda r: r["cell"]["seed"]) for key in ordered}
 
 
+def count_lost(sweep):
+    """{Setting: how many of its networks collapsed, or diverged}."""
+    lost = {s: len(records) for s, records in by_setting(sweep.records, collapsed=True).items()}
+    for setting, records in by_setting(sweep.diverged).items():
+        lost[setting] = lost.get(setting, 0) + len(records)
+    return lost
+
+
+def say_seeds(groups):
+    """How many seeds lists of records hold: "10 seeds", or "8 to 10 seeds"."""
+    sizes = sorted({len(records) for records in groups})
+    few, many = sizes[0], sizes[-1]
+    seeds = "1 seed" if many == 1 else f"{many} seeds"
+    return seeds if few == many else f"{few} to {seeds}"
+
+
 def values_of(records, method, metric):
     """(seeds,) what a method scored, in the metric's unit (per cent where it is a share)."""
     scores = [r["methods"][method][metric] for r in records if method in r["methods"]]
@@ -356,9 +372,9 @@ def _over_rates(sweep, optimizer, name, methods, measure, unit, title, zero=Fals
     groups = {s: r for s, r in by_setting(sweep.records).items() if s.optimizer == optimizer}
     over = {(s.l1, s.l2, s.dropout): r for s, r in groups.items() if s.finetune_optimizer == "sgd"}
     fallen = {}
-    for s, records in by_setting(sweep.records, collapsed=True).items():
+    for s, count in count_lost(sweep).items():
         if s.optimizer == optimizer and s.finetune_optimizer == "sgd":
-            fallen[s.l1, s.l2] = fallen.get((s.l1, s.l2), 0) + len(records)
+            fallen[s.l1, s.l2] = fallen.get((s.l1, s.l2), 0) + count
     beside = {s: r for s, r in groups.items() if s.finetune_optimizer == "adam"}
     if not over:
         return []
@@ -464,7 +480,8 @@ def _crop(all_axes, least):
             words = "▼ off the scale, down to" if farthest < bottom else "▲ off the scale, up to"
             axes.annotate(
                 f"{words} {farthest:.3g}".replace("-", "−"), (0.02, 0.03),
-                xycoords="axes fraction", fontsize=TINY, color=MUTED,
+                xycoords="axes fraction", fontsize=TINY, color=MUTED, zorder=5,
+                bbox={"facecolor": PAGE, "alpha": 0.85, "lw": 0, "pad": 1.5},
             )  # fmt: skip
 
 
@@ -518,9 +535,9 @@ def pretraining_over_rates(sweep):
             if s.dropout == dropout
         ]
         _draw_points(axes, np.array(points), MUTED, "o", dropout)
-    for s, records in by_setting(sweep.records, collapsed=True).items():
+    for s, count in count_lost(sweep).items():
         if s.l2 is None and s.optimizer == "sgd" and s.l1 in place:
-            fallen[s.l1] = fallen.get(s.l1, 0) + len(records)
+            fallen[s.l1] = fallen.get(s.l1, 0) + count
     for rate, count in fallen.items():
         _count_fallen(axes, place[rate], count)
     axes.set_xticks(range(len(rates)), [number(rate) for rate in rates])
@@ -639,6 +656,15 @@ CURVES = {
 }
 
 
+def curve_records(sweep, key):
+    """{Setting: the records that have a curve of one kind}."""
+    held = {
+        s: [r for r in records if key in r.get("curves", {})]
+        for s, records in by_setting(sweep.records).items()
+    }
+    return {s: records for s, records in held.items() if records}
+
+
 def curve_table(sweep, key):
     """The curves of one kind, averaged over seeds.
 
@@ -647,12 +673,7 @@ def curve_table(sweep, key):
               row["accuracy_difference"] and row["nll_difference"] that to fine-tuned of the
               same seed: (mean, low, high) for each position, with the 95 % interval
     """
-    curve = CURVES[key]
-    held = {
-        s: [r for r in records if key in r.get("curves", {})]
-        for s, records in by_setting(sweep.records).items()
-    }
-    held = {s: records for s, records in held.items() if records}
+    curve, held = CURVES[key], curve_records(sweep, key)
     if not held:
         return [], {}
     lists = [r["curves"][key][curve.axis] for records in held.values() for r in records]

@@ -8,6 +8,7 @@ Everything that comes from the records is escaped before it stands in the page.
 """
 
 import json
+import re
 import sys
 from dataclasses import fields, replace
 from html import escape
@@ -45,6 +46,14 @@ OUTCOMES = {
         'stroke-dasharray="2.6 1.9"/><path d="M4.6 8h6.8" stroke="currentColor" '
         'stroke-width="1.8"/>',
     ),
+}
+
+
+# The same for a proposition.
+STATES = {
+    "shown": OUTCOMES["supported"],
+    "contradicted": OUTCOMES["not supported"],
+    "open": OUTCOMES["inconclusive"],
 }
 
 
@@ -97,13 +106,14 @@ def write_page(sweep, panels=None, folder=None):
     data = {}
     sections = [
         ("claims", "Claims", _claims(verdicts(sweep))),
-        ("figure-1", "Figure 1", _figure_1(panels)),
-        ("figure-2", "Figure 2", _figure_2(panels)),
+        ("sweep", "The sweep", _about(sweep, folder)),
+        ("figure-1", "Figure 1", _figure_1(sweep, panels)),
+        ("figure-2", "Figure 2", _figure_2(sweep, panels)),
         ("baselines", "Baselines", _baselines(sweep, panels)),
         ("ensemble", "Ensemble size", _dial(sweep, panels, "ensemble", data)),
         ("updates", "Updates", _dial(sweep, panels, "updates", data)),
         ("noise", "Noise dial", _dial(sweep, panels, "noise", data)),
-        ("reliability", "Calibration", _reliability(panels)),
+        ("reliability", "Calibration", _reliability(sweep, panels)),
         ("sigma", "σ of the weights", _sigma(sweep, panels)),
         ("landscape", "Landscape", _landscape(sweep, panels)),
         ("cells", "All settings", _cells(sweep)),
@@ -115,8 +125,7 @@ def write_page(sweep, panels=None, folder=None):
         title=escape(title),
         dark=DARK,
         lead=_lead(sweep),
-        notice=_notice(sweep),
-        facts=_facts(sweep, folder),
+        notice=_unfinished(sweep),
         contents="".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections),
         sections="\n".join(
             f'<section id="{key}" aria-labelledby="{key}-title"'
@@ -125,9 +134,21 @@ def write_page(sweep, panels=None, folder=None):
             for key, _, body in sections
         ),
         footer=_footer(sweep),
-        # "<" would end the script element within a string.
-        data=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
+        data=_embed(data),
     )
+
+
+def _embed(data):
+    """Data as JSON that can stand in a script element: a "<" in a string might end it."""
+    return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def _glue(text):
+    """Escaped text whose numbers stay on a line with what they are numbers of."""
+    text = re.sub(r"\bp ([=<]) (?=\d)", "p\u00a0\\1\u00a0", text)
+    text = re.sub(r"(?<=\d) (?=(points|%|seeds?|runs?|cells?|updates)\b|%)", "\u00a0", text)
+    text = re.sub(r"(?<=ℓ[₁₂]) (?=\d)", "\u00a0", text)
+    return escape(re.sub(r"± (?=\d)", "±\u00a0", text))
 
 
 def _heading(key, text):
@@ -199,7 +220,15 @@ def _lead(sweep):
         f"{_signed(min(gains), 2)} to {_signed(max(gains), 2)}), and its negative log-likelihood "
         f"(NLL) is lower in {lower} of {len(tuned)}."
     )
-    return f'<p class="lead">{text}</p>'
+    return f'<p class="lead">{text}</p>{_brief(sweep)}'
+
+
+def _brief(sweep):
+    """What it rests on, in a line."""
+    records = [*sweep.records, *sweep.diverged]
+    seeds = figures.say_seeds([{record["cell"]["seed"] for record in records}])
+    words = [_network(sweep.settings), seeds, f"{len(records):,} runs: {_outcome_of(sweep)}"]
+    return f'<p class="brief">{_glue("; ".join(words))}.</p>'
 
 
 def missing_cells(sweep):
@@ -223,37 +252,55 @@ def missing_cells(sweep):
     return sum(tuple(getattr(c, f.name) for f in fields(c)) not in done for c in wanted)
 
 
-def _notice(sweep):
-    """What is missing, and what went wrong."""
-    notes = []
+def _unfinished(sweep):
+    """What is missing: it stands before everything else."""
     missing = missing_cells(sweep)
-    if missing:
-        total = missing + len(sweep.records) + len(sweep.diverged)
-        notes.append(
-            f"Not complete: of the {total} cells of the profile {sweep.settings['profile']} "
-            f"{missing} {'is' if missing == 1 else 'are'} missing, all its seeds counted. What "
-            "follows is what the finished ones say."
-        )
+    if not missing:
+        return ""
+    total = missing + len(sweep.records) + len(sweep.diverged)
+    return _note(
+        f"Not complete: of the {total} cells of the profile {sweep.settings['profile']} "
+        f"{missing} {'is' if missing == 1 else 'are'} missing, all its seeds counted. What "
+        "follows is what the finished ones say."
+    )
+
+
+def _lost(sweep):
+    """What went wrong, and what became of it."""
+    notes = ""
     if sweep.diverged:
         cells = figures.by_setting(sweep.diverged)
-        names = "; ".join(f"{figures.describe(s)} ({len(r)})" for s, r in cells.items())
         count = len(sweep.diverged)
-        notes.append(
+        notes += _note(
             f"The loss became infinite in {count} cell{'s' * (count > 1)}, which "
-            f"{'have' if count > 1 else 'has'} no scores: {names}."
+            f"{'have' if count > 1 else 'has'} no scores: {_name_all(cells)}. Where the verdicts "
+            "compare runs with each other, such a run counts as a network that guesses; where they "
+            "compare the methods of one run, it is missing."
         )
     fallen = figures.by_setting(sweep.records, collapsed=True)
     if fallen:
-        names = "; ".join(f"{figures.describe(s)} ({len(r)})" for s, r in fallen.items())
         count = sum(map(len, fallen.values()))
         cells, them, are = ("cells", "them", "they are") if count > 1 else ("cell", "it", "it is")
-        notes.append(
+        names = _name_all(fallen)
+        notes += _note(
             f"In {count} {cells} the network collapsed: the accuracy of its last iterate is below "
             f"{100 * figures.COLLAPSED:.0f} %. The verdicts take {them} as {are}; figures and "
-            f"tables leave {them} out, and the figures over learning rates count them above (✕). "
-            f"{names[0].upper() + names[1:]}."
+            f"tables leave {them} out. {names[0].upper() + names[1:]}."
         )
-    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    return notes
+
+
+def _name_all(settings):
+    return "; ".join(f"{figures.describe(s)} ({len(r)})" for s, r in settings.items())
+
+
+def _note(text):
+    return f'<p class="note">{_glue(text)}</p>'
+
+
+def _about(sweep, folder):
+    """What was computed, and what went wrong on the way."""
+    return _heading("sweep", "What was computed") + _facts(sweep, folder) + _lost(sweep)
 
 
 def _facts(sweep, folder):
@@ -265,10 +312,6 @@ def _facts(sweep, folder):
     images = [
         f"{_count(settings.get(k))} {word}" for k, word in (("train", "training"), ("test", "test"))
     ]
-    network = settings.get("network")
-    if isinstance(network, dict):
-        options = ", ".join(f"{k} {_plain(v)}" for k, v in network.items() if k != "name")
-        network = f"{network.get('name')}{f' ({options})' if options else ''}"
     rates = sorted({c["l1"] for c in cells if c["optimizer"] == "sgd" and c["l2"] is not None})
     steps = sorted({c["l2"] for c in cells if c["finetune_optimizer"] == "sgd"})
     names = sorted({c["optimizer"] for c in cells}, key=lambda name: name != "sgd")
@@ -276,7 +319,7 @@ def _facts(sweep, folder):
     dropouts = sorted({c["dropout"] for c in cells})
     facts = [
         ("data", f"{DATA.get(data, data)}: {' and '.join(images)} images"),
-        ("network", network),
+        ("network", _network(settings)),
         ("training", f"{_plain(settings.get('epochs'))} epochs in batches of "
          f"{_plain(settings.get('batch'))}, {optimizers}"
          + (f", ℓ₁ {_plain(rates)}" if rates else "")),
@@ -284,7 +327,7 @@ def _facts(sweep, folder):
          + (f", ℓ₂ {_plain(steps)}" if steps else "")),
         ("dropout", _plain(dropouts) if dropouts else "–"),
         ("seeds", f"{len(seeds)} ({_ranges(seeds)})" if seeds else "none yet"),
-        ("cells", f"{len(records)} finished"),
+        ("runs", _outcome_of(sweep)),
         ("command", _command(settings, folder)),
     ]  # fmt: skip
     lines = []
@@ -294,6 +337,23 @@ def _facts(sweep, folder):
             text = f"<code>{text}</code>"
         lines.append(f"<dt>{name}</dt><dd>{text}</dd>")
     return f'<dl class="facts">{"".join(lines)}</dl>'
+
+
+def _network(settings):
+    """lenet (channels 4, 8, hidden 256)"""
+    network = settings.get("network")
+    if not isinstance(network, dict):
+        return str(network)
+    options = ", ".join(f"{k} {_plain(v)}" for k, v in network.items() if k != "name")
+    return f"{network.get('name')}{f' ({options})' if options else ''}"
+
+
+def _outcome_of(sweep):
+    """279 finished, 9 of them collapsed; 1 diverged"""
+    collapsed = sum(map(figures.has_collapsed, sweep.records))
+    text = f"{len(sweep.records):,} finished"
+    text += f", {collapsed} of them collapsed" if collapsed else ""
+    return text + (f"; {len(sweep.diverged)} diverged" if sweep.diverged else "")
 
 
 def _command(settings, folder):
@@ -344,6 +404,13 @@ def _footer(sweep):
         "bootstrap intervals of the mean, which with few seeds are too narrow. Accuracy in per "
         "cent, its differences in percentage points. Learning rates are read off the test set, "
         "as in the paper: there is no validation split.</p>"
+        "<p>How the verdicts are reached. A claim is taken apart into propositions. One is shown, "
+        "or contradicted, where a test says so at α = 0.05; a claim is supported when all are "
+        "shown, and not supported when one is contradicted (Holm's correction over its "
+        "propositions). Tests are of ranks, exact, paired by seed, on the mean over the middle "
+        "half of the cells; below five seeds nothing is decided. “No difference” is tested for "
+        "equivalence (TOST). The claims are not corrected for each other: of fourteen one may "
+        "well come out by chance.</p>"
         "<p>The method: Liu, Tripathi, Kurup, Shah, <cite>Make (Nearly) Every Neural Network "
         "Better: Generating Neural Network Ensembles by Weight Parameter Resampling</cite>, "
         f"arXiv:1807.00847. Written by minires {escape(__version__)}. SHA-256 of the data: "
@@ -367,7 +434,7 @@ def _claims(verdicts):
             f'<tr role="row"><td role="cell" class="number">{escape(verdict.claim)}</td>'
             f'<th role="rowheader" scope="row" class="statement">{escape(verdict.statement)}</th>'
             f'<td role="cell" class="verdict-cell">{_badge(kind, icon, verdict.outcome)}</td>'
-            f'<td role="cell" class="why"><p>{escape(verdict.reason)}</p>{_numbers(verdict)}</td>'
+            f'<td role="cell" class="why">{_reason(verdict)}{_numbers(verdict)}</td>'
             "</tr>"
         )
     # The roles keep it a table for screen readers where a phone stacks the cells.
@@ -384,6 +451,17 @@ def _claims(verdicts):
     )
 
 
+def _reason(verdict):
+    """The propositions of a claim, each with what came of it."""
+    lines = ""
+    for state, sentence in verdict.parts:
+        kind, icon = STATES[state]
+        # The word stands in the sentence: the icon is for the eye that skims.
+        svg = f'<svg viewBox="0 0 16 16" aria-hidden="true">{icon}</svg>'
+        lines += f'<li class="{kind}">{svg}<span>{_glue(sentence)}</span></li>'
+    return f'<ul class="parts">{lines}</ul>'
+
+
 def _numbers(verdict):
     """All numbers behind a verdict, to unfold; those that only stand beside it are indented."""
     if not verdict.numbers:
@@ -391,7 +469,7 @@ def _numbers(verdict):
     lines = ""
     for label, text in verdict.numbers:
         kind = ' class="beside"' if label.startswith(" ") else ""
-        lines += f"<dt{kind}>{escape(label.strip())}</dt><dd>{escape(text)}</dd>"
+        lines += f"<dt{kind}>{_glue(label.strip())}</dt><dd>{_glue(text)}</dd>"
     return (
         f'<details><summary aria-label="Numbers of {escape(verdict.claim)}">Numbers</summary>'
         f"<p>Test: {escape(verdict.test)}.</p>"
@@ -404,33 +482,51 @@ def _badge(kind, icon, text):
     return f'<span class="verdict {kind}">{svg}{escape(text)}</span>'
 
 
-def _figure_1(panels):
+def _seeds(sweep, optimizer, tuned=True):
+    """How many seeds a point of a figure stands for, and what its crosses are."""
+    groups = {
+        setting: records
+        for setting, records in figures.by_setting(sweep.records).items()
+        if setting.optimizer == optimizer and (setting.l2 is not None) == tuned
+    }
+    lost = any(
+        setting.optimizer == optimizer and (setting.l2 is not None) == tuned
+        for setting in figures.count_lost(sweep)
+    )
+    text = f"Each point: {figures.say_seeds(groups.values())}."
+    return text + " ✕ counts networks that collapsed or diverged; they are left out." * lost
+
+
+def _figure_1(sweep, panels):
     heading = _heading("figure-1", "Figure 1: trained with SGD")
     if not panels["figure-1"]:
         body = _missing("The sweep holds no fine-tuning of a network trained with SGD yet.")
     else:
+        seeds = _seeds(sweep, "sgd")
         body = _figure(
             panels["figure-1"],
             "<b>Is the mean model flat where fine-tuning falls?</b> Each group is one ℓ₁; within "
             "it ℓ₂ grows from left to right. Look at how steeply the grey lines move with ℓ₂, "
             "how little the blue and orange ones do, and how far the dashed lines (without "
-            "dropout) lie from the solid ones. Bars: standard deviation over seeds.",
+            f"dropout) lie from the solid ones. Bars: standard deviation over seeds. {seeds}",
         ) + _figure(
             panels["figure-1-differences"],
             "<b>The same, paired by seed.</b> What all methods of a seed share cancels, so these "
             "bars (95 % intervals of the mean difference) are the ones to judge by. Where a bar "
-            "clears the line at zero, averaging has changed the network for the better or worse.",
+            "clears the line at zero, averaging has changed the network for the better or worse. "
+            f"{seeds}",
         )
     if panels["pretraining"]:
         body += _figure(
             panels["pretraining"],
             "<b>Before fine-tuning.</b> The accuracy that training alone reaches; the shaded "
-            "rates are those that are fine-tuned. The paper says that rates outside do worse.",
+            "rates are those that are fine-tuned. The paper says that rates outside do worse. "
+            f"Bars: standard deviation over seeds. {_seeds(sweep, 'sgd', tuned=False)}",
         )
     return heading + body
 
 
-def _figure_2(panels):
+def _figure_2(sweep, panels):
     heading = _heading("figure-2", "Figure 2: trained with Adam")
     if not panels["figure-2"]:
         return heading + _missing(
@@ -441,14 +537,15 @@ def _figure_2(panels):
         + _figure(
             panels["figure-2"],
             "<b>The same pattern after Adam?</b> Left to right ℓ₂ of fine-tuning with SGD. "
-            "Straight lines are fine-tuning with Adam, which has no ℓ₂ here: black its mean "
-            "model, grey its last iterate. Bars: standard deviation over seeds.",
+            "Straight lines are fine-tuning with Adam, which has no ℓ₂ here: in the colour of "
+            "the text its mean model (the paper's black line), in grey its last iterate. Bars: "
+            "standard deviation over seeds. " + _seeds(sweep, "adam"),
         )
         + _figure(
             panels["figure-2-differences"],
             "<b>The same, paired by seed.</b> Each mean model against the last iterate of its own "
-            "fine-tuning; the black line is the mean model of Adam's iterates against Adam's "
-            "last. Bars: 95 % intervals of the mean difference.",
+            "fine-tuning; the straight line is the mean model of Adam's iterates against Adam's "
+            "last. Bars: 95 % intervals of the mean difference. " + _seeds(sweep, "adam"),
         )
     )
 
@@ -469,7 +566,8 @@ def _baselines(sweep, panels):
         body = _figure(
             drawn,
             f"<b>Is any of them better than the plain mean?</b> Networks {words}. Difference to "
-            "the last iterate of plain fine-tuning, paired by seed, with 95 % intervals. All "
+            "the last iterate of plain fine-tuning, paired by seed, with 95 % intervals over "
+            f"{figures.say_seeds(same.values())}. All "
             "methods had the same number of updates, but for the deep ensemble (a mark for each "
             "group of seeds, unpaired): it had as many trainings as it has members.",
         ) + "".join(
@@ -600,20 +698,28 @@ def _dial(sweep, panels, key, data):
         f'<input type="range" id="{key}-slider" min="0" max="{len(positions) - 1}" step="1" '
         f'value="{start}">{readout}</div>'
     )
+    held = figures.curve_records(sweep, key)
     words = "; ".join(escape(figures.describe(setting)) for setting in table)
+    words += f"; {figures.say_seeds(held.values())}"
     return heading + _figure(panels[key], f"{caption} Networks: {words}.", slider)
 
 
-def _reliability(panels):
+def _reliability(sweep, panels):
     heading = _heading("reliability", "Can the probabilities be believed?")
     if not panels["reliability"]:
         return heading + _missing("The sweep holds no reliability bins yet.")
+    held = [
+        kept
+        for records in figures.by_setting(sweep.records).values()
+        if (kept := [record for record in records if "reliability" in record])
+    ]
     return heading + _figure(
         panels["reliability"],
         "<b>Is 80 % sure right in 80 % of cases?</b> On the diagonal, yes; above it the network is "
         "surer than it admits, below it less right than it thinks. Larger marks stand for more "
         "images, faint ones for so few that their share says little; the lower panel counts them "
-        "(logarithmically): nearly all lie in the last bin. All seeds together.",
+        "(logarithmically): nearly all lie in the last bin. "
+        f"The test images of {figures.say_seeds(held)} together.",
     )
 
 
