@@ -5,7 +5,12 @@
 
 Parts: parity, lenet, mobilenet, inception, moments, study. Parity runs the tests marked `gpu`.
 Times are medians, in float32 without TF32 on both sides. A target is what the project
-aims at; "study" is a product of measured times and counted work.
+aims at. "study" times some cells of each kind and multiplies by how many the paper's grid has; all
+of them, on MNIST, and what they say of its claims:
+
+    minires sweep --profile full --device gpu --data-dir DIR --out runs/full
+    minires report runs/full
+
 Without a GPU it says so and ends with exit code 2.
 """
 
@@ -14,10 +19,12 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from minires.study.grid import FULL, Profile
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for torch_networks
 
@@ -40,6 +47,8 @@ class Sizes:
     large_rounds: int = 5
     steps: int = 50  # of LeNet in a round
     copied: int = 1 << 28  # bytes
+    study: Profile = FULL
+    together: int = 20  # of its cells
     torch_device: str = "cuda"
 
 
@@ -287,20 +296,74 @@ def moments(xp, sizes):
 # --- the study ----------------------------------------------------------------------------
 
 
-def study(xp, sizes):
-    """How long the full profile would take: its updates and predictions by their measured times."""
-    from minires.study.cells import work
-    from minires.study.grid import FULL
+def made_up_data(train, test):
+    """Ten patterns in noise, as many as MNIST has: what they show takes no time to compute."""
+    from minires.study.cells import Data, Source
 
-    several = lenet_problem(sizes, sizes.replicas)
-    update = several.step_seconds(sizes.rounds, moments=True) / sizes.replicas
-    seconds = several.predict_seconds(sizes.large_rounds)
-    per_image = seconds / (sizes.replicas * len(several.images))
-    counts = [work(cell, FULL, 60_000, 10_000) for cell in FULL.cells()]
-    updates, predictions = (sum(column) for column in zip(*counts, strict=True))
-    minutes = (updates * update + predictions * 10_000 * per_image) / 60
-    done = f"{updates:,} updates, {predictions:,.0f} × 10,000 images"
-    return [Row("full profile, estimated", f"{minutes:.1f} min", done, minutes, 10)]
+    class MadeUp(Source):
+        def data(self):
+            rng = np.random.default_rng(0)
+            patterns = rng.uniform(-1, 1, (10, 28, 28, 1)).astype(np.float32)
+
+            def images_and_labels(count):
+                labels = rng.integers(0, 10, count)
+                images = rng.random((count, 28, 28, 1), np.float32)
+                images += patterns[labels] - 0.5
+                return images, labels
+
+            return Data(*images_and_labels(train), *images_and_labels(test))
+
+    return MadeUp("", "made up", train, test, None, "")
+
+
+def groups_of(profile, most):
+    """{(name, how many cells of this kind there are): some to be timed}, of each kind of cell."""
+    from minires.study.grid import nearest
+
+    kinds = {}
+    for cell in profile.cells():
+        parts = sorted(profile.parts(cell) - {"portrait"})
+        name = "pre-trainings" if cell.is_pretraining else "fine-tunings"
+        kinds.setdefault(", with ".join([name, *parts]), []).append(cell)
+    middle = "sgd", nearest(profile.l1, 0.2), max(profile.dropout)
+    return {
+        (name, len(cells)): [c for c in cells if (c.optimizer, c.l1, c.dropout) == middle][:most]
+        for name, cells in kinds.items()
+    }
+
+
+def warm_up(profile, source, cell):
+    """Kernels are compiled, and the images go to the card."""
+    from minires.study.cells import Start, compute
+
+    theta = profile.model(cell.dropout, (28, 28, 1)).init(np.random.default_rng(0))
+    compute([cell], replace(profile, updates=4), source, [Start(theta, {})], "gpu")
+
+
+def study(xp, sizes):
+    """How long the full profile takes: a group of each kind of cell, times how many there are."""
+    from minires.study.cells import Start, compute
+
+    profile = sizes.study
+    source = made_up_data(profile.train or 60_000, profile.test or 10_000)
+    groups = groups_of(profile, sizes.together)
+    warm_up(profile, source, next(c for cells in groups.values() for c in cells if c.l2))
+    rows, minutes, starts = [], 0.0, {}
+    for (name, count), cells in groups.items():
+        before = None if cells[0].is_pretraining else [starts[cell.pretraining] for cell in cells]
+        begin = time.perf_counter()
+        outcomes = compute(cells, profile, source, before, "gpu")
+        seconds = (time.perf_counter() - begin) / len(cells)
+        for cell, outcome in zip(cells, outcomes, strict=True):
+            if "diverged" in outcome.record:
+                raise RuntimeError(f"{cell.key}: {outcome.record['diverged']}")
+            if cell.is_pretraining:
+                starts[cell] = Start(outcome.theta, outcome.record["methods"]["pretrained"])
+        minutes += seconds * count / 60
+        label = f"{len(cells)} {name}, each"
+        rows.append(Row(label, f"{seconds:.3f} s", f"side by side; there are {count}"))
+    done = f"{len(profile.cells())} cells, by these"
+    return [*rows, Row("full profile", f"{minutes:.1f} min", done, minutes, 10)]
 
 
 # --- all together -------------------------------------------------------------------------

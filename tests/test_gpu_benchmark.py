@@ -2,10 +2,16 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from minires.study.grid import FULL
+
+STUDY = replace(
+    FULL, options={"channels": (2, 3), "hidden": 4}, train=16, test=6, epochs=1, updates=4, batch=4,
+)  # fmt: skip
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu.py"
 
 
@@ -23,19 +29,29 @@ def benchmark():
 def tiny(benchmark):
     return benchmark.Sizes(
         batch=2, replicas=2, channels=(2, 3), hidden=4, large_batch=2, pixels=(32, 75), width=0.25,
-        rounds=2, large_rounds=1, steps=2, copied=1 << 12, torch_device="cpu",
+        rounds=2, large_rounds=1, steps=2, copied=1 << 12, torch_device="cpu", study=STUDY,
+        together=2,
     )  # fmt: skip
 
 
 def test_every_part_gives_rows(benchmark, device, monkeypatch):
     monkeypatch.setattr("minires.bench.ROUND_UPDATES", 2)
+    monkeypatch.setattr("minires.study.cells.PLANE", 2)
+    monkeypatch.setattr("minires.study.cells.LINE", (0.5, 1.5))
     parts = [part for part in benchmark.PARTS if part != "inception"]  # as mobilenet, but larger
     rows = list(benchmark.measure(parts, device, tiny(benchmark)))
     assert not [row.ours for row in rows if "not recorded" in row.what and row.ratio is None]
     text = "\n".join(map(benchmark.line, rows))
     for what in ("LeNet step", "side by side", "mobilenet_v2, training", "inference", "moments"):
         assert what in text
-    assert "full profile, estimated" in text
+    assert "full profile" in text
+    for kind in (
+        "2 pre-trainings, each", "2 fine-tunings, each", "2 fine-tunings, with baselines, each",
+        "2 fine-tunings, with baselines, with curves, each",
+    ):  # fmt: skip
+        assert kind in text
+    assert "there are 120\n" in text
+    assert "640 cells, by these" in text
     targets = [row.target for row in rows if row.target is not None]
     assert sorted(targets) == [0.03, 0.2, 0.5, 0.7, 1.3, 1.3, 10]
 
