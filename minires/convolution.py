@@ -75,6 +75,33 @@ def _settings(name, x, kernel, stride, padding, dilation):
     return stride, padding, dilation
 
 
+def _arrange(name, axes, x, w, b, stride, padding, dilation, activation):
+    """Check the arguments of a convolution; x, w and b with one axis of networks in front.
+
+    axes     how many axes of w are one network's own: 4, or 3 of a depthwise convolution
+    Returns  x (1 | R, N, H, W, C), w (R, kh, kw, …), b (R, channels) or None;
+             (stride, padding, dilation); the axes of the result before its pixels
+    """
+    if x.dtype != w.dtype:
+        raise ValueError(f"{name}: x is {x.dtype}, w is {w.dtype}: convert one of them")
+    lead, own = w.shape[:-axes], w.shape[-axes:]
+    if b is not None and b.shape != (*lead, own[-1]):
+        raise ValueError(f"{name}: b is {b.shape}, w {w.shape} needs {(*lead, own[-1])}")
+    if activation not in (None, "relu", "relu6"):
+        raise ValueError(f"{name}: activation is {activation!r}, expected None, 'relu' or 'relu6'")
+    settings = _settings(name, x, own[:2], stride, padding, dilation)
+    if lead and x.ndim > 4 and x.shape[:-4] != lead:
+        raise ValueError(
+            f"{name}: x {x.shape} has leading axes {x.shape[:-4]}, w {w.shape} has {lead}: "
+            "they must be equal, or x must have none"
+        )
+    images = x.shape[-4:] if lead else (-1, *x.shape[-3:])
+    source = x.reshape(-1 if lead and x.ndim > 4 else 1, *images)
+    bias = None if b is None else b.reshape(-1, own[-1])
+    outer = (*lead, x.shape[-4]) if lead else x.shape[:-3]
+    return source, w.reshape(-1, *own), bias, settings, outer
+
+
 def once(function):
     """Remember the last result, for pullbacks of one op that begin with the same step."""
     last = [None, None]
@@ -125,30 +152,16 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, po
             f"conv2d: x has {x.shape[-1]} channels, w expects {w.shape[-2] if w.ndim > 1 else '?'}"
             f" (x {x.shape}, w {w.shape})"
         )
-    if x.dtype != w.dtype:
-        raise ValueError(f"conv2d: x is {x.dtype}, w is {w.dtype}: convert one of them")
-    *lead, kh, kw, channels, out_channels = w.shape
-    if b is not None and b.shape != (*lead, out_channels):
-        raise ValueError(f"conv2d: b is {b.shape}, w {w.shape} needs {(*lead, out_channels)}")
-    if activation not in (None, "relu", "relu6"):
-        raise ValueError(f"conv2d: activation is {activation!r}, expected None, 'relu' or 'relu6'")
-    stride, padding, dilation = _settings("conv2d", x, (kh, kw), stride, padding, dilation)
-    if lead and x.ndim > 4 and list(x.shape[:-4]) != lead:
-        raise ValueError(
-            f"conv2d: x {x.shape} has leading axes {x.shape[:-4]}, w {w.shape} has {tuple(lead)}: "
-            "they must be equal, or x must have none"
-        )
-    kernels = kernels_of(x)
-    images = x.shape[-4:] if lead else (-1, *x.shape[-3:])
-    source = x.reshape(-1, *images) if lead and x.ndim > 4 else x.reshape(1, *images)
-    weights = w.reshape(-1, kh, kw, channels, out_channels)
-    bias = None if b is None else b.reshape(-1, out_channels)
-    settings = stride, padding, dilation
+    source, weights, bias, settings, outer = _arrange(
+        "conv2d", 4, x, w, b, stride, padding, dilation, activation
+    )
+    kernels, kernel = kernels_of(x), weights.shape[1:3]
     if pool is None:
         y = kernels.convolve(source, weights, bias, *settings, activation)
         before_activation = before_pool = _before_activation(y, activation)
     else:
-        size = output_size(x.shape[-3:-1], (kh, kw), stride, padding, dilation)
+        stride, padding, dilation = settings
+        size = output_size(x.shape[-3:-1], kernel, stride, padding, dilation)
         pool = pair(pool, "pool")
         if size[0] < pool[0] or size[1] < pool[1]:
             raise ValueError(
@@ -164,22 +177,20 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, po
     def x_gradient(g):
         g = before_pool(g)
         gradient = kernels.convolve_input_gradient(g, weights, source.shape[1:], *settings)
-        return gradient.reshape((*lead, *x.shape[-4:]) if lead else x.shape)
+        return gradient.reshape(*outer, *x.shape[-3:])
 
     def w_gradient(g, out=None):
         g = before_pool(g)
         if out is not None:
             out = out.reshape(weights.shape)
-        gradient = kernels.convolve_weight_gradient(source, g, (kh, kw), *settings, out)
+        gradient = kernels.convolve_weight_gradient(source, g, kernel, *settings, out)
         return gradient.reshape(w.shape)
 
     def b_gradient(g):
-        g = before_activation(g).reshape(len(weights), -1, out_channels)
-        return sum_rows(g).reshape(b.shape)
+        g = before_activation(g)
+        return sum_rows(g.reshape(len(g), -1, g.shape[-1])).reshape(b.shape)
 
-    shape = (*lead, x.shape[-4]) if lead else x.shape[:-3]
-    result = y.reshape(*shape, *y.shape[-3:])
-    return result, (x_gradient, w_gradient, b_gradient)
+    return y.reshape(*outer, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient)
 
 
 @op
@@ -200,46 +211,27 @@ def depthwise_conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activatio
             f"depthwise_conv2d: x has {x.shape[-1]} channels, w has {w.shape[-1]} "
             f"(x {x.shape}, w {w.shape}): one kernel is needed for each channel"
         )
-    if x.dtype != w.dtype:
-        raise ValueError(f"depthwise_conv2d: x is {x.dtype}, w is {w.dtype}: convert one of them")
-    *lead, kh, kw, channels = w.shape
-    if b is not None and b.shape != (*lead, channels):
-        raise ValueError(f"depthwise_conv2d: b is {b.shape}, w {w.shape} needs {(*lead, channels)}")
-    if activation not in (None, "relu", "relu6"):
-        raise ValueError(
-            f"depthwise_conv2d: activation is {activation!r}, expected None, 'relu' or 'relu6'"
-        )
-    settings = _settings("depthwise_conv2d", x, (kh, kw), stride, padding, dilation)
-    if lead and x.ndim > 4 and list(x.shape[:-4]) != lead:
-        raise ValueError(
-            f"depthwise_conv2d: x {x.shape} has leading axes {x.shape[:-4]}, w {w.shape} has "
-            f"{tuple(lead)}: they must be equal, or x must have none"
-        )
-    kernels = kernels_of(x)
-    images = x.shape[-4:] if lead else (-1, *x.shape[-3:])
-    source = x.reshape(-1, *images) if lead and x.ndim > 4 else x.reshape(1, *images)
-    weights = w.reshape(-1, kh, kw, channels)
-    bias = None if b is None else b.reshape(-1, channels)
+    source, weights, bias, settings, outer = _arrange(
+        "depthwise_conv2d", 3, x, w, b, stride, padding, dilation, activation
+    )
+    kernels, kernel = kernels_of(x), weights.shape[1:3]
     y = kernels.depthwise(source, weights, bias, *settings, activation)
-
     before_activation = _before_activation(y, activation)
 
     def x_gradient(g):
         g = before_activation(g)
         gradient = kernels.depthwise_input_gradient(g, weights, source.shape[1:], *settings)
-        return gradient.reshape((*lead, *x.shape[-4:]) if lead else x.shape)
+        return gradient.reshape(*outer, *x.shape[-3:])
 
     def w_gradient(g):
         g = before_activation(g)
-        gradient = kernels.depthwise_weight_gradient(source, g, (kh, kw), *settings)
-        return gradient.reshape(w.shape)
+        return kernels.depthwise_weight_gradient(source, g, kernel, *settings).reshape(w.shape)
 
     def b_gradient(g):
-        g = before_activation(g).reshape(len(weights), -1, channels)
-        return sum_rows(g).reshape(b.shape)
+        g = before_activation(g)
+        return sum_rows(g.reshape(len(g), -1, g.shape[-1])).reshape(b.shape)
 
-    shape = (*lead, x.shape[-4]) if lead else x.shape[:-3]
-    return y.reshape(*shape, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient)
+    return y.reshape(*outer, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient)
 
 
 # --- pooling ------------------------------------------------------------------------------

@@ -55,17 +55,7 @@ class JoinedConv2D(Layer):
         return False
 
     def apply(self, x, run):
-        own = self.convolution
-        return own.function(
-            x,
-            run[own.weight],
-            run[own.bias] if own.bias else None,
-            stride=own.stride,
-            padding=own.padding,
-            dilation=own.dilation,
-            activation=self.activation,
-            pool=self.pool,
-        )
+        return self.convolution.apply(x, run, activation=self.activation, pool=self.pool)
 
 
 class JoinedSeparable(Sequential):

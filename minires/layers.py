@@ -137,7 +137,9 @@ class _Convolution(Layer):
         self.bias = layout.add("bias", channels[-1:], zeros) if self.has_bias else None
         return (*_output_size(self, shape, self.kernel), channels[-1])
 
-    def apply(self, x, run):
+    def apply(self, x, run, **joined):
+        """`joined`: the activation and the pooling of layers behind, done in the same pass."""
+        settings = {"activation": self.activation, **joined}
         return self.function(
             x,
             run[self.weight],
@@ -145,7 +147,7 @@ class _Convolution(Layer):
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
-            activation=self.activation,
+            **settings,
         )
 
 
