@@ -1,5 +1,7 @@
 """Updates recorded as a graph and played again: the same numbers, and nothing asks the host."""
 
+import warnings
+
 import numpy as np
 import pytest
 from helpers import assert_close
@@ -10,6 +12,7 @@ from minires.backend import to_host
 from minires.layers import Conv2D, Dense, Flatten, MaxPool, MeanPool, Sequential
 from minires.model import Model
 from minires.optimizers import SGD, Adam
+from minires.resampling import EMA
 
 IMAGES, BATCH, UPDATES = 20, 4, 9
 
@@ -212,3 +215,135 @@ def test_looks_at_losses():
     assert capture.epoch_ends(10, 20, 5) == [3, 7, 9]
     assert capture.epoch_ends(8, 20, 5) == [3, 7]
     assert capture.epoch_ends(3, 5, 5) == [0, 1, 2]
+
+
+# --- what the study asks of training ------------------------------------------------------
+
+
+def trained(device, where, seeds=(4, 5, 6), rates=(0.1, 0.02, 0.05), make=SGD, **options):
+    """θ (R, P) after training on one of the devices, on the host, and what `train` returns."""
+    model = small(dropout=0.0)
+    arrays = problem(device, model, len(seeds))
+    if where == "cpu":
+        arrays = [to_host(array).copy() for array in arrays]
+    theta, stats, images, labels = arrays
+    moments = [(kept, theta) for kept in options.pop("moments", [])]
+    settings = {"updates": UPDATES, "batch": BATCH, "seed": list(seeds), "quiet": True}
+    optimizer = make(np.array(rates)[:, None])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # overflow, on whatever thread
+        history = training.train(
+            model, theta, stats, images, labels, optimizer, moments=moments, **settings, **options
+        )
+    assert optimizer.rate.tolist() == [[rate] for rate in rates], "the rate is left as it was"
+    return to_host(theta), history
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_a_schedule_is_a_rate_for_every_update(device, make):
+    """Against a loop that sets the rate itself, on either device."""
+
+    def schedule(number):
+        return 1 / (1 + number // 2)
+
+    model, seeds, rates = small(dropout=0.0), (4, 5), np.array([[0.1], [0.02]])
+    theta, stats, images, labels = (to_host(a).copy() for a in problem(device, model, 2))
+    order, _ = training._order_and_dropout(IMAGES, BATCH, seeds, "training")
+    optimizer = make(rates)
+    for number in range(UPDATES):
+        batch = next(order)
+        _, gradient = model.loss_and_gradient(theta, images[batch], labels[batch], stats=stats)
+        optimizer.rate = rates * schedule(number)
+        optimizer.step(theta, gradient)
+    for where in ("cpu", "gpu"):
+        options = {"seeds": seeds, "rates": (0.1, 0.02), "make": make, "schedule": schedule}
+        found, _ = trained(device, where, **options)
+        assert_close(found, theta, 1e-11)
+
+
+def test_a_schedule_is_asked_once_for_every_update(device):
+    asked = []
+    trained(device, "gpu", schedule=lambda number: asked.append(number) or 1)
+    assert asked == list(range(UPDATES))
+
+
+def test_averages_of_every_kind_are_folded_within_the_graph(device):
+    """Moments, some with a stride, and moving averages: as on the CPU, and for each network."""
+    found = {}
+    for where in ("cpu", "gpu"):
+        shape = 3, small(dropout=0.0).size
+        kept = minires.Moments(shape), EMA(0.7), minires.Moments(shape, stride=4)
+        _, history = trained(device, where, moments=kept, watch=[1, 5])
+        found[where] = [*kept, history]
+    path = found["cpu"][3]
+    for ours, theirs in zip(found["gpu"][:3], found["cpu"][:3], strict=True):
+        assert ours.count == theirs.count
+        assert_close(to_host(ours.mean), theirs.mean, 1e-11)
+        assert_close(to_host(ours[1].mean), theirs.mean[1], 1e-11)
+    assert_close(found["gpu"][3], path, 1e-11)
+    assert_close(found["cpu"][0].mean[:, [1, 5]], path.mean(axis=0), 1e-12)
+    assert_close(found["cpu"][2].mean[:, [1, 5]], path[[3, 7]].mean(axis=0), 1e-12)
+    assert_close(to_host(found["gpu"][0][2].std), found["cpu"][0].std[2], 1e-9)
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+def test_lost_networks_are_named_and_the_others_go_on(device, where):
+    """A rate too high for one of three: what the others become is what they become without it."""
+    good, _ = trained(device, where)
+    lost = {}
+    found, _ = trained(device, where, rates=(0.1, 1e300, 0.05), lost=lost)
+    assert list(lost) == [1]
+    assert isinstance(lost[1], FloatingPointError)
+    assert "training: the loss is nan at update" in str(lost[1])
+    assert str(lost[1]).endswith("lower the rate, 1e+300")
+    np.testing.assert_array_equal(found[[0, 2]], good[[0, 2]])
+    assert not np.isfinite(found[1]).all()
+    known = {1: FloatingPointError("before")}
+    trained(device, where, rates=(0.1, 1e300, 0.05), lost=known)
+    assert str(known[1]) == "before", "the first word counts"
+    with pytest.raises(FloatingPointError, match=r"of 9: lower the rate, 1e\+300$"):
+        trained(device, where, rates=(0.1, 1e300, 0.05))
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+def test_weights_lost_in_the_last_update(device, where):
+    lost = {}
+    options = {"rates": (0.1, 1e308, 0.05)}
+    options["schedule"] = lambda number: 1e9 * (number == UPDATES - 1)
+    trained(device, where, lost=lost, **options)
+    assert list(lost) == [1]
+    assert "after 9 updates weights or batch-norm statistics are infinite" in str(lost[1])
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+def test_training_ends_when_all_are_lost(device, where):
+    numbers, lost = [], {}
+    trained(
+        device, where, rates=(1e300,) * 3, lost=lost,
+        after_update=lambda number, theta, loss: numbers.append(number),
+    )  # fmt: skip
+    assert sorted(lost) == [0, 1, 2]
+    assert len(numbers) < UPDATES - 1
+
+
+def test_who_cannot_record_says_so(device, monkeypatch):
+    def fail(self):
+        self.record, self.reason = False, "out of order"
+
+    monkeypatch.setattr(capture.Updates, "_record", fail)
+    with pytest.warns(UserWarning, match=r"no update could be recorded .* \(out of order\)"):
+        trained(device, "gpu")
+
+
+def test_a_full_card_is_not_taken_for_one_that_cannot_record(device, monkeypatch):
+    update, calls = capture.Updates._update, []
+
+    def full(self, rng):
+        calls.append(1)
+        if len(calls) > capture.PLAIN:
+            raise device.cuda.memory.OutOfMemoryError(1 << 30, 1 << 31)
+        return update(self, rng)
+
+    monkeypatch.setattr(capture.Updates, "_update", full)
+    with pytest.raises(MemoryError):
+        trained(device, "gpu")
