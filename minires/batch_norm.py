@@ -24,6 +24,7 @@ from minires.convolution import once
 
 TILE = 1 << 17  # values in a tile: smaller ones cost more calls, larger ones leave the cache
 SIDE_BY_SIDE = 1 << 12  # values in a row of sums
+RUN = 1 << 10  # values that NumPy treats in one run: of far shorter ones it is the runs that cost
 
 
 def _rows(x):
@@ -31,6 +32,19 @@ def _rows(x):
     own = 4 if x.ndim >= 4 else 2  # axes of one network's batch; any others are replicas
     replicas = int(np.prod(x.shape[:-own], dtype=np.int64))
     return x.reshape(replicas, -1, x.shape[-1])
+
+
+def _side_by_side(rows):
+    """How many rows of few channels are taken for one of many: NumPy works row by row."""
+    count, channels = rows.shape[-2:]
+    if xp_of(rows) is not np:
+        return 1
+    return max(n for n in range(1, max(1, RUN // channels) + 1) if count % n == 0)
+
+
+def _repeat(vector, together, xp):
+    """A vector of channels (…, 1, C) for rows that lie `together`: (…, 1, together · C)."""
+    return xp.concatenate([vector] * together, axis=-1) if together > 1 else vector
 
 
 def _each_tile(function, rows, again=False):
@@ -71,8 +85,8 @@ def _ones(count, dtype):
     return np.ones((1, count), dtype)
 
 
-def _column_sums(tile, xp):
-    """Σ over the rows, (…, 1, C) float64.
+def _column_sums(tile, channels, xp):
+    """Σ of each channel over a tile of rows, (…, 1, C) float64.
 
     A product with ones, which is fast. Some rows side by side make its rows long and its sums
     short, of a few dozen values; these sums are then added in float64. A float32 sum of all
@@ -80,14 +94,14 @@ def _column_sums(tile, xp):
     """
     if xp is not np:
         return sum_rows(tile)[..., None, :]
-    rows, channels = tile.shape
-    together = max(1, min(SIDE_BY_SIDE // channels, rows))
+    rows, width = tile.shape
+    together = max(1, min(SIDE_BY_SIDE // width, rows))
     count = rows // together
-    total = tile[count * together :].sum(axis=0, dtype=np.float64)
+    total = tile[count * together :].reshape(-1, channels).sum(axis=0, dtype=np.float64)
     if count:
         side_by_side = tile[: count * together].reshape(count, -1)
         sums = _ones(count, tile.dtype) @ side_by_side
-        total += sums.reshape(together, channels).sum(axis=0, dtype=np.float64)
+        total += sums.reshape(-1, channels).sum(axis=0, dtype=np.float64)
     return total[None]
 
 
@@ -110,6 +124,8 @@ def batch_moments(x):
             f"batch norm: the batch {x.shape} has {count} value a channel, whose variance is 0: "
             "train on larger batches, or freeze the statistics"
         )
+    together = _side_by_side(rows)
+    rows = rows.reshape(replicas, count // together, together * channels)
     shape = (_count_tiles(rows), replicas, 1, channels)
     sizes = np.zeros((shape[0], 1, 1, 1))
     means = xp.empty(shape, np.float64)
@@ -117,13 +133,14 @@ def batch_moments(x):
 
     def run(part, number):
         tile = rows[part]
-        size = tile.shape[-2]
-        mean = _column_sums(tile, xp) / size
-        deviation = xp.subtract(tile, mean.astype(x.dtype), out=_buffer(tile, xp))
+        size = tile.shape[-2] * together
+        mean = _column_sums(tile, channels, xp) / size
+        center = _repeat(mean.astype(x.dtype), together, xp)
+        deviation = xp.subtract(tile, center, out=_buffer(tile, xp))
         xp.multiply(deviation, deviation, out=deviation)
         sizes[number] = size
         means[number][part[0]] = mean
-        squares[number][part[0]] = _column_sums(deviation, xp)
+        squares[number][part[0]] = _column_sums(deviation, channels, xp)
 
     _each_tile(run, rows)
     weights = sizes / count if xp is np else 1.0  # there is one tile, of all
@@ -160,6 +177,8 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
     channels = x.shape[-1]
     # Where R networks see the same x, there is one batch and R results.
     replicas = max(len(rows), shift.size // channels)
+    together, count = _side_by_side(rows), rows.shape[1]
+    rows = rows.reshape(len(rows), count // together, together * channels)
     whole = (replicas, *rows.shape[1:])
     rows = xp.broadcast_to(rows, whole)
 
@@ -171,11 +190,13 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
     factor = inverse if scale is None else of_channels(scale) * inverse
     offset = of_channels(shift) - center * factor
     y = empty(whole, x.dtype, like=x)
+    factors = _repeat(factor, together, xp)
+    offsets = _repeat(offset, together, xp)
 
     def forward(part, number):
         result = y[part]
-        xp.multiply(rows[part], factor[part[0]], out=result)
-        xp.add(result, offset[part[0]], out=result)
+        xp.multiply(rows[part], factors[part[0]], out=result)
+        xp.add(result, offsets[part[0]], out=result)
         if activation is not None:
             xp.clip(result, 0, 6 if activation == "relu6" else xp.inf, out=result)
 
@@ -197,29 +218,31 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
         shape = (_count_tiles(y), replicas, 1, channels)
         sums = xp.empty(shape, np.float64)  # Σ g
         products = xp.empty(shape, np.float64)  # Σ g · (x − mean)
+        centers = _repeat(center, together, xp)
 
         def reduce(part, number):
             # What f lets through is kept in x_gradient, for the second pass.
             tile = before_activation(g, part, x_gradient[part])
-            product = xp.subtract(rows[part], center[part[0]], out=_buffer(tile, xp))
+            product = xp.subtract(rows[part], centers[part[0]], out=_buffer(tile, xp))
             xp.multiply(product, tile, out=product)
-            sums[number][part[0]] = _column_sums(tile, xp)
-            products[number][part[0]] = _column_sums(product, xp)
+            sums[number][part[0]] = _column_sums(tile, channels, xp)
+            products[number][part[0]] = _column_sums(product, channels, xp)
 
         _each_tile(reduce, y)
         total, product = sums.sum(axis=0), products.sum(axis=0)
-        count = whole[1]
         if of_batch:
             slope = (-factor * inverse**2 * product / count).astype(x.dtype)
             constant = (-center * slope - factor * total / count).astype(x.dtype)
+            slopes = _repeat(slope, together, xp)
+            constants = _repeat(constant, together, xp)
 
         def spread(part, number):
             result = x_gradient[part]
             tile = g[part] if activation is None else result
-            xp.multiply(tile, factor[part[0]], out=result)
+            xp.multiply(tile, factors[part[0]], out=result)
             if of_batch:
-                rest = xp.multiply(rows[part], slope[part[0]], out=_buffer(result, xp))
-                xp.add(rest, constant[part[0]], out=rest)
+                rest = xp.multiply(rows[part], slopes[part[0]], out=_buffer(result, xp))
+                xp.add(rest, constants[part[0]], out=rest)
                 xp.add(result, rest, out=result)
 
         _each_tile(spread, y, again=True)
