@@ -66,6 +66,8 @@ class Updates:
         self.xp = xp = xp_of(theta)
         self.count = len(order)
         self.reason = self._graph = self.loss = None
+        # What the common pool keeps for later, nobody else could use.
+        xp.get_default_memory_pool().free_all_blocks()
         # A private pool, and a stream to record: work on it waits for nothing else.
         self._pool = xp.cuda.MemoryPool()
         self._stream = xp.cuda.Stream(non_blocking=True)

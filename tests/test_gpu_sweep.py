@@ -15,7 +15,7 @@ from minires.files import load_json
 from minires.kernels import gpu
 from minires.study import cells as cells_module
 from minires.study.cells import Source, Start, alike, compute
-from minires.study.grid import FULL, SMOKE, Cell
+from minires.study.grid import FULL, Cell, Profile
 from minires.study.sweep import (
     Device,
     Plan,
@@ -26,8 +26,9 @@ from minires.study.sweep import (
     tabulate,
 )
 
-TINY = replace(
-    SMOKE,
+TINY = Profile(
+    "tiny",
+    "glyphs",
     options={"channels": (2, 3), "hidden": 8},
     train=64,
     test=20,
@@ -35,7 +36,12 @@ TINY = replace(
     updates=5,
     batch=16,
     seeds=2,
+    l1=(0.2,),
+    l1_outside=(0.05,),
+    l2=(0.05, 0.15),
     dropout=(0.5,),
+    baselines=(0.05, 0.15),
+    curves=(0.15,),
 )
 RELATIVE, ABSOLUTE = 2e-4, 2e-5  # what rounding may change after a few updates
 
@@ -184,9 +190,9 @@ def without_seconds(record):
 @pytest.mark.parametrize("fault", ["rate", "start"])
 def test_a_network_that_diverges_takes_no_other_along(device, source, where, fault):
     """Of three the middle one: the records of the others stay what they were, bit for bit."""
-    cells = [Cell("sgd", 0.2, 0.5, seed, "sgd", 0.25) for seed in (0, 1, 2)]
+    cells = [Cell("sgd", 0.2, 0.5, seed, "sgd", 0.15) for seed in (0, 1, 2)]
     starts = starts_of(cells, TINY.model(0.5, (8, 8, 1)).size)
-    profile = replace(TINY, baselines=(0.25, 1e30), curves=(0.25, 1e30))
+    profile = replace(TINY, baselines=(0.15, 1e30), curves=(0.15, 1e30))
     good = compute(cells, profile, source, starts, where)
     if fault == "rate":
         cells[1] = replace(cells[1], l2=1e30)
@@ -231,7 +237,7 @@ def test_all_of_a_group_may_diverge(device, source):
 
 
 def test_what_follows_a_diverged_pre_training_is_settled(device, dataset, tmp_path):
-    profile = replace(TINY, adam=False, l1=(0.2, 1e30), l2=(0.25,), l1_outside=(), curves=())
+    profile = replace(TINY, adam=False, l1=(0.2, 1e30), l2=(0.15,), l1_outside=(), curves=())
     table = sweep(tmp_path, dataset, Device(50), profile)
     lost = {Cell(**record["cell"]) for record in table["diverged"]}
     assert lost == {cell for cell in profile.cells() if cell.l1 == 1e30}
@@ -272,7 +278,7 @@ def test_pre_trainings_come_first_where_cells_train_side_by_side(tmp_path):
     plan, store = plan_of(TINY, tmp_path)
     with store:
         first = min(plan.ready, key=lambda cell: cell.order)
-        tuning = replace(first, finetune_optimizer="sgd", l2=0.25)
+        tuning = replace(first, finetune_optimizer="sgd", l2=0.15)
         plan.take([first])
         plan.put_back([tuning])
         assert plan.next(1) == [tuning]
@@ -286,7 +292,7 @@ def test_cells_that_are_not_alike_are_refused(source):
     assert alike(one, TINY) != alike(replace(one, dropout=0.0), TINY)
     tunings = [replace(c, finetune_optimizer="sgd", l2=0.1, seed=1) for c in (one, other)]
     assert alike(tunings[0], TINY) == alike(tunings[1], TINY) != alike(one, TINY)
-    drawn, plain = (replace(one, finetune_optimizer="sgd", l2=0.05, seed=s) for s in (0, 1))
+    drawn, plain = (replace(one, finetune_optimizer="sgd", l2=0.15, seed=s) for s in (0, 1))
     assert TINY.parts(drawn) > TINY.parts(plain)
     assert alike(drawn, TINY) == alike(plain, TINY), "a portrait needs no training of its own"
 
@@ -311,7 +317,7 @@ def test_nothing_asks_the_host_within_an_epoch(device, source, monkeypatch):
         return train(*arguments, after_update=after, **options)
 
     monkeypatch.setattr(training, "train", counting)
-    cells = [Cell("sgd", 0.2, 0.5, seed, "sgd", 0.25) for seed in (0, 1)]
+    cells = [Cell("sgd", 0.2, 0.5, seed, "sgd", 0.15) for seed in (0, 1)]
     profile = replace(TINY, updates=12, batch=4)
     compute(cells, profile, source, starts_of(cells, TINY.model(0.5, (8, 8, 1)).size), "gpu")
     assert len(counts) == 3
@@ -392,7 +398,7 @@ COMMAND = [
 def command(dataset, monkeypatch):
     """`minires sweep` of a few cells, on small images."""
     monkeypatch.setattr(data_tools, "load", lambda *a, **k: dataset)
-    few = replace(SMOKE, dropout=(0.0,), l2=(0.25,), adam=False, l1_outside=())
+    few = replace(TINY, dropout=(0.0,), l2=(0.15,), adam=False, l1_outside=())
     monkeypatch.setattr("minires.study.sweep.PROFILES", {"smoke": few})
     return lambda *more: cli.main([*COMMAND, *map(str, more)])
 
@@ -402,7 +408,7 @@ def test_the_command_on_a_gpu(device, command, tmp_path, capsys):
 
     assert command("--device", "gpu", "--out", tmp_path / "out") == 0
     printed = capsys.readouterr()
-    assert "sgd 0.2, dropout 0, then sgd 0.25 (1 seeds)" in printed.out
+    assert "sgd 0.2, dropout 0, then sgd 0.15 (1 seeds)" in printed.out
     assert printed.err == ""
     found = load_sweep(tmp_path / "out")
     assert found.settings["device"] == "gpu"
