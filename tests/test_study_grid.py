@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from minires.study.grid import FULL, PROFILES, SMOKE, Cell, nearest
+from minires.study.statistics import LEAST_SEEDS
 
 every_profile = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 
@@ -69,6 +70,18 @@ def test_every_profile_shows_each_part(profile):
             assert (cell.optimizer, cell.finetune_optimizer) == ("sgd", "sgd")
             assert cell.dropout == 0.5
     assert sum("portrait" in found for found in parts.values()) == 1
+
+
+def test_verdicts_need_seeds():
+    for profile in PROFILES.values():
+        assert profile.seeds >= LEAST_SEEDS or profile is SMOKE
+
+
+@every_profile
+def test_the_portrait_is_of_the_first_cell_with_curves(profile):
+    found = [cell for cell in profile.cells() if "portrait" in profile.parts(cell)]
+    assert [(cell.seed, cell.l2) for cell in found] == [(0, profile.curves[0])]
+    assert "curves" in profile.parts(found[0])
 
 
 def test_cells_survive_json():

@@ -529,8 +529,9 @@ def _figure_1(sweep, panels):
 def _figure_2(sweep, panels):
     heading = _heading("figure-2", "Figure 2: trained with Adam")
     if not panels["figure-2"]:
+        yet = " yet" if sweep.settings.get("adam", True) else ": its profile has none"
         return heading + _missing(
-            "The sweep holds no SGD fine-tuning of a network trained with Adam yet."
+            f"The sweep holds no SGD fine-tuning of a network trained with Adam{yet}."
         )
     return (
         heading
