@@ -255,7 +255,7 @@ HUGE = {  # nodes of a small file that asks for a lot, and what is said of it; N
             node("MatMul", "all t", "y"),
         ],
     ),
-    "channels": ("multiplications", [node("LRN", "x", "y", size=(1 << 40) + 1)]),
+    "channels": ("memory", [node("LRN", "x", "y", size=(1 << 40) + 1)]),
     "views of large arrays": ("memory", corners_of_large(60)),
     "one array very often": (
         "multiplications", [node("Expand", "x large", "e"), node("Sum", "e " * 9_000, "y")],

@@ -20,25 +20,29 @@ from minires.onnx.errors import (
     SecurityError,
     UnsupportedError,
 )
-from minires.onnx.graph import MEMORY, Network
+from minires.onnx.graph import MEMORY, WORK, Network
 from minires.onnx.matching import transfer
 from minires.onnx.writing import save
 
 
-def load(path, memory=MEMORY):
+def load(path, memory=MEMORY, work=WORK):
     """Read a network from an ONNX file.
 
     path     of the file
     memory   bytes that its values may take at once for one image, and bytes that it may read from
              other files; what asks for more is refused
+    work     time that one image may take, counted in multiplications of large matrices (a core
+             does 2 · 10¹⁰ of them a second, or more); a tenth of it may pass at loading. A
+             gradient takes about three times as long
     Returns  a Network
     Raises   FormatError when the file is damaged or breaks the rules, UnsupportedError with the
              complete list when it uses operators that are not implemented, SecurityError when
-             it reaches outside its folder or for too much memory (all three are OnnxError);
+             it reaches outside its folder, for too much memory or for too much time (all three
+             are OnnxError);
              OSError when it cannot be read
     """
     try:
-        return Network(path, memory)
+        return Network(path, memory, work)
     except OnnxError as error:
         text = str(error)
         if text.startswith(str(path)):

@@ -14,8 +14,9 @@ Loading goes through four steps.
    is not tried to its end.
 
 No operator is trusted to stay within these limits: before every step `Run.admit` asks for the
-memory and the time that it may need, judged by its first input, and after it `Run.hold` counts
-what it really made. Operators whose results can be larger than that ask for more themselves.
+memory and the time that it may need, judged by its inputs, and after it `Run.hold` counts
+what it really made. Operators whose results can be larger than that, or take longer, ask for more
+themselves.
 
 `Network` then has the interface of `minires.Model`: θ is one vector, `stats` another.
 """
@@ -37,9 +38,10 @@ from minires.onnx.values import KERNEL, Value
 
 MEMORY = 1 << 31  # bytes at once, for one image
 COPIES = 4  # arrays of the size of its largest one that an operator may need at once
-# Time is counted in multiplications of large matrices, some 10¹⁰ to 10¹¹ a second.
-WORK = 10**12  # for one image; Inception-V3 needs 10¹⁰
-TRIAL = 10**11  # in what is done at loading
+# Time is counted in multiplications of large matrices: a core does 2 · 10¹⁰ of them a second, or
+# more, and whatever takes as long as one counts as one.
+WORK = 10**12  # for one image: less than a minute. Inception-V3 takes 10¹⁰, VGG-19 5 · 10¹⁰
+TRIAL = 10  # what is done at loading may take this part of it
 
 # Nodes that keep the numbers and change the shape only.
 VIEWS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"}
@@ -135,13 +137,14 @@ class Run:
     like       an array on the device to compute on
     training   whether batch norm uses the batch, and dropout drops
     images     how many there are: the limits are for one
-    memory     bytes at once, for one image
-    work       multiplications in all, for one image
+    limits     (bytes at once, multiplications in all), each for one image
+    part       of these multiplications that the run may do: one in so many
     """
 
-    def __init__(self, dtype, like, training=False, rng=None, images=1, memory=MEMORY, work=WORK):
+    def __init__(self, dtype, like, limits, training=False, rng=None, images=1, part=1):
         self.dtype, self.like, self.training, self.rng = dtype, like, training, rng
-        self.images, self.memory, self.work = max(images, 1), memory, work
+        self.images, (self.memory, self.work) = max(images, 1), limits
+        self.part = part
         self.held = self.spent = 0
         self.owners = {}  # id of an array that owns memory → [how many values see it, itself]
 
@@ -182,14 +185,21 @@ class Run:
     def spend(self, multiplications):
         """Ask for time.
 
-        Raises   SecurityError when no honest network needs so much; TooLong when this run is
-                 only a trial
+        Raises   SecurityError when no image may take so much; TooLong when it may, but not in
+                 this run
         """
         self.spent += multiplications
-        if self.spent > WORK * self.images:
-            raise SecurityError(f"the graph needs more than {WORK:.0e} multiplications an image")
-        if self.spent > self.work * self.images:
-            raise TooLong(f"the graph needs more than {self.work:.0e} multiplications at loading")
+        wanted, remedy = self.spent, "load(…, work=…) raises the limit, if you trust the file"
+        if wanted > self.work * self.images:
+            raise SecurityError(
+                f"up to here the graph takes {wanted:.1e} multiplications; the limit is "
+                f"{self.work:.0e} an image: {remedy}"
+            )
+        if wanted * self.part > self.work * self.images:
+            raise TooLong(
+                f"up to here it takes {wanted:.1e} multiplications to load the graph; the limit is "
+                f"{self.work * self.images / self.part:.0e}: {remedy}"
+            )
 
     def lend(self, array):
         """Say that an array's memory is there whatever this run does: it is not counted."""
@@ -242,8 +252,8 @@ class Network:
 
     chunk = 32  # images that `logits` and `predict` take at once
 
-    def __init__(self, path, memory=MEMORY):
-        self.path, self.memory = path, memory
+    def __init__(self, path, memory=MEMORY, work=WORK):
+        self.path, self.limits = path, (memory, work)
         self.serialized, graph = reading.read(path, OPERATORS, memory)
         self.graph = graph
         self.inputs, self.outputs = graph.inputs, graph.outputs
@@ -256,6 +266,10 @@ class Network:
 
     # --- loading ---------------------------------------------------------------------------
 
+    def _trial(self, like, images=1):
+        """A Run that takes a part of the time of one image, of however many it is."""
+        return Run(like.dtype, like, self.limits, images=images, part=TRIAL * images)
+
     def _fold(self):
         """Compute what depends on no input: `self.static`, name → Value."""
         self.static = {name: Value(array) for name, array in self.graph.arrays.items()}
@@ -263,7 +277,8 @@ class Network:
         self.maker = {}
         self._checked = set()  # variances: many nodes may share one
         nothing = np.empty(0, np.float32)
-        run = Run(nothing.dtype, nothing, memory=self.memory, work=TRIAL)
+        run = self._trial(nothing)
+        run.held = sum(map(len, self.graph.outside.values()))
         for node in self.graph.nodes:
             self.maker.update((name, node) for name in node.outputs if name)
             self._check_arrays(node)
@@ -340,15 +355,17 @@ class Network:
     def _lay_out(self, names, order):
         """Entries for arrays, in the file's order, and the vector that holds them."""
         place = {name: i for i, name in enumerate(self.static)}
-        entries, parts, start = [], [], 0
-        for name in sorted(names, key=place.get):
+        names = sorted(names, key=place.get)
+        vector = np.empty(sum(self.static[name].size for name in names), np.float32)
+        entries, start = [], 0
+        for name in names:
             stored = self.static[name].stored(order[name])
             if not np.isfinite(stored).all():
                 raise FormatError(f"{name!r} holds NaN or infinite numbers, and is to be trained")
             entries.append(Entry(name, start, stored.shape, order[name]))
-            parts.append(stored.reshape(-1))
+            entries[-1].view(vector)[...] = stored
             start += stored.size
-        return entries, np.concatenate([np.empty(0, np.float32), *parts], dtype=np.float32)
+        return entries, vector
 
     def _plan(self):
         """The steps: nodes that depend on an input or on a weight, some of them joined."""
@@ -477,7 +494,7 @@ class Network:
                 after = self._axes_after(node, max(seen, key=len))
             except (IndexError, ValueError):  # the trial says what is wrong with it
                 after = None
-            if after is not None:
+            if after is not None and len(after) <= reading.RANK:
                 axes.update((name, after) for name in node.outputs)
         return None
 
@@ -519,7 +536,7 @@ class Network:
         if len(self.inputs) != 1 or None in size or 0 in (fixed, *size):
             return
         count = fixed or 1
-        run = Run(np.dtype(np.float32), self.theta, memory=self.memory, work=TRIAL)
+        run = self._trial(self.theta)
         try:
             run.reserve((count, *size))
             zeros = np.zeros((count, *size), np.float32)
@@ -553,7 +570,7 @@ class Network:
         """Whether a graph with a fixed batch treats each of twice as many images alike."""
         rng = np.random.default_rng(0)
         images = rng.standard_normal((2 * count, *size), np.float32)
-        run = Run(np.dtype(np.float32), self.theta, images=2, memory=self.memory, work=TRIAL // 2)
+        run = self._trial(self.theta, images=2)
         try:
             both, *halves = (
                 self._forward(run, self.theta, self.stats, {self.input_name: part})[0]
@@ -666,7 +683,7 @@ class Network:
         floats = [array for array in inputs.values() if array.dtype.kind == "f"]
         theta, stats = self._vectors(theta, stats, floats[0].dtype if floats else np.float32)
         count = max((len(array) for array in inputs.values() if array.ndim), default=1)
-        run = Run(theta.dtype, theta, images=count, memory=self.memory)
+        run = Run(theta.dtype, theta, self.limits, images=count)
         outputs = self._forward(run, theta, stats, inputs)
         arrays = []
         for value, declared in zip(outputs, self.outputs, strict=True):
@@ -758,7 +775,7 @@ class Network:
         own = stats is None
         theta, stats = self._vectors(theta, stats, theta.dtype)
         gradient = empty(theta.shape, theta.dtype, like=theta)
-        run = Run(theta.dtype, theta, training, rng, len(images), self.memory)
+        run = Run(theta.dtype, theta, self.limits, training, rng, len(images))
         inputs = {self.input_name: images}
         (output,), variables = self._forward(run, theta, stats, inputs, gradient, self._skipped)
         loss = ops.softmax_cross_entropy(self._as_rows(output), labels, smoothing=smoothing)
@@ -776,7 +793,7 @@ class Network:
         """
         self._check_images(images, theta)
         theta, stats = self._vectors(theta, stats, theta.dtype)
-        run = Run(theta.dtype, theta, True, rng, len(images), self.memory)
+        run = Run(theta.dtype, theta, self.limits, True, rng, len(images))
         self._forward(run, theta, stats, {self.input_name: images})
 
     @property
@@ -815,7 +832,7 @@ class Network:
             self._check_images(part, theta)
         result = xp_of(theta).empty((len(images), self.classes), theta.dtype)
         for i, part in enumerate(parts):
-            run = Run(theta.dtype, theta, images=len(part), memory=self.memory)
+            run = Run(theta.dtype, theta, self.limits, images=len(part))
             inputs = {self.input_name: part}
             (output,) = self._forward(run, theta, stats, inputs, before=self._skipped)
             result[i * step : i * step + len(part)] = self._as_rows(output)

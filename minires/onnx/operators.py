@@ -9,7 +9,7 @@ gradient.
 A file of a few hundred bytes can describe an image of a terabyte. That results may be as large
 as the first input, and every number take some time, is counted before a function is called. A
 function whose results can be larger calls `run.reserve` before it makes them; one that needs
-more time calls `run.spend`.
+more time than to touch every number of its inputs and results calls `run.spend`.
 
 Source   https://onnx.ai/onnx/operators/, opsets 7 to 28
 """
@@ -27,9 +27,10 @@ from minires.onnx.reading import DTYPES
 from minires.onnx.values import CHANNELS_LAST, KERNEL, Value
 
 OPERATORS = {}
-# How long things take, in multiplications of large matrices (some 10¹⁰ to 10¹¹ a second).
-CALL = 2_000_000  # one step, or one more call of NumPy on all threads
-TOUCH = 100  # to do something to a number
+# How long things take at worst, in multiplications of large matrices (a core does 2 · 10¹⁰ a
+# second, or more).
+CALL = 5_000_000  # one step, or one more call of NumPy on all threads
+TOUCH = 200  # to do something to a number
 COPY = 40  # to copy a number into a window
 SLOW = 50  # to multiply whole numbers
 
@@ -142,18 +143,20 @@ class Window:
         sides = convolution.borders("same", size, self.kernel, self.stride, self.dilation)
         return tuple(side[::-1] for side in sides) if auto == "SAME_LOWER" else sides
 
-    def reserve(self, run, x, channels, depth):
-        """Ask for the memory and time of a layer over images x (N, H, W, C).
+    def reserve(self, run, shape, channels, depth):
+        """Ask for the memory and time of a layer over images.
 
+        shape      of the images, (N, H, W, C)
         channels   of the outputs
         depth      channels of the input that each of them sees
         """
-        count, *size, inputs = x.shape
+        count, *size, inputs = shape
+        few = 16  # channels: with less than these a window takes as long
         wide = [n + sum(border) for n, border in zip(size, self.padding, strict=True)]
         run.reserve((count, *wide, inputs))
         outputs = run.reserve((count, *self.output, channels))
-        windows = count * math.prod(self.output) * math.prod(self.kernel) * inputs
-        run.spend(windows * COPY + outputs * math.prod(self.kernel) * depth)
+        windows = count * math.prod(self.output) * math.prod(self.kernel)
+        run.spend(windows * max(inputs, few) * COPY + outputs * math.prod(self.kernel) * depth)
 
     def count_taps(self, run):
         """Pooling goes over the images once for each pixel of its window."""
@@ -170,7 +173,7 @@ def conv(run, node, x, w, b=None, *, activation=None):
     group = node["group"]
     outputs, depth, *kernel = w.shape
     channels = x.shape[1]
-    if group < 1 or channels != depth * group or outputs % group:
+    if min(group, depth) < 1 or channels != depth * group or outputs % group:
         raise ValueError(
             f"{channels} channels in {group} groups, but the weights are {w.shape}: expected "
             f"(O, {channels}/{group}, kh, kw) with O a multiple of {group}"
@@ -181,7 +184,12 @@ def conv(run, node, x, w, b=None, *, activation=None):
         raise ValueError(f"the bias is {b.shape}, expected ({outputs},)")
     images, kernels = x.stored(CHANNELS_LAST), w.stored(KERNEL)
     window = Window(node, x.shape[2:], kernel)
-    window.reserve(run, images, outputs, depth)
+    if depth == 1 < group and outputs > channels:  # each channel is repeated for its kernels
+        repeated = (*images.shape[:3], outputs)
+        window.reserve(run, repeated, outputs, depth)
+        run.spend(4 * TOUCH * math.prod(repeated))
+    else:
+        window.reserve(run, images.shape, outputs, depth)
     run.reserve((window.output[1], *kernel, channels))  # a row of windows, copied out
     run.spend(group * CALL if depth > 1 else 0)
     settings = {
@@ -194,7 +202,6 @@ def conv(run, node, x, w, b=None, *, activation=None):
     if group == 1:
         y = convolution.conv2d(images, kernels, bias, **settings)
     elif depth == 1:
-        run.reserve((*images.shape[:-1], outputs))
         y = _depthwise(images, kernels, channels, bias, settings)
     else:
         each = outputs // group
@@ -238,7 +245,7 @@ def max_pool(run, node, x):
         )
     images = x.stored(CHANNELS_LAST)
     window = Window(node, x.shape[2:], node["kernel_shape"])
-    window.reserve(run, images, images.shape[-1], 1)
+    window.reserve(run, images.shape, images.shape[-1], 1)
     window.count_taps(run)
     y = convolution.max_pool(
         images,
@@ -255,7 +262,7 @@ def average_pool(run, node, x):
     expect_images(node, x)
     images = x.stored(CHANNELS_LAST)
     window = Window(node, x.shape[2:], node["kernel_shape"])
-    window.reserve(run, images, images.shape[-1], 1)
+    window.reserve(run, images.shape, images.shape[-1], 1)
     window.count_taps(run)
     counted = bool(node["count_include_pad"])
     y = convolution.mean_pool(
@@ -382,10 +389,10 @@ def local_response_normalization(run, node, x):
     data, size = x.stored(CHANNELS_LAST), node["size"]
     if size < 1:
         raise ValueError(f"size is {size}")
-    run.spend(size * (CALL + TOUCH * x.size))
     before, after = (size - 1) // 2, size // 2
     channels = data.shape[-1]
     run.reserve((*data.shape[:-1], channels + size - 1))
+    run.spend(size * (CALL + TOUCH * x.size))
     squares = _padded(ops.multiply(data, data), [(0, 0)] * 3 + [(before, after)], 0)
     total = None
     for i in range(size):
@@ -640,6 +647,7 @@ def softmax_of(function):
         if not x.rank or not -x.rank <= axis < x.rank:
             raise ValueError(f"axis {axis} of an array with {x.rank} axes")
         axis %= x.rank
+        run.spend(3 * TOUCH * x.size)
         if node.version < 13:
             flat = ops.reshape(x.plain, shape=(math.prod(x.shape[:axis]), -1))
             return Value(ops.reshape(function(flat), shape=x.shape))
@@ -756,6 +764,7 @@ def split(run, node, x, sizes=None):
         sizes = [max(min(step, length - i * step), 0) for i in range(count)]
     if len(sizes) != count or min(sizes) < 0 or sum(sizes) != length:
         raise ValueError(f"parts of {sizes} for {count} outputs and {length} in all")
+    run.spend(count * CALL // 10)
     ends = np.cumsum(sizes).tolist()
     return tuple(
         Value(_part(x.data, place, end - size, end), x.order)
@@ -873,8 +882,11 @@ def constant_of_shape(run, node, shape):
 
 def cast_to(run, node, x, dtype):
     """Floats stay as wide as the run computes; between whole numbers and floats it is a cast."""
+    if dtype.kind == "f" and x.is_float:
+        return x
+    run.reserve(x.shape, itemsize=8)
     if dtype.kind == "f":
-        return x if x.is_float else Value(run.constant(to_host(x.array)), x.order)
+        return Value(run.constant(to_host(x.array)), x.order)
     if x.is_float:
         return Value(to_host(x.array).astype(dtype), x.order)
     return Value(x.array.astype(dtype), x.order)
