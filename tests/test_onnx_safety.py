@@ -402,6 +402,53 @@ def test_outputs_that_are_many_copies_of_one_array(path):
         minires.onnx.load(path)
 
 
+def peak_of(function):
+    """The most memory that Python's objects and arrays take during a call, bytes."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("where", ["computed", "inside", "outside"])
+def test_memory_at_loading(path, rng, where):
+    """At most three times `memory`, and three times the file (protobuf keeps one more, unseen).
+
+    Weights that the file computes take it once, θ once, and the values of one image once.
+    """
+    names, count = [f"w{i}" for i in range(12)], 12 * 500 * 500 * 4
+    nodes = [node("MatMul", f"{f'n{i - 1}' if i else 'x'} w{i}", f"n{i}") for i in range(12)]
+    arrays = {name: rng.standard_normal((500, 500)).astype(np.float32) for name in names}
+    if where == "computed":
+        made = [node("ConstantOfShape", "square", name) for name in names]
+        nodes, arrays = [*made, *nodes], {"square": np.array([500, 500])}
+    model = write(path, [*nodes, node("Relu", "n11", "y")], arrays, shape=(1, 500))
+    if where == "outside":
+        onnx.save(model, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    memory = count + 4_000_000
+    limit = 3 * path.stat().st_size + 3 * memory
+    minires.onnx.load(path)  # what is imported on the way does not count
+    peak = peak_of(lambda: minires.onnx.load(path, memory=memory))
+    assert 2 * count < peak < limit
+    if where != "inside":
+        with pytest.raises(SecurityError, match="memory=…"):
+            minires.onnx.load(path, memory=count - 1)
+
+
+def test_arrays_in_other_files_and_computed_ones_share_the_memory(path):
+    (path.parent / "w.bin").write_bytes(bytes(432))
+    external(path, "w.bin", count=300)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node.insert(0, node("ConstantOfShape", "shape", "made"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([100, 100]), "shape"))
+    onnx.save(model, path)
+    minires.onnx.load(path, memory=300 * 432 + 160_000)
+    with pytest.raises(SecurityError, match="289,600 bytes; the limit is 289,599"):
+        minires.onnx.load(path, memory=300 * 432 + 159_999)
+
+
 def test_a_huge_declared_image(path):
     write(path, [node("Relu", "x", "y")], shape=(1, 3, 1 << 30, 1 << 30))
     with pytest.raises(SecurityError, match="memory"):

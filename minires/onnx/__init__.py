@@ -29,11 +29,12 @@ def load(path, memory=MEMORY, work=WORK):
     """Read a network from an ONNX file.
 
     path     of the file
-    memory   bytes that its values may take at once for one image, and bytes that it may read from
-             other files; what asks for more is refused
+    memory   bytes that its values may take at once for one image, and bytes of what it reads from
+             other files or computes from its own arrays; what asks for more is refused. The
+             process takes up to three times as much at loading, and four times the file
     work     time that one image may take, counted in multiplications of large matrices (a core
              does 2 · 10¹⁰ of them a second, or more); a tenth of it may pass at loading. A
-             gradient takes about three times as long
+             gradient takes two to four times as long
     Returns  a Network
     Raises   FormatError when the file is damaged or breaks the rules, UnsupportedError with the
              complete list when it uses operators that are not implemented, SecurityError when
