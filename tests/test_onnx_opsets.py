@@ -143,3 +143,56 @@ def test_gradients_pass_through_every_operator(tmp_path, rng, case):
     _, gradient = loss(theta)
     slope = (loss(theta + 1e-6 * direction)[0] - loss(theta - 1e-6 * direction)[0]) / 2e-6
     np.testing.assert_allclose(gradient @ direction, slope, rtol=1e-4, atol=1e-8)
+
+
+WHOLE = [  # (node, ONNX's number of its type)
+    (node("Div", "x three", "y"), 7),
+    (node("Div", "x three", "y"), 6),
+    (node("ReduceMean", "x", "y", axes=[1]), 7),
+    (node("ReduceMean", "x", "y", axes=[-1, 2]), 6),
+    (node("ReduceSum", "x one", "y"), 6),
+    (node("ReduceSum", "x one", "y", keepdims=0), 7),
+    (node("Slice", "x far farther one back", "y"), 7),
+    (node("Slice", "x far near one", "y"), 7),
+    (node("Slice", "x last farther one back", "y"), 7),
+]
+
+
+@pytest.mark.parametrize("case", WHOLE, ids=lambda case: f"{case[0].op_type}-{case[1]}")
+def test_whole_numbers_keep_their_type_and_round_towards_zero(tmp_path, rng, case):
+    one, kind = case
+    dtype = {6: np.int32, 7: np.int64}[kind]
+    images = rng.integers(-9, 10, (2, 3, 4, 5)).astype(dtype)
+    if one.op_type == "Div":
+        images[0, 0, 0, 0] = np.iinfo(dtype).min
+    arrays = {"three": np.array(3, dtype), "one": np.array([1]), "back": np.array([-1])}
+    arrays |= {"far": np.array([-100]), "farther": np.array([-200]), "near": np.array([2])}
+    arrays["last"] = np.array([-1])
+    arrays = {name: array for name, array in arrays.items() if name in one.input}
+    write(tmp_path / "m.onnx", [one], arrays, shape=images.shape, dtype=kind)
+    (expected,) = runtime(tmp_path / "m.onnx")(x=images)
+    found = minires.onnx.load(tmp_path / "m.onnx").run(images)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        (node("Unsqueeze", "x axes", "y"), r"axes \[0, -6\] of a result with 6 axes"),
+        (node("Slice", "x axes axes axes", "y"), "starts"),
+        (node("Reshape", "x beyond", "y"), "copies an axis that"),
+        (node("Squeeze", "x beyond", "y"), "not all of size 1"),
+    ],
+    ids=lambda value: getattr(value, "op_type", ""),
+)
+def test_axes_that_do_not_fit_are_named(tmp_path, one, words):
+    arrays = {"axes": np.array([0, -6]), "beyond": np.array([2, 3, 1, 1, 0])}
+    if one.op_type != "Unsqueeze":
+        arrays["axes"] = np.array([0, -4])
+    if one.op_type == "Squeeze":
+        arrays["beyond"] = np.array([0, 1])
+    arrays = {name: array for name, array in arrays.items() if name in one.input}
+    write(tmp_path / "m.onnx", [one], arrays, shape=(2, 3, 1, 1))
+    with pytest.raises(minires.onnx.FormatError, match=words):
+        minires.onnx.load(tmp_path / "m.onnx")

@@ -53,7 +53,7 @@ def load(path, memory=MEMORY, work=WORK):
         raise type(error)(f"{path}: {text}", *_details(error)) from error
     except MemoryError as error:
         raise SecurityError(f"{path}: there is not as much memory as this file needs") from error
-    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # What no check foresaw: the file is at fault all the same.
         raise FormatError(f"{path}: {type(error).__name__}: {error}") from error
 

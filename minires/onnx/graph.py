@@ -513,7 +513,7 @@ class Network:
             if node.operator == "Squeeze":
                 return tuple(axis for k, axis in enumerate(before) if k not in chosen)
             rest = iter(before)
-            return tuple(None if k in chosen else next(rest) for k in range(rank))
+            return tuple(None if k in chosen else next(rest, None) for k in range(rank))
         if node.operator == "Gather":
             indices = self.static.get(node.inputs[1])
             if indices is None or indices.rank > 1:
@@ -595,7 +595,9 @@ class Network:
             if str(error).startswith(str(step.node)):
                 raise
             raise type(error)(f"{step.node}: {error}", *error.args[1:]) from None
-        except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
+        except MemoryError as error:
+            raise SecurityError(f"{step.node}: there is not as much memory as it needs") from error
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise FormatError(f"{step.node}: {error}") from error
 
     def _forward(self, run, theta, stats, inputs, gradient=None, before=None):

@@ -451,17 +451,14 @@ def _divide_whole(x, y):
     """Division towards zero, as in C."""
     if not np.all(y):
         raise ValueError("a whole number is divided by zero")
-    return np.sign(x) * np.sign(y) * (np.abs(x) // np.abs(y))
-
-
-def _of(dtype_like, numbers):
-    return np.asarray(numbers, dtype_like.dtype)
+    down = x // y
+    return down + ((down < 0) & (down * y != x))
 
 
 OPERATORS["Add"] = binary(ops.add, np.add)
 OPERATORS["Sub"] = binary(ops.subtract, np.subtract)
 OPERATORS["Mul"] = binary(ops.multiply, np.multiply)
-OPERATORS["Div"] = binary(ops.divide, lambda x, y: _of(x, _divide_whole(x, y)))
+OPERATORS["Div"] = binary(ops.divide, _divide_whole)
 
 
 def variadic(combine):
@@ -609,7 +606,7 @@ def _product(run, a, b):
 # --- reductions ---------------------------------------------------------------------------
 
 
-def reduction(function):
+def reduction(function, on_whole_numbers):
     """An operator that sums or averages over some axes."""
 
     def apply(run, node, x, axes=None):
@@ -626,7 +623,8 @@ def reduction(function):
             y = ops.global_mean(x.data)
             return Value(ops.reshape(y, shape=(*y.shape, 1, 1)) if keep else y)
         places = tuple(x.place(axis) for axis in axes)
-        y = function(x.data, axis=places, keepdims=keep)
+        reduce = function if x.is_float else on_whole_numbers
+        y = reduce(x.data, axis=places, keepdims=keep)
         if keep:
             return Value(y, x.order)
         left = [axis for axis in range(x.rank) if axis not in axes]
@@ -635,8 +633,18 @@ def reduction(function):
     return apply
 
 
-OPERATORS["ReduceMean"] = reduction(ops.mean)
-OPERATORS["ReduceSum"] = reduction(ops.sum)
+def _sum_whole(x, axis, keepdims):
+    """The sum in the type of its numbers, which NumPy would widen."""
+    return np.asarray(np.sum(x, axis=axis, keepdims=keepdims, dtype=x.dtype))
+
+
+def _mean_whole(x, axis, keepdims):
+    total = _sum_whole(x, axis, keepdims)
+    return np.asarray(_divide_whole(total, x.dtype.type(x.size // max(total.size, 1))))
+
+
+OPERATORS["ReduceMean"] = reduction(ops.mean, _mean_whole)
+OPERATORS["ReduceSum"] = reduction(ops.sum, _sum_whole)
 
 
 def softmax_of(function):
@@ -673,6 +681,8 @@ def _reshaped(run, x, shape):
 def reshape(run, node, x, shape):
     wanted = whole_numbers(shape)
     if not node["allowzero"]:
+        if 0 in wanted[x.rank :]:
+            raise ValueError(f"the shape {wanted} copies an axis that {x.shape} does not have")
         wanted = [x.shape[i] if size == 0 else size for i, size in enumerate(wanted)]
     if any(size < -1 for size in wanted) or wanted.count(-1) > 1:
         raise ValueError(f"the shape asked for is {wanted}")
@@ -817,14 +827,15 @@ def slice_(run, node, x, starts=None, ends=None, axes=None, steps=None):
     )
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else whole_numbers(steps)
-    if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
+    places = [x.place(axis) for axis in axes]
+    distinct = len(set(places)) == len(starts) == len(ends) == len(steps)
+    if not distinct or len(places) != len(starts) or 0 in steps:
         raise ValueError(f"starts {starts}, ends {ends}, axes {axes}, steps {steps}")
     index = [slice(None)] * x.rank
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        place = x.place(axis)
+    for start, end, place, step in zip(starts, ends, places, steps, strict=True):
         size = x.data.shape[place]
-        if step < 0 and end < -size:
-            end = None  # down to the first one, which no number can say in Python
+        if step < 0:  # down to the first one is what no number can say in Python
+            start, end = max(start, -size), None if end < -size else end
         index[place] = slice(start, end, step)
     return Value(ops.take(x.data, index=tuple(index)), x.order)
 
