@@ -451,7 +451,8 @@ def _crop(all_axes, least):
     """Where a few settings went wrong, keep the scale for the others, and say so.
 
     Off the scale is what lies ten times further from the median than half of all points do, and
-    further than `least`. A triangle stands at the edge for each such point.
+    further than `least`, where leaving it off makes the scale three times finer. A triangle
+    stands at the edge for each such point.
     """
     drawn = {
         axes: [line for line in axes.lines if line.get_transform().contains_branch_seperately(
@@ -462,7 +463,7 @@ def _crop(all_axes, least):
     middle = np.median(heights)
     reach = max(least, 10 * np.median(abs(heights - middle)))
     inside = heights[abs(heights - middle) <= reach]
-    if not reach or len(inside) == len(heights):
+    if not reach or np.ptp(heights) < 3 * np.ptp(inside):
         return
     pad = 0.12 * np.ptp(inside)
     bottom, top = inside.min() - pad, inside.max() + pad
