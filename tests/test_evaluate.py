@@ -142,6 +142,15 @@ def test_the_error_of_the_calibration_is_its_scatter_over_new_pictures():
     assert 0.7 < promised / scatter < 1.4
 
 
+def test_a_single_picture_has_no_standard_error():
+    probabilities, labels = random_predictions(1)
+    scores = evaluate.summarize(evaluate.Outcomes.of(probabilities, labels))
+    assert scores["top1"] in (0, 1)
+    for key in ("top1", "top5", "nll", "ece"):
+        assert math.isnan(scores[f"{key}_error"]), key
+        assert evaluate.with_error(scores, key, 2).endswith(" ± –")
+
+
 def test_of_equal_probabilities_the_first_class_counts():
     probabilities = np.full((8, 8), 0.125, np.float32)
     outcomes = evaluate.Outcomes.of(probabilities, np.arange(8))
@@ -260,6 +269,19 @@ def test_a_network_that_takes_other_things_than_photographs_is_refused(tmp_path)
         evaluate.Examination(minires.onnx.load(tmp_path / "d.onnx"), pictures, "keras")
 
 
+@pytest.mark.parametrize(("classes", "count"), [(1000, 200), (100, 50), (1000, 19), (10, 200)])
+def test_predictions_as_good_as_guessing_are_recognised(classes, count):
+    rng = np.random.default_rng(3)
+    probabilities = rng.random((count, classes))
+    labels = rng.integers(classes, size=count)
+    guessed = evaluate.Outcomes.of(probabilities, labels)
+    enough = classes > 10 and count >= 20
+    assert evaluate.is_no_better_than_chance(guessed, classes) == enough
+    probabilities[np.arange(0, count, 3), labels[::3]] = 2
+    better = evaluate.Outcomes.of(probabilities, labels)
+    assert not evaluate.is_no_better_than_chance(better, classes)
+
+
 # The command
 
 
@@ -309,6 +331,46 @@ def test_a_tar_gives_the_scores_of_the_folder(tmp_path, capsys):
     assert found[0]["images"] == found[1]["images"] == 12
     for score in ("top1", "nll", "ece"):
         assert found[1][score] == pytest.approx(found[0][score], rel=1e-5), score
+
+
+def test_classes_in_another_order_are_asked_about(tmp_path, capsys):
+    names = [f"n{number:08}" for number in range(60)]
+    model = write_network(tmp_path / "n.onnx", classes=60)
+    folder = write_pictures(tmp_path / "val", each=1, names=names)
+    network, pictures = minires.onnx.load(model), imagenet.load(folder)
+    examination = evaluate.Examination(network, pictures, "keras")
+    best = np.empty(60, np.int64)  # of each picture: then its folder is named after that class
+    for images, labels, _ in examination.batches([np.arange(60)]):
+        best[labels] = examination.predict(network.theta, images).argmax(axis=1)
+    assert command("evaluate", model, "--images", folder, "--limit", 1) == 0
+    assert "on 1 picture of" in capsys.readouterr().out
+    command("evaluate", model, "--images", folder)
+    assert "guessing would do as well: is the order of the classes" in capsys.readouterr().err
+    for number, name in enumerate(names):
+        (folder / name).rename(folder / f"old{number}")
+    for number in range(60):
+        right = folder / names[best[number]]
+        right.mkdir(exist_ok=True)
+        (folder / f"old{number}" / "0.png").rename(right / f"{number}.png")
+        (folder / f"old{number}").rmdir()
+    (tmp_path / "synsets.txt").write_text("\n".join(names))
+    command("evaluate", model, "--images", folder, "--synsets", tmp_path / "synsets.txt")
+    printed = capsys.readouterr()
+    assert "guessing" not in printed.err
+    assert "top-1  100.00 ± 0.00 %" in printed.out
+
+
+def test_after_control_c_there_are_no_scores(tmp_path, capsys, monkeypatch):
+    model, folder = write_network(tmp_path / "n.onnx"), write_pictures(tmp_path / "val")
+
+    def interrupted(self, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate.Examination, "predict", interrupted)
+    assert command("evaluate", model, "--images", folder) == 130
+    printed = capsys.readouterr()
+    assert "stopped: there are no scores" in printed.err
+    assert printed.out == ""
 
 
 def test_presets_and_limits_reach_the_network(tmp_path, capsys):

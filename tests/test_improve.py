@@ -274,6 +274,33 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(place, monkeypatch):
     assert_equal_runs(place, "whole", "out")
 
 
+@pytest.mark.parametrize("place_of_it", ["gradient", "fold"])
+def test_after_control_c_the_same_command_goes_on(place, monkeypatch, capsys, place_of_it):
+    """Between two updates the checkpoint is of the last one; within one, it is the last kept."""
+    command(*words(place, out="whole"))
+    owner = minires.onnx.Network if place_of_it == "gradient" else improve.State
+    name = "loss_and_gradient" if place_of_it == "gradient" else "fold"
+    plain, calls = getattr(owner, name), []
+
+    def interrupted(self, *arguments, **options):
+        calls.append(1)
+        result = plain(self, *arguments, **options)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, interrupted)
+    capsys.readouterr()
+    every = 180 if place_of_it == "gradient" else 0
+    assert command(*words(place, checkpoint_every=every)) == 130
+    assert "stopped: the same command goes on" in capsys.readouterr().err
+    assert checkpoint(place)["updates"] == 4
+    monkeypatch.setattr(owner, name, plain)
+    assert command(*words(place)) == 0
+    assert "going on after update 4" in capsys.readouterr().err
+    assert_equal_runs(place, "whole", "out")
+
+
 @pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_bits(place):
     """Kill -9 wherever it happens to be, in a process of its own."""
@@ -374,6 +401,39 @@ def test_a_rate_too_high_says_so_and_keeps_the_last_checkpoint(place):
         command(*words(place, out="hot", rate=1e30))
     np.testing.assert_array_equal(checkpoint(place)["theta"], before)
     assert not (place / "hot" / "mean.onnx").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(place, monkeypatch):
+    monkeypatch.setattr(improve, "fine_tune", None)
+    (place / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--out .*file: nothing can be written there \(.*\)"):
+        command(*words(place, out="file"))
+    with pytest.raises(ValueError, match=r"--out .*inner: nothing can be written there \(.*\)"):
+        command(*words(place, out="file/inner"))
+
+    def full(**options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(improve.tempfile, "TemporaryFile", full)
+    with pytest.raises(ValueError, match=r"--out .* there \(No space left on device\)"):
+        command(*words(place))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": -1}, "--rate is -1.0, expected a number from 0 up"),
+        ({"rate": "nan"}, "--rate is nan"),
+        ({"rate": "inf"}, "--rate is inf"),
+        ({"holdout": 1.5}, "--holdout 1.5 of 24 pictures leaves nothing .*--test-images"),
+        ({"members": -1}, "--members and --seed must be 0 or more"),
+        ({"updates": 0}, "--updates is 0"),
+    ],
+)
+def test_settings_out_of_range_are_named(place, options, message):
+    with pytest.raises(ValueError, match=message):
+        command(*words(place, **options))
+    assert not (place / "out").exists()
 
 
 def test_broken_pictures_are_left_out_and_named(place, capsys):

@@ -89,6 +89,7 @@ ARRAYS = {
     "large": [1, 3, 500, 500],
     "image": [1, 3, 800, 800],
     "small": [1, 3, 50, 50],
+    "plane": [1, 1, 1400, 1400],
     "square": [1200, 1200],
     "pixels": [1 << 20, 3, 1 << 10, 1 << 10],
     "kernel": [1, 3, 400, 400],
@@ -146,6 +147,12 @@ FILES = {  # name → nodes, where it ends, words of the error
         "load", "groups",
     ),
     "many taps": ([IMAGE, node("MaxPool", "e", "y", kernel_shape=[400, 400])], "load", TIME),
+    "windows as large as the image": (
+        [node("Expand", "x plane", "e"),
+         *(node("AveragePool", "e", f"a{i}", kernel_shape=[1400, 1400]) for i in range(9)),
+         node("Sum", " ".join(f"a{i}" for i in range(9)), "y")],
+        "load", TIME,
+    ),
     "a wide border of taps": (
         [node("AveragePool", "x", "y", kernel_shape=[9_000] * 2, pads=[8_999] * 4)],
         "load", SPACE,
@@ -177,6 +184,7 @@ OLD = ("many parts", "axes without end")  # their axes are attributes
 SHAPES = {
     "many parts": (1, 1, 1, 100_000),
     "many groups": (1, 1, 1, 1),
+    "windows as large as the image": (1, 1, 1, 1),
     "tiny products": (1, 1, 1),
     "products of matrices": (1, 1),
     "products of whole numbers": (1, 1),

@@ -160,7 +160,8 @@ def summarize(outcomes):
                 photographs with replacement (bootstrap), always the same ones
 
     outcomes  Outcomes of N photographs
-    Returns   dict: "images", each score, and each score's "…_error"; NaN where it is undefined
+    Returns   dict: "images", each score, and each score's "…_error"; NaN where it is undefined:
+              a single photograph says nothing of how much others would differ
     """
     count = len(outcomes)
     top1, top5 = float(outcomes.top1.mean()), float(outcomes.top5.mean())
@@ -168,14 +169,18 @@ def summarize(outcomes):
     return {
         "images": count,
         "top1": top1,
-        "top1_error": math.sqrt(top1 * (1 - top1) / count),
+        "top1_error": _error_of_share(top1, count),
         "top5": top5,
-        "top5_error": math.sqrt(top5 * (1 - top5) / count),
+        "top5_error": _error_of_share(top5, count),
         "nll": float(outcomes.nll.mean()),
         "nll_error": standard_error(outcomes.nll),
         "ece": ece,
         "ece_error": ece_error,
     }
+
+
+def _error_of_share(share, count):
+    return math.sqrt(share * (1 - share) / count) if count > 1 else math.nan
 
 
 def standard_error(values):
@@ -200,7 +205,19 @@ def _calibration(outcomes, resamplings=200):
     for _ in range(resamplings):
         chosen = rng.integers(len(labels), size=len(labels))
         draws.append(metrics.ece(pairs[chosen], labels[chosen]))
-    return float(metrics.ece(pairs, labels)), float(np.std(draws, ddof=1))
+    error = float(np.std(draws, ddof=1)) if len(labels) > 1 else math.nan
+    return float(metrics.ece(pairs, labels)), error
+
+
+def is_no_better_than_chance(outcomes, classes):
+    """Whether so few labels are among the first five that guessing would do as well.
+
+    classes  that the network knows, more than ten; of fewer, chance is too good a guess
+    """
+    count, chance = len(outcomes), 5 / classes
+    if classes <= 10 or count < 20:
+        return False
+    return outcomes.top5.mean() <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
 
 
 # --- one network ----------------------------------------------------------------------------
@@ -269,6 +286,20 @@ def _input_of(network, size):
     if fixed and size is not None and {size} != fixed:
         raise ValueError(f"{network.path} takes pictures of size {fixed.pop()}, --size is {size}")
     return layout, size or fixed.pop()
+
+
+# --- in words -------------------------------------------------------------------------------
+
+
+def with_error(scores, key, digits, factor=1, sign=""):
+    """A score and its standard error as text; – for an error that is undefined."""
+    value, error = scores[key] * factor, scores[key + "_error"] * factor
+    return f"{value:{sign}.{digits}f} ± " + (f"{error:.{digits}f}" if error == error else "–")
+
+
+def counted(number, thing):
+    """ "1 picture", "1,000 pictures" """
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -348,16 +379,26 @@ def describe_notes(examination, most=10):
 def run(options):
     """`minires evaluate`: print the scores; 0 is the exit code."""
     check_counts(options, "limit")
-    examination = open_examination(options)
-    pictures = examination.pictures
 
     def say(text):
         print(text, file=sys.stderr)
 
-    say(examination.outputs)
-    outcomes, speed = examine(examination, batch=options.batch, limit=options.limit)
+    try:
+        examination = open_examination(options)
+        say(examination.outputs)
+        outcomes, speed = examine(examination, batch=options.batch, limit=options.limit)
+    except KeyboardInterrupt:
+        say("\nstopped: there are no scores")
+        return 130
+    pictures = examination.pictures
     for line in describe_notes(examination):
         say(line)
+    if is_no_better_than_chance(outcomes, len(pictures.classes)):
+        say(
+            "guessing would do as well: is the order of the classes "
+            f"({options.synsets or 'sorted by name'}) the network's own, and the preset "
+            f"({options.preset}) that of the program it comes from?"
+        )
     scores = summarize(outcomes)
     if options.json:
         result = {
@@ -376,11 +417,11 @@ def run(options):
         print(json.dumps(_without_nan(result), ensure_ascii=False, allow_nan=False))
         return 0
     size = examination.size
-    print(f"{options.model} on {len(outcomes):,} pictures of {pictures.where}")
+    print(f"{options.model} on {counted(len(outcomes), 'picture')} of {pictures.where}")
     print(f"preset {options.preset}, {size} × {size}; ± is one standard error")
     for name, key in (("top-1", "top1"), ("top-5", "top5"), ("ECE", "ece")):
-        print(f"  {name:<6} {100 * scores[key]:6.2f} ± {100 * scores[key + '_error']:.2f} %")
-    print(f"  NLL      {scores['nll']:.4f} ± {scores['nll_error']:.4f} nats")
+        print(f"  {name:<6} {with_error(scores, key, 2, 100):>13} %")
+    print(f"  NLL      {with_error(scores, 'nll', 4)} nats")
     print(
         f"  speed  {speed['images_per_second']:.0f} pictures a second, "
         f"{speed['network_images_per_second']:.0f} in the network alone"

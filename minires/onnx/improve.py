@@ -24,6 +24,7 @@ import itertools
 import json
 import math
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,11 +34,13 @@ from minires.onnx.evaluate import (
     Outcomes,
     add_picture_options,
     check_counts,
+    counted,
     describe_notes,
     open_examination,
     plan_of,
     standard_error,
     summarize,
+    with_error,
 )
 
 STATISTICS = ("averaged", "recomputed", "last")
@@ -155,7 +158,10 @@ def split(count, share, seed):
     """
     held = round(count * share)
     if not 0 < held < count:
-        raise ValueError(f"--holdout {share} of {count} pictures leaves nothing on one side")
+        raise ValueError(
+            f"--holdout {share} of {counted(count, 'picture')} leaves nothing on one side: name "
+            "more pictures, or others to compare on with --test-images"
+        )
     order = _generator(seed, "holdout").permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
 
@@ -185,46 +191,58 @@ def fine_tune(examination, state, indices, updates, batch, seed, save=None, ever
     updates      to have been made in the end
     batch        photographs in a batch
     seed         of the order of the photographs, and of dropout
-    save         called with no argument when a checkpoint is due, and at the end
+    save         called with no argument when a checkpoint is due, at the end, and after Ctrl-C
     every        seconds between checkpoints
     Raises       FloatingPointError when the loss is no longer a number
     """
     from tqdm import tqdm
 
-    network, done = examination.network, state.updates
+    done = state.updates
     plan = itertools.islice(order_of(indices, batch, seed), done, updates)
-    saved = time.monotonic()
+    saved, whole = time.monotonic(), True  # whole: no update is half done
     with tqdm(total=updates, initial=done, unit="update", desc="fine-tuning", disable=None) as bar:
-        for images, labels, _ in examination.batches(plan):
-            if len(labels) == 0:
-                raise ValueError(
-                    f"no picture in the batch of update {state.updates + 1} can be used "
-                    f"({examination.notes}): mend the files, or use larger batches"
-                )
-            # In the place of one that cannot be used, a graph of fixed batch sees another again.
-            images, labels = examination.whole_batches(images, labels)
-            with np.errstate(over="ignore", invalid="ignore"):  # the next lines say it better
-                loss, gradient = network.loss_and_gradient(
-                    state.theta,
-                    images,
-                    labels + examination.offset,
-                    stats=state.stats,
-                    rng=_generator(seed, "dropout", state.updates),
-                )
-            if not math.isfinite(float(loss)):
-                raise FloatingPointError(
-                    f"the loss is {float(loss)} at update {state.updates + 1} of {updates}: lower "
-                    f"the rate (now {state.optimizer.rate})"
-                )
-            state.optimizer.step(state.theta, gradient)
-            state.fold(loss)
-            bar.update()
-            bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
-            if save is not None and time.monotonic() - saved >= every:
+        try:
+            for images, labels, _ in examination.batches(plan):
+                stats = state.stats.copy()
+                loss, gradient = _slope(examination, state, stats, images, labels, seed)
+                if not math.isfinite(loss):
+                    raise FloatingPointError(
+                        f"the loss is {loss} at update {state.updates + 1} of {updates}: lower "
+                        f"the rate (now {state.optimizer.rate})"
+                    )
+                whole = False
+                state.stats = stats
+                state.optimizer.step(state.theta, gradient)
+                state.fold(loss)
+                whole = True
+                bar.update()
+                bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
+                if save is not None and time.monotonic() - saved >= every:
+                    save()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            if save is not None and whole and state.updates > done:
                 save()
-                saved = time.monotonic()
+            raise
     if save is not None and state.updates > done:
         save()
+
+
+def _slope(examination, state, stats, images, labels, seed):
+    """The loss of the next update's batch, and its gradient; `stats` follow the batch."""
+    if len(labels) == 0:
+        raise ValueError(
+            f"no picture in the batch of update {state.updates + 1} can be used "
+            f"({examination.notes}): mend the files, or use larger batches"
+        )
+    # In the place of one that cannot be used, a graph of fixed batch sees another again.
+    images, labels = examination.whole_batches(images, labels)
+    rng = _generator(seed, "dropout", state.updates)
+    with np.errstate(over="ignore", invalid="ignore"):  # a loss that is no number says it better
+        loss, gradient = examination.network.loss_and_gradient(
+            state.theta, images, labels + examination.offset, stats=stats, rng=rng
+        )
+    return float(loss), gradient
 
 
 def recompute_statistics(examination, theta, like, plan):
@@ -367,12 +385,12 @@ def table(rows):
         lines.append(
             [
                 row["name"],
-                _with_error(row, "top1", 2, 100),
-                "" if plain else _with_error(row, "top1_difference", 2, 100, "+"),
-                _with_error(row, "top5", 2, 100),
-                _with_error(row, "nll", 4),
-                "" if plain else _with_error(row, "nll_difference", 4, 1, "+"),
-                _with_error(row, "ece", 2, 100),
+                with_error(row, "top1", 2, 100),
+                "" if plain else with_error(row, "top1_difference", 2, 100, "+"),
+                with_error(row, "top5", 2, 100),
+                with_error(row, "nll", 4),
+                "" if plain else with_error(row, "nll_difference", 4, 1, "+"),
+                with_error(row, "ece", 2, 100),
             ]
         )
     widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
@@ -383,11 +401,6 @@ def table(rows):
 
     rule = "  ".join("─" * width for width in widths)
     return "\n".join([text(heads), rule, *map(text, lines)])
-
-
-def _with_error(row, key, digits, factor=1, sign=""):
-    value, error = row[key] * factor, row[key + "_error"] * factor
-    return f"{value:{sign}.{digits}f} ± {error:.{digits}f}"
 
 
 def draw(rows, losses, path):
@@ -481,7 +494,16 @@ def add_parser(subparsers):
 
 
 def run(options):
-    """`minires improve`: do it all, or what is left of it; 0 is the exit code."""
+    """`minires improve`: the exit code is 0, or 130 after Ctrl-C."""
+    try:
+        return improve(options)
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on with what is finished", file=sys.stderr)
+        return 130
+
+
+def improve(options):
+    """Do all that the command line asks for, or what is left of it; 0 is the exit code."""
     import minires.onnx
     from data_tools import imagenet
     from minires.files import save_json
@@ -489,6 +511,8 @@ def run(options):
     check_counts(options, "updates")
     if options.members < 0 or options.seed < 0:
         raise ValueError("--members and --seed must be 0 or more")
+    if not 0 <= options.rate < math.inf:
+        raise ValueError(f"--rate is {options.rate}, expected a number from 0 up")
     examination = open_examination(options)
     network, pictures = examination.network, examination.pictures
     if network.batch not in (None, options.batch):
@@ -511,7 +535,7 @@ def run(options):
     settings = _settings(options, examination, training)
     state = State(network.theta, network.stats, _optimizer(options), options.ema, examination.notes)
     out = options.out
-    out.mkdir(parents=True, exist_ok=True)
+    _make_folder(out)
     checkpoint = out / CHECKPOINT
 
     def say(text):
@@ -527,7 +551,7 @@ def run(options):
             )
     say(examination.outputs)
     say(
-        f"{len(training):,} pictures to train on, {len(held_out):,} to compare on; "
+        f"{counted(len(training), 'picture')} to train on, {len(held_out):,} to compare on; "
         f"{state.theta.size:,} weights, {state.stats.size:,} batch-norm statistics"
     )
     fine_tune(
@@ -568,13 +592,23 @@ def run(options):
     draw(rows, state.losses, out / "figure.png")
     print(table(rows))
     print(
-        f"{rows[0]['images']:,} held-out pictures; ± is one standard error, Δ the difference to "
-        "the base, photograph by photograph"
+        f"{counted(rows[0]['images'], 'held-out picture')}; ± is one standard error, Δ the "
+        "difference to the base, photograph by photograph"
     )
     if state.stats.size:
         print(f"batch-norm statistics of averaged networks: {options.batch_norm}, unless named")
-    say(f"mean.onnx, {options.members} members, moments.npz, results.json, figure.png: in {out}")
+    drawn = counted(options.members, "member")
+    say(f"mean.onnx, {drawn}, moments.npz, results.json, figure.png: in {out}")
     return 0
+
+
+def _make_folder(path):
+    """Make a folder, and try now what would else fail after hours."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ValueError(f"--out {path}: nothing can be written there ({error.strerror})") from None
 
 
 def _settings(options, examination, training):

@@ -65,7 +65,9 @@ def read_bytes(path):
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise FormatError(f"{path}: not a regular file")
+        folder = "a folder: name the .onnx file in it"
+        is_folder = stat.S_ISDIR(status.st_mode)
+        raise FormatError(f"{path}: {folder if is_folder else 'not a regular file'}")
     if status.st_size >= 1 << 31:
         raise FormatError(
             f"{path}: {status.st_size:,} bytes, but a protobuf message ends at 2 GiB: "
@@ -121,7 +123,10 @@ def fields(data, start, end):
         elif wire == 5:
             stop = begin + 4
         else:
-            raise FormatError(f"field {number} at offset {at} has the unknown type {wire}")
+            raise FormatError(
+                f"field {number} at offset {at} has the unknown type {wire}: the file is no ONNX "
+                "model, or damaged"
+            )
         if stop > end or number == 0:
             raise FormatError(
                 f"field {number} at offset {at} should end at {stop:,}, its message ends at "
