@@ -161,31 +161,36 @@ class Updates:
                 graph = self._stream.end_capture()
         except Exception as error:
             failure = failure or error
-        if isinstance(failure, MemoryError):  # nor would there be room to go on without a graph
-            raise failure
-        if failure is None:
-            self._graph = graph
-        else:
-            self.record = False
-            self.reason = f"{type(failure).__name__}: {failure}"
+        try:
+            if isinstance(failure, MemoryError):  # nor is there room to go on without a graph
+                raise failure
+            if failure is None:
+                self._graph = graph
+            else:
+                self.record = False
+                self.reason = f"{type(failure).__name__}: {failure}"
+        finally:
+            del failure  # it knows this frame, and would keep the memory of all that is here
 
     def __iter__(self):
         xp = self.xp
         # What was queued before, on other streams, is done when the first update begins.
         xp.cuda.get_current_stream().synchronize()
-        for number in range(self.count):
-            with self._stream:
-                if not np.array_equal(self._rate, self.optimizer.rate):
-                    self._fill_rates(number)
-                if self._graph is not None:
-                    self._graph.launch()
-                else:
-                    self._plain_or_recorded(number)
-                self.optimizer.count += 1
-                for kept, _ in self.moments:
-                    kept.count_update()
-                yield number
-        self._stream.synchronize()
+        try:
+            for number in range(self.count):
+                with self._stream:
+                    if not np.array_equal(self._rate, self.optimizer.rate):
+                        self._fill_rates(number)
+                    if self._graph is not None:
+                        self._graph.launch()
+                    else:
+                        self._plain_or_recorded(number)
+                    self.optimizer.count += 1
+                    for kept, _ in self.moments:
+                        kept.count_update()
+                    yield number
+        finally:  # whoever leaves the loop early, too, finds nothing still at work on θ
+            self._stream.synchronize()
 
     def _plain_or_recorded(self, number):
         with self.xp.cuda.using_allocator(self._pool.malloc):

@@ -1,6 +1,8 @@
 """Updates recorded as a graph and played again: the same numbers, and nothing asks the host."""
 
+import gc
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -147,6 +149,45 @@ def test_what_cannot_be_recorded_is_done_plainly_and_says_why(device, monkeypatc
     assert "captur" in updates.reason.lower()
     for once, again in zip(found, plain, strict=True):
         np.testing.assert_array_equal(once, again)
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_updates_leave_no_memory_behind(device, monkeypatch, fault):
+    """Their pool is large: it goes with the last name for it, not when the collector comes."""
+    if fault:
+        record = capture.Updates._record
+
+        def fail_to_record(self):
+            with monkeypatch.context() as patch:
+                patch.setattr(minires.layers.Flatten, "apply", lambda self, x, run: 1 / 0)
+                record(self)
+
+        monkeypatch.setattr(capture.Updates, "_record", fail_to_record)
+    gc.collect()
+    gc.disable()
+    try:
+        _, updates, _ = run(device, OPTIMIZERS[0])
+        assert (updates.reason == "ZeroDivisionError: division by zero") == fault
+        alive = weakref.ref(updates)
+        del updates
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_who_leaves_the_loop_waits_for_what_is_queued(device):
+    """θ is then nobody else's any more."""
+    if not hasattr(device, "_graph_state"):
+        pytest.skip("only the stand-in counts")
+    model = small()
+    theta, stats, images, labels = problem(device, model)
+    order, rng = training._order_and_dropout(IMAGES, BATCH, 3, "training")
+    order = [next(order) for _ in range(UPDATES)]
+    for number in capture.Updates(model, theta, stats, images, labels, SGD(0.1), order, rng):
+        if number == UPDATES - 2:
+            before = device._graph_state.synchronisations
+            break
+    assert device._graph_state.synchronisations == before + 1
 
 
 def test_nothing_asks_the_host_between_epochs(device):

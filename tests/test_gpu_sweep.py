@@ -1,7 +1,9 @@
 """The study on a GPU, cells side by side: what each finds on a CPU, alone; and what goes wrong."""
 
+import gc
 import math
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -241,6 +243,30 @@ def test_what_follows_a_diverged_pre_training_is_settled(device, dataset, tmp_pa
     table = sweep(tmp_path, dataset, Device(50), profile)
     lost = {Cell(**record["cell"]) for record in table["diverged"]}
     assert lost == {cell for cell in profile.cells() if cell.l1 == 1e30}
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+@pytest.mark.parametrize("rate", [0.15, 1e30])
+def test_a_group_leaves_no_memory_behind(device, source, where, rate, monkeypatch):
+    """Gigabytes on a GPU, and the next group needs them: nothing may wait for the collector."""
+    kept, prepare_track = [], cells_module.Track.__init__
+
+    def watched(self, group):
+        prepare_track(self, group)
+        kept.extend([weakref.ref(self), weakref.ref(group)])
+
+    monkeypatch.setattr(cells_module.Track, "__init__", watched)
+    profile = replace(TINY, baselines=(0.15, 1e30), curves=(0.15, 1e30))
+    cells = [Cell("sgd", 0.2, 0.5, seed, "sgd", l2) for seed, l2 in enumerate((0.15, rate))]
+    starts = starts_of(cells, TINY.model(0.5, (8, 8, 1)).size)
+    gc.collect()
+    gc.disable()
+    try:
+        outcomes = compute(cells, profile, source, starts, where)
+        assert [ref() for ref in kept] == [None, None]
+    finally:
+        gc.enable()
+    assert ("diverged" in outcomes[1].record) == (rate == 1e30)
 
 
 # --- who trains beside whom ---------------------------------------------------------------

@@ -271,15 +271,17 @@ class Group:
 
     def outcomes(self, measure):
         """What `measure(place, lab)` says of each cell; of a lost one, that it diverged."""
-        found = []
-        for place, lab in enumerate(self.labs):
+        return [self._outcome(measure, place, lab) for place, lab in enumerate(self.labs)]
+
+    def _outcome(self, measure, place, lab):
+        # To raise what `lost` holds would tie it to this frame, and keep the group's memory.
+        error = self.lost.get(place)
+        if error is None:
             try:
-                if place in self.lost:
-                    raise self.lost[place]
-                found.append(measure(place, lab))
-            except FloatingPointError as error:
-                found.append(Outcome({"diverged": str(error), "seconds": {}}))
-        return found
+                return measure(place, lab)
+            except FloatingPointError as found:
+                error = str(found)
+        return Outcome({"diverged": str(error), "seconds": {}})
 
 
 @dataclass
