@@ -360,6 +360,16 @@ def test_the_command_writes_the_page_and_the_pictures(tmp_path, capsys):
     assert other.read_text("utf-8") == html  # the same sweep, the same page
 
 
+def test_the_page_says_what_to_type_for_the_same_sweep():
+    """On another device its numbers are others: the folder of a GPU's sweep refuses a CPU."""
+    command = report._command({"profile": "lite", "updates": 7}, "runs/a")
+    assert command == "minires sweep --profile lite --updates 7 --out runs/a"
+    settings = {"profile": "lite", "device": "gpu"}
+    assert report._command(settings, None) == "minires sweep --profile lite --device gpu"
+    sweep = replace(synthetic_sweep(seeds=1), settings=settings)
+    assert "<code>minires sweep --profile lite --device gpu</code>" in report._facts(sweep, None)
+
+
 @pytest.mark.usefixtures("few_panels")
 def test_an_old_page_stays_whole_when_the_new_one_fails(tmp_path, monkeypatch):
     folder = tmp_path / "sweep"

@@ -366,6 +366,8 @@ def _command(settings, folder):
         usual = getattr(profile, name, None)
         if usual is not None and settings.get(name, usual) != usual:
             words.append(f"--{name} {settings[name]}")
+    if settings.get("device", "cpu") != "cpu":
+        words.append(f"--device {settings['device']}")
     return " ".join([*words, *([f"--out {folder}"] if folder is not None else [])])
 
 
