@@ -159,7 +159,7 @@ FILES = {  # name → nodes, where it ends, words of the error
     ),
     "neighbours": ([node("Expand", "x small", "e"), *chain(50, "LRN", size=301)], "run", TIME),
     "softmax of pairs": (
-        [LARGE, node("Reshape", "e pairs", "p"), *chain(900, "Softmax", "p")], "run", TIME,
+        [LARGE, node("Reshape", "e pairs", "p"), *chain(100, "Softmax", "p")], "run", TIME,
     ),
     "many parts": (
         [node("Split", "x", " ".join(f"n{i}" for i in range(100_000)), axis=3),

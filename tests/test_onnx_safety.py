@@ -449,6 +449,18 @@ def test_arrays_in_other_files_and_computed_ones_share_the_memory(path):
         minires.onnx.load(path, memory=300 * 432 + 159_999)
 
 
+def test_a_cast_to_wider_numbers_is_counted_as_wide(path):
+    nodes = [
+        node("Cast", "x", "b", to=9),
+        node("Cast", "b", "i", to=7),
+        node("Cast", "i", "y", to=1),
+    ]
+    write(path, nodes, shape=(1, 1, 1000, 1000))
+    minires.onnx.load(path, memory=45_000_000)
+    with pytest.raises(SecurityError, match="memory"):
+        minires.onnx.load(path, memory=30_000_000)
+
+
 def test_a_huge_declared_image(path):
     write(path, [node("Relu", "x", "y")], shape=(1, 3, 1 << 30, 1 << 30))
     with pytest.raises(SecurityError, match="memory"):

@@ -65,7 +65,7 @@ def read_bytes(path):
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        folder = "a folder: name the .onnx file in it"
+        folder = "this is a folder: name the .onnx file in it"
         is_folder = stat.S_ISDIR(status.st_mode)
         raise FormatError(f"{path}: {folder if is_folder else 'not a regular file'}")
     if status.st_size >= 1 << 31:
