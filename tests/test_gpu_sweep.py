@@ -459,16 +459,41 @@ def test_the_dry_run_measures_on_the_device(device, command, tmp_path, capsys, m
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_card_says_what_to_lower(device, command, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_full_card_says_what_to_lower(device, command, tmp_path, capsys, monkeypatch, dry):
     def full(*arguments, **settings):
         raise device.cuda.memory.OutOfMemoryError(1 << 30, 1 << 31)
 
-    monkeypatch.setattr(training, "train", full)
-    assert command("--device", "gpu", "--together", 7, "--out", tmp_path) == 2
+    monkeypatch.setattr("minires.bench.capture.Updates" if dry else "minires.training.train", full)
+    more = ["--dry-run"] if dry else []
+    assert command("--device", "gpu", "--together", 7, "--out", tmp_path, *more) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "the GPU's memory is full" in error
     assert "lower --together, now 7" in error
+
+
+def test_a_full_machine_is_not_taken_for_a_full_card(
+    device, command, tmp_path, capsys, monkeypatch
+):
+    def full(*arguments, **settings):
+        raise MemoryError("Unable to allocate 3 GiB")
+
+    monkeypatch.setattr(training, "train", full)
+    assert command("--device", "gpu", "--out", tmp_path) == 2
+    assert capsys.readouterr().err == "minires: Unable to allocate 3 GiB\n"
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_the_command_refuses_the_folder_of_a_cpu(device, command, dataset, tmp_path, capsys, dry):
+    assert command("--out", tmp_path) == 0
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert command("--device", "gpu", "--out", tmp_path, *dry) == 2
+    printed = capsys.readouterr()
+    assert "holds a sweep with other settings (device was 'cpu', now 'gpu')" in printed.err
+    assert printed.out == ""
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

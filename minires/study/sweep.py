@@ -15,6 +15,7 @@ Dropout masks are others there, and what trains side by side may change the roun
 says where it is done.
 """
 
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -533,6 +534,24 @@ def prepare(folder, profile, source, device="cpu"):
              OSError when the results would not fit on the disk
     """
     folder = Path(folder)
+    settings = folder / "sweep.json"
+    now = check_settings(folder, profile, source, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_space(folder, profile, source)
+    for part in ("pretrained", "predictions", "data"):
+        (folder / part).mkdir(exist_ok=True)
+        for unfinished in (folder / part).glob("*.part"):  # of a sweep that was killed
+            unfinished.unlink()
+    if not settings.exists():
+        save_json(settings, now)
+
+
+def check_settings(folder, profile, source, device="cpu"):
+    """Refuse a folder that holds another sweep; nothing is written.
+
+    Returns  what sweep.json is to say
+    Raises   ValueError when it holds one with other settings or data, or of another device
+    """
     now = profile.settings() | {
         "train": source.train,
         "test": source.test,
@@ -543,10 +562,10 @@ def prepare(folder, profile, source, device="cpu"):
     settings = folder / "sweep.json"
     if settings.exists():
         usual = {"device": "cpu"}  # where nothing is said
-        before, now = usual | load_json(settings), usual | now
-        changed = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+        before, wanted = usual | load_json(settings), usual | now
+        changed = [name for name in {**wanted, **before} if before.get(name) != wanted.get(name)]
         if changed:
-            what = ", ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in changed)
+            what = ", ".join(f"{n} was {before.get(n)!r}, now {wanted.get(n)!r}" for n in changed)
             raise ValueError(
                 f"{folder} holds a sweep with other settings ({what}): name another folder with "
                 "--out"
@@ -556,14 +575,7 @@ def prepare(folder, profile, source, device="cpu"):
             f"{folder} holds results, but not the sweep.json that says of what: name another "
             "folder with --out"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_space(folder, profile, source)
-    for part in ("pretrained", "predictions", "data"):
-        (folder / part).mkdir(exist_ok=True)
-        for unfinished in (folder / part).glob("*.part"):  # of a sweep that was killed
-            unfinished.unlink()
-    if not settings.exists():
-        save_json(settings, now)
+    return now
 
 
 def _check_space(folder, profile, source):
@@ -775,7 +787,7 @@ def add_parser(subparsers):
     """Add `minires sweep` to the command line."""
     parser = subparsers.add_parser(
         "sweep",
-        help="the paper's MNIST study: many cells, on every core or many machines",
+        help="the paper's MNIST study: many cells, on every core, many machines or a GPU",
         description="Compute every cell of a profile of the study: pre-trainings, fine-tunings, "
         "the paper's method and others beside it. The same command, given again, does what is "
         "missing.",
@@ -828,12 +840,15 @@ def _run(options):
 
     if options.dry_run:
         done = set()
+        check_settings(folder, profile, source, options.device)
         if (folder / "sweep.json").exists():
             sweep = load_sweep(folder)
             done = {Cell(**record["cell"]) for record in sweep.records + sweep.diverged}
         print(describe(profile, cells, done))
         missing = [cell for cell in cells if cell not in done]
-        print(estimate(profile, missing, dataset, _crew(options, dry_run=True)))
+        crew = _crew(options, dry_run=True)
+        with _remedy_for(crew):
+            print(estimate(profile, missing, dataset, crew))
         return 0
 
     prepare(folder, profile, source, options.device)
@@ -848,14 +863,8 @@ def _run(options):
         np.save(file, dataset.test_labels)
     crew = _crew(options)
     try:
-        count = run_sweep(profile, source, folder, crew, options.quiet)
-    except MemoryError as error:
-        if options.device == "cpu":
-            raise
-        raise MemoryError(
-            f"the GPU's memory is full ({error}): lower --together, now {crew.together}, or end "
-            "other programs that use the card; what is finished is kept"
-        ) from error
+        with _remedy_for(crew):
+            count = run_sweep(profile, source, folder, crew, options.quiet)
     except KeyboardInterrupt:
         print(
             "\nstopped; what is finished is kept, the same command goes on with it",
@@ -872,6 +881,20 @@ def _run(options):
         f"table.json and all records are in {folder}"
     )
     return 0
+
+
+@contextlib.contextmanager
+def _remedy_for(crew):
+    """Where a GPU's memory is full, say what to lower."""
+    try:
+        yield
+    except MemoryError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # CuPy's; another is this machine's memory
+            raise
+        raise MemoryError(
+            f"the GPU's memory is full ({error}): lower --together, now {crew.together}, or end "
+            "other programs that use the card; what is finished is kept"
+        ) from error
 
 
 def _check_options(options):
