@@ -383,6 +383,30 @@ def test_a_sweep_on_a_gpu_goes_on_where_it_was_stopped(device, dataset, tmp_path
         assert not set(again) & set(done)
 
 
+def test_a_group_may_be_cut_off_while_its_cells_are_kept(device, dataset, tmp_path, monkeypatch):
+    """The second of three has its weights on the disk, but no line: it and the third are redone."""
+    profile = replace(TINY, baselines=(), curves=(), adam=False, l2=(0.15,))
+    whole = sweep(tmp_path / "whole", dataset, Device(3), profile)
+    append, lines = Store.append, []
+
+    def cut_off(self, record):
+        lines.append(record)
+        if len(lines) == 2:
+            raise KeyboardInterrupt
+        append(self, record)
+
+    folder = tmp_path / "cut off"
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "append", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(folder, dataset, Device(3), profile)
+    assert len(load_sweep(folder).records) == 1
+    assert len(list((folder / "pretrained").iterdir())) == 2
+    assert_same(sweep(folder, dataset, Device(3), profile), whole)
+    kept = (folder / "results.jsonl").read_text().splitlines()
+    assert len(kept) == len(profile.cells())
+
+
 def test_a_mistake_on_the_device_is_raised_and_what_is_done_is_kept(
     device, dataset, tmp_path, monkeypatch
 ):
