@@ -11,7 +11,7 @@ from helpers import assert_close
 import minires
 from minires import capture, training
 from minires.backend import to_host
-from minires.layers import Conv2D, Dense, Flatten, MaxPool, MeanPool, Sequential
+from minires.layers import Conv2D, Dense, Dropout, Flatten, MaxPool, MeanPool, Sequential
 from minires.model import Model
 from minires.optimizers import SGD, Adam
 from minires.resampling import EMA
@@ -123,6 +123,22 @@ def test_batch_norm_and_several_dropouts_are_played(device):
     assert updates.reason is None
     for once, again in zip(played, plain, strict=True):
         np.testing.assert_array_equal(once, again)
+
+
+def test_every_dropout_of_every_network_draws_what_it_would_in_a_plain_loop(device):
+    """Several layers take turns at one Generator, and each of two networks has its own."""
+    layers = Conv2D(2, 3), Dropout(0.3), Flatten(), Dropout(0.5), Dense(10)
+    model = Model((8, 8, 1), Sequential(*layers))
+    found, updates, _ = run(device, OPTIMIZERS[0], 2, model=model)
+    assert updates.reason is None
+    theta, stats, images, labels = problem(device, model, 2)
+    order, rng = training._order_and_dropout(IMAGES, BATCH, [0, 1], "training")
+    optimizer = OPTIMIZERS[0]()
+    for _ in range(UPDATES):
+        batch = device.asarray(next(order))
+        data = images[batch], labels[batch], stats
+        optimizer.step(theta, model.loss_and_gradient(theta, *data, rng=rng)[1])
+    np.testing.assert_array_equal(found[0], theta.get())
 
 
 def test_poolings_are_played(device):
