@@ -455,6 +455,22 @@ def results_in(folder):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def test_workers_that_are_busy_with_a_large_result_can_be_ended():
+    """In a process of its own: what waits for ever would not let this one end either."""
+    program = """if __name__ == "__main__":
+        import numpy as np
+        from minires.study.sweep import Processes
+        crew = Processes(2)
+        calls = [crew.submit(np.zeros, 20_000_000) for _ in range(4)]
+        calls[0].result()
+        crew.close()
+        print("closed")"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )  # fmt: skip
+    assert done.stdout == "closed\n"
+
+
 def test_one_process_and_two_of_which_one_is_killed(undisturbed, dataset, tmp_path):
     assert sweep(tmp_path / "one", dataset, Processes(1)) == undisturbed[1]
     crew, folder = Processes(2), tmp_path / "two"

@@ -244,6 +244,9 @@ class Processes:
         """End the workers, whatever they do."""
         executor, self._executor = self._executor, None
         if executor is not None:
+            # A worker may be ended in the middle of a result, and the rest of it would be waited
+            # for as long as somebody could write it: as this process could.
+            executor._result_queue._writer.close()
             for worker in list((executor._processes or {}).values()):
                 worker.terminate()
             executor.shutdown(cancel_futures=True)
@@ -796,8 +799,8 @@ def add_parser(subparsers):
         "--profile",
         choices=tuple(PROFILES),
         default="smoke",
-        help="smoke (a minute), class (five), lite (MNIST, an hour), full (the paper's grid, "
-        "days); smoke by default",
+        help="smoke (half a minute), class (four), lite (MNIST, an hour), full (the paper's "
+        "grid, a night); smoke by default",
     )
     parser.add_argument("--data", choices=("glyphs", "mnist"), help="other data than the profile's")
     parser.add_argument("--data-dir", type=Path, help="the folder of the MNIST files")
