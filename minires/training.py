@@ -108,7 +108,7 @@ def train(
     else:
         steps = capture.Updates(*problem, schedule, moments, watch)
         looks = set(capture.epoch_ends(updates, len(images), batch))
-    check, seen = _Check(phase, updates, optimizer.rate, schedule, lost), 0
+    check, seen = _Check(phase, updates, optimizer.rate, lost), 0
     with _progress(phase, seed, updates, quiet) as bar:
         for number in steps:
             if number in looks:
@@ -171,14 +171,13 @@ class _Updates:
 class _Check:
     """Looks whether losses and weights are numbers, and says which networks are lost.
 
-    rate, schedule   of the training that is looked at, for the remedy
-    lost             {place of a network: its error}, or None: raise the first one
+    rate   of the training that is looked at, before any schedule: what the remedy is to lower
+    lost   {place of a network: its error}, or None: raise the first one
     """
 
     phase: str
     updates: int
     rate: object
-    schedule: object
     lost: dict | None
 
     def losses(self, losses, first):
@@ -188,7 +187,7 @@ class _Check:
             row = int(bad[:, network].argmax())
             number, loss = first + row, losses.reshape(len(losses), -1)[row, network]
             remedy = (
-                f"lower the rate, {self._rate(network) * self._share(number)}"
+                f"lower the rate, {self._rate(network)}"
                 if number
                 else "the weights to start from are no good: lower the rate that led to them"
             )
@@ -211,9 +210,6 @@ class _Check:
     def _rate(self, network):
         rates = np.ravel(self.rate)
         return float(rates[network % len(rates)])
-
-    def _share(self, number):
-        return 1 if self.schedule is None else self.schedule(number)
 
     def _lose(self, network, what):
         error = FloatingPointError(f"{self.phase}: {what}")

@@ -153,6 +153,21 @@ def test_a_rate_too_high_is_an_error_that_says_so(task):
         run(small(), (images * 1e4, labels), 200, rate=1e30)
 
 
+def test_the_rate_to_lower_is_the_one_that_was_given(task):
+    """Whatever share of it a schedule took when the loss was lost, or one update before."""
+    model, (images, labels) = small(), task
+    theta, stats = model.init(np.random.default_rng(0)), model.init_stats()
+    shares = [1, 1e30, 0.5, 0.25]
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(FloatingPointError, match=r"at update 3 of 4: lower the rate, 0\.1$"),
+    ):
+        train(
+            model, theta, stats, images, labels, SGD(0.1), 4, 8, seed=3,
+            schedule=shares.__getitem__,
+        )  # fmt: skip
+
+
 def test_no_updates_change_nothing(task):
     theta, losses = run(small(), task, updates=0)
     np.testing.assert_array_equal(theta, small().init(stream(3, "initial weights")))
