@@ -28,6 +28,9 @@ class Updates:
         for number in updates: ...          # 0, 1, …: queued, not necessarily done
         losses = updates.losses.get()
 
+    What the body of the loop asks of the GPU is queued too: it sees θ after this update and before
+    the next. Behind the loop all is done.
+
     model           a Model
     theta, stats    (P,) and (S,), or (R, P) and (R, S); changed in place
     images, labels  (N, H, W, C) and (N,)
