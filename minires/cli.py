@@ -37,9 +37,8 @@ def main(arguments=None):
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        print(
-            "\nstopped; what is finished is kept, `run --resume` goes on with it", file=sys.stderr
-        )
+        kept = "; what is finished is kept, `run --resume` goes on with it"
+        print(f"\nstopped{kept if options.run is _run else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `minires run | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

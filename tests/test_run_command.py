@@ -671,6 +671,15 @@ def test_names_of_single_weights():
 # --- info ---------------------------------------------------------------------------------
 
 
+def test_only_a_run_is_told_to_go_on_with_resume(capsys, monkeypatch):
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.json, "dumps", interrupted)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
 def test_info():
     done = subprocess.run(
         [sys.executable, "-m", "minires", "info"],
