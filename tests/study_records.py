@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minires.study.grid import ADAM_RATE, Cell, nearest
-from minires.study.sweep import Sweep
+from minires.study.store import Sweep
 
 INNER_L1 = (0.15, 0.2, 0.25, 0.3)
 OUTER_L1 = (0.05, 0.6)

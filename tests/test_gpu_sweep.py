@@ -17,16 +17,10 @@ from minires.files import load_json
 from minires.kernels import gpu
 from minires.study import cells as cells_module
 from minires.study.cells import Source, Start, alike, compute
+from minires.study.crews import Device
 from minires.study.grid import FULL, Cell, Profile
-from minires.study.sweep import (
-    Device,
-    Plan,
-    Store,
-    load_sweep,
-    prepare,
-    run_sweep,
-    tabulate,
-)
+from minires.study.store import Store, load_sweep, tabulate
+from minires.study.sweep import Plan, prepare, run_sweep
 
 TINY = Profile(
     "tiny",

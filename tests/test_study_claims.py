@@ -20,7 +20,7 @@ from minires.study.propositions import (
     Part,
     Verdict,
 )
-from minires.study.sweep import Sweep
+from minires.study.store import Sweep
 from tests.study_records import NOTHING, Effects, synthetic_sweep
 
 NAMES = [*(f"C{number}" for number in range(1, 13)), "C16", "C17"]

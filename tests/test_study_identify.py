@@ -10,7 +10,7 @@ import data_tools
 from minires.experiment import fingerprint
 from minires.study import identify
 from minires.study.identify import CANDIDATES, Candidate, Rescaled, findings, main, table
-from minires.study.sweep import Sweep, load_sweep
+from minires.study.store import Sweep, load_sweep
 
 BY_NAME = {candidate.name: candidate for candidate in CANDIDATES}
 TINY = [

@@ -27,17 +27,10 @@ from minires.experiment import fingerprint
 from minires.files import load_json
 from minires.study import sweep as sweep_module
 from minires.study.cells import Source
+from minires.study.crews import Cluster, Processes
 from minires.study.grid import SMOKE, Cell
-from minires.study.sweep import (
-    Cluster,
-    Processes,
-    Store,
-    load_sweep,
-    prepare,
-    run_sweep,
-    tabulate,
-    text_table,
-)
+from minires.study.store import Store, load_sweep, tabulate, text_table
+from minires.study.sweep import prepare, run_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = replace(
@@ -459,7 +452,7 @@ def test_workers_that_are_busy_with_a_large_result_can_be_ended():
     """In a process of its own: what waits for ever would not let this one end either."""
     program = """if __name__ == "__main__":
         import numpy as np
-        from minires.study.sweep import Processes
+        from minires.study.crews import Processes
         crew = Processes(2)
         calls = [crew.submit(np.zeros, 20_000_000) for _ in range(4)]
         calls[0].result()

@@ -692,7 +692,7 @@ def verdicts(sweep):
     Networks that only guess are all alike, and that would be taken for an answer. So where most
     runs were lost only what is said of time and arithmetic stands.
 
-    sweep     a `minires.study.sweep.Sweep`
+    sweep     a `minires.study.store.Sweep`
     Returns   [Verdict, …], C1 to C12, C16, C17
     """
     found = [claim(sweep) for claim in CLAIMS]

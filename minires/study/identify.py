@@ -23,8 +23,10 @@ from minires.experiment import fingerprint
 from minires.files import complete, save_json
 from minires.study.cells import Source, work
 from minires.study.claims import ADAM_CEILING, verdicts
+from minires.study.crews import Processes
 from minires.study.grid import ADAM_RATE, Cell, Profile
-from minires.study.sweep import Processes, load_sweep, measure, prepare, run_sweep
+from minires.study.store import load_sweep
+from minires.study.sweep import measure, prepare, run_sweep
 
 REACH = 0.993  # the paper's figures begin about there
 L1, L2 = 0.2, 0.15

@@ -76,7 +76,7 @@ def add_parser(subparsers):
 
 def run(options):
     """Carry out `minires report`; returns the exit code."""
-    from minires.study.sweep import load_sweep
+    from minires.study.store import load_sweep
 
     sweep = load_sweep(options.folder)
     panels = figures.draw_all(sweep)
@@ -95,7 +95,7 @@ def run(options):
 def write_page(sweep, panels=None, folder=None):
     """The whole page, the same text whenever the sweep is the same.
 
-    sweep     what `minires.study.sweep.load_sweep` returns
+    sweep     what `minires.study.store.load_sweep` returns
     panels    what `figures.draw_all` returns, if it was called already
     folder    where the sweep lies, for the command that the page names
     Returns   HTML

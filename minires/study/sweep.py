@@ -17,348 +17,31 @@ says where it is done.
 
 import contextlib
 import itertools
-import json
-import multiprocessing
-import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections import Counter
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    CancelledError,
-    Future,
-    ProcessPoolExecutor,
-    wait,
-)
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from minires import backend, training
+from minires import backend
 from minires.bench import Problem
-from minires.experiment import METRICS, fingerprint
+from minires.experiment import fingerprint
 from minires.files import complete, load_arrays, load_json, save_arrays, save_json
 from minires.moments import Moments
 from minires.optimizers import SGD
 from minires.study.cells import TOGETHER, Source, Start, alike, compute, work
+from minires.study.crews import Cluster, Device, Processes, failure, is_death
 from minires.study.grid import MEMBERS, PROFILES, Cell
+from minires.study.store import Store, load_sweep, tabulate, text_table
 
-GROUP = 5  # networks in a deep ensemble
 TOGETHER_ON_GPU = 50  # networks of the full profile need some 10 GB, with all baselines 15
 MEASURED = 5  # rounds of a measurement
 DEATHS = 3  # of a cell's worker; after that the cell runs alone, and once more is an error
-
-
-# --- what is kept -------------------------------------------------------------------------
-
-
-class Store:
-    """The finished cells, one line of JSON each, in a file that only grows.
-
-        with Store(folder / "results.jsonl") as store:
-            store.append(record)
-
-    A line goes to the file in a single write, and to the disk before `append` returns. A
-    process that is killed in between leaves at most one line without an end, the last; the
-    next to open the file cuts it off.
-
-    path     the file, made if need be
-    Raises   BlockingIOError while another process has it open (where the system can tell);
-             ValueError when the file is damaged
-    """
-
-    def __init__(self, path):
-        self.path = Path(path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        self._file = os.open(self.path, flags, 0o644)
-        try:
-            self._lock()
-            content = self.path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.ftruncate(self._file, whole)
-            self.records = _parse(self.path, content[:whole])
-        except BaseException:
-            self.close()
-            raise
-
-    def append(self, record):
-        """Add a finished cell."""
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        before = os.fstat(self._file).st_size
-        try:
-            written = os.write(self._file, line)
-            os.fsync(self._file)
-        except OSError as error:
-            written, reason = 0, error.strerror
-        else:
-            reason = "the disk is full"
-        if written < len(line):
-            os.ftruncate(self._file, before)
-            raise OSError(f"{self.path}: {reason}: make room, and run the command again")
-        self.records.append(record)
-
-    def close(self):
-        """Give the file free."""
-        os.close(self._file)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.close()
-
-    def _lock(self):
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"{self.path.parent}: another sweep is at work here: wait for it, or name "
-                "another folder with --out"
-            ) from error
-
-
-def _parse(path, content):
-    """The records in the whole lines of a file; ValueError names a line that makes no sense."""
-    records, seen = [], {}
-    for number, line in enumerate(content.splitlines(), 1):
-        try:
-            record = json.loads(line)
-            cell = Cell(**record["cell"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}: not a record of a cell ({error})") from error
-        if cell in seen:
-            raise ValueError(f"{path}: lines {seen[cell]} and {number} are the same cell")
-        seen[cell] = number
-        records.append(record)
-    return records
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep has found so far.
-
-    settings        what sweep.json says
-    records         one for each finished cell, sorted
-    deep_ensembles  of the fine-tuned networks of several seeds
-    diverged        records of cells whose loss became infinite: they have no scores
-    """
-
-    settings: dict
-    records: list
-    deep_ensembles: list
-    diverged: list
-
-
-def load_sweep(folder):
-    """Read the folder of a sweep, finished or not; nothing in it is changed.
-
-    Returns  Sweep
-    Raises   FileNotFoundError when it holds no sweep; ValueError when it is damaged
-    """
-    folder = Path(folder)
-    if not (folder / "sweep.json").exists():
-        raise FileNotFoundError(
-            f"{folder} holds no sweep (no sweep.json): `minires sweep --out {folder}` makes one"
-        )
-    results = folder / "results.jsonl"
-    content = results.read_bytes() if results.exists() else b""
-    records = _parse(results, content[: content.rfind(b"\n") + 1])
-    records.sort(key=lambda record: Cell(**record["cell"]).order)
-    return Sweep(
-        settings=load_json(folder / "sweep.json"),
-        records=[record for record in records if "diverged" not in record],
-        deep_ensembles=_deep_ensembles(folder / "predictions", records),
-        diverged=[record for record in records if "diverged" in record],
-    )
-
-
-def _deep_ensembles(folder, records):
-    """Networks of several seeds averaged, wherever their predictions were kept.
-
-    Returns  [{"cell" without its seed, "seeds", "members", accuracy, nll, brier, ece}, …]
-    """
-    groups = {}
-    for record in records:  # sorted: seeds come in order
-        cell = Cell(**record["cell"])
-        if (folder / f"{cell.key}.npy").exists():
-            group = {name: value for name, value in asdict(cell).items() if name != "seed"}
-            groups.setdefault(tuple(group.items()), []).append(cell)
-    found = []
-    for group, cells in sorted(groups.items(), key=lambda item: str(item[0])):
-        labels = np.load(folder / "labels.npy")
-        for start in range(0, len(cells), GROUP):
-            chosen = cells[start : start + GROUP]
-            networks = [np.load(folder / f"{cell.key}.npy") for cell in chosen]
-            average = np.mean(networks, axis=0, dtype=np.float64).astype(np.float32)
-            found.append(
-                {
-                    "cell": dict(group),
-                    "seeds": [cell.seed for cell in chosen],
-                    "members": len(chosen),
-                    **training.score(average, labels),
-                }
-            )
-    return found
-
-
-# --- who works ----------------------------------------------------------------------------
-
-
-class Processes:
-    """Worker processes on this machine, one thread each.
-
-    count   how many
-    """
-
-    together = 1  # cells in a call
-
-    def __init__(self, count):
-        self.count = count
-        self.capacity = count + 1  # one more, so that nobody waits for the next
-        self._executor = None
-
-    def submit(self, *call):
-        """Have a function called; returns its Future."""
-        if self._executor is None:
-            self._executor = ProcessPoolExecutor(
-                self.count, multiprocessing.get_context("spawn"), initializer=_begin_worker
-            )
-        return self._executor.submit(*call)
-
-    def renew(self):
-        """After a worker's death: give up all that are left; new ones come when needed."""
-        self.close()
-
-    def close(self):
-        """End the workers, whatever they do."""
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            # A worker may be ended in the middle of a result, and the rest of it would be waited
-            # for as long as somebody could write it: as this process could.
-            executor._result_queue._writer.close()
-            for worker in list((executor._processes or {}).values()):
-                worker.terminate()
-            executor.shutdown(cancel_futures=True)
-
-
-def _begin_worker():
-    """Ctrl-C is the sweep's to handle; and no worker outlives it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tqdm.set_lock(threading.RLock())  # its own would outlive a worker that is ended
-    parent = multiprocessing.parent_process()
-
-    def follow():
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-class Cluster:
-    """Workers of a Dask cluster, on other machines perhaps.
-
-    address    of its scheduler, such as tcp://10.0.0.1:8786
-    patience   how long to wait for an answer
-    Raises     RuntimeError without Dask; OSError when nobody answers
-    """
-
-    together = 1  # cells in a call
-
-    def __init__(self, address, patience="20s"):
-        try:
-            import dask
-            from distributed import Client
-        except ImportError as error:
-            raise RuntimeError(
-                "--cluster needs Dask, which is not installed: pip install 'minires[cluster]'"
-            ) from error
-        self._address = address
-        # A fine-tuning carries its starting weights along; they may be large.
-        dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})
-        try:
-            self._client = Client(address, timeout=patience, set_as_default=False)
-        except OSError as error:
-            raise OSError(
-                f"no Dask scheduler answers at {address}: start one with `dask scheduler`, and "
-                "workers with `dask worker`"
-            ) from error
-        self._executor = self._client.get_executor(pure=False)
-
-    @property
-    def capacity(self):
-        """How many cells to hand over at a time; workers may come and go."""
-        try:
-            return 1 + max(1, sum(self._client.ncores().values()))
-        except OSError as error:
-            raise ConnectionError(
-                f"the Dask scheduler at {self._address} no longer answers; what is finished is "
-                "kept: the same command goes on with it, on this cluster or another"
-            ) from error
-
-    def submit(self, *call):
-        """Have a function called; returns its Future."""
-        return self._executor.submit(*call)
-
-    def renew(self):
-        """Nothing to do: Dask starts its own workers anew."""
-
-    def close(self):
-        """Take back what is not done, and leave."""
-        self._executor.shutdown(wait=False)
-        self._client.close()
-
-
-class Device:
-    """A GPU, told by this process what to do; cells train side by side on it.
-
-    together   how many at a time, at most
-    """
-
-    capacity = 1
-
-    def __init__(self, together):
-        self.together = together
-
-    def submit(self, function, *arguments):
-        """Call a function here and now; returns a Future that is done."""
-        future = Future()
-        try:
-            future.set_result(function(*arguments, device="gpu"))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def renew(self):
-        """Nothing to do: there is no worker that could die alone."""
-
-    def close(self):
-        """Nothing to do either."""
-
-
-def _failure(future):
-    """What went wrong with a call, or None."""
-    try:
-        return future.exception()
-    except CancelledError as error:  # Dask lost its scheduler, or the worker with the result
-        return error
-
-
-def _is_death(error):
-    """Whether a worker died, rather than its work failed."""
-    return isinstance(error, (BrokenExecutor, CancelledError)) or (
-        type(error).__name__ == "KilledWorker"
-    )
 
 
 # --- the sweep ----------------------------------------------------------------------------
@@ -412,18 +95,18 @@ def _carry_out(plan, profile, source, crew, bar):
                     crew.renew()
                 break
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        if any(isinstance(_failure(future), BrokenExecutor) for future in finished):
+        if any(isinstance(failure(future), BrokenExecutor) for future in finished):
             finished, _ = wait(running)  # where one process died, all calls are lost
         errors = {}
         for future in finished:
             cells = running.pop(future)
-            if error := _failure(future):
+            if error := failure(future):
                 errors[tuple(cells)] = error
             else:
                 for cell, outcome in zip(cells, future.result(), strict=True):
                     bar.update(plan.finish(cell, outcome))
         for cells, error in errors.items():
-            if not _is_death(error):
+            if not is_death(error):
                 raise error
             deaths.update(cells)
             if deaths[cells[0]] > DEATHS:
@@ -600,90 +283,6 @@ def _check_space(folder, profile, source):
 
 def _exists(folder, part, cell):
     return any((folder / part).glob(f"{cell.key}.np*"))
-
-
-# --- the table ----------------------------------------------------------------------------
-
-
-def tabulate(sweep):
-    """All that a sweep found, without anything that differs from run to run.
-
-    Returns  dict for table.json: "settings", "rows" (mean and standard deviation over seeds
-             for each cell and method, and their paired difference to "finetuned"),
-             "deep_ensembles", "records", "diverged"
-    """
-
-    def timeless(records):
-        return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
-
-    return {
-        "settings": sweep.settings,
-        "rows": _rows(sweep.records),
-        "deep_ensembles": sweep.deep_ensembles,
-        "records": timeless(sweep.records),
-        "diverged": timeless(sweep.diverged),
-    }
-
-
-def _rows(records):
-    groups = {}
-    for record in records:
-        group = {name: value for name, value in record["cell"].items() if name != "seed"}
-        groups.setdefault(Cell(seed=0, **group), []).append(record["methods"])
-    rows = []
-    for cell, seeds in sorted(groups.items(), key=lambda item: item[0].order):
-        group = {name: value for name, value in asdict(cell).items() if name != "seed"}
-        for method in seeds[0]:
-            row = {"cell": group, "method": method, "seeds": len(seeds)}
-            for metric in METRICS:
-                values = np.array([methods[method][metric] for methods in seeds])
-                row[metric] = _summary(values)
-                if "finetuned" in seeds[0]:
-                    plain = np.array([methods["finetuned"][metric] for methods in seeds])
-                    row[metric]["delta"] = _summary(values - plain)
-            rows.append(row)
-    return rows
-
-
-def _summary(values):
-    deviation = float(values.std(ddof=1)) if len(values) > 1 else None
-    return {"mean": float(values.mean()), "sd": deviation}
-
-
-def text_table(table):
-    """The table as text: a block for each pre-training, Δ against fine-tuned, same seed."""
-    lines = ["accuracy % and NLL, mean ± standard deviation over seeds (ddof 1);"]
-    lines += ["Δ against fine-tuned, paired by seed", ""]
-    head = f"  {'':26} {'accuracy %':>15} {'Δ':>15} {'NLL':>17} {'Δ':>18}"
-    deep = {}
-    for entry in table["deep_ensembles"]:
-        deep.setdefault(str(entry["cell"]), []).append(entry)
-    for cell, rows in itertools.groupby(table["rows"], key=lambda row: row["cell"]):
-        rows = list(rows)
-        start = f"{cell['optimizer']} {cell['l1']:g}, dropout {cell['dropout']:g}"
-        after = f", then {cell['finetune_optimizer']} {cell['l2']}" if cell["l2"] else ""
-        lines += [f"{start}{after} ({rows[0]['seeds']} seeds)", head]
-        for row in rows:
-            accuracy, nll = row["accuracy"], row["nll"]
-            text = f"  {row['method']:26} {_spread(accuracy, 100, 2):>15}"
-            text += f" {_spread(accuracy.get('delta'), 100, 2, '+'):>15}"
-            text += f" {_spread(nll, 1, 4):>17} {_spread(nll.get('delta'), 1, 4, '+'):>18}"
-            lines.append(text)
-        for entry in deep.get(str(cell), []):
-            name = f"deep_ensemble of {entry['members']}"
-            text = f"  {name:26} {100 * entry['accuracy']:15.2f} {'':15} {entry['nll']:17.4f}"
-            lines.append(text)
-        lines.append("")
-    if table["diverged"]:
-        lines.append(f"{len(table['diverged'])} cells diverged and have no scores")
-    return "\n".join(lines).rstrip()
-
-
-def _spread(summary, factor, digits, sign=""):
-    if summary is None:
-        return ""
-    mean = f"{factor * summary['mean']:{sign}.{digits}f}"
-    return mean if summary["sd"] is None else f"{mean} ± {factor * summary['sd']:.{digits}f}"
 
 
 # --- the estimate -------------------------------------------------------------------------
