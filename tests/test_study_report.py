@@ -366,6 +366,8 @@ def test_the_page_says_what_to_type_for_the_same_sweep():
     assert command == "minires sweep --profile lite --updates 7 --out runs/a"
     settings = {"profile": "lite", "device": "gpu"}
     assert report._command(settings, None) == "minires sweep --profile lite --device gpu"
+    fewer = {"profile": "full", "data": "mnist", "train": 500, "test": 10_000}
+    assert report._command(fewer, None) == "minires sweep --profile full --train 500"
     sweep = replace(synthetic_sweep(seeds=1), settings=settings)
     assert "<code>minires sweep --profile lite --device gpu</code>" in report._facts(sweep, None)
 

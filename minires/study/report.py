@@ -362,9 +362,12 @@ def _command(settings, folder):
 
     profile = PROFILES.get(settings.get("profile"))
     words = ["minires sweep", f"--profile {settings.get('profile')}"]
+    whole = {"train": 60_000, "test": 10_000} if settings.get("data") == "mnist" else {}
     for name in ("data", "train", "test", "epochs", "updates", "batch"):
         usual = getattr(profile, name, None)
-        if usual is not None and settings.get(name, usual) != usual:
+        if usual is None:  # all that there are
+            usual = whole.get(name)
+        if settings.get(name, usual) != usual:
             words.append(f"--{name} {settings[name]}")
     if settings.get("device", "cpu") != "cpu":
         words.append(f"--device {settings['device']}")
