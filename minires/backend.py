@@ -326,6 +326,20 @@ def each_block(function, *vectors, block=1 << 15):
     run_tiles(run, -(-length // block))
 
 
+def neighbours(count, channels, run):
+    """How many neighbouring pixels are best taken for one of many channels.
+
+    NumPy works along one run of memory at a time, and each run has its price. The channels of one
+    pixel may be few; those of neighbours side by side are more.
+
+    count      pixels in a row, which the neighbours must divide
+    channels   of each
+    run        values that a run should have at most
+    """
+    fitting = range(1, max(1, run // channels) + 1)
+    return max(together for together in fitting if count % together == 0)
+
+
 # --- memory -------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ import functools
 import numpy as np
 
 from minires.autodiff import op
-from minires.backend import empty, run_tiles, scratch, sum_rows, xp_of
+from minires.backend import empty, kernels_of, neighbours, run_tiles, scratch, sum_rows, xp_of
 from minires.convolution import once
 
 TILE = 1 << 17  # values in a tile: smaller ones cost more calls, larger ones leave the cache
@@ -35,11 +35,8 @@ def _rows(x):
 
 
 def _side_by_side(rows):
-    """How many rows of few channels are taken for one of many: NumPy works row by row."""
-    count, channels = rows.shape[-2:]
-    if xp_of(rows) is not np:
-        return 1
-    return max(n for n in range(1, max(1, RUN // channels) + 1) if count % n == 0)
+    """How many rows (…, M, C) are taken for one of many channels."""
+    return neighbours(*rows.shape[-2:], RUN) if xp_of(rows) is np else 1
 
 
 def _repeat(vector, together, xp):
@@ -192,13 +189,13 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
     y = empty(whole, x.dtype, like=x)
     factors = _repeat(factor, together, xp)
     offsets = _repeat(offset, together, xp)
+    activate = kernels_of(x).activate
 
     def forward(part, number):
         result = y[part]
         xp.multiply(rows[part], factors[part[0]], out=result)
         xp.add(result, offsets[part[0]], out=result)
-        if activation is not None:
-            xp.clip(result, 0, 6 if activation == "relu6" else xp.inf, out=result)
+        activate(result, activation)
 
     _each_tile(forward, y, again=of_batch)
 

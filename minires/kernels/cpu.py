@@ -15,7 +15,7 @@ one network is R = 1, and an input shared by R networks is copied into windows o
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minires.backend import empty, run_tiles, scratch, single_threaded_blas
+from minires.backend import empty, neighbours, run_tiles, scratch, single_threaded_blas
 from minires.kernels import winograd
 
 WINDOW_BYTES = 5 << 19  # of windows in a tile: larger leaves the cache, smaller starves BLAS
@@ -601,12 +601,8 @@ def _depthwise(shape, dtype, kernel, stride, padding, dilation):
     windows.count = int(max(1, STRIP_BYTES // (row_bytes * rows)))
     windows.strips = -(-rows // windows.rows)
     windows.tiles = -(-windows.images // windows.count) * windows.strips
-    # NumPy multiplies and adds along one run of memory at a time. A run of one pixel's
-    # channels may be short; neighbouring pixels side by side make it longer.
-    windows.together = 1
-    if stride[1] == 1:
-        fitting = range(1, max(1, RUN // windows.channels) + 1)
-        windows.together = max(count for count in fitting if columns % count == 0)
+    # Only at stride 1 do the windows of neighbouring pixels lie side by side.
+    windows.together = neighbours(columns, windows.channels, RUN) if stride[1] == 1 else 1
     return windows
 
 

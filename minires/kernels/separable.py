@@ -10,7 +10,7 @@ twice, which costs less than remembering them.
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minires.backend import empty, run_tiles, scratch, single_threaded_blas
+from minires.backend import empty, neighbours, run_tiles, scratch, single_threaded_blas
 from minires.kernels.cpu import RUN, activate
 
 STRIP_BYTES = 3 << 18  # of wide values in a strip
@@ -36,9 +36,7 @@ class _Strips:
         fitting = (STRIP_BYTES // row_bytes - kernel[0]) // stride[0] + 1
         self.rows = min(max(1, fitting), self.output[0])
         self.count = -(-self.output[0] // self.rows)
-        # NumPy multiplies along one run of memory: neighbouring pixels make it longer.
-        fitting = range(1, max(1, RUN // wide) + 1)
-        self.together = max(n for n in fitting if self.output[1] % n == 0)
+        self.together = neighbours(self.output[1], wide, RUN)
 
     def fill(self, x, first, pixels):
         """Copy the rows of `x` (H, W, C), padded, from `first` on to `pixels` (h, s, w, C or more).
