@@ -140,7 +140,8 @@ class _Updates:
     ):
         self.model, self.theta, self.stats = model, theta, stats
         self.images, self.labels, self.optimizer = images, labels, optimizer
-        self.order, self.rng, self.schedule, self.moments = order, rng, schedule, moments
+        self.order, self.rng, self.moments = order, rng, moments
+        self.schedule = schedule or capture.constant
         self.watch = np.asarray(watch, int)
         lead = theta.shape[:-1]
         self.losses = np.empty((len(order), *lead), theta.dtype)
@@ -153,18 +154,14 @@ class _Updates:
                 self.theta, self.images[batch], self.labels[batch], stats=self.stats, rng=self.rng
             )
             self.loss = self.losses[number] = loss
-            self._step(gradient, number)
+            rate = self.optimizer.rate
+            self.optimizer.rate = rate * self.schedule(number)
+            self.optimizer.step(self.theta, gradient)
+            self.optimizer.rate = rate
             for kept, vector in self.moments:
                 kept.update(vector)
             self.history[number] = self.theta[..., self.watch]
             yield number
-
-    def _step(self, gradient, number):
-        rate = self.optimizer.rate
-        if self.schedule is not None:
-            self.optimizer.rate = rate * self.schedule(number)
-        self.optimizer.step(self.theta, gradient)
-        self.optimizer.rate = rate
 
 
 @dataclass
@@ -182,10 +179,11 @@ class _Check:
 
     def losses(self, losses, first):
         """Look at the losses (n, [R]) of updates from `first` on; returns how many are lost."""
-        bad = ~np.isfinite(losses.reshape(len(losses), -1))
+        losses = losses.reshape(len(losses), -1)
+        bad = ~np.isfinite(losses)
         for network in np.flatnonzero(bad.any(axis=0)):
-            row = int(bad[:, network].argmax())
-            number, loss = first + row, losses.reshape(len(losses), -1)[row, network]
+            row = bad[:, network].argmax()
+            number, loss = first + row, losses[row, network]
             remedy = (
                 f"lower the rate, {self._rate(network)}"
                 if number

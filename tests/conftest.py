@@ -71,6 +71,17 @@ def xp(request):
 
 
 @pytest.fixture
+def one_torch_thread():
+    """PyTorch's threads wait for one another more than they work, where work is small."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def data_dir():
     """The folder named by MINIRES_DATA; tests that need its files skip without it."""
     folder = os.environ.get("MINIRES_DATA")

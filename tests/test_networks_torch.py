@@ -18,16 +18,7 @@ from minires.networks.mobilenet import VARIANTS as MOBILENET
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra bench)")
 nn, functional = torch.nn, torch.nn.functional
 twins = pytest.importorskip("torch_networks")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small networks: PyTorch's threads would wait for one another more than work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 # --- between the two ----------------------------------------------------------------------
 

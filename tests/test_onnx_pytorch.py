@@ -14,6 +14,7 @@ from torch.nn import functional  # noqa: E402
 
 import minires.onnx  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 LIMIT = 1e-8
 FILES = {  # file → images that it is shown
     "onnx_models/special_lenet_tanh_op13/model": 4,
@@ -193,15 +194,6 @@ def distance(found, expected):
     """The largest difference in any array, relative to the largest number of that array."""
     assert found.keys() == expected.keys()
     return max(largest(found[n] - expected[n]) / max(largest(expected[n]), 1e-30) for n in expected)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """PyTorch's threads wait for each other busily: on a machine with other work, minutes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from minires.study.cells import Source, work
 from minires.study.claims import ADAM_CEILING, verdicts
 from minires.study.crews import Processes
 from minires.study.grid import ADAM_RATE, Cell, Profile
+from minires.study.propositions import count
 from minires.study.store import load_sweep
 from minires.study.sweep import measure, prepare, run_sweep
 
@@ -199,8 +200,8 @@ def table(rows):
     seeds = max((row["seeds"] for row in rows), default=0)
     lines += [
         "",
-        f"{seeds} seed" + "s" * (seeds != 1) + "; percentage points. yes, no: the direction; a "
-        "single accuracy is known to ± 0.08, so differences of one seed show little.",
+        f"{count(seeds, 'seed')}; percentage points. yes, no: the direction; a single accuracy is "
+        "known to ± 0.08, so differences of one seed show little.",
         f"C1: ℓ₁ {L1:g} minus {OUTSIDE[0]:g} and {OUTSIDE[1]:g}. C5: plain fine-tuning, dropout "
         "on minus off.",
         f"C11, trained and fine-tuned with Adam: {ADAM_CEILING} minus plain; mean model minus "
