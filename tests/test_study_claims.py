@@ -20,6 +20,7 @@ from minires.study.propositions import (
     Part,
     Verdict,
 )
+from minires.study.scores import curve
 from minires.study.store import Sweep
 from tests.study_records import NOTHING, Effects, synthetic_sweep
 
@@ -463,7 +464,14 @@ def test_curves_are_compared_where_all_were_measured(papers_world):
             for values in record["curves"]["updates"].values():
                 del values[8]  # 300 updates
 
-    assert "(500 against 400)" in ask("C9", without(papers_world, shorten)).verdict().reason
+    sweep = without(papers_world, shorten)
+    assert "(500 against 400)" in ask("C9", sweep).verdict().reason
+    counts, values = curve(sweep, "updates", "updates", "accuracy")
+    found = [record["curves"]["updates"] for record in sweep.records if "curves" in record]
+    rows = [dict(zip(each["updates"], each["accuracy"], strict=True)) for each in found]
+    assert values.shape == (1, len(counts), len(rows))
+    expected = [[row[count] for row in rows] for count in counts]
+    np.testing.assert_array_equal(np.sort(values[0]), np.sort(expected))
 
 
 def test_a_run_that_diverged_is_a_loss(papers_world):
