@@ -85,6 +85,7 @@ class _State:
 
 _graph_state = _State()
 _alive = weakref.WeakValueDictionary()
+_bases = weakref.WeakValueDictionary()  # id of NumPy's array that owns memory → our view of all
 
 
 def _do(action):
@@ -185,6 +186,17 @@ class ndarray:
     flags = property(lambda self: self._array.flags)
     T = property(lambda self: _wrapped(self._array.T))
     data = property(lambda self: _Data(self._array))
+
+    @property
+    def base(self):
+        """The array whose memory this one sees: for every view the same object, as in CuPy."""
+        owner = self._array.base
+        if not isinstance(owner, np.ndarray):
+            return None
+        base = _bases.get(id(owner))
+        if base is None or base._array is not owner:
+            base = _bases[id(owner)] = ndarray(owner)
+        return base
 
     def __len__(self):
         return len(self._array)

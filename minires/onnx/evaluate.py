@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from minires.backend import describe_gpus, module_for, set_threads, to_device, to_host, xp_of
+
 BATCH = 32  # photographs at once: more is not faster, and takes more memory
 
 
@@ -30,14 +32,15 @@ class Examination:
     preset    how photographs are prepared, a name in data_tools.imagenet.PRESETS
     size      of the input, pixels; None: as the network's file says
     threads   how many decode photographs; None: one for each core
+    device    "cpu" or "gpu": where the network computes
     Raises    ValueError when the network is not one for photographs, or knows other classes
     """
 
-    def __init__(self, network, pictures, preset, size=None, threads=None):
+    def __init__(self, network, pictures, preset, size=None, threads=None, device="cpu"):
         from data_tools import imagenet
 
         self.network, self.pictures = network, pictures
-        self.preset, self.threads = preset, threads
+        self.preset, self.threads, self.device = preset, threads, device
         self.layout, self.size = _input_of(network, size)
         if None in network.input_shape[1:]:  # then nothing was tried when it was loaded
             sides = self.size, self.size
@@ -60,8 +63,8 @@ class Examination:
 
         plan      iterable of index arrays
         pictures  others than the examination's own
-        Yields    images, labels (numbers of classes), indices; those of unusable photographs are
-                  missing
+        Yields    images, on the device; labels (numbers of classes) and indices. Those of unusable
+                  photographs are missing
         """
         from data_tools import imagenet
 
@@ -69,8 +72,9 @@ class Examination:
         for batch in imagenet.batches(
             pictures, plan, self.preset, self.size, self.notes, self.threads
         ):
-            first = self.layout == "NCHW"
-            images = batch.images.transpose(0, 3, 1, 2) if first else batch.images
+            images = to_device(batch.images, self.device)
+            if self.layout == "NCHW":
+                images = images.transpose(0, 3, 1, 2)
             yield images, batch.labels, batch.indices
 
     def whole_batches(self, *arrays):
@@ -83,21 +87,25 @@ class Examination:
         if count % fixed == 0:
             return list(arrays)
         shown = np.arange(-(-count // fixed) * fixed) % count
-        return [array[shown] for array in arrays]
+        return [array[xp_of(array).asarray(shown)] for array in arrays]
 
     def predict(self, theta, images, stats=None):
-        """Probabilities of the classes that the photographs know: (n, classes).
+        """Probabilities of the classes that the photographs know: (n, classes), on the host.
 
         A background class is left out, and the others made to sum to one: as if its logit were
         left out of the softmax.
         """
         count = len(images)
         (images,) = self.whole_batches(images)
-        probabilities = self.network.predict(theta, images, stats)[:count]
+        probabilities = to_host(self.network.predict(theta, images, stats))[:count]
         if self.offset:
             probabilities = probabilities[:, self.offset :]
             probabilities = probabilities / probabilities.sum(axis=-1, keepdims=True)
         return probabilities
+
+    def own_vectors(self):
+        """The weights and statistics of the network's file, on the device."""
+        return tuple(to_device(v, self.device) for v in (self.network.theta, self.network.stats))
 
 
 def plan_of(count, batch):
@@ -237,8 +245,9 @@ def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=
     """
     from tqdm import tqdm
 
-    theta = examination.network.theta if theta is None else theta
-    stats = examination.network.stats if stats is None else stats
+    own_theta, own_stats = examination.own_vectors()
+    theta = own_theta if theta is None else theta
+    stats = own_stats if stats is None else stats
     count = len(examination.pictures)
     shown = np.arange(count)
     if limit is not None and limit < count:
@@ -337,6 +346,7 @@ def add_picture_options(parser):
                         help="how pictures are prepared: as for networks from this program "
                         "(%(default)s); the first and the last scale to [-1, 1]")  # fmt: skip
     parser.add_argument("--size", type=int, help="pixels, for a network that takes any")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where (cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
 
 
@@ -352,14 +362,16 @@ def open_examination(options):
     """The network and the pictures that the command line names, as an Examination."""
     import minires.onnx
     from data_tools import imagenet
-    from minires import backend
 
     check_counts(options, "batch", "size", "threads")
+    module_for(options.device)  # before anything is loaded: is there a GPU?
     if options.threads is not None:
-        backend.set_threads(options.threads)
+        set_threads(options.threads)
     network = minires.onnx.load(options.model)
     pictures = imagenet.load(options.images, options.synsets, options.labels)
-    return Examination(network, pictures, options.preset, options.size, options.threads)
+    return Examination(
+        network, pictures, options.preset, options.size, options.threads, options.device
+    )
 
 
 def describe_notes(examination, most=10):
@@ -406,6 +418,7 @@ def run(options):
             "pictures": pictures.where,
             "preset": options.preset,
             "size": examination.size,
+            "device": options.device,
             "outputs": examination.outputs,
             **scores,
             "left_out": examination.notes.skipped,
@@ -425,6 +438,7 @@ def run(options):
     print(
         f"  speed  {speed['images_per_second']:.0f} pictures a second, "
         f"{speed['network_images_per_second']:.0f} in the network alone"
+        + (f" ({describe_gpus()[0]})" if options.device == "gpu" else "")
     )
     return 0
 

@@ -18,7 +18,11 @@ memory and the time that it may need, judged by its inputs, and after it `Run.ho
 what it really made. Operators whose results can be larger than that, or take longer, ask for more
 themselves.
 
-`Network` then has the interface of `minires.Model`: θ is one vector, `stats` another.
+`Network` then has the interface of `minires.Model`: θ is one vector, `stats` another. It is loaded
+and tried on the CPU, and computes wherever θ is:
+
+    theta = minires.to_device(network.theta, "gpu")
+    probabilities = network.predict(theta, images)
 """
 
 import math
@@ -29,7 +33,7 @@ import numpy as np
 
 from minires import ops
 from minires.autodiff import gradients, variable
-from minires.backend import empty, single_threaded_blas, to_device, xp_of
+from minires.backend import empty, single_threaded_blas, to_device, to_host, xp_of
 from minires.onnx import operators as operators_of
 from minires.onnx import reading
 from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError
@@ -151,6 +155,10 @@ class Run:
     def constant(self, array):
         """Numbers as floats of this run, on its device."""
         return xp_of(self.like).asarray(array, self.dtype)
+
+    def number(self, value):
+        """One number as a float of this run; a GPU takes it as it is, with nothing to be sent."""
+        return np.dtype(self.dtype).type(value)
 
     def admit(self, node, values):
         """Ask for what a step may need, before it runs.
@@ -596,6 +604,8 @@ class Network:
                 raise
             raise type(error)(f"{step.node}: {error}", *error.args[1:]) from None
         except MemoryError as error:
+            if type(error).__name__ == "OutOfMemoryError":  # CuPy's: a card is full, not the host
+                raise
             raise SecurityError(f"{step.node}: there is not as much memory as it needs") from error
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise FormatError(f"{step.node}: {error}") from error
@@ -641,9 +651,9 @@ class Network:
         return outputs if gradient is None else (outputs, variables)
 
     def _as_run(self, array, run):
-        """An input as the run computes: floats in its type, on its device."""
+        """An input as the run computes: floats in its type, on its device; others on the host."""
         if array.dtype.kind != "f":
-            return array
+            return to_host(array)
         device = "cpu" if xp_of(run.like) is np else "gpu"
         return to_device(array, device).astype(run.dtype, copy=False)
 
@@ -652,7 +662,7 @@ class Network:
         key = xp_of(run.like).__name__, run.dtype
         if key not in self._cast_constants:
             self._cast_constants[key] = {
-                name: Value(run.constant(v.data), v.order) if v.is_float else v
+                name: Value(run.constant(v.data), v.order, v.array) if v.is_float else v
                 for name, v in self.constants.items()
             }
         return self._cast_constants[key]
@@ -770,7 +780,7 @@ class Network:
         rng        a Generator; needed with dropout in training only
         training   False for the gradient of the network as `predict` computes it
         smoothing  of the labels
-        Returns    loss: a float; gradient: like theta
+        Returns    loss: a float, on a GPU an array of no axes; gradient: like theta
         Raises     ValueError when a shape or a type disagrees
         """
         self._check_images(images, theta)

@@ -7,7 +7,8 @@
 
 What happens at update t is a function of the seed and of t alone: which photographs, and which
 units drop out. So a checkpoint is a handful of vectors and a counter, and a run that was killed
-and started again ends with the same bits as one that was not.
+and started again ends with the same bits as one that was not. On a GPU other units drop out, and
+sums are rounded in another order: a run goes on where it began.
 
 With batch normalisation, a mean of weights needs statistics to go with it. Three choices:
 
@@ -30,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minires.backend import to_device, to_host, xp_of
 from minires.onnx.evaluate import (
     Outcomes,
     add_picture_options,
@@ -55,7 +57,8 @@ FORMAT = "minires improve 2"
 class State:
     """Everything that changes while fine-tuning; saved and restored bit for bit.
 
-    theta, stats   the weights (P,) and the batch-norm statistics (S,), copied
+    theta, stats   the weights (P,) and the batch-norm statistics (S,), copied; all vectors live
+                   where these do
     optimizer      SGD or Adam
     decay          of the exponential moving average
     notes          data_tools.imagenet.Notes: files that were left out so far
@@ -94,13 +97,13 @@ class State:
             "updates": np.array(self.updates),
             "losses": np.array(self.losses, np.float64),
             "notes": np.array(json.dumps(self.notes.rows())),
-            "theta": self.theta,
-            "stats": self.stats,
+            "theta": to_host(self.theta),
+            "stats": to_host(self.stats),
         }
         for owner in _OWNERS:
             state = getattr(self, owner).state()
             arrays |= {f"{owner}.{name}": value for name, value in state.items()}
-        save_arrays(path, **{name: np.asarray(value) for name, value in arrays.items()})
+        save_arrays(path, **{name: np.asarray(to_host(value)) for name, value in arrays.items()})
 
     def restore(self, path, settings):
         """Go on from what `save` wrote.
@@ -115,7 +118,7 @@ class State:
         )
         if str(arrays["format"]) != FORMAT:
             raise ValueError(f"{path} has the format {arrays['format']}, expected {FORMAT!r}")
-        before = json.loads(str(arrays["settings"]))
+        before = {"device": "cpu"} | json.loads(str(arrays["settings"]))
         changed = [f"{n} was {before.get(n)}, now {v}" for n, v in settings.items()
                    if before.get(n) != v]  # fmt: skip
         if changed:
@@ -127,12 +130,14 @@ class State:
         self.losses = arrays["losses"].tolist()
         for row in json.loads(str(arrays["notes"])):
             self.notes.add(*row)
-        self.theta, self.stats = arrays["theta"], arrays["stats"]
+        device = "cpu" if xp_of(self.theta) is np else "gpu"
+        self.theta, self.stats = (to_device(arrays[name], device) for name in ("theta", "stats"))
         kept = {owner: {} for owner in _OWNERS}
         for name, array in arrays.items():
             owner, point, part = name.partition(".")
             if point and owner in kept:
-                kept[owner][part] = array
+                vector = array.ndim and array.dtype.kind == "f"
+                kept[owner][part] = to_device(array, device) if vector else array
         try:
             self.moments = Moments.from_state(kept["moments"])
             self.moments_of_stats = Moments.from_state(kept["moments_of_stats"])
@@ -258,13 +263,13 @@ def recompute_statistics(examination, theta, like, plan):
     plan     list of index arrays, the training batches
     Returns  (S,)
     """
-    network = examination.network
+    network, device = examination.network, examination.device
     total, share, count = np.zeros(like.shape, np.float64), None, 0
 
     def after_a_step(start, theta, images):
-        stats = np.full(like.shape, start, theta.dtype)
+        stats = to_device(np.full(like.shape, start, theta.dtype), device)
         network.follow_batch(theta, images, stats, np.random.default_rng(count))  # of dropout
-        return stats.astype(np.float64)
+        return to_host(stats).astype(np.float64)
 
     for images, labels, _ in examination.batches(plan):
         if len(labels) == 0:
@@ -280,7 +285,7 @@ def recompute_statistics(examination, theta, like, plan):
         raise ValueError("no training picture can be used to recompute batch-norm statistics")
     moves = share > 1e-9
     batch_mean = total / count / np.where(moves, share, 1)
-    return np.where(moves, batch_mean, like).astype(like.dtype)
+    return to_device(np.where(moves, batch_mean, to_host(like)).astype(like.dtype), device)
 
 
 # --- comparing ------------------------------------------------------------------------------
@@ -293,9 +298,9 @@ def contenders(examination, state, choice, members, plan):
     members  (K, P), drawn from the moments; K may be 0
     plan     training batches, for recomputing
     Returns  {name: (theta, stats)}, members as "member 1", … ; the mean model appears once for
-             each choice when the network has statistics, and as "mean" with the chosen ones
+             each choice when the network has statistics, and as "mean" with the chosen ones. All
+             are where `state` is
     """
-    base = examination.network.theta, examination.network.stats
     mean, ema = state.moments.mean, state.ema.mean
 
     def statistics(theta, averaged, choice):
@@ -307,7 +312,7 @@ def contenders(examination, state, choice, members, plan):
 
     averaged = state.moments_of_stats.mean
     found = {
-        "base": base,
+        "base": examination.own_vectors(),
         "fine-tuned": (state.theta, state.stats),
         "EMA": (ema, statistics(ema, state.ema_of_stats.mean, choice)),
         "mean": (mean, statistics(mean, averaged, choice)),
@@ -533,7 +538,7 @@ def improve(options):
             )
         training, held_out = np.arange(len(pictures)), np.arange(len(test))
     settings = _settings(options, examination, training)
-    state = State(network.theta, network.stats, _optimizer(options), options.ema, examination.notes)
+    state = State(*examination.own_vectors(), _optimizer(options), options.ema, examination.notes)
     out = options.out
     _make_folder(out)
     checkpoint = out / CHECKPOINT
@@ -630,6 +635,7 @@ def _settings(options, examination, training):
         "optimizer": options.optimizer,
         "ema": options.ema,
         "seed": options.seed,
+        "device": options.device,
     }
 
 

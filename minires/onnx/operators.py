@@ -3,8 +3,9 @@
 A function takes the `run` it belongs to, the `node` with its settings, and its inputs as
 Values (None for one left out); it returns a Value, or several. Settings that the standard
 moved from attributes to inputs between versions are looked up in both places. Arrays that say
-something about shapes are whole numbers on the host; they steer the graph and carry no
-gradient.
+something about shapes are whole numbers; they steer the graph and carry no gradient. All whole
+numbers and truth values are on the host, floats where the run computes: so a graph on a GPU asks
+it for nothing, unless it makes whole numbers of floats.
 
 A file of a few hundred bytes can describe an image of a terabyte. That results may be as large
 as the first input, and every number take some time, is counted before a function is called. A
@@ -33,6 +34,7 @@ CALL = 5_000_000  # one step, or one more call of NumPy on all threads
 TOUCH = 200  # to do something to a number
 COPY = 40  # to copy a number into a window
 SLOW = 50  # to multiply whole numbers
+SHORT = 4096  # a list of sizes or places is not longer
 
 
 def operator(*names):
@@ -51,8 +53,8 @@ def operator(*names):
 
 def whole_numbers(value):
     """The content of a small array of whole numbers, as a list."""
-    array = to_host(value.array)
-    if array.dtype.kind not in "iu" or array.size > 4096:
+    array = value.on_host
+    if array.dtype.kind not in "iu" or array.size > SHORT:
         raise ValueError(f"expected a short list of whole numbers, got {array.dtype} {array.shape}")
     return [int(number) for number in array.reshape(-1)]
 
@@ -70,7 +72,7 @@ def scalar(value, default):
         return default
     if value.size != 1:
         raise ValueError(f"expected one number, got an array {value.shape}")
-    return to_host(value.array).reshape(()).item()
+    return value.on_host.reshape(()).item()
 
 
 def expect_images(node, x):
@@ -223,8 +225,9 @@ def _depthwise(images, kernels, channels, bias, settings):
     kh, kw, _, outputs = kernels.shape
     many = outputs // channels
     if many > 1:  # output c·m + i sees channel c
-        repeated = xp_of(data_of(images)).repeat(np.arange(channels), many)
-        images = ops.take(images, index=(..., repeated))
+        each = ops.reshape(images, shape=(*images.shape, 1))
+        each = ops.broadcast_to(each, shape=(*images.shape, many))
+        images = ops.reshape(each, shape=(*images.shape[:-1], outputs))
     kernels = ops.reshape(kernels, shape=(kh, kw, outputs))
     return convolution.depthwise_conv2d(images, kernels, bias, **settings)
 
@@ -398,9 +401,7 @@ def local_response_normalization(run, node, x):
     for i in range(size):
         part = _part(squares, 3, i, i + channels)
         total = part if total is None else ops.add(total, part)
-    base = ops.add(
-        ops.multiply(total, run.constant(node["alpha"] / size)), run.constant(node["bias"])
-    )
+    base = ops.add(ops.multiply(total, run.number(node["alpha"] / size)), run.number(node["bias"]))
     return Value(ops.multiply(data, ops.power(base, exponent=-node["beta"])), CHANNELS_LAST)
 
 
@@ -419,7 +420,7 @@ def dropout(run, node, x, ratio=None, training=None):
         y = Value(ops.dropout(x.data, rate=rate, rng=run.rng), x.order)
     if len(node.outputs) == 1:
         return y
-    return y, Value(xp_of(x.array).ones(x.array.shape, bool), x.order)
+    return y, Value(np.ones(x.array.shape, bool), x.order)
 
 
 # --- elementwise --------------------------------------------------------------------------
@@ -442,7 +443,7 @@ def binary(function, on_whole_numbers):
         run.reserve(np.broadcast_shapes(a.shape, b.shape), itemsize=itemsize)
         if x.is_float:
             return Value(function(a, b), order)
-        return Value(np.asarray(on_whole_numbers(to_host(data_of(a)), to_host(data_of(b)))), order)
+        return Value(np.asarray(on_whole_numbers(data_of(a), data_of(b))), order)
 
     return apply
 
@@ -542,7 +543,7 @@ def clip_bounds(node, low=None, high=None):
 def clip(run, node, x, low=None, high=None):
     low, high = clip_bounds(node, low, high)
     if not x.is_float:
-        return Value(np.clip(to_host(x.array), low, high), x.order)
+        return Value(np.clip(x.array, low, high), x.order)
     if (low, high) == (0, 6):
         return Value(ops.relu6(x.data), x.order)
     low, high = -np.inf if low is None else low, np.inf if high is None else high
@@ -563,11 +564,11 @@ def gemm(run, node, a, b, c=None):
     b = b.transposed([1, 0]) if node["transB"] else b
     y = _product(run, a, b)
     if node["alpha"] != 1:
-        y = ops.multiply(y, run.constant(node["alpha"]))
+        y = ops.multiply(y, run.number(node["alpha"]))
     if c is not None and node["beta"] != 0:
         addend = c.plain
         if node["beta"] != 1:
-            addend = ops.multiply(addend, run.constant(node["beta"]))
+            addend = ops.multiply(addend, run.number(node["beta"]))
         if np.broadcast_shapes(addend.shape, y.shape) != tuple(y.shape):
             raise ValueError(f"C is {c.shape}, the product {tuple(y.shape)}")
         y = ops.add_bias(y, addend) if addend.shape == y.shape[1:] else ops.add(y, addend)
@@ -815,7 +816,9 @@ def _pad(x, *, widths, value):
     inside = tuple(
         slice(before, before + n) for n, (before, _) in zip(x.shape, widths, strict=True)
     )
-    y = xp_of(x).pad(x, widths, constant_values=value)
+    shape = [n + sum(width) for n, width in zip(x.shape, widths, strict=True)]
+    y = xp_of(x).full(shape, value, x.dtype)
+    y[inside] = x
     return y, (lambda g: g[inside],)
 
 
@@ -843,7 +846,7 @@ def slice_(run, node, x, starts=None, ends=None, axes=None, steps=None):
 @operator("Gather")
 def gather(run, node, x, indices):
     place, axis = x.place(node["axis"]), node["axis"] % x.rank
-    chosen = to_host(indices.array)
+    chosen = indices.array
     size = x.data.shape[place]
     if chosen.dtype.kind not in "iu" or (chosen < -size).any() or (chosen >= size).any():
         raise ValueError(f"indices {chosen.dtype} outside of the {size} that there are")
@@ -897,10 +900,14 @@ def cast_to(run, node, x, dtype):
         return x
     run.reserve(x.shape, itemsize=8)
     if dtype.kind == "f":
-        return Value(run.constant(to_host(x.array)), x.order)
-    if x.is_float:
-        return Value(to_host(x.array).astype(dtype), x.order)
-    return Value(x.array.astype(dtype), x.order)
+        return Value(run.constant(x.array), x.order)
+    if xp_of(x.array) is not np and x.size > SHORT:
+        raise UnsupportedError(
+            f"{node}: an array {x.shape} of floats becomes whole numbers, which are kept off the "
+            "GPU: run this network on the CPU (--device cpu)",
+            [(node.operator, node.version, node.name)],
+        )
+    return Value(to_host(x.array).astype(dtype), x.order)
 
 
 @operator("Cast")

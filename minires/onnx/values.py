@@ -10,6 +10,7 @@ import math
 
 from minires import ops
 from minires.autodiff import data_of
+from minires.backend import to_host
 
 CHANNELS_LAST = (0, 2, 3, 1)  # images (N, C, H, W) stored as (N, H, W, C)
 KERNEL = (2, 3, 1, 0)  # weights (O, C, kh, kw) stored as (kh, kw, C, O)
@@ -20,12 +21,13 @@ class Value:
 
     data    its axis k is axis order[k] of the file
     order   a permutation; the file's own order without it
+    known   the same numbers on the host, where they are known already: a GPU need not be asked
     """
 
-    __slots__ = ("data", "order")
+    __slots__ = ("data", "known", "order")
 
-    def __init__(self, data, order=None):
-        self.data = data
+    def __init__(self, data, order=None, known=None):
+        self.data, self.known = data, known
         self.order = tuple(range(data.ndim)) if order is None else order
 
     @property
@@ -81,3 +83,8 @@ class Value:
     def array(self):
         """The array itself, without its history."""
         return data_of(self.data)
+
+    @property
+    def on_host(self):
+        """The array in NumPy; a GPU that computes it is waited for."""
+        return to_host(self.array) if self.known is None else self.known
