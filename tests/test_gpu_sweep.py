@@ -16,9 +16,11 @@ from minires.experiment import fingerprint
 from minires.files import load_json
 from minires.kernels import gpu
 from minires.study import cells as cells_module
+from minires.study import identify
 from minires.study.cells import Source, Start, alike, compute
 from minires.study.crews import Device
 from minires.study.grid import FULL, Cell, Profile
+from minires.study.identify import Candidate
 from minires.study.store import Store, load_sweep, tabulate
 from minires.study.sweep import Plan, prepare, run_sweep
 
@@ -536,6 +538,69 @@ def test_what_does_not_go_together_is_one_error(
 def test_without_a_gpu_the_remedy_is_one_line(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert command("--device", "gpu", "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pip install 'minires[gpu13]'" in error
+    assert not (tmp_path / "out").exists()
+
+
+# --- which LeNet --------------------------------------------------------------------------
+
+SMALL = Candidate("small", options={"channels": (2, 3), "hidden": 8}, inputs="[0, 1]")
+WHICH = [
+    "--data", "glyphs", "--train", "32", "--test", "10", "--epochs", "1", "--updates", "2",
+    "--batch", "16", "--quiet", "--device", "gpu",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small_candidate(monkeypatch):
+    monkeypatch.setattr(identify, "CANDIDATES", (SMALL,))
+
+
+def test_a_candidate_trains_on_the_device(device, tmp_path, capsys, monkeypatch):
+    """Like any other sweep there, on images of another scale too."""
+    assert identify.main([*WHICH, "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("small ") == 1
+    (row,) = load_json(tmp_path / "identify.json")
+    assert load_json(tmp_path / "small" / "sweep.json")["device"] == "gpu"
+    assert len(row["scores"]) == 2 * 2 * 7
+    assert all(0 <= score <= 1 for score in row["scores"].values())
+    monkeypatch.setattr(identify, "run_sweep", None)
+    monkeypatch.setattr(identify, "measure_on_gpu", lambda *arguments: (0.06, 0.0))
+    assert identify.main([*WHICH, "--out", str(tmp_path)]) == 0
+    assert identify.main([*WHICH, "--out", str(tmp_path), "--dry-run"]) == 0
+    assert "0 of   8 cells to do,   60.0 ms a step:    0.0 min of the GPU" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "2"], "--workers is for CPUs"),
+        (["--together", "0"], "--together is 0, expected 1 or more"),
+        (["--device", "cpu", "--together", "2"], "--together is for --device gpu"),
+    ],
+)
+def test_what_identify_refuses(device, tmp_path, capsys, arguments, message):
+    assert identify.main([*WHICH, "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_card_says_what_identify_may_lower(device, tmp_path, capsys, monkeypatch):
+    def full(*arguments, **settings):
+        raise device.cuda.memory.OutOfMemoryError(1 << 30, 1 << 31)
+
+    monkeypatch.setattr(training, "train", full)
+    assert identify.main([*WHICH, "--out", str(tmp_path)]) == 2
+    assert "lower --together or --batch" in capsys.readouterr().err
+
+
+def test_without_a_gpu_identify_names_the_remedy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert identify.main([*WHICH, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "pip install 'minires[gpu13]'" in error

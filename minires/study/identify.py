@@ -23,11 +23,17 @@ from minires.experiment import fingerprint
 from minires.files import complete, save_json
 from minires.study.cells import Source, work
 from minires.study.claims import ADAM_CEILING, verdicts
-from minires.study.crews import Processes
+from minires.study.crews import Device, Processes
 from minires.study.grid import ADAM_RATE, Cell, Profile
 from minires.study.propositions import count
 from minires.study.store import load_sweep
-from minires.study.sweep import measure, prepare, run_sweep
+from minires.study.sweep import (
+    TOGETHER_ON_GPU,
+    measure,
+    measure_on_gpu,
+    prepare,
+    run_sweep,
+)
 
 REACH = 0.993  # the paper's figures begin about there
 L1, L2 = 0.2, 0.15
@@ -219,12 +225,18 @@ def _word(truth):
 
 
 def main(arguments=None):
-    """Run the candidates; the exit code is 0, 130 after Ctrl-C."""
+    """Run the candidates; the exit code is 0, 2 for bad input, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m minires.study.identify", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", choices=("glyphs", "mnist"), default="mnist")
     parser.add_argument("--data-dir", type=Path, help="the folder of the MNIST files")
     parser.add_argument("--out", type=Path, default=Path("runs/identify"), help="(runs/identify)")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where (cpu)")
+    parser.add_argument(
+        "--together",
+        type=int,
+        help=f"seeds that train side by side on a GPU, at most ({TOGETHER_ON_GPU})",
+    )
     parser.add_argument("--workers", type=int, help="processes (one for each core)")
     parser.add_argument(
         "--only",
@@ -252,9 +264,32 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on with it", file=sys.stderr)
         return 130
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        remedy = ""
+        if type(error).__name__ == "OutOfMemoryError":  # CuPy's
+            remedy = ": the GPU's memory is full: lower --together or --batch"
+        print(f"identify: {error}{remedy}", file=sys.stderr)
+        return 2
+
+
+def _crew(options):
+    """Who does the work; said before anything is loaded."""
+    backend.module_for(options.device)  # is there a GPU?
+    for name in ("workers", "together"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}, expected 1 or more")
+    if options.device == "cpu":
+        if options.together:
+            raise ValueError("--together is for --device gpu: on CPUs every worker has one cell")
+        return Processes(options.workers or backend.default_threads())
+    if options.workers:
+        raise ValueError("--workers is for CPUs, --device gpu works in one process: leave it out")
+    return Device(options.together or TOGETHER_ON_GPU)
 
 
 def _run(options):
+    crew = _crew(options)
     named = ("data", "seeds", "train", "test", "epochs", "updates", "batch")
     changed = {name: getattr(options, name) for name in named}
     changed = {name: value for name, value in changed.items() if value is not None}
@@ -265,7 +300,6 @@ def _run(options):
         for candidate in CANDIDATES
         if not options.only or candidate.name in options.only
     ]
-    workers = backend.default_threads() if options.workers is None else options.workers
     data_dir = None if options.data_dir is None else str(options.data_dir.resolve())
     source = Rescaled("", options.data, options.train, options.test, data_dir, "")
     dataset = source.load_dataset()
@@ -276,7 +310,7 @@ def _run(options):
         sha256=fingerprint(dataset),
     )
     if options.dry_run:
-        print(_estimate(chosen, options.out, dataset, workers))
+        print(_estimate(chosen, options.out, dataset, crew))
         return 0
     for candidate in chosen:
         folder = options.out / candidate.name
@@ -285,9 +319,9 @@ def _run(options):
             images = replace(
                 source, folder=str((folder / "data").resolve()), inputs=candidate.inputs
             )
-            prepare(folder, candidate, images)
+            prepare(folder, candidate, images, options.device)
             images.share(dataset)
-            run_sweep(candidate, images, folder, Processes(workers), options.quiet)
+            run_sweep(candidate, images, folder, crew, options.quiet)
             shutil.rmtree(folder / "data")
     rows = [findings(candidate, load_sweep(options.out / candidate.name)) for candidate in chosen]
     save_json(options.out / "identify.json", rows)
@@ -303,12 +337,18 @@ def _done(folder, cells):
     return {Cell(**record["cell"]) for record in [*sweep.records, *sweep.diverged]} & set(cells)
 
 
-def _estimate(candidates, out, dataset, workers):
+def _estimate(candidates, out, dataset, crew):
     """The cells that are missing, and their time from one measured step of each network."""
     lines, total = [], 0.0
+    on_gpu = isinstance(crew, Device)
+    of = "the GPU" if on_gpu else "one core"
     sizes = len(dataset.train_images), len(dataset.test_images)
     for candidate in candidates:
-        step, predicting = measure(candidate, dataset)
+        if on_gpu:  # only seeds are side by side: all other cells differ in more than rates
+            together = min(crew.together, candidate.seeds)
+            step, predicting = measure_on_gpu(candidate, dataset, together)
+        else:
+            step, predicting = measure(candidate, dataset)
         cells = candidate.cells()
         missing = set(cells) - _done(out / candidate.name, cells)
         costs = [work(cell, candidate, *sizes) for cell in missing]
@@ -316,11 +356,10 @@ def _estimate(candidates, out, dataset, workers):
         total += seconds
         lines.append(
             f"{candidate.name:30} {len(missing):3} of {len(cells):3} cells to do, "
-            f"{1000 * step:6.1f} ms a step: {seconds / 60:6.1f} min of one core"
+            f"{1000 * step:6.1f} ms a step: {seconds / 60:6.1f} min of {of}"
         )
-    lines.append(
-        f"{'all':30} {total / 60:.1f} min of one core, {total / workers / 60:.1f} on {workers}"
-    )
+    shared = "" if on_gpu else f", {total / crew.count / 60:.1f} on {crew.count}"
+    lines.append(f"{'all':30} {total / 60:.1f} min of {of}{shared}")
     return "\n".join(lines)
 
 
