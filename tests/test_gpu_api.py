@@ -15,6 +15,7 @@ from minires import backend
 from minires.kernels import gpu
 
 PACKAGE = Path(minires.__file__).parent
+BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu.py"
 
 # --- NVIDIA's compiler --------------------------------------------------------------------
 
@@ -92,24 +93,26 @@ def test_every_kernel_is_used_and_every_used_kernel_is_there():
 
 
 def used_names():
-    """{dotted name after `xp`: [(file, line, call or None)]} in the package."""
+    """{dotted name after `xp`: [(file, line, call or None)]} in the package and the benchmark."""
     found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in [*sorted(PACKAGE.rglob("*.py")), BENCHMARK]:
         tree = ast.parse(path.read_text("utf-8"))
         calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
                 name = dotted(node)
                 if name is not None:
-                    place = path.relative_to(PACKAGE), node.lineno, calls.get(id(node))
+                    place = path.name, node.lineno, calls.get(id(node))
                     found.setdefault(name, []).append(place)
     return found
 
 
 def dotted(node):
-    """ "cuda.Stream" for the expression `xp.cuda.Stream`, `cupy.…` or `xp_of(x).…`."""
+    """ "cuda.Stream" for the expression `xp.cuda.Stream`, `self.xp.…`, `cupy.…`, `xp_of(x).…`."""
     parts = []
     while isinstance(node, ast.Attribute):
+        if node.attr == "xp":  # self.xp
+            return ".".join(reversed(parts)) or None
         parts.append(node.attr)
         node = node.value
     root = (
@@ -132,6 +135,7 @@ def cupy():
 def test_cupy_has_every_name_that_the_package_uses(cupy):
     names = {name: places for name, places in used_names().items() if name not in NUMPY_TOO}
     assert {"matmul", "asarray", "empty", "cuda.get_current_stream"} <= set(names)
+    assert {"cuda.using_allocator", "cuda.runtime.deviceGetAttribute"} <= set(names)
     for name, places in names.items():
         value = cupy
         for part in name.split("."):
