@@ -16,6 +16,7 @@ from onnx import TensorProto, numpy_helper  # noqa: E402
 from onnx.backend.test.loader import load_model_tests  # noqa: E402
 
 import minires.onnx  # noqa: E402
+from minires.backend import to_host  # noqa: E402
 from minires.onnx import UnsupportedError  # noqa: E402
 from minires.onnx.operators import OPERATORS  # noqa: E402
 
@@ -59,23 +60,27 @@ def tolerance(declared):
     return {TensorProto.BFLOAT16: 2**-8, TensorProto.FLOAT16: 2**-10}.get(declared, 1e-3)
 
 
-@pytest.mark.filterwarnings("ignore")  # of the package that makes the cases
-def test_operators_as_the_standard_tests_them(tmp_path):
-    path = tmp_path / "model.onnx"
+def compare_all(path, device=None):
+    """Run every case, on a device; returns the names of those that are implemented."""
     passed, skipped = [], Counter()
     for case in cases("node"):
         onnx.save(case.model, path)
         try:
             network = minires.onnx.load(path)
-            ((inputs, outputs),) = case.data_sets
+            ((given, outputs),) = case.data_sets
             names = [value.name for value in network.inputs]
-            found = network.run(dict(zip(names, map(as_array, inputs), strict=True)))
+            inputs = dict(zip(names, map(as_array, given), strict=True))
+            theta = None
+            if device is not None:
+                wide = any(array.dtype == np.float64 for array in inputs.values())
+                theta = device.asarray(network.theta, np.float64 if wide else np.float32)
+            found = network.run(inputs, theta=theta)
         except UnsupportedError as error:
             skipped[reason_of(error)] += 1
             continue
         found = found if isinstance(found, tuple) else (found,)
         for array, value, declared in zip(found, outputs, case.model.graph.output, strict=True):
-            expected = as_array(value)
+            array, expected = to_host(array), as_array(value)
             assert array.shape == expected.shape, case.name
             if expected.dtype.kind == "f":
                 limit = tolerance(declared.type.tensor_type.elem_type)
@@ -87,8 +92,19 @@ def test_operators_as_the_standard_tests_them(tmp_path):
                 np.testing.assert_array_equal(array, expected, err_msg=case.name)
         passed.append(case.name)
     print(f"{len(passed)} passed, {sum(skipped.values())} skipped: {dict(skipped)}")
+    return passed
+
+
+@pytest.mark.filterwarnings("ignore")  # of the package that makes the cases
+def test_operators_as_the_standard_tests_them(tmp_path):
+    passed = compare_all(tmp_path / "model.onnx")
     assert len(passed) >= 300
     assert {"test_basic_conv_with_padding", "test_averagepool_2d_ceil", "test_relu"} <= {*passed}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_operators_on_a_device_as_the_standard_tests_them(device, tmp_path):
+    assert len(compare_all(tmp_path / "model.onnx", device)) >= 300
 
 
 LIGHT = {  # name → trainable weights; every one comes out of a ConstantOfShape node
