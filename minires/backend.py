@@ -251,6 +251,11 @@ class _SingleThreadedBlas(contextlib.ContextDecorator):
         for library, count in zip(self._libraries, counts, strict=False):
             if library.num_threads != count:
                 library.set_num_threads(count)
+                # Newer versions of threadpoolctl heed only the first thread that sets a
+                # number, until that thread gives this up.
+                release = getattr(library, "clear_controlling_thread", None)
+                if release is not None:
+                    release()
 
 
 single_threaded_blas = _SingleThreadedBlas()

@@ -281,6 +281,34 @@ def test_blas_gets_its_threads_back_after_an_error():
         assert blas_threads() == before
 
 
+def test_blas_has_one_thread_whichever_thread_asks():
+    libraries = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
+    before = [library.num_threads for library in libraries]
+
+    def set_all(counts):
+        for library, count in zip(libraries, counts, strict=True):
+            library.set_num_threads(count)
+            if hasattr(library, "clear_controlling_thread"):  # else no other thread may
+                library.clear_controlling_thread()
+
+    within = []
+
+    def ask():
+        with backend.single_threaded_blas:
+            within.append(blas_threads())
+
+    try:
+        set_all([2] * len(libraries))
+        ask()
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        ask()
+    finally:
+        set_all(before)
+    assert within == [[1] * len(blas_threads())] * 3
+
+
 def test_the_number_of_threads(monkeypatch):
     with backend.threads(3):
         assert backend.get_threads() == 3
