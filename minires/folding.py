@@ -29,8 +29,6 @@ from minires.layers import (
     Sequential,
 )
 
-LEAST_WIDE = 1 << 19  # bytes within a separable convolution, of an image: fewer stay in the cache
-
 # --- joining ------------------------------------------------------------------------------
 
 
@@ -63,9 +61,7 @@ class JoinedSeparable(Sequential):
 
     def apply(self, x, run):
         *first, middle, last = self.layers
-        height, width = x.shape[-3:-1]
-        wide = height * width * middle.bias.size * x.dtype.itemsize
-        if run.gradient is not None or xp_of(x) is not np or wide < LEAST_WIDE:
+        if run.gradient is not None or xp_of(x) is not np:
             return super().apply(x, run)
 
         def weights(layer, axes):
@@ -80,7 +76,7 @@ class JoinedSeparable(Sequential):
             weights(middle, 3),
             weights(last.convolution, 2),
             middle.stride,
-            borders(middle.padding, (height, width), middle.kernel, middle.stride),
+            borders(middle.padding, x.shape[-3:-1], middle.kernel, middle.stride),
             [first[0].activation if first else None, middle.activation, last.activation],
         )
         return y.reshape(*run.theta.shape[:-1], *y.shape[1:])

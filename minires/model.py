@@ -19,7 +19,7 @@ from minires.autodiff import gradients, variable
 from minires.backend import empty, run_tiles, single_threaded_blas, to_device, xp_of
 from minires.folding import fold_weights, folded_network, joined_network
 
-GROUP_PIXELS = 4 * 224 * 224  # of the images that one thread takes through a network at once
+GROUP_PIXELS = 8 * 224 * 224  # of the images that one thread takes through a network at once
 LEAST_GROUPS = 4
 
 

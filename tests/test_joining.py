@@ -1,5 +1,6 @@
 """Layers done in one pass, pooling and separable convolutions: the same network, faster."""
 
+import itertools
 from unittest import mock
 
 import numpy as np
@@ -8,7 +9,7 @@ from helpers import assert_close, generator, seeds
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minires import folding, lenet, mobilenet_v2, ops
+from minires import lenet, mobilenet_v2, ops
 from minires.autodiff import gradients
 from minires.backend import threads
 from minires.folding import JoinedConv2D, joined_network
@@ -133,20 +134,36 @@ def separable_convolutions(draw):
     return x, expand, depthwise, project, stride, padding, activations
 
 
-@settings(max_examples=200)
-@given(case=separable_convolutions(), strip_bytes=st.sampled_from([1, 500, 1 << 20]))
-def test_separable_convolutions_are_one_after_another(case, strip_bytes):
-    x, expand, depthwise, project, stride, padding, (first, second, third) = case
+def one_after_another(x, expand, depthwise, project, stride, padding, activations):
     one, none = (1, 1), ((0, 0), (0, 0))
-    expected = x
+    first, second, third = activations
+    y = x
     if expand is not None:
-        weights = expand[0][:, None, None]
-        expected = cpu.convolve(x, weights, expand[1], one, none, one, first)
-    expected = cpu.depthwise(expected, *depthwise, stride, padding, one, second)
-    weights = project[0][:, None, None]
-    expected = cpu.convolve(expected, weights, project[1], one, none, one, third)
-    with mock.patch.object(separable, "STRIP_BYTES", strip_bytes):
-        assert_close(separable.convolve(*case), expected, 1e-12)
+        y = cpu.convolve(y, expand[0][:, None, None], expand[1], one, none, one, first)
+    y = cpu.depthwise(y, *depthwise, stride, padding, one, second)
+    return cpu.convolve(y, project[0][:, None, None], project[1], one, none, one, third)
+
+
+@settings(max_examples=200)
+@given(case=separable_convolutions(), tile_bytes=st.sampled_from([1, 500, 1 << 20]))
+def test_separable_convolutions_are_one_after_another(case, tile_bytes):
+    with mock.patch.object(separable, "TILE_BYTES", tile_bytes):
+        assert_close(separable.convolve(*case), one_after_another(*case), 1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("expands", [False, True])
+def test_separable_convolutions_of_every_width(rng, stride, expands):
+    for kernel, width, left, right in itertools.product((1, 2, 3, 4), range(1, 9), (0, 1), (0, 2)):
+        if left + width + right < kernel:
+            continue
+        parts = [((1, 2, 2), (1, 2)), ((1, 2, kernel, 2), (1, 2)), ((1, 2, 3), (1, 3))]
+        parts = [tuple(rng.standard_normal(shape) for shape in shapes) for shapes in parts]
+        if not expands:
+            parts[0] = None
+        x, padding = rng.standard_normal((1, 2, 4, width, 2)), ((1, 0), (left, right))
+        case = x, *parts, (1, stride), padding, ("relu", "relu6", None)
+        assert_close(separable.convolve(*case), one_after_another(*case), 1e-12)
 
 
 def test_separable_convolutions_are_the_same_bits_on_any_number_of_threads(rng):
@@ -157,7 +174,7 @@ def test_separable_convolutions_are_the_same_bits_on_any_number_of_threads(rng):
     ]
     results = []
     for count in (1, 2, 3):
-        with threads(count), mock.patch.object(separable, "STRIP_BYTES", 1500):
+        with threads(count), mock.patch.object(separable, "TILE_BYTES", 1500):
             results.append(
                 separable.convolve(x, *parts, (2, 1), ((1, 1), (1, 1)), ("relu6", None, "relu"))
             )
@@ -193,10 +210,7 @@ def test_a_joined_mobilenet_predicts_the_same(rng, variant, replicas):
     stats = model.init_stats(replicas, dtype=float)
     images = rng.standard_normal((2, 66, 67, 3))
     plain = model.network.apply(images, Run(theta, stats))
-    with (
-        mock.patch.object(folding, "LEAST_WIDE", 0),
-        mock.patch.object(separable, "convolve", wraps=separable.convolve) as used,
-    ):
+    with mock.patch.object(separable, "convolve", wraps=separable.convolve) as used:
         assert_close(model.logits(theta, images, stats), plain, 1e-10)
     assert used.call_count == 17
 
@@ -208,8 +222,7 @@ def test_networks_with_separable_convolutions_and_no_batch_norm_are_trained(rng,
     theta, images = model.init(rng, dtype=float), rng.standard_normal((4, 9, 8, 2))
     labels = np.array([0, 1, 2, 0])
     _, expected = plain_gradient(model, theta, images, labels)
-    with mock.patch.object(folding, "LEAST_WIDE", 0):
-        assert_close(model.loss_and_gradient(theta, images, labels)[1], expected, 1e-13)
+    assert_close(model.loss_and_gradient(theta, images, labels)[1], expected, 1e-13)
 
 
 # --- any network --------------------------------------------------------------------------
@@ -279,8 +292,7 @@ def test_any_network_joined_and_folded_is_the_network_as_written(case, tile_byte
     labels = rng.integers(0, 3, images.shape[:-3])
     with (
         threads(count),
-        mock.patch.object(folding, "LEAST_WIDE", 0),
-        mock.patch.object(separable, "STRIP_BYTES", tile_bytes),
+        mock.patch.object(separable, "TILE_BYTES", tile_bytes),
         mock.patch.object(cpu, "WINDOW_BYTES", tile_bytes),
         mock.patch.object(cpu, "STRIP_BYTES", tile_bytes),
         mock.patch.object(winograd, "TILE_BYTES", tile_bytes),

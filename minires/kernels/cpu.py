@@ -210,9 +210,16 @@ def _accumulate(a, b, total, first):
 
 def activate(y, activation):
     """Apply None, "relu" or "relu6" in place."""
+    _activate(y, activation, y)
+
+
+def _activate(y, activation, out):
+    """Write what comes of `y` to `out`, which may be `y` itself."""
     # NumPy clips three times as fast as it takes the larger of an array and a number.
     if activation is not None:
-        np.clip(y, 0, 6 if activation == "relu6" else np.inf, out=y)
+        np.clip(y, 0, 6 if activation == "relu6" else np.inf, out=out)
+    elif out is not y:
+        out[...] = y
 
 
 class _Outputs:
@@ -227,13 +234,14 @@ class _Outputs:
     """
 
     def __init__(self, shape, dtype, bias, activation, window=None):
-        self.bias, self.activation, self.window = bias, activation, window
+        self.activation, self.window = activation, window
         self.dtype, self.width, self.winners = dtype, shape[-2], None
         if window is not None:
             pooled = (n // size for n, size in zip(shape[2:4], window, strict=True))
             shape = (*shape[:2], *pooled, shape[-1])
             self.winners = empty(shape, np.uint8)
         self.y = empty(shape, dtype)
+        self.bias = _row_of(bias, shape[-2])
 
     def tile(self, r, images, rows):
         """An array in which to compute some rows of some images: (k, rows, width, O)."""
@@ -250,9 +258,21 @@ class _Outputs:
             rows = slice(rows.start // self.window[0], rows.stop // self.window[0])
             y = self.y[r, images, rows]
             _keep_largest(tile, self.window, y, self.winners[r, images, rows])
-        if self.bias is not None:
-            y += self.bias[r]
+        _add_bias(y, self.bias, r)
         activate(y, self.activation)
+
+
+def _row_of(bias, width):
+    """A bias (R, O) or None for every pixel of a row: (R, width · O)."""
+    # NumPy works along one run of memory at a time, and a row is a long one.
+    return None if bias is None else np.tile(bias, width)
+
+
+def _add_bias(y, bias, r):
+    """Add one network's bias, from `_row_of`, to `y` (k, rows, width, O) in place."""
+    if bias is not None:
+        rows = y.reshape(*y.shape[:2], y.shape[2] * y.shape[3])  # a view: rows are whole
+        rows += bias[r]
 
 
 def _keep_largest(x, window, largest, winners):
@@ -633,6 +653,7 @@ def depthwise(x, w, bias, stride, padding, dilation, activation):
     windows = _depthwise(x.shape[1:], x.dtype, tuple(kernel), stride, padding, dilation)
     taps = np.tile(w, windows.together)
     y = empty((replicas, windows.images, *windows.output, channels), x.dtype)
+    bias = _row_of(bias, y.shape[-2])
 
     def run(tile):
         source, tile = divmod(tile, windows.tiles)
@@ -642,8 +663,7 @@ def depthwise(x, w, bias, stride, padding, dilation, activation):
             part = y[(r, *place)]
             flat = part.reshape(*pixels.shape[:3], -1)
             np.einsum("nhwuvc,uvc->nhwc", pixels, taps[r], out=flat)
-            if bias is not None:
-                part += bias[r]
+            _add_bias(part, bias, r)
             activate(part, activation)
 
     run_tiles(run, len(x) * windows.tiles)

@@ -1,23 +1,29 @@
-"""Separable convolutions at prediction: pointwise, depthwise, pointwise in one pass, by strips.
+"""Separable convolutions at prediction: pointwise, depthwise, pointwise in one pass, by tiles.
 
 An inverted residual (MobileNetV2) has six times as many channels within as before and behind,
 five megabytes an image at 112 × 112 pixels, written and read three times. Here a thread
-computes the few rows of them that some rows of outputs need, filters those, projects them, and
-goes on; what is wide never leaves the cache. Rows at the border of two strips are computed
-twice, which costs less than remembering them.
+computes the few rows of them that some rows of outputs need, or those of a few small images,
+filters those, projects them, and goes on; what is wide never leaves the cache. Rows at the
+border of two strips are computed twice, which costs less than remembering them.
+
+A thread that calls NumPy must wait for the interpreter whenever another one holds it. So a
+tile is a handful of calls, each as long as the cache allows, and what tiles have in common
+(buffers, views, borders of zeros) is made once.
 """
+
+import threading
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minires.backend import empty, neighbours, run_tiles, scratch, single_threaded_blas
-from minires.kernels.cpu import RUN, activate
+from minires.kernels.cpu import RUN, _activate, activate
 
-STRIP_BYTES = 3 << 18  # of wide values in a strip
+TILE_BYTES = 1 << 21  # of wide values in a tile
 
 
-class _Strips:
-    """Which input pixels the strips of a depthwise convolution meet, and in what order.
+class _Tiles:
+    """Whole images, or strips of rows of one: what of the input each needs, and where it goes.
 
     The columns of a padded image lie in `stride` groups: first every stride-th from the first,
     then from the second, … So what one tap meets lies side by side in memory at any stride.
@@ -25,56 +31,82 @@ class _Strips:
 
     def __init__(self, shape, wide, itemsize, kernel, stride, padding):
         self.images, self.height, self.width, self.channels = shape
-        self.kernel, self.stride, self.padding, self.wide = kernel, stride, padding, wide
+        self.kernel, self.stride, self.padding = kernel, stride, padding
         self.output = tuple(
             (size + sum(border) - k) // s + 1
             for size, border, k, s in zip(shape[1:3], padding, kernel, stride, strict=True)
         )
-        columns = self.output[1] + (kernel[1] - 1) // stride[1]
-        self.columns = columns  # in each group
-        row_bytes = columns * stride[1] * wide * itemsize
-        fitting = (STRIP_BYTES // row_bytes - kernel[0]) // stride[0] + 1
-        self.rows = min(max(1, fitting), self.output[0])
-        self.count = -(-self.output[0] // self.rows)
-        self.together = neighbours(self.output[1], wide, RUN)
+        down, across = stride
+        self.columns = self.output[1] + (kernel[1] - 1) // across  # in each group
+        row_bytes = self.columns * across * wide * itemsize
+        fitting = max(1, (TILE_BYTES // row_bytes - kernel[0]) // down + 1)
+        self.strips = -(-self.output[0] // fitting)
+        self.rows = -(-self.output[0] // self.strips)  # of outputs in a strip, all much alike
+        self.high = (self.rows - 1) * down + kernel[0]  # rows of the padded image behind them
+        together = fitting // self.output[0] if self.strips == 1 else 1
+        blocks = max(1, -(-self.images // together))
+        blocks = 1 << (blocks - 1).bit_length()  # even for 2, 4, 8 threads
+        self.together = max(1, -(-self.images // blocks))  # images in a tile
+        self.count = -(-self.images // self.together) * self.strips
+        seen = self.place(0)[2]
+        self.seen = seen.stop - seen.start if self.strips == 1 else min(self.high, self.height)
+        self.groups = []  # of columns: (number, columns of the image, columns of the group)
+        for group in range(across):
+            start = max(0, -((group - padding[1][0]) // across))
+            first = group + start * across - padding[1][0]
+            seen = range(first, self.width, across)[: self.columns - start]
+            if seen:
+                taken = slice(first, seen[-1] + 1, across)
+                self.groups.append((group, taken, slice(start, start + len(seen))))
 
-    def fill(self, x, first, pixels):
-        """Copy the rows of `x` (H, W, C), padded, from `first` on to `pixels` (h, s, w, C or more).
+    def place(self, tile):
+        """The images and rows of outputs of a tile, the rows of the image that it needs, and
+        where among the rows of the padded image these lie."""
+        block, strip = divmod(tile, self.strips)
+        first = block * self.together
+        images = slice(first, min(first + self.together, self.images))
+        rows = slice(strip * self.rows, min((strip + 1) * self.rows, self.output[0]))
+        above = rows.start * self.stride[0] - self.padding[0][0]  # where the tile begins
+        high = (rows.stop - rows.start - 1) * self.stride[0] + self.kernel[0]
+        top = min(max(0, -above), high)
+        bottom = min(max(top, self.height - above), high)
+        return images, rows, slice(above + top, above + bottom), slice(top, bottom), high
 
-        Any further channels become 1 where the image is, and 0 like all others in the border.
-        """
-        pixels[...] = 0
-        above, left = first - self.padding[0][0], self.padding[1][0]
-        top = min(max(0, -above), len(pixels))
-        bottom = min(max(top, self.height - above), len(pixels))
-        step = self.stride[1]
-        for group in range(step):
-            start = max(0, -((group - left) // step))  # the first column of x in this group
-            column = group + start * step - left
-            count = min(len(range(column, self.width, step)), self.columns - start)
-            if count > 0 and top < bottom:
-                inside = pixels[top:bottom, group, start : start + count]
-                seen = slice(column, column + count * step, step)
-                inside[..., : self.channels] = x[above + top : above + bottom, seen]
-                inside[..., self.channels :] = 1
 
-    def filter(self, pixels, taps, out):
-        """Depthwise convolution of `pixels` (h, s, w, E) with `taps` (kh, kw, t·E)."""
-        row, _, pixel, channel = pixels.strides
-        (kh, _), (down, across), together = self.kernel, self.stride, self.together
-        runs = out.reshape(len(out), -1, together * self.wide)
-        for first in range(min(across, self.kernel[1])):
-            part = taps[:, first::across]
-            windows = as_strided(
-                pixels[:, first],
-                (*runs.shape[:2], kh, part.shape[1], runs.shape[2]),
-                (down * row, together * pixel, row, pixel, channel),
+class _Workspace:
+    """A thread's buffers for the tiles of one convolution.
+
+    pixels    input pixels and a 1: the weight of that one more channel is the bias
+    hidden    what is filtered, with its border of zeros
+    windows   what the taps meet in each group of columns: views of `hidden`
+    filtered  and what comes of it
+    """
+
+    def __init__(self, tiles, wide, expands, dtype):
+        count, across = tiles.together, tiles.stride[1]
+        self.hidden = scratch("hidden", (count, tiles.high, across, tiles.columns, wide), dtype)
+        self.hidden[...] = 0
+        if expands:
+            inside = tiles.seen, across, -(-tiles.width // across)
+            self.pixels = scratch("pixels", (count, *inside, tiles.channels + 1), dtype)
+            self.pixels[...] = 0  # where a group has a column less than another, too
+            self.pixels[..., -1] = 1
+            self.expanded = scratch("expanded", (count, *inside, wide), dtype)
+        shape = count, tiles.rows, tiles.output[1]
+        self.filtered = scratch("filtered", (*shape, wide), dtype)
+        together = neighbours(tiles.output[1], wide, RUN)
+        self.runs = self.filtered.reshape(*shape[:2], -1, together * wide)
+        self.more = scratch("more", self.runs.shape, dtype)
+        image, row, _, pixel, channel = self.hidden.strides
+        (kh, kw), (down, _) = tiles.kernel, tiles.stride
+        self.windows = [
+            as_strided(
+                self.hidden[:, :, first],
+                (*self.runs.shape[:3], kh, len(range(first, kw, across)), self.runs.shape[3]),
+                (image, down * row, together * pixel, row, pixel, channel),
             )
-            if first == 0:
-                np.einsum("hwuvc,uvc->hwc", windows, part, out=runs)
-            else:
-                more = scratch("more", runs.shape, runs.dtype)
-                runs += np.einsum("hwuvc,uvc->hwc", windows, part, out=more)
+            for first in range(min(across, kw))
+        ]
 
 
 @single_threaded_blas
@@ -93,41 +125,63 @@ def convolve(x, expand, depthwise, project, stride, padding, activations):
     taps, taps_bias = depthwise
     projection, offset = project
     replicas, *kernel, wide = taps.shape
-    strips = _Strips(x.shape[1:], wide, x.itemsize, tuple(kernel), stride, padding)
-    taps = np.tile(taps, strips.together)
-    images, channels = x.shape[1], x.shape[-1]
+    tiles = _Tiles(x.shape[1:], wide, x.itemsize, tuple(kernel), stride, padding)
+    expansion = None
     if expand is not None:
-        # The bias is the weight of one more channel, 1 in the image and 0 in its border: so
-        # the border stays 0, as it must.
         expansion = np.concatenate([expand[0], expand[1][:, None]], axis=1)
-        channels += 1
-    y = empty((replicas, images, *strips.output, projection.shape[-1]), x.dtype)
+    y = empty((replicas, x.shape[1], *tiles.output, projection.shape[-1]), x.dtype)
+    # One long run of memory instead of many short ones: a row's worth of each.
+    taps = np.tile(taps, neighbours(tiles.output[1], wide, RUN))
+    taps_bias, offset = (np.tile(bias, tiles.output[1]) for bias in (taps_bias, offset))
+    workspaces = {}
 
     def run(tile):
-        source, tile = divmod(tile, images * strips.count)
-        image, strip = divmod(tile, strips.count)
-        rows = slice(strip * strips.rows, min((strip + 1) * strips.rows, strips.output[0]))
-        high = (rows.stop - rows.start - 1) * stride[0] + kernel[0]
-        shape = high, stride[1], strips.columns
-        pixels = scratch("pixels", (*shape, channels), x.dtype)
-        strips.fill(x[source, image], rows.start * stride[0], pixels)
+        thread = threading.get_ident()
+        if thread not in workspaces:
+            workspaces[thread] = _Workspace(tiles, wide, expand is not None, x.dtype)
+        work = workspaces[thread]
+        source, tile = divmod(tile, tiles.count)
+        images, rows, seen, inside, high = tiles.place(tile)
+        part = x[source, images, seen]
+        count, size = len(part), rows.stop - rows.start
+        hidden = work.hidden[:count, :high]
+        if tiles.strips > 1:  # else the rows of the border stay as they are
+            hidden[:, : inside.start] = 0
+            hidden[:, inside.stop :] = 0
+        if expand is not None:
+            pixels = work.pixels[:count, : part.shape[1]]
+            expanded = work.expanded[:count, : part.shape[1]]
+            for group, taken, columns in tiles.groups:
+                width = columns.stop - columns.start
+                pixels[:, :, group, :width, :-1] = part[:, :, taken]
         for r in range(replicas) if len(x) == 1 else [source]:
-            hidden = pixels
             if expand is not None:
-                hidden = scratch("hidden", (*shape, wide), x.dtype)
-                flat = pixels.reshape(-1, channels)
-                np.matmul(flat, expansion[r], out=hidden.reshape(-1, wide))
-                activate(hidden, activations[0])
-            shape_behind = rows.stop - rows.start, strips.output[1], wide
-            filtered = scratch("filtered", shape_behind, x.dtype)
-            strips.filter(hidden, taps[r], filtered)
-            filtered += taps_bias[r]
+                flat = expanded.reshape(-1, wide)
+                np.matmul(pixels.reshape(-1, pixels.shape[-1]), expansion[r], out=flat)
+            for group, taken, columns in tiles.groups:
+                goal = hidden[:, inside, group, columns]
+                if expand is None:
+                    goal[...] = part[:, :, taken]
+                else:
+                    width = columns.stop - columns.start
+                    _activate(expanded[:, :, group, :width], activations[0], goal)
+            runs = work.runs[:count, :size]
+            for first, windows in enumerate(work.windows):
+                own = taps[r][:, first :: stride[1]]
+                out = work.more[:count, :size] if first else runs
+                np.einsum("nhwuvc,uvc->nhwc", windows[:count, :size], own, out=out)
+                if first:
+                    runs += out
+            filtered = work.filtered[:count, :size]
+            flat = filtered.reshape(count * size, -1)
+            flat += taps_bias[r]
             activate(filtered, activations[1])
-            result = y[r, image, rows]
+            result = y[r, images, rows]
             flat = result.reshape(-1, result.shape[-1])
             np.matmul(filtered.reshape(-1, wide), projection[r], out=flat)
-            result += offset[r]
+            flat = result.reshape(count * size, -1)
+            flat += offset[r]
             activate(result, activations[2])
 
-    run_tiles(run, len(x) * images * strips.count)
+    run_tiles(run, len(x) * tiles.count)
     return y
