@@ -22,7 +22,7 @@ from minires.autodiff import op
 from minires.backend import empty, kernels_of, neighbours, run_tiles, scratch, sum_rows, xp_of
 from minires.convolution import once
 
-TILE = 1 << 17  # values in a tile: smaller ones cost more calls, larger ones leave the cache
+TILE = 1 << 18  # values in a tile: smaller ones cost more calls, larger ones leave the cache
 SIDE_BY_SIDE = 1 << 12  # values in a row of sums
 RUN = 1 << 10  # values that NumPy treats in one run: of far shorter ones it is the runs that cost
 
@@ -72,9 +72,10 @@ def _count_tiles(rows):
     return 1 if xp_of(rows) is not np else -(-rows.shape[1] // max(1, TILE // rows.shape[2]))
 
 
-def _buffer(like, xp):
+def _buffer(like, xp, dtype=None, name="tile"):
     """Working memory like `like`, this thread's own."""
-    return scratch("tile", like.shape, like.dtype) if xp is np else xp.empty_like(like)
+    dtype = like.dtype if dtype is None else dtype
+    return scratch(name, like.shape, dtype) if xp is np else xp.empty_like(like, dtype)
 
 
 @functools.lru_cache(maxsize=256)
@@ -94,11 +95,11 @@ def _column_sums(tile, channels, xp):
     rows, width = tile.shape
     together = max(1, min(SIDE_BY_SIDE // width, rows))
     count = rows // together
-    total = tile[count * together :].reshape(-1, channels).sum(axis=0, dtype=np.float64)
-    if count:
-        side_by_side = tile[: count * together].reshape(count, -1)
-        sums = _ones(count, tile.dtype) @ side_by_side
-        total += sums.reshape(-1, channels).sum(axis=0, dtype=np.float64)
+    side_by_side = tile[: count * together].reshape(count, -1)
+    sums = _ones(count, tile.dtype) @ side_by_side
+    total = sums.reshape(-1, channels).sum(axis=0, dtype=np.float64)
+    if count * together < rows:
+        total += tile[count * together :].reshape(-1, channels).sum(axis=0, dtype=np.float64)
     return total[None]
 
 
@@ -203,9 +204,10 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
         """The tile of g behind f: zero where f is flat. Written to `out` if it changes."""
         if activation is None:
             return g[part]
-        through = y[part] > 0
+        through = xp.greater(y[part], 0, out=_buffer(out, xp, bool))
         if activation == "relu6":
-            through &= y[part] < 6
+            below = xp.less(y[part], 6, out=_buffer(out, xp, bool, "below"))
+            xp.logical_and(through, below, out=through)
         return xp.multiply(g[part], through, out=out)
 
     @once
