@@ -77,7 +77,7 @@ def _import_cupy():
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise RuntimeError(
             f"a GPU was asked for, but the CUDA driver finds none ({error}): "
-            "install the NVIDIA driver, or run on the CPU"
+            "install or update the NVIDIA driver, or run on the CPU"
         ) from error
     if count == 0:
         raise RuntimeError("a GPU was asked for, but this machine has none: run on the CPU")

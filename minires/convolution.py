@@ -13,6 +13,8 @@ import numpy as np
 from minires.autodiff import op
 from minires.backend import kernels_of, sum_rows, xp_of
 
+MOST_POOLED = 256  # pixels of a window: which was the largest is remembered in a byte
+
 # --- settings -----------------------------------------------------------------------------
 
 
@@ -143,7 +145,8 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, po
     padding     pixels: a number, (rows, columns), ((top, bottom), (left, right)), "same", "valid"
     dilation    pixels between taps: a number or (rows, columns)
     activation  None, "relu" or "relu6"
-    pool        None, or the window (rows, columns) of `max_pool`, done in the same pass
+    pool        None, or the window (rows, columns) of `max_pool`, done in the same pass; of at
+                most 256 pixels
     Returns     (…, N, OH, OW, O); with pooling (…, N, OH // rows, OW // columns, O)
     Raises      ValueError when shapes disagree or a kernel or window exceeds its image
     """
@@ -163,6 +166,10 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, po
         stride, padding, dilation = settings
         size = output_size(x.shape[-3:-1], kernel, stride, padding, dilation)
         pool = pair(pool, "pool")
+        if pool[0] * pool[1] > MOST_POOLED:
+            raise ValueError(
+                f"conv2d: pool {pool} has more than {MOST_POOLED} pixels: pool with max_pool behind"
+            )
         if size[0] < pool[0] or size[1] < pool[1]:
             raise ValueError(
                 f"conv2d: pool {pool} exceeds the outputs of {size[0]}×{size[1]} (x {x.shape})"

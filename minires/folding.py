@@ -11,11 +11,12 @@ and at prediction separable convolutions are one pass: pointwise, depthwise, poi
 """
 
 import copy
+import math
 
 import numpy as np
 
 from minires.backend import run_tiles, xp_of
-from minires.convolution import borders
+from minires.convolution import MOST_POOLED, borders
 from minires.kernels import separable
 from minires.layers import (
     Activation,
@@ -47,7 +48,7 @@ class JoinedConv2D(Layer):
             return True
         # The largest of all, then cut at zero, is the same in either order.
         tiles = type(layer) is MaxPool and layer.stride == layer.window and layer.padding == 0
-        if tiles and self.pool is None:
+        if tiles and self.pool is None and math.prod(layer.window) <= MOST_POOLED:
             self.pool = layer.window
             return True
         return False

@@ -385,6 +385,8 @@ def test_among_equal_values_the_first_is_the_winner():
 def test_a_pool_that_exceeds_the_outputs():
     with pytest.raises(ValueError, match=r"pool \(5, 5\) exceeds the outputs of 4×4"):
         conv2d(np.ones((1, 6, 6, 2)), np.ones((3, 3, 2, 2)), pool=5)
+    with pytest.raises(ValueError, match=r"pool \(16, 17\) has more than 256 pixels"):
+        conv2d(np.ones((1, 20, 20, 2)), np.ones((3, 3, 2, 2)), pool=(16, 17))
 
 
 @pytest.mark.parametrize("window_bytes", [1, 3000, cpu.WINDOW_BYTES])

@@ -78,6 +78,16 @@ def test_what_is_joined(layers, expected):
     assert kinds(connected(*layers)) == [*expected, "Flatten", "Dense"]
 
 
+@pytest.mark.parametrize(("window", "joins"), [((16, 16), True), ((1, 257), False)])
+def test_only_a_window_whose_pixels_fit_a_byte_is_joined(rng, window, joins):
+    model = Model((17, 258, 1), Sequential(Conv2D(2, 1), MaxPool(window), Flatten(), Dense(3)))
+    assert kinds(model.network)[0] == (None, window if joins else None)
+    theta = model.init(rng, dtype=float)
+    images, labels = rng.standard_normal((2, 17, 258, 1)), np.array([0, 2])
+    _, expected = plain_gradient(model, theta, images, labels)
+    assert_close(model.loss_and_gradient(theta, images, labels)[1], expected, 1e-12)
+
+
 def test_branches_are_no_sequence():
     network = connected(Branches(Conv2D(2, 1), ReLU()))
     assert [type(layer) for layer in joined_network(network).layers[0].layers] == [
