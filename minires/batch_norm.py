@@ -11,20 +11,14 @@ where g is the gradient of the loss with respect to y, behind the activation f. 
 "frozen", they are constants and only the factor in front remains.
 
 The arithmetic is nothing, the memory traffic is everything: a layer of MobileNetV2 is a hundred
-megabytes. So all steps are done on one tile of rows after another, while it is in the cache.
+megabytes. What reads and writes all of it is in `kernels/`; here are the formulas.
 """
-
-import functools
 
 import numpy as np
 
 from minires.autodiff import op
-from minires.backend import empty, kernels_of, neighbours, run_tiles, scratch, sum_rows, xp_of
+from minires.backend import kernels_of, xp_of
 from minires.convolution import once
-
-TILE = 1 << 18  # values in a tile: smaller ones cost more calls, larger ones leave the cache
-SIDE_BY_SIDE = 1 << 12  # values in a row of sums
-RUN = 1 << 10  # values that NumPy treats in one run: of far shorter ones it is the runs that cost
 
 
 def _rows(x):
@@ -34,79 +28,10 @@ def _rows(x):
     return x.reshape(replicas, -1, x.shape[-1])
 
 
-def _side_by_side(rows):
-    """How many rows (…, M, C) are taken for one of many channels."""
-    return neighbours(*rows.shape[-2:], RUN) if xp_of(rows) is np else 1
-
-
-def _repeat(vector, together, xp):
-    """A vector of channels (…, 1, C) for rows that lie `together`: (…, 1, together · C)."""
-    return xp.concatenate([vector] * together, axis=-1) if together > 1 else vector
-
-
-def _each_tile(function, rows, again=False):
-    """Call `function(part, number)` for every tile of `rows` (R, M, C), on all threads.
-
-    `rows[part]` is a tile, (m, C); with CuPy there is one tile, all of it. `number` counts
-    the tiles of one replica.
-
-    again     visit them backwards: what the pass before touched last is still in the cache
-    Returns   the number of tiles of a replica
-    """
-    if xp_of(rows) is not np:
-        function((slice(None), slice(None)), 0)
-        return 1
-    replicas, count, channels = rows.shape
-    step = max(1, TILE // channels)
-    tiles = -(-count // step)
-
-    def run(tile):
-        r, number = divmod(replicas * tiles - 1 - tile if again else tile, tiles)
-        function((r, slice(number * step, (number + 1) * step)), number)
-
-    run_tiles(run, replicas * tiles)
-    return tiles
-
-
-def _count_tiles(rows):
-    return 1 if xp_of(rows) is not np else -(-rows.shape[1] // max(1, TILE // rows.shape[2]))
-
-
-def _buffer(like, xp, dtype=None, name="tile"):
-    """Working memory like `like`, this thread's own."""
-    dtype = like.dtype if dtype is None else dtype
-    return scratch(name, like.shape, dtype) if xp is np else xp.empty_like(like, dtype)
-
-
-@functools.lru_cache(maxsize=256)
-def _ones(count, dtype):
-    return np.ones((1, count), dtype)
-
-
-def _column_sums(tile, channels, xp):
-    """Σ of each channel over a tile of rows, (…, 1, C) float64.
-
-    A product with ones, which is fast. Some rows side by side make its rows long and its sums
-    short, of a few dozen values; these sums are then added in float64. A float32 sum of all
-    rows would be wrong in its sixth digit, and every layer behind it too.
-    """
-    if xp is not np:
-        return sum_rows(tile)[..., None, :]
-    rows, width = tile.shape
-    together = max(1, min(SIDE_BY_SIDE // width, rows))
-    count = rows // together
-    side_by_side = tile[: count * together].reshape(count, -1)
-    sums = _ones(count, tile.dtype) @ side_by_side
-    total = sums.reshape(-1, channels).sum(axis=0, dtype=np.float64)
-    if count * together < rows:
-        total += tile[count * together :].reshape(-1, channels).sum(axis=0, dtype=np.float64)
-    return total[None]
-
-
 def batch_moments(x):
     """The mean and the population variance of every channel of a batch.
 
-    Each tile's are computed in two passes, mean first, then squared deviations; tiles are
+    Each part's are computed in two passes, mean first, then squared deviations; parts are
     merged in float64. So a variance much smaller than the mean keeps its digits.
 
     x        (…, N, H, W, C) or (…, N, C)
@@ -114,37 +39,18 @@ def batch_moments(x):
     Raises   ValueError for fewer than two values a channel
     Source   Chan, Golub and LeVeque 1983, eq. 1.5, for the merging
     """
-    xp = xp_of(x)
     rows = _rows(x)
-    replicas, count, channels = rows.shape
+    count = rows.shape[1]
     if count < 2:
         raise ValueError(
             f"batch norm: the batch {x.shape} has {count} value a channel, whose variance is 0: "
             "train on larger batches, or freeze the statistics"
         )
-    together = _side_by_side(rows)
-    rows = rows.reshape(replicas, count // together, together * channels)
-    shape = (_count_tiles(rows), replicas, 1, channels)
-    sizes = np.zeros((shape[0], 1, 1, 1))
-    means = xp.empty(shape, np.float64)
-    squares = xp.empty(shape, np.float64)
-
-    def run(part, number):
-        tile = rows[part]
-        size = tile.shape[-2] * together
-        mean = _column_sums(tile, channels, xp) / size
-        center = _repeat(mean.astype(x.dtype), together, xp)
-        deviation = xp.subtract(tile, center, out=_buffer(tile, xp))
-        xp.multiply(deviation, deviation, out=deviation)
-        sizes[number] = size
-        means[number][part[0]] = mean
-        squares[number][part[0]] = _column_sums(deviation, channels, xp)
-
-    _each_tile(run, rows)
-    weights = sizes / count if xp is np else 1.0  # there is one tile, of all
+    sizes, means, squares = kernels_of(x).norm_moments(rows)
+    weights = sizes / count
     mean = (weights * means).sum(axis=0)
     variance = (squares.sum(axis=0) / count) + (weights * (means - mean) ** 2).sum(axis=0)
-    shape = (*x.shape[: x.ndim - (4 if x.ndim >= 4 else 2)], channels)
+    shape = (*x.shape[: x.ndim - (4 if x.ndim >= 4 else 2)], x.shape[-1])
     return tuple(v.reshape(shape).astype(x.dtype) for v in (mean, variance))
 
 
@@ -171,14 +77,9 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
             f"batch_norm: x has {x.shape[-1]} channels, shift has {shift.shape[-1]} "
             f"(x {x.shape}, shift {shift.shape})"
         )
-    rows = _rows(x)
-    channels = x.shape[-1]
+    rows, channels, kernels = _rows(x), x.shape[-1], kernels_of(x)
     # Where R networks see the same x, there is one batch and R results.
-    replicas = max(len(rows), shift.size // channels)
-    together, count = _side_by_side(rows), rows.shape[1]
-    rows = rows.reshape(len(rows), count // together, together * channels)
-    whole = (replicas, *rows.shape[1:])
-    rows = xp.broadcast_to(rows, whole)
+    replicas, count = max(len(rows), shift.size // channels), rows.shape[1]
 
     def of_channels(vector):
         return xp.broadcast_to(vector.reshape(-1, 1, channels), (replicas, 1, channels))
@@ -187,64 +88,19 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
     inverse = of_channels(1 / xp.sqrt(variance + x.dtype.type(epsilon)))
     factor = inverse if scale is None else of_channels(scale) * inverse
     offset = of_channels(shift) - center * factor
-    y = empty(whole, x.dtype, like=x)
-    factors = _repeat(factor, together, xp)
-    offsets = _repeat(offset, together, xp)
-    activate = kernels_of(x).activate
-
-    def forward(part, number):
-        result = y[part]
-        xp.multiply(rows[part], factors[part[0]], out=result)
-        xp.add(result, offsets[part[0]], out=result)
-        activate(result, activation)
-
-    _each_tile(forward, y, again=of_batch)
-
-    def before_activation(g, part, out):
-        """The tile of g behind f: zero where f is flat. Written to `out` if it changes."""
-        if activation is None:
-            return g[part]
-        through = xp.greater(y[part], 0, out=_buffer(out, xp, bool))
-        if activation == "relu6":
-            below = xp.less(y[part], 6, out=_buffer(out, xp, bool, "below"))
-            xp.logical_and(through, below, out=through)
-        return xp.multiply(g[part], through, out=out)
+    # Backwards: what `batch_moments` touched last is still in the cache.
+    y = kernels.normalize(rows, factor, offset, replicas, activation, backwards=of_batch)
 
     @once
     def backward(g):
-        g = g.reshape(whole)
-        x_gradient = empty(whole, x.dtype, like=x)
-        shape = (_count_tiles(y), replicas, 1, channels)
-        sums = xp.empty(shape, np.float64)  # Σ g
-        products = xp.empty(shape, np.float64)  # Σ g · (x − mean)
-        centers = _repeat(center, together, xp)
-
-        def reduce(part, number):
-            # What f lets through is kept in x_gradient, for the second pass.
-            tile = before_activation(g, part, x_gradient[part])
-            product = xp.subtract(rows[part], centers[part[0]], out=_buffer(tile, xp))
-            xp.multiply(product, tile, out=product)
-            sums[number][part[0]] = _column_sums(tile, channels, xp)
-            products[number][part[0]] = _column_sums(product, channels, xp)
-
-        _each_tile(reduce, y)
-        total, product = sums.sum(axis=0), products.sum(axis=0)
+        g = g.reshape(y.shape)
+        passed, total, product = kernels.norm_sums(g, y, rows, center, activation)
+        through_moments = None
         if of_batch:
             slope = (-factor * inverse**2 * product / count).astype(x.dtype)
             constant = (-center * slope - factor * total / count).astype(x.dtype)
-            slopes = _repeat(slope, together, xp)
-            constants = _repeat(constant, together, xp)
-
-        def spread(part, number):
-            result = x_gradient[part]
-            tile = g[part] if activation is None else result
-            xp.multiply(tile, factors[part[0]], out=result)
-            if of_batch:
-                rest = xp.multiply(rows[part], slopes[part[0]], out=_buffer(result, xp))
-                xp.add(rest, constants[part[0]], out=rest)
-                xp.add(result, rest, out=result)
-
-        _each_tile(spread, y, again=True)
+            through_moments = slope, constant
+        x_gradient = kernels.norm_gradient(passed, y, rows, factor, through_moments, activation)
         return x_gradient, (product * inverse).astype(x.dtype), total.astype(x.dtype)
 
     lead = shift.shape[:-1] if shift.ndim > 1 else x.shape[: x.ndim - (4 if x.ndim >= 4 else 2)]

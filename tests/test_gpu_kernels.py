@@ -78,8 +78,10 @@ def public(module):
 
 def test_both_kernel_modules_have_the_same_functions():
     ours, theirs = public(gpu), public(cpu)
-    assert set(ours) - {"options", "source"} == set(theirs) | ONLY_GPU
+    assert set(ours) - {"options", "source"} == set(theirs) - {"activate"} | ONLY_GPU
     for name, function in theirs.items():
+        if name == "activate":  # there a part of other kernels
+            continue
         assert inspect.signature(ours[name]) == inspect.signature(function), name
 
 
@@ -282,9 +284,10 @@ def test_images_in_any_layout(device, rng, how):
 
 
 def test_what_is_not_a_number_is_not_hidden(device):
-    y = device.asarray(np.array([[np.nan, -1.0, 2.0, 7.0, -np.inf, np.inf]]))
-    gpu.activate(y, "relu6")
-    np.testing.assert_array_equal(y.get(), [[np.nan, 0, 2, 6, 0, 6]])
+    x = device.asarray(np.array([[[np.nan, -1.0, 2.0, 7.0, -np.inf, np.inf]]]))
+    one, none = device.asarray(np.ones((1, 1, 6))), device.asarray(np.zeros((1, 1, 6)))
+    y = gpu.normalize(x, one, none, 1, "relu6")
+    np.testing.assert_array_equal(y.get(), [[[np.nan, 0, 2, 6, 0, 6]]])
     x = np.zeros((1, 4, 4, 2))
     x[0, 1, 2, 1] = np.nan
     settings = (2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1)

@@ -12,6 +12,8 @@ one network is R = 1, and an input shared by R networks is copied into windows o
 `minires.convolution` is the place that takes any leading axes.
 """
 
+import functools
+
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
@@ -25,6 +27,11 @@ LANES = 16  # at most so many partial sums of a weight gradient
 PRODUCT_WORK = 1 << 26  # multiplications in a tile of a plain product
 STRIP_BYTES = 1 << 19  # of outputs in a tile of a depthwise convolution
 RUN = 2048  # channels of neighbouring pixels that are multiplied in one run
+NORM_TILE = 1 << 18  # values in a tile: smaller ones cost more calls, larger ones leave the cache
+NORM_RUN = (
+    1 << 10
+)  # values that NumPy treats in one run: of far shorter ones it is the runs that cost
+SIDE_BY_SIDE = 1 << 12  # values in a row of sums
 
 
 # --- products -----------------------------------------------------------------------------
@@ -208,17 +215,12 @@ def _accumulate(a, b, total, first):
         total += np.matmul(a, b, out=scratch("product", total.shape, total.dtype))
 
 
-def activate(y, activation):
-    """Apply None, "relu" or "relu6" in place."""
-    _activate(y, activation, y)
-
-
-def _activate(y, activation, out):
-    """Write what comes of `y` to `out`, which may be `y` itself."""
+def activate(y, activation, out=None):
+    """Apply None, "relu" or "relu6" in place, or write the result to `out`."""
     # NumPy clips three times as fast as it takes the larger of an array and a number.
     if activation is not None:
-        np.clip(y, 0, 6 if activation == "relu6" else np.inf, out=out)
-    elif out is not y:
+        np.clip(y, 0, 6 if activation == "relu6" else np.inf, out=y if out is None else out)
+    elif out is not None:
         out[...] = y
 
 
@@ -606,6 +608,181 @@ def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
         x_gradient[images] = result[:, top : top + windows.height, left : left + windows.width]
 
     run_tiles(run, windows.tiles)
+    return x_gradient
+
+
+# --- batch norm ---------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=256)
+def _ones(count, dtype):
+    return np.ones((1, count), dtype)
+
+
+def _column_sums(tile, channels):
+    """Σ of each channel over a tile of rows, (1, C) float64.
+
+    A product with ones, which is fast. Some rows side by side make its rows long and its sums
+    short, of a few dozen values; these sums are then added in float64. A float32 sum of all
+    rows would be wrong in its sixth digit, and every layer behind it too.
+    """
+    rows, width = tile.shape
+    together = max(1, min(SIDE_BY_SIDE // width, rows))
+    count = rows // together
+    side_by_side = tile[: count * together].reshape(count, -1)
+    sums = _ones(count, tile.dtype) @ side_by_side
+    total = sums.reshape(-1, channels).sum(axis=0, dtype=np.float64)
+    if count * together < rows:
+        total += tile[count * together :].reshape(-1, channels).sum(axis=0, dtype=np.float64)
+    return total[None]
+
+
+class _Rows:
+    """The rows (R, M, C) of a batch, in tiles that stay in the cache.
+
+    NumPy works along one run of memory at a time, so rows of few channels are taken several
+    side by side: `long` sees an array so.
+    """
+
+    def __init__(self, shape):
+        self.replicas, self.count, self.channels = shape
+        self.together = neighbours(self.count, self.channels, NORM_RUN)
+        self.shape = self.replicas, self.count // self.together, self.together * self.channels
+        self.step = max(1, NORM_TILE // self.shape[2])
+        self.tiles = -(-self.shape[1] // self.step)  # of a replica
+
+    def long(self, array):
+        """Rows (1 | R, M, C), or a vector of channels (R, 1, C), as seen by the tiles."""
+        if array.shape[1] != 1 or self.count == 1:
+            return np.broadcast_to(array.reshape(len(array), *self.shape[1:]), self.shape)
+        return np.tile(array, self.together)
+
+    def each(self, function, backwards=False):
+        """Call `function((r, rows), number)` for every tile, on all threads.
+
+        backwards   from the last to the first: what a pass before touched last is in the cache
+        """
+        count = self.replicas * self.tiles
+
+        def run(tile):
+            r, number = divmod(count - 1 - tile if backwards else tile, self.tiles)
+            function((r, slice(number * self.step, (number + 1) * self.step)), number)
+
+        run_tiles(run, count)
+
+
+@single_threaded_blas
+def norm_moments(rows):
+    """The moments of every channel of a batch, of some rows at a time.
+
+    rows     (R, M, C)
+    Returns  how many rows each part has, (parts, 1, 1, 1); their means and their sums of squared
+             deviations, (parts, R, 1, C): all float64
+    """
+    tiles = _Rows(rows.shape)
+    sizes = np.zeros((tiles.tiles, 1, 1, 1))
+    means, squares = np.empty((2, tiles.tiles, tiles.replicas, 1, tiles.channels))
+    rows = tiles.long(rows)
+
+    def run(part, number):
+        tile, replica = rows[part], part[0]
+        size = len(tile) * tiles.together
+        mean = _column_sums(tile, tiles.channels) / size
+        deviation = scratch("tile", tile.shape, tile.dtype)
+        np.subtract(tile, np.tile(mean.astype(tile.dtype), tiles.together), out=deviation)
+        np.multiply(deviation, deviation, out=deviation)
+        sizes[number] = size
+        means[number, replica] = mean
+        squares[number, replica] = _column_sums(deviation, tiles.channels)
+
+    tiles.each(run)
+    return sizes, means, squares
+
+
+@single_threaded_blas
+def normalize(rows, factor, offset, replicas, activation, backwards=False):
+    """y = f(factor · x + offset).
+
+    rows            x (1 | R, M, C)
+    factor, offset  (R, 1, C)
+    backwards       begin with the last rows, which were read last
+    Returns         (R, M, C)
+    """
+    y = empty((replicas, *rows.shape[1:]), rows.dtype)
+    tiles = _Rows(y.shape)
+    rows, factor, offset = map(tiles.long, (rows, factor, offset))
+    results = y.reshape(tiles.shape)
+
+    def run(part, number):
+        result = results[part]
+        np.multiply(rows[part], factor[part[0]], out=result)
+        np.add(result, offset[part[0]], out=result)
+        activate(result, activation)
+
+    tiles.each(run, backwards)
+    return y
+
+
+@single_threaded_blas
+def norm_sums(g, y, rows, center, activation):
+    """Σ g' and Σ g' · (x − center) for every channel, where g' is g where f lets it through.
+
+    g, y     (R, M, C): the gradient of y = f(…), and y
+    rows     x (1 | R, M, C)
+    center   (R, 1, C)
+    Returns  what `norm_gradient` is to be given for g; and two arrays (R, 1, C) float64
+    """
+    tiles = _Rows(y.shape)
+    passed = g if activation is None else empty(y.shape, y.dtype)
+    sums, products = np.empty((2, tiles.tiles, tiles.replicas, 1, tiles.channels))
+    g, y, rows, center = map(tiles.long, (g, y, rows, center))
+    results = passed.reshape(tiles.shape)
+
+    def run(part, number):
+        tile, replica = results[part], part[0]
+        if activation is not None:
+            through = np.greater(y[part], 0, out=scratch("through", tile.shape, bool))
+            if activation == "relu6":
+                below = np.less(y[part], 6, out=scratch("below", tile.shape, bool))
+                np.logical_and(through, below, out=through)
+            np.multiply(g[part], through, out=tile)
+        product = scratch("tile", tile.shape, tile.dtype)
+        np.subtract(rows[part], center[replica], out=product)
+        np.multiply(product, tile, out=product)
+        sums[number, replica] = _column_sums(tile, tiles.channels)
+        products[number, replica] = _column_sums(product, tiles.channels)
+
+    tiles.each(run)
+    return passed, sums.sum(axis=0), products.sum(axis=0)
+
+
+@single_threaded_blas
+def norm_gradient(g, y, rows, factor, through_moments, activation):
+    """The gradient with respect to x: factor · g', and slope · x + constant if these are given.
+
+    g                from `norm_sums`; what that made is written over
+    y, rows          as there
+    factor           (R, 1, C)
+    through_moments  (slope, constant), each (R, 1, C), or None
+    Returns          (R, M, C)
+    """
+    tiles = _Rows(y.shape)
+    x_gradient = empty(y.shape, y.dtype) if activation is None else g
+    g, rows, factor = map(tiles.long, (g, rows, factor))
+    if through_moments is not None:
+        slope, constant = map(tiles.long, through_moments)
+    results = x_gradient.reshape(tiles.shape)
+
+    def run(part, number):
+        result, replica = results[part], part[0]
+        np.multiply(g[part], factor[replica], out=result)
+        if through_moments is not None:
+            rest = scratch("tile", result.shape, result.dtype)
+            np.multiply(rows[part], slope[replica], out=rest)
+            np.add(rest, constant[replica], out=rest)
+            np.add(result, rest, out=result)
+
+    tiles.each(run, backwards=True)
     return x_gradient
 
 

@@ -240,6 +240,90 @@ extern "C" __global__ void sum_rows(INDEX count, const REAL* x, REAL* sums, INDE
     }
 }
 
+/* --- batch norm --------------------------------------------------------------------------
+
+All it does is to read and write large arrays, so each is read as seldom as can be. Rows are those of
+`_rows` in batch_norm.py, M of C channels for each network r; `shared`: all networks see the same x.
+Sums go over the rows p·step … (p+1)·step of M. */
+
+// The place of (r, m, c).
+static __device__ INDEX place_of(INDEX r, INDEX m, int c, INDEX M, int C)
+{
+    return (r * M + m) * C + c;
+}
+
+// Whether a gradient gets through f, which gave y.
+static __device__ bool passes(REAL y, int activation)
+{
+    return activation == NO_ACTIVATION || (y > 0 && (activation == RELU || y < 6));
+}
+
+// means[p, r, c] = mean of x[r, m, c],   squares[p, r, c] = Σ (x − mean)²
+extern "C" __global__ void norm_moments(INDEX count, const REAL* x, double* means,
+                                        double* squares, INDEX M, int C, int replicas, int step)
+{
+    EACH(k, count) {
+        INDEX rest = k;
+        int c = take_off(rest, C), r = take_off(rest, replicas);
+        INDEX start = rest * step, stop = start + step < M ? start + step : M;
+        REAL sum = 0, square = 0;
+        for (INDEX m = start; m < stop; m++) sum += x[place_of(r, m, c, M, C)];
+        REAL mean = sum / (stop - start);
+        for (INDEX m = start; m < stop; m++) {
+            REAL deviation = x[place_of(r, m, c, M, C)] - mean;
+            square += deviation * deviation;
+        }
+        means[k] = mean;
+        squares[k] = square;
+    }
+}
+
+// y[r, m, c] = f(factor[r, c] · x[r, m, c] + offset[r, c]), each network having `size` values
+extern "C" __global__ void normalize(INDEX count, const REAL* x, const REAL* factor,
+                                     const REAL* offset, REAL* y, INDEX size, int C, int shared,
+                                     int activation)
+{
+    EACH(k, count) {
+        INDEX channel = k / size * C + k % C;
+        y[k] = activate(factor[channel] * x[shared ? k % size : k] + offset[channel], activation);
+    }
+}
+
+// sums[p, r, c] = Σ g',   products[p, r, c] = Σ g' · (x − center[r, c]),   g' = g behind f
+extern "C" __global__ void norm_sums(INDEX count, const REAL* g, const REAL* y, const REAL* x,
+                                     const REAL* center, double* sums, double* products, INDEX M,
+                                     int C, int replicas, int step, int shared, int activation)
+{
+    EACH(k, count) {
+        INDEX rest = k;
+        int c = take_off(rest, C), r = take_off(rest, replicas);
+        INDEX start = rest * step, stop = start + step < M ? start + step : M;
+        REAL sum = 0, product = 0, own = center[r * C + c];
+        for (INDEX m = start; m < stop; m++) {
+            INDEX place = place_of(r, m, c, M, C);
+            if (!passes(y[place], activation)) continue;
+            sum += g[place];
+            product += g[place] * (x[place_of(shared ? 0 : r, m, c, M, C)] - own);
+        }
+        sums[k] = sum;
+        products[k] = product;
+    }
+}
+
+// x_gradient = factor · g' and, through the batch's own moments, + slope · x + constant
+extern "C" __global__ void norm_gradient(INDEX count, const REAL* g, const REAL* y, const REAL* x,
+                                         const REAL* factor, const REAL* slope,
+                                         const REAL* constant, REAL* x_gradient, INDEX size,
+                                         int C, int shared, int of_batch, int activation)
+{
+    EACH(k, count) {
+        INDEX channel = k / size * C + k % C;
+        REAL value = passes(y[k], activation) ? factor[channel] * g[k] : 0;
+        if (of_batch) value += slope[channel] * x[shared ? k % size : k] + constant[channel];
+        x_gradient[k] = value;
+    }
+}
+
 /* --- pooling ---------------------------------------------------------------------------- */
 
 // y[n,i,j,c] = max_uv x[n, i·SH + u·DH − TOP, j·SW + v·DW − LEFT, c]; the padding never wins

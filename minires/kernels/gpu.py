@@ -21,7 +21,8 @@ from minires.kernels import cublas
 WINDOW_BYTES = 1 << 28  # of windows at once; a batch that has more is cut
 THREADS = 256  # in a block
 BLOCKS = 1 << 16  # at most; beyond it a thread takes several results
-ROWS = 64  # that one thread adds up
+ROWS = 64  # that one thread adds up, at least
+LANES = 1 << 19  # threads that add up the rows of a batch norm, at most
 SMALL = 1 << 30  # numbers in an array; below it 32 bits count them, which is faster
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
 
@@ -132,11 +133,6 @@ class _Windows:
 
 
 # --- convolution --------------------------------------------------------------------------
-
-
-def activate(y, activation):
-    """Apply None, "relu" or "relu6" in place."""
-    _finish(y, None, activation)
 
 
 def _finish(y, bias, activation):
@@ -384,6 +380,83 @@ def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
     windows = _Windows(shape, window, stride, padding, dilation)
     x_gradient = xp_of(g).empty(shape, g.dtype)
     _launch("mean_pool_gradient", x_gradient.size, g, divisor, x_gradient, *windows.arguments)
+    return x_gradient
+
+
+# --- batch norm ---------------------------------------------------------------------------
+
+
+def _rows_a_thread(shape):
+    replicas, rows, channels = shape
+    return min(rows, max(ROWS, -(-replicas * rows * channels // LANES)))
+
+
+def norm_moments(rows):
+    """The moments of every channel of a batch, of some rows at a time.
+
+    rows     (R, M, C)
+    Returns  how many rows each part has, (parts, 1, 1, 1); their means and their sums of squared
+             deviations, (parts, R, 1, C): all float64
+    """
+    xp, rows = xp_of(rows), _contiguous(rows)
+    replicas, count, channels = rows.shape
+    step = _rows_a_thread(rows.shape)
+    parts = -(-count // step)
+    means, squares = xp.empty((2, parts, replicas, 1, channels), np.float64)
+    given = Index(count), channels, replicas, step
+    _launch("norm_moments", means.size, rows, means, squares, *given)
+    sizes = xp.minimum(step, count - step * xp.arange(parts, dtype=np.float64))
+    return sizes.reshape(-1, 1, 1, 1), means, squares
+
+
+def normalize(rows, factor, offset, replicas, activation, backwards=False):
+    """y = f(factor · x + offset).
+
+    rows            x (1 | R, M, C)
+    factor, offset  (R, 1, C)
+    backwards       of no use here
+    Returns         (R, M, C)
+    """
+    rows, factor, offset = map(_contiguous, (rows, factor, offset))
+    y = xp_of(rows).empty((replicas, *rows.shape[1:]), rows.dtype)
+    own = Index(y[0].size), rows.shape[-1], len(rows) < replicas, ACTIVATIONS[activation]
+    _launch("normalize", y.size, rows, factor, offset, y, *own)
+    return y
+
+
+def norm_sums(g, y, rows, center, activation):
+    """Σ g' and Σ g' · (x − center) for every channel, where g' is g where f lets it through.
+
+    g, y     (R, M, C): the gradient of y = f(…), and y
+    rows     x (1 | R, M, C)
+    center   (R, 1, C)
+    Returns  what `norm_gradient` is to be given for g; and two arrays (R, 1, C) float64
+    """
+    g, rows, center = map(_contiguous, (g, rows, center))
+    replicas, count, channels = y.shape
+    step = _rows_a_thread(y.shape)
+    shape = -(-count // step), replicas, 1, channels
+    sums, products = xp_of(g).empty((2, *shape), np.float64)
+    given = Index(count), channels, replicas, step, len(rows) < replicas, ACTIVATIONS[activation]
+    _launch("norm_sums", sums.size, g, y, rows, center, sums, products, *given)
+    return g, sums.sum(axis=0), products.sum(axis=0)
+
+
+def norm_gradient(g, y, rows, factor, through_moments, activation):
+    """The gradient with respect to x: factor · g', and slope · x + constant if these are given.
+
+    g                from `norm_sums`
+    y, rows          as there
+    factor           (R, 1, C)
+    through_moments  (slope, constant), each (R, 1, C), or None
+    Returns          (R, M, C)
+    """
+    g, rows, factor = map(_contiguous, (g, rows, factor))
+    slope, constant = map(_contiguous, through_moments or (factor, factor))
+    x_gradient = xp_of(g).empty(y.shape, y.dtype)
+    own = Index(y[0].size), y.shape[-1], len(rows) < len(y), through_moments is not None
+    arrays = g, y, rows, factor, slope, constant, x_gradient
+    _launch("norm_gradient", y.size, *arrays, *own, ACTIVATIONS[activation])
     return x_gradient
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minires.backend import empty, neighbours, run_tiles, scratch, single_threaded_blas
-from minires.kernels.cpu import RUN, _activate, activate
+from minires.kernels.cpu import RUN, activate
 
 TILE_BYTES = 1 << 21  # of wide values in a tile
 
@@ -164,7 +164,7 @@ def convolve(x, expand, depthwise, project, stride, padding, activations):
                     goal[...] = part[:, :, taken]
                 else:
                     width = columns.stop - columns.start
-                    _activate(expanded[:, :, group, :width], activations[0], goal)
+                    activate(expanded[:, :, group, :width], activations[0], out=goal)
             runs = work.runs[:count, :size]
             for first, windows in enumerate(work.windows):
                 own = taps[r][:, first :: stride[1]]
