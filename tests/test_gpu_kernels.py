@@ -296,6 +296,46 @@ def test_what_is_not_a_number_is_not_hidden(device):
     assert np.isnan(expected[0, 0, 1, 1])
 
 
+# --- batch norm ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("networks", NETWORKS)
+@pytest.mark.parametrize("activation", [None, "relu", "relu6"])
+@pytest.mark.parametrize("lanes", [gpu.LANES, 2])
+def test_batch_norm(device, rng, dtype, networks, activation, lanes, monkeypatch):
+    """150 rows are three parts of 64, or one where few threads share many rows."""
+    monkeypatch.setattr(gpu, "LANES", lanes)
+    (sources, replicas), rows, channels = NETWORKS[networks], 150, 3
+    x = 1 + rng.standard_normal((sources, rows, channels)).astype(dtype)
+    g, y = 4 * rng.standard_normal((2, replicas, rows, channels)).astype(dtype)
+    factor, offset, slope = rng.standard_normal((3, replicas, 1, channels)).astype(dtype)
+    tolerance = 100 * ROUNDING[dtype]
+    both("normalize", device, x, factor, offset, replicas, activation, tolerance=tolerance)
+
+    there = [device.asarray(array) for array in (g, y, x, factor, slope, offset)]
+    expected = cpu.norm_sums(g, y, x, offset, activation)
+    actual = gpu.norm_sums(*there[:3], there[-1], activation)
+    for ours, theirs in zip(actual[1:], expected[1:], strict=True):
+        assert ours.dtype == theirs.dtype == np.float64
+        assert_close(ours.get(), theirs, tolerance)
+    for moments in (None, (slope, offset)):
+        passed = cpu.norm_sums(g, y, x, offset, activation)[0]
+        on_cpu = cpu.norm_gradient(passed, y, x, factor, moments, activation)
+        given = moments and tuple(there[-2:])
+        on_gpu = gpu.norm_gradient(actual[0], *there[1:4], given, activation)
+        assert_close(on_gpu.get(), on_cpu, tolerance)
+
+    sizes, means, squares = (a.get() for a in gpu.norm_moments(there[2]))
+    assert len(sizes) == len(means) == (1 if lanes == 2 else 3)
+    assert sizes.sum() == rows
+    start = 0
+    for size, mean, square in zip(sizes.reshape(-1).astype(int), means, squares, strict=True):
+        part = x[:, start : start + size].astype(np.float64)
+        assert_close(mean, part.mean(axis=1, keepdims=True), tolerance)
+        assert_close(square, part.var(axis=1, keepdims=True) * size, tolerance)
+        start += size
+
+
 # --- depthwise convolution ----------------------------------------------------------------
 
 
