@@ -252,7 +252,8 @@ class _SingleThreadedBlas(contextlib.ContextDecorator):
             if library.num_threads != count:
                 library.set_num_threads(count)
                 # Newer versions of threadpoolctl heed only the first thread that sets a
-                # number, until that thread gives this up.
+                # number, until it ends or gives this up: another may be next. While somebody
+                # else's limit holds, in another thread, that one holds here too.
                 release = getattr(library, "clear_controlling_thread", None)
                 if release is not None:
                     release()

@@ -78,6 +78,7 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
             f"(x {x.shape}, shift {shift.shape})"
         )
     rows, channels, kernels = _rows(x), x.shape[-1], kernels_of(x)
+    mean, variance = (v.astype(x.dtype, copy=False) for v in (mean, variance))
     # Where R networks see the same x, there is one batch and R results.
     replicas, count = max(len(rows), shift.size // channels), rows.shape[1]
 

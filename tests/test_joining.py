@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minires import lenet, mobilenet_v2, ops
 from minires.autodiff import gradients
-from minires.backend import threads
+from minires.backend import scratch, threads
 from minires.folding import JoinedConv2D, joined_network
 from minires.kernels import cpu, separable, winograd
 from minires.layers import (
@@ -190,6 +190,21 @@ def test_separable_convolutions_are_the_same_bits_on_any_number_of_threads(rng):
             )
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_what_a_thread_s_buffers_held_before_is_no_input(rng):
+    """Of 7 columns at stride 2 one group has fewer than the other: nothing is there to compute."""
+    x = rng.standard_normal((1, 2, 7, 7, 3))
+    parts = [
+        tuple(rng.standard_normal(shape) for shape in shapes)
+        for shapes in (((1, 3, 8), (1, 8)), ((1, 3, 3, 8), (1, 8)), ((1, 8, 2), (1, 2)))
+    ]
+    case = x, *parts, (2, 2), ((1, 1), (1, 1)), ("relu", "relu", None)
+    with threads(1):
+        for name in ("pixels", "expanded", "hidden", "filtered", "more"):
+            scratch(name, (1 << 12,), float)[...] = np.inf
+        result = separable.convolve(*case)
+    assert_close(result, one_after_another(*case), 1e-12)
 
 
 def test_which_convolutions_are_joined():

@@ -1,4 +1,4 @@
-"""The few functions that are worth writing for a CPU: convolution, pooling, products.
+"""The few functions that are worth writing for a CPU: convolution, pooling, batch norm, products.
 
 Everything heavy in a network is a matrix product, and a matrix product is as fast as a CPU
 gets. So the art is to *feed* it. A convolution is a product of two matrices once every window
@@ -9,7 +9,7 @@ the buffer is used again.
 
 Arrays carry their replica axis explicitly here, `x (1 | R, N, H, W, C)`, `w (R, kh, kw, C, O)`:
 one network is R = 1, and an input shared by R networks is copied into windows only once.
-`minires.convolution` is the place that takes any leading axes.
+`minires.convolution` and `minires.batch_norm` take any leading axes.
 """
 
 import functools
@@ -28,9 +28,7 @@ PRODUCT_WORK = 1 << 26  # multiplications in a tile of a plain product
 STRIP_BYTES = 1 << 19  # of outputs in a tile of a depthwise convolution
 RUN = 2048  # channels of neighbouring pixels that are multiplied in one run
 NORM_TILE = 1 << 18  # values in a tile: smaller ones cost more calls, larger ones leave the cache
-NORM_RUN = (
-    1 << 10
-)  # values that NumPy treats in one run: of far shorter ones it is the runs that cost
+NORM_RUN = 1 << 10  # values of it in one run of NumPy's: far shorter ones cost more
 SIDE_BY_SIDE = 1 << 12  # values in a row of sums
 
 

@@ -387,8 +387,9 @@ def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
 
 
 def _rows_a_thread(shape):
+    """How many rows (R, M, C) one thread adds up: few make short sums, more make fewer of them."""
     replicas, rows, channels = shape
-    return min(rows, max(ROWS, -(-replicas * rows * channels // LANES)))
+    return max(1, min(rows, max(ROWS, -(-replicas * rows * channels // LANES))))
 
 
 def norm_moments(rows):

@@ -3,8 +3,8 @@
 An inverted residual (MobileNetV2) has six times as many channels within as before and behind,
 five megabytes an image at 112 × 112 pixels, written and read three times. Here a thread
 computes the few rows of them that some rows of outputs need, or those of a few small images,
-filters those, projects them, and goes on; what is wide never leaves the cache. Rows at the
-border of two strips are computed twice, which costs less than remembering them.
+filters those, projects them, and goes on; what is wide never leaves the cache. Rows that two
+tiles of one image need are computed twice, which costs less than remembering them.
 
 A thread that calls NumPy must wait for the interpreter whenever another one holds it. So a
 tile is a handful of calls, each as long as the cache allows, and what tiles have in common
@@ -43,25 +43,27 @@ class _Tiles:
         self.strips = -(-self.output[0] // fitting)
         self.rows = -(-self.output[0] // self.strips)  # of outputs in a strip, all much alike
         self.high = (self.rows - 1) * down + kernel[0]  # rows of the padded image behind them
-        together = fitting // self.output[0] if self.strips == 1 else 1
+        together = max(1, TILE_BYTES // (row_bytes * self.high)) if self.strips == 1 else 1
         blocks = max(1, -(-self.images // together))
-        blocks = 1 << (blocks - 1).bit_length()  # even for 2, 4, 8 threads
+        # A power of two: the same number for each of 2, 4 or 8 threads. No more than are needed:
+        # with more, small batches take longer on two threads.
+        blocks = 1 << (blocks - 1).bit_length()
         self.together = max(1, -(-self.images // blocks))  # images in a tile
         self.count = -(-self.images // self.together) * self.strips
-        seen = self.place(0)[2]
-        self.seen = seen.stop - seen.start if self.strips == 1 else min(self.high, self.height)
+        first = self.place(0)[2]  # rows of the image that a tile needs, at most
+        self.seen = first.stop - first.start if self.strips == 1 else min(self.high, self.height)
         self.groups = []  # of columns: (number, columns of the image, columns of the group)
         for group in range(across):
             start = max(0, -((group - padding[1][0]) // across))
             first = group + start * across - padding[1][0]
-            seen = range(first, self.width, across)[: self.columns - start]
-            if seen:
-                taken = slice(first, seen[-1] + 1, across)
-                self.groups.append((group, taken, slice(start, start + len(seen))))
+            met = range(first, self.width, across)[: self.columns - start]
+            if met:
+                taken = slice(first, met[-1] + 1, across)
+                self.groups.append((group, taken, slice(start, start + len(met))))
 
     def place(self, tile):
-        """The images and rows of outputs of a tile, the rows of the image that it needs, and
-        where among the rows of the padded image these lie."""
+        """What a tile is: its images; its rows of outputs; the rows of the image that it needs,
+        and where these lie among those of its padded image; how many rows that has."""
         block, strip = divmod(tile, self.strips)
         first = block * self.together
         images = slice(first, min(first + self.together, self.images))
@@ -156,8 +158,8 @@ def convolve(x, expand, depthwise, project, stride, padding, activations):
                 pixels[:, :, group, :width, :-1] = part[:, :, taken]
         for r in range(replicas) if len(x) == 1 else [source]:
             if expand is not None:
-                flat = expanded.reshape(-1, wide)
-                np.matmul(pixels.reshape(-1, pixels.shape[-1]), expansion[r], out=flat)
+                flat_pixels = pixels.reshape(-1, pixels.shape[-1])
+                np.matmul(flat_pixels, expansion[r], out=expanded.reshape(-1, wide))
             for group, taken, columns in tiles.groups:
                 goal = hidden[:, inside, group, columns]
                 if expand is None:
@@ -173,14 +175,14 @@ def convolve(x, expand, depthwise, project, stride, padding, activations):
                 if first:
                     runs += out
             filtered = work.filtered[:count, :size]
-            flat = filtered.reshape(count * size, -1)
-            flat += taps_bias[r]
+            filtered_rows = filtered.reshape(count * size, -1)
+            filtered_rows += taps_bias[r]
             activate(filtered, activations[1])
             result = y[r, images, rows]
-            flat = result.reshape(-1, result.shape[-1])
-            np.matmul(filtered.reshape(-1, wide), projection[r], out=flat)
-            flat = result.reshape(count * size, -1)
-            flat += offset[r]
+            flat_result = result.reshape(-1, result.shape[-1])
+            np.matmul(filtered.reshape(-1, wide), projection[r], out=flat_result)
+            result_rows = result.reshape(count * size, -1)
+            result_rows += offset[r]
             activate(result, activations[2])
 
     run_tiles(run, len(x) * tiles.count)

@@ -29,6 +29,7 @@ from minires.study.propositions import count
 from minires.study.store import load_sweep
 from minires.study.sweep import (
     TOGETHER_ON_GPU,
+    check_settings,
     measure,
     measure_on_gpu,
     prepare,
@@ -309,6 +310,8 @@ def _run(options):
         test=len(dataset.test_images),
         sha256=fingerprint(dataset),
     )
+    for candidate in chosen:  # a finished folder, too, must be one of these settings
+        check_settings(options.out / candidate.name, candidate, source, options.device)
     if options.dry_run:
         print(_estimate(chosen, options.out, dataset, crew))
         return 0
