@@ -157,6 +157,29 @@ def test_batch_norm(device, rng, activation, shape, of_batch):
         assert_close(ours.get(), theirs, 1e-13)
 
 
+def test_batch_norm_with_statistics_of_another_type(device, rng):
+    """A vector of statistics is single unless one asks for more."""
+    x, shift = rng.standard_normal((3, 3, 3, 4)), rng.standard_normal(4)
+    mean, variance = np.float32([1, 0, 2, -1]), np.float32([1, 2, 3, 4])
+
+    def norm(x, shift):
+        there = device.asarray if type(x.data) is device.ndarray else np.asarray
+        return batch_norm(x, None, shift, mean=there(mean), variance=there(variance))
+
+    assert_same(norm, x, shift, device=device, rng=rng)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 3, 3, 4)])
+def test_batch_norm_of_nothing(device, rng, shape):
+    shift = rng.standard_normal((*shape[:-4], 4))
+
+    def norm(x, shift):
+        moments = {"mean": 0 * shift.data, "variance": 0 * shift.data + 1}
+        return batch_norm(x, None, shift, **moments, activation="relu")
+
+    assert_same(norm, np.zeros(shape), shift, device=device, rng=rng)
+
+
 # --- networks -----------------------------------------------------------------------------
 
 

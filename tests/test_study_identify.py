@@ -125,6 +125,15 @@ def test_again_does_nothing_again(tiny_run, capsys, monkeypatch):
     assert "6-16-120-84" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("changed", [["--outside", "--updates", "3"], ["--dry-run"], []])
+def test_a_finished_folder_of_other_settings_is_refused(tiny_run, capsys, changed):
+    before = (tiny_run / "identify.json").read_bytes()
+    assert main([*TINY, "--out", str(tiny_run), *changed]) == 2
+    what = "updates was 2, now 3" if "--updates" in changed else "l1_outside was [0.05, 0.6]"
+    assert what in capsys.readouterr().err
+    assert (tiny_run / "identify.json").read_bytes() == before
+
+
 def test_what_is_missing_is_done(tiny_run, tmp_path, capsys):
     folder = tmp_path / "6-16-120-84"
     (folder / "pretrained").mkdir(parents=True)
