@@ -31,10 +31,14 @@ def xp_of(array):
     return np
 
 
+def device_of(array):
+    """Where an array lives: "cpu" or "gpu"."""
+    return "cpu" if xp_of(array) is np else "gpu"
+
+
 def kernels_of(array):
     """The kernel module for `array`: `minires.kernels.cpu` or `minires.kernels.gpu`."""
-    name = "cpu" if xp_of(array) is np else "gpu"
-    return importlib.import_module(f"minires.kernels.{name}")
+    return importlib.import_module(f"minires.kernels.{device_of(array)}")
 
 
 def to_host(array):

@@ -43,15 +43,7 @@ def main(arguments=None):
     except BrokenPipeError:  # `minires run | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (
-        ValueError,
-        OSError,
-        FloatingPointError,
-        RuntimeError,
-        MemoryError,
-        ImportError,
-    ) as error:
-        # What the user can mend: one line. Anything else is our mistake and shows its trace.
+    except MENDABLE as error:
         print(f"minires: {_told(error)}", file=sys.stderr)
         return 2
 

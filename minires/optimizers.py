@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from minires.backend import each_block, kernels_of, to_device, to_host, xp_of
+from minires.backend import device_of, each_block, kernels_of, to_device, to_host, xp_of
 
 
 class _Optimizer:
@@ -86,7 +86,7 @@ class _Optimizer:
             )
         if not (theta.flags.c_contiguous and gradient.flags.c_contiguous):
             raise ValueError(f"{where}: theta or gradient is not contiguous, pass a copy")
-        device = "cpu" if xp_of(theta) is np else "gpu"
+        device = device_of(theta)
         for name in self.vectors:
             vector = getattr(self, name)
             if vector is None:

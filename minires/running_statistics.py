@@ -13,7 +13,7 @@ Source   Izmailov et al. 2018, arXiv:1803.05407, §3.2, for the second
 
 import numpy as np
 
-from minires.backend import single_threaded_blas, xp_of
+from minires.backend import device_of, single_threaded_blas
 from minires.model import Run
 
 POLICIES = ("averaged", "recomputed", "last")
@@ -32,8 +32,7 @@ def reestimate_stats(model, theta, batches):
     Raises   ValueError without any batch
     """
     replicas = theta.shape[0] if theta.ndim == 2 else None
-    device = "cpu" if xp_of(theta) is np else "gpu"
-    stats = model.init_stats(replicas, dtype=np.float64, device=device)
+    stats = model.init_stats(replicas, dtype=np.float64, device=device_of(theta))
     count = 0
     for images in batches:
         count += 1

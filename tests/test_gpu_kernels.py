@@ -78,10 +78,8 @@ def public(module):
 
 def test_both_kernel_modules_have_the_same_functions():
     ours, theirs = public(gpu), public(cpu)
-    assert set(ours) - {"options", "source"} == set(theirs) - {"activate"} | ONLY_GPU
+    assert set(ours) - {"options", "source"} == set(theirs) | ONLY_GPU
     for name, function in theirs.items():
-        if name == "activate":  # there a part of other kernels
-            continue
         assert inspect.signature(ours[name]) == inspect.signature(function), name
 
 

@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from minires.backend import empty, neighbours, run_tiles, scratch, single_threaded_blas
 from minires.kernels import winograd
+from minires.kernels.outputs import Outputs, activate, add_bias, row_of, windows_of
 
 WINDOW_BYTES = 5 << 19  # of windows in a tile: larger leaves the cache, smaller starves BLAS
 LEAST_TILES = 8  # of a batch that has as many images: every thread gets some
@@ -213,92 +214,6 @@ def _accumulate(a, b, total, first):
         total += np.matmul(a, b, out=scratch("product", total.shape, total.dtype))
 
 
-def activate(y, activation, out=None):
-    """Apply None, "relu" or "relu6" in place, or write the result to `out`."""
-    # NumPy clips three times as fast as it takes the larger of an array and a number.
-    if activation is not None:
-        np.clip(y, 0, 6 if activation == "relu6" else np.inf, out=y if out is None else out)
-    elif out is not None:
-        out[...] = y
-
-
-class _Outputs:
-    """Where the tiles of a convolution go, and what is done to each while it is in the cache.
-
-    Bias and activation; and before them, with a `window`, max pooling. The largest of some
-    values plus a bias, then cut at zero, is the largest of all of them so treated, and this way
-    only a few are treated, and only those few ever leave the cache.
-
-    y         what comes of it, (R, N, OH, OW, O)
-    winners   like y, uint8: which pixel of each window was the largest, in reading order
-    """
-
-    def __init__(self, shape, dtype, bias, activation, window=None):
-        self.activation, self.window = activation, window
-        self.dtype, self.width, self.winners = dtype, shape[-2], None
-        if window is not None:
-            pooled = (n // size for n, size in zip(shape[2:4], window, strict=True))
-            shape = (*shape[:2], *pooled, shape[-1])
-            self.winners = empty(shape, np.uint8)
-        self.y = empty(shape, dtype)
-        self.bias = _row_of(bias, shape[-2])
-
-    def tile(self, r, images, rows):
-        """An array in which to compute some rows of some images: (k, rows, width, O)."""
-        if self.window is None:
-            return self.y[r, images, rows]
-        count = len(self.y[r, images])
-        shape = count, rows.stop - rows.start, self.width, self.y.shape[-1]
-        return scratch("outputs", shape, self.dtype)
-
-    def finish(self, tile, r, images, rows):
-        """Take in a tile that has been computed."""
-        y = tile
-        if self.window is not None:
-            rows = slice(rows.start // self.window[0], rows.stop // self.window[0])
-            y = self.y[r, images, rows]
-            _keep_largest(tile, self.window, y, self.winners[r, images, rows])
-        _add_bias(y, self.bias, r)
-        activate(y, self.activation)
-
-
-def _row_of(bias, width):
-    """A bias (R, O) or None for every pixel of a row: (R, width · O)."""
-    # NumPy works along one run of memory at a time, and a row is a long one.
-    return None if bias is None else np.tile(bias, width)
-
-
-def _add_bias(y, bias, r):
-    """Add one network's bias, from `_row_of`, to `y` (k, rows, width, O) in place."""
-    if bias is not None:
-        rows = y.reshape(*y.shape[:2], y.shape[2] * y.shape[3])  # a view: rows are whole
-        rows += bias[r]
-
-
-def _keep_largest(x, window, largest, winners):
-    """The largest value of every window of `x` (k, H, W, C), and which it was."""
-    windows = _windows_of(x, window, largest.shape)
-    values = scratch("values", windows.shape, x.dtype)  # long runs for all that follows
-    np.copyto(values, windows)
-    largest[...] = values[0, 0]
-    winners[...] = 0
-    later = scratch("later", winners.shape, bool)
-    for u, v in np.ndindex(window):
-        if u or v:  # among equals the first stays
-            np.greater(values[u, v], largest, out=later)
-            number = np.multiply(later, np.uint8(u * window[1] + v), out=later.view(np.uint8))
-            np.maximum(winners, number, out=winners)
-            np.maximum(largest, values[u, v], out=largest)
-
-
-def _windows_of(x, window, shape):
-    """The windows that tile `x` (k, H, W, C): a view (rows, columns, k, OH, OW, C)."""
-    (rows, columns), (count, high, wide, channels) = window, shape
-    inside = x[:, : high * rows, : wide * columns]
-    split = inside.reshape(count, high, rows, wide, columns, channels)
-    return split.transpose(2, 4, 0, 1, 3, 5)
-
-
 def unpool(g, winners, window, size):
     """The gradient before a max pooling whose windows tile the image: each goes to its winner.
 
@@ -317,7 +232,7 @@ def unpool(g, winners, window, size):
         part = r, slice(number * count, (number + 1) * count)
         if not exact:
             result[part] = 0
-        places = _windows_of(result[part], window, g[part].shape)
+        places = windows_of(result[part], window, g[part].shape)
         won = scratch("later", g[part].shape, bool)
         for u, v in np.ndindex(window):
             np.equal(winners[part], u * window[1] + v, out=won)
@@ -359,7 +274,7 @@ def _convolve(x, w, bias, stride, padding, dilation, activation, window):
     replicas, *kernel, _, out_channels = w.shape
     windows = _Windows(x.shape[1:], x.dtype, tuple(kernel), stride, padding, dilation)
     shape = (replicas, windows.images, *windows.output, out_channels)
-    outputs = _Outputs(shape, x.dtype, bias, activation, window)
+    outputs = Outputs(shape, x.dtype, bias, activation, window)
     if winograd.applies(x.shape[-3:], w.shape[-4:], stride, dilation):
         winograd.convolve(x, w, padding, outputs)
         return outputs
@@ -639,7 +554,7 @@ class _Rows:
     """The rows (R, M, C) of a batch, in tiles that stay in the cache.
 
     NumPy works along one run of memory at a time, so rows of few channels are taken several
-    side by side: `long` sees an array so.
+    side by side.
     """
 
     def __init__(self, shape):
@@ -649,11 +564,13 @@ class _Rows:
         self.step = max(1, NORM_TILE // self.shape[2])
         self.tiles = -(-self.shape[1] // self.step)  # of a replica
 
-    def long(self, array):
-        """Rows (1 | R, M, C), or a vector of channels (R, 1, C), as seen by the tiles."""
-        if array.shape[1] != 1 or self.count == 1:
-            return np.broadcast_to(array.reshape(len(array), *self.shape[1:]), self.shape)
-        return np.tile(array, self.together)
+    def of(self, array):
+        """Rows x (1 | R, M, C) as the tiles see them."""
+        return np.broadcast_to(array.reshape(len(array), *self.shape[1:]), self.shape)
+
+    def of_channels(self, vector):
+        """A vector of channels (R, 1, C), once for each of the rows side by side."""
+        return np.tile(vector, self.together)
 
     def each(self, function, backwards=False):
         """Call `function((r, rows), number)` for every tile, on all threads.
@@ -680,14 +597,14 @@ def norm_moments(rows):
     tiles = _Rows(rows.shape)
     sizes = np.zeros((tiles.tiles, 1, 1, 1))
     means, squares = np.empty((2, tiles.tiles, tiles.replicas, 1, tiles.channels))
-    rows = tiles.long(rows)
+    rows = tiles.of(rows)
 
     def run(part, number):
         tile, replica = rows[part], part[0]
         size = len(tile) * tiles.together
         mean = _column_sums(tile, tiles.channels) / size
         deviation = scratch("tile", tile.shape, tile.dtype)
-        np.subtract(tile, np.tile(mean.astype(tile.dtype), tiles.together), out=deviation)
+        np.subtract(tile, tiles.of_channels(mean.astype(tile.dtype)), out=deviation)
         np.multiply(deviation, deviation, out=deviation)
         sizes[number] = size
         means[number, replica] = mean
@@ -708,8 +625,8 @@ def normalize(rows, factor, offset, replicas, activation, backwards=False):
     """
     y = empty((replicas, *rows.shape[1:]), rows.dtype)
     tiles = _Rows(y.shape)
-    rows, factor, offset = map(tiles.long, (rows, factor, offset))
-    results = y.reshape(tiles.shape)
+    rows, results = tiles.of(rows), y.reshape(tiles.shape)
+    factor, offset = map(tiles.of_channels, (factor, offset))
 
     def run(part, number):
         result = results[part]
@@ -733,8 +650,8 @@ def norm_sums(g, y, rows, center, activation):
     tiles = _Rows(y.shape)
     passed = g if activation is None else empty(y.shape, y.dtype)
     sums, products = np.empty((2, tiles.tiles, tiles.replicas, 1, tiles.channels))
-    g, y, rows, center = map(tiles.long, (g, y, rows, center))
     results = passed.reshape(tiles.shape)
+    g, y, rows, center = *map(tiles.of, (g, y, rows)), tiles.of_channels(center)
 
     def run(part, number):
         tile, replica = results[part], part[0]
@@ -766,10 +683,10 @@ def norm_gradient(g, y, rows, factor, through_moments, activation):
     """
     tiles = _Rows(y.shape)
     x_gradient = empty(y.shape, y.dtype) if activation is None else g
-    g, rows, factor = map(tiles.long, (g, rows, factor))
-    if through_moments is not None:
-        slope, constant = map(tiles.long, through_moments)
     results = x_gradient.reshape(tiles.shape)
+    g, rows, factor = tiles.of(g), tiles.of(rows), tiles.of_channels(factor)
+    if through_moments is not None:
+        slope, constant = map(tiles.of_channels, through_moments)
 
     def run(part, number):
         result, replica = results[part], part[0]
@@ -828,7 +745,7 @@ def depthwise(x, w, bias, stride, padding, dilation, activation):
     windows = _depthwise(x.shape[1:], x.dtype, tuple(kernel), stride, padding, dilation)
     taps = np.tile(w, windows.together)
     y = empty((replicas, windows.images, *windows.output, channels), x.dtype)
-    bias = _row_of(bias, y.shape[-2])
+    bias = row_of(bias, y.shape[-2])
 
     def run(tile):
         source, tile = divmod(tile, windows.tiles)
@@ -838,7 +755,7 @@ def depthwise(x, w, bias, stride, padding, dilation, activation):
             part = y[(r, *place)]
             flat = part.reshape(*pixels.shape[:3], -1)
             np.einsum("nhwuvc,uvc->nhwc", pixels, taps[r], out=flat)
-            _add_bias(part, bias, r)
+            add_bias(part, bias, r)
             activate(part, activation)
 
     run_tiles(run, len(x) * windows.tiles)

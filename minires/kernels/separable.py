@@ -16,8 +16,9 @@ import threading
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minires.backend import empty, neighbours, run_tiles, scratch, single_threaded_blas
-from minires.kernels.cpu import RUN, activate
+from minires.backend import neighbours, run_tiles, scratch, single_threaded_blas
+from minires.kernels.cpu import RUN
+from minires.kernels.outputs import Outputs, activate, add_bias, row_of
 
 TILE_BYTES = 1 << 21  # of wide values in a tile
 
@@ -38,6 +39,7 @@ class _Tiles:
         )
         down, across = stride
         self.columns = self.output[1] + (kernel[1] - 1) // across  # in each group
+        self.side_by_side = neighbours(self.output[1], wide, RUN)  # pixels filtered in one run
         row_bytes = self.columns * across * wide * itemsize
         fitting = max(1, (TILE_BYTES // row_bytes - kernel[0]) // down + 1)
         self.strips = -(-self.output[0] // fitting)
@@ -96,8 +98,7 @@ class _Workspace:
             self.expanded = scratch("expanded", (count, *inside, wide), dtype)
         shape = count, tiles.rows, tiles.output[1]
         self.filtered = scratch("filtered", (*shape, wide), dtype)
-        together = neighbours(tiles.output[1], wide, RUN)
-        self.runs = self.filtered.reshape(*shape[:2], -1, together * wide)
+        self.runs = self.filtered.reshape(*shape[:2], -1, tiles.side_by_side * wide)
         self.more = scratch("more", self.runs.shape, dtype)
         image, row, _, pixel, channel = self.hidden.strides
         (kh, kw), (down, _) = tiles.kernel, tiles.stride
@@ -105,7 +106,7 @@ class _Workspace:
             as_strided(
                 self.hidden[:, :, first],
                 (*self.runs.shape[:3], kh, len(range(first, kw, across)), self.runs.shape[3]),
-                (image, down * row, together * pixel, row, pixel, channel),
+                (image, down * row, tiles.side_by_side * pixel, row, pixel, channel),
             )
             for first in range(min(across, kw))
         ]
@@ -128,13 +129,11 @@ def convolve(x, expand, depthwise, project, stride, padding, activations):
     projection, offset = project
     replicas, *kernel, wide = taps.shape
     tiles = _Tiles(x.shape[1:], wide, x.itemsize, tuple(kernel), stride, padding)
-    expansion = None
     if expand is not None:
         expansion = np.concatenate([expand[0], expand[1][:, None]], axis=1)
-    y = empty((replicas, x.shape[1], *tiles.output, projection.shape[-1]), x.dtype)
-    # One long run of memory instead of many short ones: a row's worth of each.
-    taps = np.tile(taps, neighbours(tiles.output[1], wide, RUN))
-    taps_bias, offset = (np.tile(bias, tiles.output[1]) for bias in (taps_bias, offset))
+    shape = replicas, x.shape[1], *tiles.output, projection.shape[-1]
+    outputs = Outputs(shape, x.dtype, offset, activations[2])
+    taps, taps_bias = np.tile(taps, tiles.side_by_side), row_of(taps_bias, tiles.output[1])
     workspaces = {}
 
     def run(tile):
@@ -175,15 +174,12 @@ def convolve(x, expand, depthwise, project, stride, padding, activations):
                 if first:
                     runs += out
             filtered = work.filtered[:count, :size]
-            filtered_rows = filtered.reshape(count * size, -1)
-            filtered_rows += taps_bias[r]
+            add_bias(filtered, taps_bias, r)
             activate(filtered, activations[1])
-            result = y[r, images, rows]
+            result = outputs.tile(r, images, rows)
             flat_result = result.reshape(-1, result.shape[-1])
             np.matmul(filtered.reshape(-1, wide), projection[r], out=flat_result)
-            result_rows = result.reshape(count * size, -1)
-            result_rows += offset[r]
-            activate(result, activations[2])
+            outputs.finish(result, r, images, rows)
 
     run_tiles(run, len(x) * tiles.count)
-    return y
+    return outputs.y

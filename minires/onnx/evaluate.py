@@ -245,9 +245,10 @@ def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=
     """
     from tqdm import tqdm
 
-    own_theta, own_stats = examination.own_vectors()
-    theta = own_theta if theta is None else theta
-    stats = own_stats if stats is None else stats
+    if theta is None or stats is None:
+        own_theta, own_stats = examination.own_vectors()
+        theta = own_theta if theta is None else theta
+        stats = own_stats if stats is None else stats
     count = len(examination.pictures)
     shown = np.arange(count)
     if limit is not None and limit < count:

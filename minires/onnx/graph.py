@@ -33,7 +33,7 @@ import numpy as np
 
 from minires import ops
 from minires.autodiff import gradients, variable
-from minires.backend import empty, single_threaded_blas, to_device, to_host, xp_of
+from minires.backend import device_of, empty, single_threaded_blas, to_device, to_host, xp_of
 from minires.onnx import operators as operators_of
 from minires.onnx import reading
 from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError
@@ -654,8 +654,7 @@ class Network:
         """An input as the run computes: floats in its type, on its device; others on the host."""
         if array.dtype.kind != "f":
             return to_host(array)
-        device = "cpu" if xp_of(run.like) is np else "gpu"
-        return to_device(array, device).astype(run.dtype, copy=False)
+        return to_device(array, device_of(run.like)).astype(run.dtype, copy=False)
 
     def _constants_for(self, run):
         """The constants, with floats in the type and on the device of a run; made once."""

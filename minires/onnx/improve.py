@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minires.backend import to_device, to_host, xp_of
+from minires.backend import device_of, to_device, to_host
 from minires.onnx.evaluate import (
     Outcomes,
     add_picture_options,
@@ -130,7 +130,7 @@ class State:
         self.losses = arrays["losses"].tolist()
         for row in json.loads(str(arrays["notes"])):
             self.notes.add(*row)
-        device = "cpu" if xp_of(self.theta) is np else "gpu"
+        device = device_of(self.theta)
         self.theta, self.stats = (to_device(arrays[name], device) for name in ("theta", "stats"))
         kept = {owner: {} for owner in _OWNERS}
         for name, array in arrays.items():
