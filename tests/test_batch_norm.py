@@ -6,11 +6,12 @@ from helpers import assert_close, assert_gradient, generator, pull_back, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minires.autodiff import data_of, gradients, variable
-from minires.backend import threads
-from minires.batch_norm import batch_moments, batch_norm
+from minires.arrays import threads
+from minires.engine.autodiff import data_of, gradients, variable
+from minires.engine.batch_norm import batch_moments, batch_norm
 from minires.kernels import cpu
-from minires.layers import (
+from minires.networks import lenet
+from minires.networks.layers import (
     BatchNorm,
     Conv2D,
     Dense,
@@ -20,9 +21,8 @@ from minires.layers import (
     ReLU,
     Sequential,
 )
-from minires.model import Model, Run
-from minires.networks import lenet
-from minires.running_statistics import POLICIES, batch_norm_policies, reestimate_stats
+from minires.networks.model import Model, Run
+from minires.networks.running_statistics import POLICIES, batch_norm_policies, reestimate_stats
 
 
 def normalised(x, scale, shift, activation=None, epsilon=1e-3):

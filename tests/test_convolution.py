@@ -19,9 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import signal
 
-from minires import backend, ops
-from minires.autodiff import gradients, variable
-from minires.convolution import borders, conv2d, depthwise_conv2d, max_pool, output_size, pair
+from minires import arrays
+from minires.engine import ops
+from minires.engine.autodiff import gradients, variable
+from minires.engine.convolution import (
+    borders,
+    conv2d,
+    depthwise_conv2d,
+    max_pool,
+    output_size,
+    pair,
+)
 from minires.kernels import cpu, winograd
 
 LAYOUTS = ("plain", "channels first", "every other", "backwards")
@@ -446,7 +454,7 @@ def test_the_number_of_threads_changes_no_bit(rng, route, lead):
     g = None
     with mock.patch.object(cpu, "WINDOW_BYTES", 1000):
         for count in (1, 2, 3):
-            with backend.threads(count):
+            with arrays.threads(count):
                 y = function(x, w, b)
                 g = rng.standard_normal(y.shape).astype(np.float32) if g is None else g
                 results.append([y, *pull_back(function, [x, w, b], g)])

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import correlate2d
 
-from minires.backend import threads
-from minires.convolution import borders, conv2d, depthwise_conv2d
+from minires.arrays import threads
+from minires.engine.convolution import borders, conv2d, depthwise_conv2d
 from minires.kernels import cpu
 
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from minires.files import complete, load_arrays, load_json, save_arrays, save_json
+from minires.arrays.files import complete, load_arrays, load_json, save_arrays, save_json
 
 
 def test_arrays_come_back_as_they_were(tmp_path, rng):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import assert_close, lay_out
 
-from minires.backend import to_device
+from minires.arrays import to_device
 from minires.kernels import cpu, cublas, gpu
 
 ROUNDING = {np.float32: 3e-6, np.float64: 1e-14}

@@ -9,12 +9,13 @@ from helpers import assert_close, generator, seeds
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minires import lenet, mobilenet_v2, ops
-from minires.autodiff import gradients
-from minires.backend import scratch, threads
-from minires.folding import JoinedConv2D, joined_network
+from minires import lenet, mobilenet_v2
+from minires.arrays import scratch, threads
+from minires.engine import ops
+from minires.engine.autodiff import gradients
 from minires.kernels import cpu, separable, winograd
-from minires.layers import (
+from minires.networks.folding import JoinedConv2D, joined_network
+from minires.networks.layers import (
     BatchNorm,
     Branches,
     Conv2D,
@@ -29,7 +30,7 @@ from minires.layers import (
     Residual,
     Sequential,
 )
-from minires.model import Model, Run
+from minires.networks.model import Model, Run
 
 
 def kinds(network):

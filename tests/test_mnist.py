@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-import data_tools
-from data_tools import mnist
+from minires import data as data_tools
+from minires.data import mnist
 
 
 def idx(array):

@@ -9,7 +9,7 @@ the buffer is used again.
 
 Arrays carry their replica axis explicitly here, `x (1 | R, N, H, W, C)`, `w (R, kh, kw, C, O)`:
 one network is R = 1, and an input shared by R networks is copied into windows only once.
-`minires.convolution` and `minires.batch_norm` take any leading axes.
+`minires.engine.convolution` and `minires.engine.batch_norm` take any leading axes.
 """
 
 import functools
@@ -17,9 +17,9 @@ import functools
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minires.backend import empty, neighbours, run_tiles, scratch, single_threaded_blas
+from minires.arrays import empty, run_tiles, scratch, single_threaded_blas
 from minires.kernels import winograd
-from minires.kernels.outputs import Outputs, activate, add_bias, row_of, windows_of
+from minires.kernels.outputs import Outputs, activate, add_bias, neighbours, row_of, windows_of
 
 WINDOW_BYTES = 5 << 19  # of windows in a tile: larger leaves the cache, smaller starves BLAS
 LEAST_TILES = 8  # of a batch that has as many images: every thread gets some

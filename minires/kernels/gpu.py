@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minires.backend import xp_of
+from minires.arrays import xp_of
 from minires.kernels import cublas
 
 WINDOW_BYTES = 1 << 28  # of windows at once; a batch that has more is cut

@@ -6,7 +6,7 @@ write every one of them once more, which takes longer than the arithmetic.
 
 import numpy as np
 
-from minires.backend import empty, scratch
+from minires.arrays import empty, scratch
 
 
 def activate(y, activation, out=None):
@@ -93,3 +93,17 @@ def windows_of(x, window, shape):
     inside = x[:, : high * rows, : wide * columns]
     split = inside.reshape(count, high, rows, wide, columns, channels)
     return split.transpose(2, 4, 0, 1, 3, 5)
+
+
+def neighbours(count, channels, run):
+    """How many neighbouring pixels are best taken for one of many channels.
+
+    NumPy works along one run of memory at a time, and each run has its price. The channels of one
+    pixel may be few; those of neighbours side by side are more.
+
+    count      pixels in a row, which the neighbours must divide
+    channels   of each
+    run        values that a run should have at most
+    """
+    fitting = range(1, max(1, run // channels) + 1)
+    return max(together for together in fitting if count % together == 0)

@@ -23,7 +23,7 @@ import functools
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minires.backend import run_tiles, scratch
+from minires.arrays import run_tiles, scratch
 
 # Small points keep the powers in Aᵀ small, and with them the rounding.
 POINTS = (0, 1, -1, 0.5, -0.5, 2, -2)
