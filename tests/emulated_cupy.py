@@ -309,9 +309,11 @@ def _keywords(function):
     if isinstance(function, real.ufunc):
         return {"out", "casting", "dtype"}
     try:
-        return set(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters
     except ValueError:
         return None
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return None if any_name else set(parameters)
 
 
 class _Function:
