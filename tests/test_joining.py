@@ -30,7 +30,7 @@ from minires.networks.layers import (
     Residual,
     Sequential,
 )
-from minires.networks.model import Model, Run
+from minires.networks.model import ForwardPass, Model
 
 
 def kinds(network):
@@ -48,7 +48,7 @@ def connected(*layers, shape=(9, 8, 2)):
 def plain_gradient(model, theta, images, labels, stats=None):
     """Loss and gradient of the network as it was written, no layer joined with another."""
     gradient = np.zeros_like(theta)
-    run = Run(theta, stats, training=True, gradient=gradient)
+    run = ForwardPass(model.layout, theta, stats, "train", gradient=gradient)
     loss = ops.softmax_cross_entropy(model.network.apply(images, run), labels)
     gradients(loss, run.variables.values())
     return loss.data, gradient
@@ -109,7 +109,8 @@ def test_joined_and_plain_networks_are_equal(rng, replicas, own):
     expected_loss, expected = plain_gradient(model, theta, images, labels)
     assert_close(loss, expected_loss, 1e-13)
     assert_close(gradient, expected, 1e-12)
-    assert_close(model.logits(theta, images), model.network.apply(images, Run(theta, None)), 1e-12)
+    forward = ForwardPass(model.layout, theta)
+    assert_close(model.logits(theta, images), model.network.apply(images, forward), 1e-12)
 
 
 # --- separable convolutions ---------------------------------------------------------------
@@ -235,7 +236,7 @@ def test_a_joined_mobilenet_predicts_the_same(rng, variant, replicas):
     theta = model.init(rng, replicas, dtype=float)
     stats = model.init_stats(replicas, dtype=float)
     images = rng.standard_normal((2, 66, 67, 3))
-    plain = model.network.apply(images, Run(theta, stats))
+    plain = model.network.apply(images, ForwardPass(model.layout, theta, stats))
     with mock.patch.object(cpu, "separable", wraps=cpu.separable) as used:
         assert_close(model.logits(theta, images, stats), plain, 1e-10)
     assert used.call_count == 17
@@ -323,7 +324,7 @@ def test_any_network_joined_and_folded_is_the_network_as_written(case, tile_byte
         mock.patch.object(cpu, "STRIP_BYTES", tile_bytes),
         mock.patch.object(winograd, "TILE_BYTES", tile_bytes),
     ):
-        plain = model.network.apply(images, Run(theta, stats))
+        plain = model.network.apply(images, ForwardPass(model.layout, theta, stats))
         assert_close(model.logits(theta, images, stats), plain, 1e-9)
         expected_stats = stats.copy()
         loss, gradient = model.loss_and_gradient(theta, images, labels, stats=stats)

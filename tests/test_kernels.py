@@ -33,7 +33,7 @@ from minires.networks.layers import (
     ReLU,
     Sequential,
 )
-from minires.networks.model import Model, Run
+from minires.networks.model import ForwardPass, Model
 
 MODULES = {"plain": plain, "cpu": cpu, "gpu": gpu}
 ROUNDING = {np.float32: 2e-5, np.float64: 1e-12}
@@ -657,7 +657,7 @@ def test_with_plain_kernels_a_network_runs_as_written(rng, monkeypatch):
         assert_close(slope, gradient, 1e-11)
         assert_close(fresh, stats, 1e-12)
         assert_close(model.logits(theta, images, stats), logits, 1e-11)
-        written = model.network.apply(images, Run(theta, stats))
+        written = model.network.apply(images, ForwardPass(model.layout, theta, stats))
         np.testing.assert_array_equal(model.logits(theta, images, stats), written)
 
 

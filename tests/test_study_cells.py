@@ -232,7 +232,7 @@ def test_mc_dropout_is_ten_passes_with_dropout(outcome, reference, path):
     model, images = reference.model, reference.data.test_images
     *before, dropout, _ = model.network.layers
     assert dropout.rate == 0.5
-    run = cells.Run(path[-1], model.init_stats())
+    run = cells.ForwardPass(model.layout, path[-1], model.init_stats())
     hidden = images
     for layer in before:
         hidden = layer.apply(hidden, run)

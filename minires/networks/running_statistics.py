@@ -14,7 +14,7 @@ Source   Izmailov et al. 2018, arXiv:1803.05407, §3.2, for the second
 import numpy as np
 
 from minires.arrays import device_of, single_threaded_blas
-from minires.networks.model import Run
+from minires.networks.model import ForwardPass
 
 POLICIES = ("averaged", "recomputed", "last")
 
@@ -36,7 +36,8 @@ def reestimate_stats(model, theta, batches):
     count = 0
     for images in batches:
         count += 1
-        model.apply(images, Run(theta, stats, momentum=1 - 1 / count))
+        forward = ForwardPass(model.layout, theta, stats, "measure", momentum=1 - 1 / count)
+        model.apply(images, forward)
     if count == 0:
         raise ValueError("reestimate_stats: there is no batch of images to look at")
     return stats.astype(theta.dtype)

@@ -30,7 +30,7 @@ from minires import arrays
 from minires.arrays import to_host, xp_of
 from minires.arrays.files import complete
 from minires.engine import ops
-from minires.networks.model import Run
+from minires.networks.model import ForwardPass
 from minires.resampling.averages import average, prefix_averages
 from minires.resampling.baselines import EMA, SWAG, isotropic_members
 from minires.resampling.moments import Moments
@@ -583,9 +583,10 @@ def _baselines(lab, finetuned, track, others):
 def predict_with_dropout(lab, theta, rng):
     """Class probabilities of the test images from one pass with dropout on, (N, classes)."""
     images, step = lab.data.test_images, lab.model.batch
-    run = Run(theta, None, training=True, rng=rng)
+    forward = ForwardPass(lab.model.layout, theta, mode="train", rng=rng)
     logits = [
-        lab.model.apply(images[start : start + step], run) for start in range(0, len(images), step)
+        lab.model.apply(images[start : start + step], forward)
+        for start in range(0, len(images), step)
     ]
     return ops.softmax(xp_of(images).concatenate(logits))
 
