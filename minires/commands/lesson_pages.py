@@ -94,7 +94,9 @@ def run_notebook(notebook, name):
 
     started = time.monotonic()
     try:
-        NotebookClient(notebook, timeout=LONGEST, kernel_name="python3").execute()
+        NotebookClient(
+            notebook, timeout=LONGEST, kernel_name="python3", extra_arguments=["--log-level=ERROR"]
+        ).execute()
     except (CellExecutionError, CellTimeoutError) as error:
         raise RuntimeError(f"{name} does not run: {str(error).strip()}") from error
     return time.monotonic() - started

@@ -21,17 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import minires
+from minires.testing.judging import readable
 
+SCRIPTS = "[0-9][0-9]_*.py"
 TEACH = "install it with: pip install 'minires[teach]'"
 PURPOSE = re.compile(r"\*\*After this lesson you can\*\* (.+?)\n\n", re.DOTALL)
 TIMES = re.compile(r"\*(\d+) minutes of yours, about (\d+) seconds? of the computer's\*")
-SPELLED = {
-    "✓": "ok", "✗": "X", "−": "-", "×": "x", "·": "*", "…": "...", "—": "-", "–": "-", "≈": "~",
-    "±": "+-", "²": "^2", "₁": "1", "₂": "2", "θ": "theta", "σ": "sigma", "ℓ": "l", "Σ": "sum",
-    "≤": "<=", "≥": ">=", "→": "->", "½": "1/2", "π": "pi", "ε": "eps", "β": "beta", "Δ": "d",
-    "⁰": "^0", "ᵗ": "^t", "∂": "d", "√": "sqrt", "’": "'", "“": '"', "”": '"', "│": "|", "─": "-",
-}  # fmt: skip
-
 
 def add_parser(subparsers):
     """Add the command's arguments."""
@@ -147,7 +142,7 @@ def folder():
     """Where the scripts are: in the installed package, or beside it in a checkout."""
     package = Path(minires.__file__).resolve().parent
     for place in (package / "lessons", package.parent / "lessons"):
-        if any(place.glob("01_*.py")):
+        if any(place.glob(SCRIPTS)):
             return place
     raise FileNotFoundError(
         f"there are no lessons in {package / 'lessons'} or {package.parent / 'lessons'}: "
@@ -157,7 +152,7 @@ def folder():
 
 def lessons():
     """All lessons in order."""
-    return [_read(path) for path in sorted(folder().glob("[0-9][0-9]_*.py"))]
+    return [_read(path) for path in sorted(folder().glob(SCRIPTS))]
 
 
 def lesson(number):
@@ -190,10 +185,8 @@ def defined(source):
 
 
 def _read(path):
-    text = "\n".join(
-        line.removeprefix("# ").removeprefix("#")
-        for line in path.read_text("utf-8").partition("# %%\n")[0].splitlines()
-    )
+    lines = path.read_text("utf-8").splitlines()
+    text = "\n".join(line[2:] for line in lines if line.startswith("#"))
     title = re.search(r"^# (\d+)\. (.+)$", text, re.MULTILINE)
     purpose, times = PURPOSE.search(text), TIMES.search(text)
     if not (title and purpose and times):
@@ -391,6 +384,10 @@ def _in_any_terminal(action):
 def _spell(error):
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    text = error.object[error.start : error.end]
-    spelled = "".join(SPELLED.get(character, "?") for character in text)
-    return spelled.encode("ascii").decode("ascii"), error.end
+    return readable(error.object[error.start : error.end], _Ascii), error.end
+
+
+class _Ascii:
+    """A stream that shows ASCII only, for `readable`."""
+
+    encoding = "ascii"
