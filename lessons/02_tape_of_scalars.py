@@ -101,10 +101,10 @@ print(f"L = {loss.data}, ∂L/∂w = {w.grad}, ∂L/∂x = {x.grad}, ∂L/∂b =
 
 # %%
 places = {
-    "w": (0, 2), "x": (0, 1), "b": (1, 0), "w·x": (1, 1), "e = w·x + b": (2, 0.5),
+    "w": (0, 2), "x": (0, 1), "b": (1, 0), "w·x": (1, 1), "e": (2, 0.5),
     "e·e": (3, 0.5), "w·w": (2, 2), "L": (4, 1.25),
 }  # fmt: skip
-values = dict(zip(["w", "x", "b", "w·x", "e = w·x + b", "e·e", "w·w", "L"], tape, strict=True))
+values = dict(zip(["w", "x", "b", "w·x", "e", "e·e", "w·w", "L"], tape, strict=True))
 name_of = {id(value): name for name, value in values.items()}
 
 figure, axes = plt.subplots(figsize=(10.5, 5))
@@ -115,23 +115,24 @@ for name, value in values.items():
         x0, y0 = places[name_of[id(part)]]
         bend = 0.25 * (2 * number - 1) if twice else 0.0
         axes.annotate(
-            "", (x1 - 0.33, y1), (x0 + 0.33, y0),
+            "", (x1, y1), (x0, y0),
             arrowprops={
-                "arrowstyle": "-|>", "color": "0.35", "lw": 1.6,
+                "arrowstyle": "-|>", "color": "0.35", "lw": 1.6, "shrinkA": 34, "shrinkB": 34,
                 "connectionstyle": f"arc3,rad={bend}",
             },
         )  # fmt: skip
-        middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2 - bend * (0.5 if twice else 0)])
-        axes.text(*middle, f"{slope:g}", ha="center", va="center", fontsize=12,
+        middle = (y0 + y1) / 2 - bend * (x1 - x0) * 0.66
+        axes.text((x0 + x1) / 2, middle, f"{slope:g}", ha="center", va="center", fontsize=12,
                   bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
     axes.text(
-        x1, y1, f"{name}\n{value.data:g}\n∂L: {value.grad:g}", ha="center", va="center", fontsize=12,
+        x1, y1, f"{name}\nvalue {value.data:g}\ngrad {value.grad:g}", ha="center", va="center",
+        fontsize=12,
         bbox={"boxstyle": "round,pad=0.4", "fc": "#e7f0f5", "ec": "#0b3954", "lw": 1.5},
     )  # fmt: skip
 axes.set_xlim(-0.5, 4.5)
 axes.set_ylim(-0.5, 2.5)
 axes.axis("off")
-axes.set_title("L = (w·x + b)² + w²: value above, gradient below")
+axes.set_title("L = e·e + w·w with e = w·x + b")
 plt.show()
 
 # %% [markdown]
