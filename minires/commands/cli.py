@@ -20,6 +20,7 @@ COMMANDS = (
     "minires.study.report",
     "minires.commands.evaluate",
     "minires.commands.improve",
+    "minires.commands.check",
 )
 
 

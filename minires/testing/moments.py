@@ -83,12 +83,18 @@ def properties(make):
     st = strategies()
     whole = st.integers(-9, 9)
 
-    def streams(numbers=whole, least=1, most=6, widest=3):
-        return st.integers(1, widest).flatmap(
-            lambda width: st.lists(
-                st.tuples(*[numbers] * width), min_size=least, max_size=most
-            ).map(tuple)
-        )
+    def streams(least=1, most=12, widest=3):
+        """Rows of equal width. Numbers are drawn before the width, so that a smaller width is
+        found by itself: the same numbers, in more rows."""
+
+        def rows(case):
+            numbers, width = case
+            missing = max(least * width - len(numbers), -len(numbers) % width)
+            numbers = numbers + [0] * missing
+            return tuple(tuple(numbers[i : i + width]) for i in range(0, len(numbers), width))
+
+        lists = st.lists(whole, min_size=1, max_size=most)
+        return st.tuples(lists, st.integers(1, widest)).map(rows)
 
     @functools.cache
     def digits():
@@ -243,13 +249,8 @@ def properties(make):
     except Exception:  # the properties above will say it
         return found
     if hasattr(one, "merge"):
-        halves = st.integers(1, 2).flatmap(
-            lambda width: st.tuples(
-                *[
-                    st.lists(st.tuples(*[whole] * width), min_size=1, max_size=4).map(tuple)
-                    for _ in range(2)
-                ]
-            )
+        halves = st.tuples(streams(2), st.integers(1, 3)).map(
+            lambda case: (case[0][: case[1]], case[0][case[1] :] or case[0][:1])
         )
 
         def merge(case):
