@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import minires
 from minires import arrays, reestimate_stats
 from minires import data as data_tools
 from minires.arrays.files import load_arrays, load_json
@@ -91,6 +92,7 @@ def test_results_json_is_exactly_what_is_promised(finished):
     assert set(results) == {"config", "records"}
     kept = load_json(out / "config.json")
     assert re.fullmatch("[0-9a-f]{64}", kept.pop("data_sha256"))
+    assert kept.pop("kernels") == "cpu"
     assert results["config"] == kept
     expected = {
         "network": "lenet_classic", "data": "glyphs", "train": 256, "test": 64, "epochs": 1,
@@ -703,6 +705,15 @@ def test_a_resume_with_other_data_is_refused(tmp_path):
     Folder(tmp_path, config, resume=True, data=experiment.fingerprint(one))
     with pytest.raises(ValueError, match="data_sha256 was"):
         Folder(tmp_path, config, resume=True, data=experiment.fingerprint(other))
+
+
+def test_a_resume_on_other_kernels_is_refused(tmp_path):
+    config = Config(network="lenet_classic", train=64, test=32)
+    with minires.kernels("plain"):
+        Folder(tmp_path, config)
+        Folder(tmp_path, config, resume=True)
+    with pytest.raises(ValueError, match="kernels was 'plain', now 'cpu'"):
+        Folder(tmp_path, config, resume=True)
 
 
 def test_stages_without_their_settings_are_not_taken_for_ones_own(tmp_path):

@@ -18,7 +18,6 @@ import numpy as np
 
 from minires.arrays import xp_of
 from minires.engine.autodiff import op
-from minires.engine.convolution import once
 from minires.kernels import kernels_of
 
 
@@ -84,8 +83,7 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
     offset = of_channels(shift) - center * factor
     y = kernels.normalize(rows, factor, offset, replicas, activation)
 
-    @once
-    def backward(g):
+    def first(g):
         g = g.reshape(y.shape)
         passed, total, product = kernels.norm_sums(g, y, rows, center, activation)
         through_moments = None
@@ -104,8 +102,12 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
         gradient = gradient.reshape(replicas, channels)
         return gradient.reshape(like.shape) if like.size == gradient.size else gradient.sum(axis=0)
 
-    return y.reshape(*lead, *own), (
-        lambda g: backward(g)[0].reshape(*lead, *own),
-        lambda g: to_channels(backward(g)[1], scale),
-        lambda g: to_channels(backward(g)[2], shift),
+    return (
+        y.reshape(*lead, *own),
+        (
+            lambda gradients: gradients[0].reshape(*lead, *own),
+            lambda gradients: to_channels(gradients[1], scale),
+            lambda gradients: to_channels(gradients[2], shift),
+        ),
+        first,
     )

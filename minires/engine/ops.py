@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from minires.arrays import each_block, empty, xp_of
-from minires.engine.autodiff import Tensor, data_of, op
+from minires.engine.autodiff import Tensor, data_of, op, takes_out
 from minires.kernels import kernels_of
 from minires.kernels.sums import sum_rows
 
@@ -146,8 +146,8 @@ def matmul(x, w):
         )
     product = kernels_of(x).matmul
     return product(x, w), (
-        lambda g, out=None: product(g, w.swapaxes(-1, -2), out),
-        lambda g, out=None: product(x.swapaxes(-1, -2), g, out),
+        takes_out(lambda g, out=None: product(g, w.swapaxes(-1, -2), out)),
+        takes_out(lambda g, out=None: product(x.swapaxes(-1, -2), g, out)),
     )
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from minires.arrays import to_device, to_host
 from minires.arrays.files import load_arrays, load_json, save_arrays, save_json
+from minires.kernels import chosen_kernels
 from minires.networks import NETWORKS
 from minires.networks.running_statistics import batch_norm_policies
 from minires.resampling.averages import average
@@ -164,7 +165,7 @@ class Folder:
     resume   go on with a folder that holds an earlier run of the same configuration
     data     the `fingerprint` of the data
     Raises   FileExistsError when it holds a run and `resume` is off, or stages without their
-             settings; ValueError when that run had other settings or other data
+             settings; ValueError when that run had other settings, other data or other kernels
     """
 
     def __init__(self, path, config, resume=False, data=None):
@@ -172,7 +173,7 @@ class Folder:
         if self.path is None:
             return
         settings = self.path / "config.json"
-        now = asdict(config) | {"data_sha256": data}
+        now = asdict(config) | {"data_sha256": data, "kernels": chosen_kernels()}
         if settings.exists():
             if not resume:
                 raise FileExistsError(
