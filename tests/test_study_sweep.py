@@ -24,6 +24,7 @@ from minires.arrays.files import load_arrays, load_json, save_arrays
 from minires.commands import cli
 from minires.study import sweep as sweep_module
 from minires.study.cells import Source
+from minires.study.claims import TOO_SMALL
 from minires.study.crews import Cluster, Processes
 from minires.study.experiment import METRICS, fingerprint
 from minires.study.grid import SMOKE, Cell
@@ -619,7 +620,7 @@ def test_the_command(completed):
     names = {path.name for path in out.iterdir()}
     assert names == {"sweep.json", "cells", "table.json", "pretrained", "predictions"}
     table = load_json(out / "table.json")
-    assert stdout == text_table(table) + "\n"
+    assert stdout == f"{text_table(table)}\n\n{TOO_SMALL}\n"
     assert table == json.loads(json.dumps(tabulate(load_sweep(out))))
     first, last = stderr.splitlines()
     assert "26,714 weights; 15 cells" in first

@@ -18,7 +18,8 @@ from minires.study.which_lenet import findings, table
 BY_NAME = {candidate.name: candidate for candidate in CANDIDATES}
 TINY = [
     "sweep", "--profile", "which-lenet", "--data", "glyphs", "--train", "64", "--test", "20",
-    "--epochs", "1", "--updates", "2", "--batch", "16", "--workers", "1", "--quiet", "--only", "6-16-120-84",
+    "--epochs", "1", "--updates", "2", "--batch", "16", "--workers", "1", "--quiet",
+    "--only", "6-16-120-84",
 ]  # fmt: skip
 
 

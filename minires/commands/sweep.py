@@ -200,10 +200,14 @@ def _print_findings(options, sweeps, out):
     """Print what was found: the table of the sweep, or a line for each network."""
     from minires.arrays.files import load_json, save_json
     from minires.study import which_lenet
+    from minires.study.claims import TOO_SMALL
+    from minires.study.grid import TESTING
     from minires.study.store import load_sweep, text_table
 
     if not _tries_networks(options):
         print(text_table(load_json(out / "table.json")))
+        if options.profile in TESTING:
+            print(f"\n{TOO_SMALL}")
         return 0
     rows = [which_lenet.findings(profile, load_sweep(folder)) for profile, folder, _ in sweeps]
     save_json(out / "which-lenet.json", rows)

@@ -175,6 +175,7 @@ def nearest(values, wanted):
     return min(values, key=lambda value: (abs(value - wanted), value))
 
 
+TESTING = {"smoke"}  # profiles that test that everything runs, and are too small to judge
 SMOKE = Profile(
     "smoke",
     "glyphs",
