@@ -148,6 +148,7 @@ def synthetic_sweep(
         deep = {"cell": cell, "seeds": group, "members": len(group)}
         deep_ensembles.append(deep | make.scores(0.9935))
     settings = {
+        "format": 2,
         "profile": "synthetic",
         "network": {"name": "lenet"},
         "members": 10,

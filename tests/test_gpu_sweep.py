@@ -15,12 +15,10 @@ from minires.arrays.files import load_json
 from minires.commands import cli
 from minires.kernels import gpu
 from minires.study import cells as cells_module
-from minires.study import identify
 from minires.study.cells import Source, Start, alike, compute
 from minires.study.crews import Device
 from minires.study.experiment import fingerprint
-from minires.study.grid import FULL, Cell, Profile
-from minires.study.identify import Candidate
+from minires.study.grid import FULL, Candidate, Cell, Profile
 from minires.study.store import Store, load_sweep, tabulate
 from minires.study.sweep import Plan, prepare, run_sweep
 from minires.training import loop
@@ -270,21 +268,20 @@ def test_a_group_leaves_no_memory_behind(device, source, where, rate, monkeypatc
 
 
 def plan_of(profile, tmp_path):
-    store = Store(tmp_path / "results.jsonl")
-    return Plan(profile, store, tmp_path), store
+    prepare(tmp_path, profile, Source("", "glyphs", 64, 20, None, ""))
+    return Plan(profile, Store(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("most", [1, 7, 50, 1000])
 def test_a_plan_hands_out_cells_that_are_alike(tmp_path, most):
-    plan, store = plan_of(FULL, tmp_path)
-    with store:
-        taken = []
-        while plan.ready:
-            cells = plan.next(most)
-            assert 1 <= len(cells) <= most
-            assert len({alike(cell, FULL) for cell in cells}) == 1
-            plan.take(cells)
-            taken.append(cells)
+    plan = plan_of(FULL, tmp_path)
+    taken = []
+    while plan.ready:
+        cells = plan.next(most)
+        assert 1 <= len(cells) <= most
+        assert len({alike(cell, FULL) for cell in cells}) == 1
+        plan.take(cells)
+        taken.append(cells)
     found = [cell for cells in taken for cell in cells]
     assert sorted(map(str, found)) == sorted(
         str(cell) for cell in FULL.cells() if cell.is_pretraining
@@ -298,14 +295,13 @@ def test_a_plan_hands_out_cells_that_are_alike(tmp_path, most):
 
 
 def test_pre_trainings_come_first_where_cells_train_side_by_side(tmp_path):
-    plan, store = plan_of(TINY, tmp_path)
-    with store:
-        first = min(plan.ready, key=lambda cell: cell.order)
-        tuning = replace(first, finetune_optimizer="sgd", l2=0.15)
-        plan.take([first])
-        plan.put_back([tuning])
-        assert plan.next(1) == [tuning]
-        assert all(cell.is_pretraining for cell in plan.next(2))
+    plan = plan_of(TINY, tmp_path)
+    first = min(plan.ready, key=lambda cell: cell.order)
+    tuning = replace(first, finetune_optimizer="sgd", l2=0.15)
+    plan.take([first])
+    plan.put_back([tuning])
+    assert plan.next(1) == [tuning]
+    assert all(cell.is_pretraining for cell in plan.next(2))
 
 
 def test_cells_that_are_not_alike_are_refused(source):
@@ -381,27 +377,26 @@ def test_a_sweep_on_a_gpu_goes_on_where_it_was_stopped(device, dataset, tmp_path
 
 
 def test_a_group_may_be_cut_off_while_its_cells_are_kept(device, dataset, tmp_path, monkeypatch):
-    """The second of three has its weights on the disk, but no line: it and the third are redone."""
+    """The second of three has weights on the disk, but no record: it and the third are redone."""
     profile = replace(TINY, baselines=(), curves=(), adam=False, l2=(0.15,))
     whole = sweep(tmp_path / "whole", dataset, Device(3), profile)
-    append, lines = Store.append, []
+    add, records = Store.add, []
 
     def cut_off(self, record):
-        lines.append(record)
-        if len(lines) == 2:
+        records.append(record)
+        if len(records) == 2:
             raise KeyboardInterrupt
-        append(self, record)
+        add(self, record)
 
     folder = tmp_path / "cut off"
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "append", cut_off)
+        patch.setattr(Store, "add", cut_off)
         with pytest.raises(KeyboardInterrupt):
             sweep(folder, dataset, Device(3), profile)
     assert len(load_sweep(folder).records) == 1
     assert len(list((folder / "pretrained").iterdir())) == 2
     assert_same(sweep(folder, dataset, Device(3), profile), whole)
-    kept = (folder / "results.jsonl").read_text().splitlines()
-    assert len(kept) == len(profile.cells())
+    assert len(list((folder / "cells").iterdir())) == len(profile.cells())
 
 
 def test_a_mistake_on_the_device_is_raised_and_what_is_done_is_kept(
@@ -423,7 +418,7 @@ def test_a_mistake_on_the_device_is_raised_and_what_is_done_is_kept(
 
 def test_a_folder_belongs_to_one_device(dataset, tmp_path):
     ready(tmp_path / "cpu", dataset, TINY)
-    assert "device" not in load_json(tmp_path / "cpu" / "sweep.json")  # as it always was
+    assert load_json(tmp_path / "cpu" / "sweep.json")["device"] == "cpu"
     ready(tmp_path / "cpu", dataset, TINY)
     with pytest.raises(ValueError, match=r"other settings \(device was 'cpu', now 'gpu'\)"):
         ready(tmp_path / "cpu", dataset, TINY, "gpu")
@@ -446,7 +441,7 @@ def command(dataset, monkeypatch):
     """`minires sweep` of a few cells, on small images."""
     monkeypatch.setattr(data_tools, "load", lambda *a, **k: dataset)
     few = replace(TINY, dropout=(0.0,), l2=(0.15,), adam=False, l1_outside=())
-    monkeypatch.setattr("minires.study.sweep.PROFILES", {"smoke": few})
+    monkeypatch.setattr("minires.study.grid.PROFILES", {"smoke": few})
     return lambda *more: cli.main([*COMMAND, *map(str, more)])
 
 
@@ -455,7 +450,7 @@ def test_the_command_on_a_gpu(device, command, tmp_path, capsys):
 
     assert command("--device", "gpu", "--out", tmp_path / "out") == 0
     printed = capsys.readouterr()
-    assert "sgd 0.2, dropout 0, then sgd 0.15 (1 seeds)" in printed.out
+    assert "sgd 0.2, dropout 0, then sgd 0.15 (1 seed)" in printed.out
     assert printed.err == ""
     found = load_sweep(tmp_path / "out")
     assert found.settings["device"] == "gpu"
@@ -513,7 +508,7 @@ def test_the_command_refuses_the_folder_of_a_cpu(device, command, dataset, tmp_p
     capsys.readouterr()
     assert command("--device", "gpu", "--out", tmp_path, *dry) == 2
     printed = capsys.readouterr()
-    assert "holds a sweep with other settings (device was 'cpu', now 'gpu')" in printed.err
+    assert "holds results with other settings (device was 'cpu', now 'gpu')" in printed.err
     assert printed.out == ""
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
@@ -550,60 +545,28 @@ def test_without_a_gpu_the_remedy_is_one_line(command, tmp_path, capsys, monkeyp
 
 SMALL = Candidate("small", options={"channels": (2, 3), "hidden": 8}, inputs="[0, 1]")
 WHICH = [
-    "--data", "glyphs", "--train", "32", "--test", "10", "--epochs", "1", "--updates", "2",
-    "--batch", "16", "--quiet", "--device", "gpu",
+    "sweep", "--profile", "which-lenet", "--data", "glyphs", "--train", "32", "--test", "10",
+    "--epochs", "1", "--updates", "2", "--batch", "16", "--quiet", "--device", "gpu",
 ]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def small_candidate(monkeypatch):
-    monkeypatch.setattr(identify, "CANDIDATES", (SMALL,))
+    monkeypatch.setattr("minires.study.grid.CANDIDATES", (SMALL,))
 
 
 def test_a_candidate_trains_on_the_device(device, tmp_path, capsys, monkeypatch):
     """Like any other sweep there, on images of another scale too."""
-    assert identify.main([*WHICH, "--out", str(tmp_path)]) == 0
+    assert cli.main([*WHICH, "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("small ") == 1
-    (row,) = load_json(tmp_path / "identify.json")
+    (row,) = load_json(tmp_path / "which-lenet.json")
     assert load_json(tmp_path / "small" / "sweep.json")["device"] == "gpu"
     assert len(row["scores"]) == 2 * 2 * 7
     assert all(0 <= score <= 1 for score in row["scores"].values())
-    monkeypatch.setattr(identify, "run_sweep", None)
-    monkeypatch.setattr(identify, "measure_on_gpu", lambda *arguments: (0.06, 0.0))
-    assert identify.main([*WHICH, "--out", str(tmp_path)]) == 0
-    assert identify.main([*WHICH, "--out", str(tmp_path), "--dry-run"]) == 0
-    assert "0 of   8 cells to do,   60.0 ms a step:    0.0 min of the GPU" in (
-        capsys.readouterr().out
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--workers", "2"], "--workers is for CPUs"),
-        (["--together", "0"], "--together is 0, expected 1 or more"),
-        (["--device", "cpu", "--together", "2"], "--together is for --device gpu"),
-    ],
-)
-def test_what_identify_refuses(device, tmp_path, capsys, arguments, message):
-    assert identify.main([*WHICH, "--out", str(tmp_path / "out"), *arguments]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_full_card_says_what_identify_may_lower(device, tmp_path, capsys, monkeypatch):
-    def full(*arguments, **settings):
-        raise device.cuda.memory.OutOfMemoryError(1 << 30, 1 << 31)
-
-    monkeypatch.setattr(loop, "train", full)
-    assert identify.main([*WHICH, "--out", str(tmp_path)]) == 2
-    assert "lower --together or --batch" in capsys.readouterr().err
-
-
-def test_without_a_gpu_identify_names_the_remedy(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    assert identify.main([*WHICH, "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "pip install 'minires[gpu13]'" in error
-    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("minires.study.sweep.run_sweep", None)
+    monkeypatch.setattr("minires.study.sweep.measure_on_gpu", lambda *arguments: (0.06, 0.0))
+    assert cli.main([*WHICH, "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert cli.main([*WHICH, "--out", str(tmp_path), "--dry-run"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "small" in line)
+    assert line.split() == ["small", "0", "of", "8", "60.0", "ms", "0.0", "min"]

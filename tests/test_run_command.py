@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,14 +18,16 @@ from matplotlib.figure import Figure
 import minires
 from minires import arrays, reestimate_stats
 from minires import data as data_tools
-from minires.arrays.files import load_arrays, load_json
+from minires.arrays import limits
+from minires.arrays.files import load_arrays, load_json, save_arrays
+from minires.arrays.results import locked_folder
 from minires.commands import cli
 from minires.networks import NETWORKS
 from minires.networks.layers import BatchNorm
 from minires.resampling.moments import Moments
 from minires.study import experiment
 from minires.study import experiment_figure as figures
-from minires.study.experiment import Config, Folder
+from minires.study.experiment import Config, Folder, open_folder
 from minires.training import loop
 from minires.training.optimizers import SGD, Adam
 
@@ -93,6 +96,7 @@ def test_results_json_is_exactly_what_is_promised(finished):
     kept = load_json(out / "config.json")
     assert re.fullmatch("[0-9a-f]{64}", kept.pop("data_sha256"))
     assert kept.pop("kernels") == "cpu"
+    assert kept.pop("format") == 2
     assert results["config"] == kept
     expected = {
         "network": "lenet_classic", "data": "glyphs", "train": 256, "test": 64, "epochs": 1,
@@ -335,7 +339,7 @@ def test_other_settings_are_not_resumed(finished, capsys, option, value, what):
     out, _, _ = finished
     before = {path: path.read_bytes() for path in out.iterdir()}
     line = refused(capsys, *TINY, "--seeds", 2, "--out", out, "--resume", option, value)
-    assert "holds a run with other settings" in line
+    assert "holds results with other settings" in line
     assert what in line
     assert before == {path: path.read_bytes() for path in out.iterdir()}
 
@@ -456,10 +460,143 @@ def test_predictions_that_are_not_numbers_are_one_line(tmp_path, capsys, monkeyp
 
 def test_a_full_disk_is_told_before_the_work(tmp_path, capsys, monkeypatch):
     usage = type("usage", (), {"free": 1000})
-    monkeypatch.setattr(experiment.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(limits.shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("worked all the same"))
     line = refused(capsys, *TINY, "--out", tmp_path / "out")
-    assert "results need 2 MB, 0 MB are free" in line
+    assert re.search("--seeds 1: .* would take 2 MB, 0 MB are free: not even --seeds 1", line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_seeds_than_the_disk_holds_are_refused_with_a_number_that_fits(tmp_path, capsys):
+    line = refused(capsys, *TINY, "--seeds", 10**9, "--out", tmp_path / "out")
+    assert re.search(r"--seeds 1000000000: .*: --seeds \d+ would fit", line)
+    assert os.listdir(tmp_path) == []
+
+
+def test_more_members_than_memory_holds_are_refused_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained all the same"))
+    monkeypatch.setattr(limits, "available_memory", lambda: 200_000_000)
+    line = refused(capsys, *TINY, "--members", 200_000, "--out", tmp_path / "out")
+    fits = int(re.search(r"--members 200000: .* 200 MB are free: --members (\d+) would", line)[1])
+    assert 500 < fits < 1000
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_touches_nothing(finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_bytes((finished[0] / "config.json").read_bytes())
+    (out / "seed_5_pretrained.npz.77.part").touch()  # the first one is writing it
+    with locked_folder(out):
+        before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+        line = refused(capsys, *TINY, "--seeds", 2, "--out", out, "--resume")
+        assert f"{out}: another process is at work in this folder" in line
+        assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+
+
+def damaged_run(finished, tmp_path):
+    """A copy of a finished run whose table is to be made again."""
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    (out / "results.json").unlink()
+    return out
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "3", "{", '{"format": 1}', '{"format": 2, "seed": "five"}', '{"l1": NaN}'],
+)
+def test_a_damaged_config_is_named(finished, tmp_path, capsys, content):
+    out = damaged_run(finished, tmp_path)
+    (out / "config.json").write_text(content)
+    line = refused(capsys, *TINY, "--seeds", 2, "--out", out, "--resume")
+    assert "config.json" in line or "other settings" in line
+    assert (out / "config.json").read_text() == content
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "", lambda text: "3", lambda text: "[]", lambda text: text[:-9],
+        lambda text: text.replace('"seed": 5', '"seed": 6'),
+        lambda text: re.sub('"nll": [^,]*', '"nll": NaN', text, count=1),
+        lambda text: re.sub('"nll": [^,]*', '"nll": [1]', text, count=1),
+        lambda text: re.sub('"run": "[^"]*"', '"run": "0000"', text),
+        lambda text: re.sub(r'"records": \[.*\]', '"records": []', text, flags=re.DOTALL),
+    ],
+)  # fmt: skip
+def test_damaged_records_are_named_and_no_results_are_written(finished, tmp_path, capsys, damage):
+    out = damaged_run(finished, tmp_path)
+    path = out / "seed_5_records.json"
+    path.write_text(damage(path.read_text()))
+    line = refused(capsys, *TINY, "--seeds", 2, "--out", out, "--resume")
+    assert str(path) in line
+    assert not (out / "results.json").exists()
+
+
+def change_arrays(path, **changed):
+    arrays = load_arrays(path)
+    save_arrays(path, **(arrays | {name: change(arrays[name]) for name, change in changed.items()}))
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed"),
+    [
+        ("finetuned", {"theta": lambda a: a * np.nan}),
+        ("finetuned", {"theta": lambda a: a[:-1]}),
+        ("finetuned", {"theta": lambda a: a + 1}),
+        ("finetuned", {"history": lambda a: a[:-1]}),
+        ("finetuned", {"watched": lambda a: a + 10**8}),
+        ("finetuned", {"run": lambda a: np.array("0000")}),
+        ("pretrained", {"theta": lambda a: a[:, None]}),
+        ("moments", {"offset": lambda a: a + 1}),
+        ("moments", {"count": lambda a: a + 1}),
+        ("moments", {"m2": lambda a: a * np.nan}),
+        ("moments", {"shape": lambda a: a + 1}),
+    ],
+)
+def test_stages_that_contradict_each_other_are_named(finished, tmp_path, capsys, stage, changed):
+    out = damaged_run(finished, tmp_path)
+    (out / "seed_5_records.json").unlink()
+    change_arrays(out / f"seed_5_{stage}.npz", **changed)
+    line = refused(capsys, *TINY, "--seeds", 2, "--out", out, "--resume")
+    assert f"seed_5_{stage}.npz" in line
+    assert not (out / "seed_5_records.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "redirect"),
+    [
+        ({"PYTHONIOENCODING": "cp1252"}, ""),
+        ({"PYTHONIOENCODING": "ascii"}, ""),
+        ({"MPLBACKEND": "module://matplotlib_inline.not_here"}, ""),
+        ({"MPLBACKEND": "nonsense"}, ""),
+        ({}, "2>&-"),
+        ({}, "2>&- >&-"),
+    ],
+)
+def test_any_terminal_will_do(tmp_path, environment, redirect):
+    """Other encodings, a notebook's settings, closed streams: exit 0, and a whole run."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "minires", *TINY, "--out", str(out)]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirect}', "sh", *command],
+        cwd=ROOT, capture_output=True, env=os.environ | environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {"results.json", "figure.png"} <= set(os.listdir(out))
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    if ">&- " not in redirect and not redirect.endswith(" >&-"):
+        printed = done.stdout.decode(encoding)
+        assert "mean model" in printed
+        assert ("Δ" in printed) == (encoding == "utf-8")
+
+
+def test_a_path_cannot_command_the_terminal(tmp_path, capsys):
+    out = tmp_path / "x\x1b[31m\nminires: all is well"
+    out.touch()
+    line = refused(capsys, *TINY, "--out", out)
+    assert "x\\x1b[31m\\nminires: all is well" in line
 
 
 def test_an_error_of_ours_shows_its_trace(monkeypatch, tmp_path):
@@ -578,7 +715,7 @@ def test_a_run_without_a_folder_keeps_nothing_and_gives_the_same(finished, tmp_p
     expected = load_json(finished[0] / "results.json")
     config = Config(**expected["config"])
     data = data_tools.load("glyphs", train=256, test=64)
-    results = experiment.run(config, data, Folder(None, config), quiet=True)
+    results = experiment.run(config, data, Folder(), quiet=True)
     assert results == expected
     assert os.listdir(tmp_path) == []
 
@@ -666,12 +803,12 @@ def test_weights_that_stand_still_can_be_drawn(tmp_path):
 
 def test_names_of_single_weights():
     model = Config(network="lenet_classic").model((28, 28, 1))
-    assert cli._name_of(model, 0) == "conv2d_1.weight[0, 0, 0, 0]"
-    assert cli._name_of(model, 149) == "conv2d_1.weight[4, 4, 0, 5]"
-    assert cli._name_of(model, 150) == "conv2d_1.bias[0]"
-    assert cli._name_of(model, model.size - 1) == "dense_3.bias[9]"
+    assert figures.name_of(model, 0) == "conv2d_1.weight[0, 0, 0, 0]"
+    assert figures.name_of(model, 149) == "conv2d_1.weight[4, 4, 0, 5]"
+    assert figures.name_of(model, 150) == "conv2d_1.bias[0]"
+    assert figures.name_of(model, model.size - 1) == "dense_3.bias[9]"
     with pytest.raises(IndexError, match="61706 weights, there is no number 61706"):
-        cli._name_of(model, model.size)
+        figures.name_of(model, model.size)
 
 
 # --- info ---------------------------------------------------------------------------------
@@ -681,7 +818,7 @@ def test_only_a_run_is_told_to_go_on_with_resume(capsys, monkeypatch):
     def interrupted(*arguments, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.json, "dumps", interrupted)
+    monkeypatch.setattr(json, "dumps", interrupted)
     assert cli.main(["info"]) == 130
     assert capsys.readouterr().err == "\nstopped\n"
 
@@ -701,37 +838,41 @@ def test_info():
 def test_a_resume_with_other_data_is_refused(tmp_path):
     config = Config(network="lenet_classic", train=64, test=32)
     one, other = (data_tools.load("glyphs", train=64, test=32, seed=seed) for seed in (0, 1))
-    Folder(tmp_path, config, data=experiment.fingerprint(one))
-    Folder(tmp_path, config, resume=True, data=experiment.fingerprint(one))
+    model = config.model((28, 28, 1))
+    open_folder(tmp_path, config, model, data=experiment.fingerprint(one))
+    open_folder(tmp_path, config, model, True, experiment.fingerprint(one))
     with pytest.raises(ValueError, match="data_sha256 was"):
-        Folder(tmp_path, config, resume=True, data=experiment.fingerprint(other))
+        open_folder(tmp_path, config, model, True, experiment.fingerprint(other))
 
 
 def test_a_resume_on_other_kernels_is_refused(tmp_path):
     config = Config(network="lenet_classic", train=64, test=32)
+    model = config.model((28, 28, 1))
     with minires.kernels("plain"):
-        Folder(tmp_path, config)
-        Folder(tmp_path, config, resume=True)
+        open_folder(tmp_path, config, model)
+        open_folder(tmp_path, config, model, True)
     with pytest.raises(ValueError, match="kernels was 'plain', now 'cpu'"):
-        Folder(tmp_path, config, resume=True)
+        open_folder(tmp_path, config, model, True)
 
 
 def test_stages_without_their_settings_are_not_taken_for_ones_own(tmp_path):
     (tmp_path / "seed_0_pretrained.npz").write_bytes(b"")
     with pytest.raises(FileExistsError, match=r"not the config\.json"):
-        Folder(tmp_path, Config())
+        open_folder(tmp_path, Config(), Config().model((28, 28, 1)))
 
 
 def test_only_own_unfinished_files_are_tidied_up(tmp_path):
     own = ["config.json.7.part", "seed_3_moments.npz.12.part", "figure.png.1.part"]
     for name in [*own, "film.mkv.part", "seeds.part"]:
         (tmp_path / name).write_bytes(b"")
-    Folder(tmp_path, Config())
+    open_folder(tmp_path, Config(), Config().model((28, 28, 1)))
     assert set(os.listdir(tmp_path)) == {"config.json", "film.mkv.part", "seeds.part"}
 
 
 def test_resume_without_a_name_takes_the_newest_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("20200101-000000", "20210101-000000"):
-        Folder(f"runs/glyphs-lenet_classic-{name}", Config(seed=99))
-    assert "20210101-000000 holds a run with other settings" in refused(capsys, *TINY, "--resume")
+        path = tmp_path / "runs" / f"glyphs-lenet_classic-{name}"
+        path.mkdir(parents=True)
+        open_folder(path, Config(seed=99), Config().model((28, 28, 1)))
+    assert "20210101-000000 holds results with other settings" in refused(capsys, *TINY, "--resume")

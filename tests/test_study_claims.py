@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minires.study import claims
-from minires.study.claims import claims_table, to_json, verdicts
-from minires.study.propositions import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Claim, Part, Verdict
+from minires.study.claims import verdicts
+from minires.study.propositions import (
+    INCONCLUSIVE,
+    NOT_SUPPORTED,
+    RATE,
+    SUPPORTED,
+    Claim,
+    Part,
+)
 from minires.study.scores import curve
 from minires.study.store import Sweep
 from tests.study_records import NOTHING, Effects, synthetic_sweep
@@ -541,7 +548,6 @@ def test_an_unfinished_sweep_has_verdicts(seed, share):
     kept = [record for record in whole.records if rng.random() < share]
     found = verdicts(replace(whole, records=kept))
     assert [verdict.claim for verdict in found] == NAMES
-    claims_table(found)
 
 
 def test_equal_results_raise_nothing():
@@ -552,15 +558,17 @@ def test_equal_results_raise_nothing():
     assert found["C5"] == NOT_SUPPORTED
 
 
-def test_the_table_and_json(papers_verdicts):
-    found = papers_verdicts
-    text = claims_table(found)
-    assert max(map(len, text.splitlines())) <= 100
-    assert text.endswith("14 supported, 0 not supported, 0 inconclusive")
-    for name in NAMES:
-        assert f"\n{name} " in f"\n{text}"
-    assert max(map(len, claims_table(found, width=60).splitlines())) <= 60
-    plain = to_json(found)
-    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
-    assert set(plain[0]) == {field.name for field in fields(Verdict)}
-    assert plain[0]["numbers"][0][0].startswith("pre-training with ℓ₁ 0.05")
+def test_a_profile_that_only_tests_judges_nothing(papers_world, papers_verdicts):
+    smoke = replace(papers_world, settings=papers_world.settings | {"profile": "smoke"})
+    found = verdicts(smoke)
+    assert {verdict.outcome for verdict in found} == {INCONCLUSIVE}
+    assert all(claims.TOO_SMALL in verdict.reason for verdict in found)
+    assert not any(claims.TOO_SMALL in verdict.reason for verdict in papers_verdicts)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.05, "ℓ₂ larger by 0.050"), (-0.05, "ℓ₂ smaller by 0.050"), (1e-9, "the same ℓ₂")],
+)
+def test_a_difference_of_rates_is_said_in_words(value, words):
+    assert RATE.phrase(value) == words

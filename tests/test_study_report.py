@@ -14,6 +14,7 @@ from study_records import synthetic_sweep
 from minires.commands import cli
 from minires.study import figures, report
 from minires.study.grid import PROFILES
+from minires.study.store import save_rows
 
 SECTIONS = (
     "claims", "sweep", "figure-1", "figure-2", "baselines", "ensemble", "updates", "noise",
@@ -324,10 +325,7 @@ def test_content_of_records_is_escaped():
 
 
 def save_sweep(folder, sweep):
-    folder.mkdir()
-    (folder / "sweep.json").write_text(json.dumps(sweep.settings), "utf-8")
-    lines = [json.dumps(record) + "\n" for record in sweep.records]
-    (folder / "results.jsonl").write_text("".join(lines) + '{"cell": {"optim', "utf-8")
+    save_rows(sweep, folder)
 
 
 @pytest.fixture

@@ -18,18 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from minires import data as data_tools
-from minires.arrays.files import load_json
+from minires.arrays.files import load_arrays, load_json, save_arrays
 from minires.commands import cli
 from minires.study import sweep as sweep_module
 from minires.study.cells import Source
+from minires.study.claims import TOO_SMALL
 from minires.study.crews import Cluster, Processes
-from minires.study.experiment import fingerprint
+from minires.study.experiment import METRICS, fingerprint
 from minires.study.grid import SMOKE, Cell
-from minires.study.store import Store, load_sweep, tabulate, text_table
+from minires.study.store import Store, load_sweep, save_rows, tabulate, text_table
 from minires.study.sweep import prepare, run_sweep
 from minires.training import metrics
 
@@ -103,10 +102,7 @@ def sweep(folder, dataset, crew, profile=TINY):
 
 def finished_table(folder, profile=TINY):
     """Every cell is there once; the table."""
-    lines = (folder / "results.jsonl").read_bytes().split(b"\n")
-    assert lines.pop() == b""
-    found = [Cell(**json.loads(line)["cell"]) for line in lines]
-    assert len(found) == len(set(found)), "a cell was done twice"
+    found = [Cell(**load_json(path)["cell"]) for path in (folder / "cells").iterdir()]
     assert set(found) == set(profile.cells()), "a cell was lost"
     return json.dumps(tabulate(load_sweep(folder)))
 
@@ -122,78 +118,160 @@ def undisturbed(dataset, tmp_path_factory):
 
 
 def record_of(seed):
-    return {"cell": asdict(Cell("sgd", 0.2, 0.5, seed)), "methods": {}, "note": "ℓ₂ " * seed}
+    return {
+        "cell": asdict(Cell("sgd", 0.2, 0.5, seed)),
+        "methods": {"pretrained": dict.fromkeys(METRICS, 0.5)},
+        "seconds": {"cell": 1.5},
+    }
 
 
-@given(st.integers(0, 3), st.data())
-def test_half_a_line_is_cut_off_wherever_it_ends(tmp_path_factory, count, data):
-    path = tmp_path_factory.mktemp("store") / "results.jsonl"
-    with Store(path) as store:
-        for seed in range(count):
-            store.append(record_of(seed))
-    whole = path.read_bytes()
-    line = json.dumps(record_of(count), ensure_ascii=False).encode() + b"\n"
-    path.write_bytes(whole + line[: data.draw(st.integers(0, len(line) - 1))])
-    with Store(path) as store:
-        assert store.records == [record_of(seed) for seed in range(count)]
-        assert path.read_bytes() == whole
-        store.append(record_of(count))
-    assert path.read_bytes() == whole + line
+@pytest.fixture
+def empty(tmp_path, dataset):
+    """The folder of a sweep without a cell."""
+    ready(tmp_path, dataset)
+    return tmp_path
 
 
-def test_a_line_is_one_write_that_reached_the_disk(tmp_path, monkeypatch):
-    calls = []
-    write, sync = os.write, os.fsync
-    monkeypatch.setattr(os, "write", lambda *a: calls.append("write") or write(*a))
-    monkeypatch.setattr(os, "fsync", lambda *a: calls.append("fsync") or sync(*a))
-    with Store(tmp_path / "results.jsonl") as store:
-        store.append(record_of(1))
-        store.append(record_of(2))
-    assert calls == ["write", "fsync"] * 2
+def test_a_cell_is_a_file_that_reached_the_disk(empty, monkeypatch):
+    order, sync, rename = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: order.append("fsync") or sync(file))
+    monkeypatch.setattr(os, "replace", lambda a, b: order.append("replace") or rename(a, b))
+    store = Store(empty)
+    for seed in (2, 1):
+        store.add(record_of(seed))
+    assert order == ["fsync", "replace"] * 2
+    assert Store(empty).records == [record_of(1), record_of(2)]
 
 
-def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
-    path = tmp_path / "results.jsonl"
-    with Store(path) as store:
-        store.append(record_of(1))
-        before, write = path.read_bytes(), os.write
-        monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:30]))
-        with pytest.raises(OSError, match="the disk is full: make room"):
-            store.append(record_of(2))
-        assert path.read_bytes() == before
-        assert len(store.records) == 1
+def test_a_full_disk_leaves_no_half_file(empty, monkeypatch):
+    store = Store(empty)
+    store.add(record_of(1))
 
-        def fail(file):
-            raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(os, "write", write)
-        monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match=r"results\.jsonl: No space left on device: make room"):
-            store.append(record_of(2))
-        assert path.read_bytes() == before
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"seed_2\.json: No space left on device: make room"):
+        store.add(record_of(2))
+    assert store.records == Store(empty).records == [record_of(1)]
+    assert len(list((empty / "cells").iterdir())) == 1
 
 
-def test_two_sweeps_in_one_folder_are_refused(tmp_path):
-    store = Store(tmp_path / "results.jsonl")
-    with pytest.raises(BlockingIOError, match="another sweep is at work here"):
-        Store(tmp_path / "results.jsonl")
-    store.close()
-    Store(tmp_path / "results.jsonl").close()
+def without(record, *names):
+    return {name: value for name, value in record.items() if name not in names}
 
 
-def test_damage_is_named_by_its_line(tmp_path):
-    path = tmp_path / "results.jsonl"
-    lines = [json.dumps(record_of(seed)) for seed in (0, 1)]
-    path.write_text("\n".join([lines[0], "{oops", lines[1], ""]))
-    with pytest.raises(ValueError, match=r"results\.jsonl, line 2: not a record of a cell"):
-        Store(path)
-    path.write_text("\n".join([lines[0], lines[1], lines[0], ""]))
-    with pytest.raises(ValueError, match=r"lines 1 and 3 are the same cell"):
-        Store(path)
-    path.write_text('{"methods": {}}\n')
-    with pytest.raises(ValueError, match=r"line 1: not a record"):
-        Store(path)
-    Store(tmp_path / "other.jsonl").close()  # nothing is left locked
+NASTY = {
+    "truncated": lambda text, record: text[:-30],
+    "empty": lambda text, record: "",
+    "a list": lambda text, record: "[]",
+    "a number": lambda text, record: "3",
+    "no cell": lambda text, record: json.dumps(without(record, "cell")),
+    "no scores": lambda text, record: json.dumps(without(record, "methods")),
+    "another sweep": lambda text, record: json.dumps(record | {"sweep": "0" * 16}),
+    "another cell": lambda text, record: text.replace('"seed": 0', '"seed": 1'),
+    "a list as seed": lambda text, record: text.replace('"seed": 0', '"seed": [0]'),
+    "NaN": lambda text, record: re.sub('"accuracy": [^,]*', '"accuracy": NaN', text, count=1),
+    "no number": lambda text, record: re.sub('"nll": [^,]*', '"nll": "low"', text, count=1),
+    "too large": lambda text, record: re.sub('"nll": [^,]*', '"nll": 1e999', text, count=1),
+    "above one": lambda text, record: re.sub('"accuracy": [^,]*', '"accuracy": 2', text, count=1),
+    "a method missing": lambda text, record: text.replace('"mean":', '"median":', 1),
+    "something else": lambda text, record: json.dumps(record | {"more": 1}),
+    "unequal curves": lambda text, record: json.dumps(
+        record | {"curves": {"noise": {"scale": [1, 2], "nll": [1]}}}
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", NASTY)
+@pytest.mark.parametrize("command", ["report", "sweep"])
+def test_damaged_cells_are_named_and_nothing_is_overwritten(
+    undisturbed, dataset, tmp_path, damage, command
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], folder)
+    path = folder / "cells" / "sgd_0.2_dropout_0.5_seed_0_then_sgd_0.25.json"
+    text = path.read_text()
+    path.write_text(NASTY[damage](text, json.loads(text)))
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        load_sweep(folder) if command == "report" else ready(folder, dataset)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.*")}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "{}", '{"format": 2', '{"format": 1}'])
+def test_damaged_settings_are_named(undisturbed, dataset, tmp_path, content):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], folder)
+    (folder / "sweep.json").write_text(content)
+    for use in (load_sweep, lambda folder: ready(folder, dataset)):
+        with pytest.raises(ValueError, match=r"sweep\.json"):
+            use(folder)
+    assert (folder / "sweep.json").read_text() == content
+
+
+def test_damaged_predictions_are_named(undisturbed, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], folder)
+    path = next((folder / "predictions").glob("sgd*"))
+    good = np.load(path)
+    for bad in (good[:-1], good * np.nan, good[0]):
+        np.save(path, bad)
+        with pytest.raises(ValueError, match="predict"):
+            load_sweep(folder)
+    for content in (b"", path.read_bytes()[:-5], b"text"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            load_sweep(folder)
+
+
+def test_weights_of_another_sweep_are_not_started_from(undisturbed, dataset, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], folder)
+    for path in (folder / "cells").glob("*then*"):
+        path.unlink()
+    first, second = sorted((folder / "pretrained").glob("*0.2_*"))
+    shutil.copy(first, second)
+    with pytest.raises(ValueError, match=rf"{second.name} belongs to another sweep: remove it"):
+        sweep(folder, dataset, Inline())
+    for path in (folder / "cells").glob("*then*"):
+        path.unlink()
+    names = {name: load_arrays(first)[name] for name in ("cell", "sweep")}
+    save_arrays(first, theta=np.array([np.nan]), **names)
+    with pytest.raises(ValueError, match=rf"{first.name} holds no weights"):
+        sweep(folder, dataset, Inline())
+
+
+def test_a_folder_of_an_earlier_version_is_refused(dataset, tmp_path, undisturbed):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], folder)
+    (folder / "results.jsonl").touch()
+    with pytest.raises(ValueError, match=r"of an earlier version .* results\.jsonl: name another"):
+        load_sweep(folder)
+    with pytest.raises(ValueError, match="of an earlier version"):
+        ready(folder, dataset)
+
+
+def test_rows_for_a_repository_are_the_same_sweep(undisturbed, dataset, tmp_path):
+    rows = tmp_path / "rows"
+    assert cli.main(["report", str(undisturbed[0]), "--rows", str(rows)]) == 0
+    assert {path.name for path in rows.iterdir()} == {
+        "sweep.json", "cells.jsonl.gz", "deep_ensembles.json"
+    }  # fmt: skip
+    assert load_sweep(rows) == load_sweep(undisturbed[0])
+    first = (rows / "cells.jsonl.gz").read_bytes()
+    save_rows(load_sweep(rows), rows)
+    assert (rows / "cells.jsonl.gz").read_bytes() == first
+    # A sweep with more seeds goes on from them.
+    crew = Inline()
+    more = replace(TINY, seeds=3)
+    run_sweep(more, ready(rows, dataset, more), rows, crew, quiet=True)
+    assert {cell.seed for cell in crew.called} == {2}
+    assert len(load_sweep(rows).records) == 12
+    content = first[:-20]
+    (rows / "cells.jsonl.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cells\.jsonl\.gz is damaged"):
+        load_sweep(rows)
 
 
 # --- stop and go --------------------------------------------------------------------------
@@ -229,26 +307,23 @@ def test_a_stopped_sweep_goes_on(undisturbed, dataset, tmp_path, stop):
     assert third.called == []
 
 
-def test_half_a_line_is_done_again(undisturbed, dataset, tmp_path):
+def test_half_a_file_does_not_count(undisturbed, dataset, tmp_path):
+    """What a process that was killed while writing leaves behind."""
     folder = tmp_path / "copy"
     shutil.copytree(undisturbed[0], folder)
-    results = folder / "results.jsonl"
-    content = results.read_bytes()
-    results.write_bytes(content[:-40])
+    path = next((folder / "cells").glob("*then*"))
+    path.rename(path.with_name(f"{path.name}.7.part"))
     assert len(load_sweep(folder).records) == 7
-    assert results.read_bytes() == content[:-40], "to load is not to change"
+    assert len(list((folder / "cells").glob("*.part"))) == 1, "to load is not to change"
     crew = Inline()
     assert sweep(folder, dataset, crew) == undisturbed[1]
-    assert len(crew.called) == 1
+    assert [cell.key for cell in crew.called] == [path.stem]
 
 
-def test_lost_weights_are_trained_again_without_a_second_line(undisturbed, dataset, tmp_path):
+def test_lost_weights_are_trained_again(undisturbed, dataset, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(undisturbed[0], folder)
-    lines = (folder / "results.jsonl").read_text().splitlines()
-    kept = [line for line in lines if Cell(**json.loads(line)["cell"]).is_pretraining]
-    (folder / "results.jsonl").write_text("\n".join([*kept, ""]))
-    for file in (folder / "pretrained").iterdir():
+    for file in (*(folder / "pretrained").iterdir(), *(folder / "cells").glob("*then*")):
         file.unlink()
     crew = Inline()
     assert sweep(folder, dataset, crew) == undisturbed[1]
@@ -275,7 +350,8 @@ def test_other_settings_or_data_are_refused(undisturbed, dataset):
 
 
 def test_results_without_settings_are_refused(dataset, tmp_path):
-    (tmp_path / "results.jsonl").write_text("")
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "x.json").touch()
     with pytest.raises(ValueError, match=r"holds results, but not the sweep\.json"):
         ready(tmp_path, dataset)
     with pytest.raises(FileNotFoundError, match="holds no sweep"):
@@ -285,7 +361,7 @@ def test_results_without_settings_are_refused(dataset, tmp_path):
 def test_a_full_disk_is_refused_before_the_work(dataset, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"the sweep needs \d MB, 0 MB are free"):
+    with pytest.raises(OSError, match=r"--seeds 2: .* would take \d MB, 0 MB are free: not even"):
         ready(tmp_path, dataset)
     assert not (tmp_path / "sweep.json").exists()
 
@@ -309,8 +385,8 @@ def test_weights_lost_with_the_records_of_what_followed(dataset, tmp_path):
     """Killed between the record of a diverged pre-training and those of its fine-tunings."""
     profile = replace(TINY, seeds=1, l1=(1e30,), l1_outside=())
     sweep(tmp_path, dataset, Inline(), profile)
-    first, *_ = (tmp_path / "results.jsonl").read_text().splitlines()
-    (tmp_path / "results.jsonl").write_text(first + "\n")
+    for path in (tmp_path / "cells").glob("*then*"):
+        path.unlink()
     sweep(tmp_path, dataset, Inline(), profile)
     assert len(load_sweep(tmp_path).diverged) == 3
 
@@ -445,8 +521,7 @@ def kill_once(folder, pids, after):
 
 def results_in(folder):
     """How many cells are finished."""
-    path = folder / "results.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    return len(list((folder / "cells").glob("*.json")))
 
 
 def test_workers_that_are_busy_with_a_large_result_can_be_ended():
@@ -543,9 +618,9 @@ def completed(tmp_path_factory):
 def test_the_command(completed):
     out, stdout, stderr = completed
     names = {path.name for path in out.iterdir()}
-    assert names == {"sweep.json", "results.jsonl", "table.json", "pretrained", "predictions"}
+    assert names == {"sweep.json", "cells", "table.json", "pretrained", "predictions"}
     table = load_json(out / "table.json")
-    assert stdout == text_table(table) + "\n"
+    assert stdout == f"{text_table(table)}\n\n{TOO_SMALL}\n"
     assert table == json.loads(json.dumps(tabulate(load_sweep(out))))
     first, last = stderr.splitlines()
     assert "26,714 weights; 15 cells" in first
@@ -589,9 +664,8 @@ def kill_campaign(out, completed, kills, seed):
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert (out / "table.json").read_bytes() == (completed[0] / "table.json").read_bytes()
-    lines = (out / "results.jsonl").read_text().splitlines()
-    assert len(lines) == len({json.dumps(json.loads(line)["cell"]) for line in lines}) == 15
-    for part in ("pretrained", "predictions"):
+    assert results_in(out) == 15
+    for part in ("cells", "pretrained", "predictions"):
         names = {path.name for path in (out / part).iterdir()}
         assert names == {path.name for path in (completed[0] / part).iterdir()}
     return done
@@ -635,9 +709,9 @@ def test_the_dry_run_prints_the_cells_and_a_time(completed, tmp_path, capsys, mo
     arguments = [*COMMAND[3:], "--out", str(tmp_path / "new"), "--dry-run"]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "sgd 0.2, dropout 0.5           1 seeds,   0 done\n" in printed
-    line = "  then sgd 0.25                1 seeds,   0 done  baselines, curves"
-    assert re.search(f"^{line}(, portrait)?$", printed, re.MULTILINE)
+    assert re.search(r"^sgd 0\.2, dropout 0\.5 +1 seeds +0 done$", printed, re.MULTILINE)
+    line = r"^  then sgd 0\.25 +1 seeds +0 done +baselines, curves(, portrait)?$"
+    assert re.search(line, printed, re.MULTILINE)
     assert "15 cells: 5 pre-trainings, 10 fine-tunings" in printed
     # 5 pre-trainings of 4 updates, 10 fine-tunings of 3, some of them three times.
     thrice = sum("baselines" in SMOKE.parts(cell) for cell in replace(SMOKE, seeds=1).cells())
@@ -646,8 +720,8 @@ def test_the_dry_run_prints_the_cells_and_a_time(completed, tmp_path, capsys, mo
 
     assert cli.main([*COMMAND[3:], "--out", str(completed[0]), "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "1 done  baselines, curves" in printed
-    assert "   0 done" not in printed
+    assert re.search("1 done +baselines, curves", printed)
+    assert " 0 done" not in printed
     assert "0 updates of 500.0 ms and 0 predictions" in printed
 
 

@@ -7,6 +7,7 @@ has done all that was queued; its memory's own speed, by copying, stands beside 
 import numpy as np
 
 from minires import arrays
+from minires.arrays import text
 from minires.study.experiment import Config
 from minires.training.timing import MOMENTS_BYTES, Problem, copy_seconds
 
@@ -48,8 +49,7 @@ def run(options):
     rows.append(("update of the moments", seconds, speed))
     seconds, size = copy_seconds(xp, options.rounds)
     rows.append(("copying memory", seconds, f"{2 * size / seconds / 1e9:.0f} GB/s"))
-    for name, seconds, speed in rows:
-        print(f"  {name:<28}{1e3 * seconds:>10.3f} ms  {speed}".rstrip())
+    print(text.table([], [[name, f"{1e3 * s:.3f} ms", speed] for name, s, speed in rows]))
     if problem.reason:
         print(f"  (updates were not recorded: {problem.reason})")
     return 0

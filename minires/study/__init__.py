@@ -1,13 +1,17 @@
 """The paper's experiments as a study that anyone can repeat: cells in, verdicts out.
 
-grid.py          what is to be computed: every cell, by the few lists of a profile
-cells.py         how one cell is computed: a pure function
-sweep.py         all cells, on every core or many machines; stop it, and it goes on later
-scores.py        what was found, in order for the tests
-statistics.py    how sure one may be of a difference, paired by seed
-propositions.py  a claim taken apart into what data can show
-claims.py        the paper's claims, one function and one verdict each
-figures.py       the pictures
-report.py        all of it as one page
-identify.py      which LeNet may it have been?
+experiment.py         one experiment, for `minires run`: train, fine-tune with moments, compare
+experiment_figure.py  its picture
+grid.py               what a sweep computes: every cell, by the few lists of a profile
+cells.py              how one cell is computed: a pure function
+sweep.py              all cells; a sweep can be stopped and goes on
+crews.py              who computes them: processes, a cluster, a GPU
+store.py              what is kept of each cell, how it is checked, and the table
+scores.py             what was found, in order for the tests
+statistics.py         how sure one may be of a difference, paired by seed
+propositions.py       a claim taken apart into what data can show
+claims.py             the paper's claims, one function and one verdict each
+figures.py            the pictures
+report.py             all of it as one page, by report.html.j2
+which_lenet.py        which LeNet may the paper have used?
 """

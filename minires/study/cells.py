@@ -78,6 +78,7 @@ class Source:
     test       how many test images (None: all)
     data_dir   the folder of the MNIST files, on that machine
     sha256     `experiment.fingerprint` of the data that is meant
+    inputs     what grey levels become: see `Profile`
     """
 
     folder: str
@@ -86,6 +87,7 @@ class Source:
     test: int | None
     data_dir: str | None
     sha256: str
+    inputs: str = "[-1, 1]"
 
     def load_dataset(self):
         """The images as they come, uint8; downloaded or drawn if need be."""
@@ -97,7 +99,7 @@ class Source:
     def share(self, dataset):
         """Write the files from which all workers on this machine read the same memory."""
         Path(self.folder).mkdir(parents=True, exist_ok=True)
-        for name, array in _scaled(dataset)._asdict().items():
+        for name, array in _scaled(dataset, self.inputs)._asdict().items():
             with complete(self._file(name)) as file:
                 np.save(file, array)
 
@@ -126,7 +128,7 @@ def _load(source):
             f"{source.name} on this machine has the SHA-256 {found[:16]}…, the sweep's has "
             f"{source.sha256[:16]}…: give the workers the same data, or a folder that all see"
         )
-    return _scaled(dataset)
+    return _scaled(dataset, source.inputs)
 
 
 @lru_cache(maxsize=1)
@@ -134,15 +136,19 @@ def _on_device(source, xp):
     return Data(*map(xp.asarray, source.data()))
 
 
-def _scaled(dataset):
+def _scaled(dataset, inputs):
+    """The images of a data set as a network gets them."""
     from minires.data import scale
 
-    return Data(
-        scale(dataset.train_images),
-        dataset.train_labels,
-        scale(dataset.test_images),
-        dataset.test_labels,
-    )
+    train, test = scale(dataset.train_images), scale(dataset.test_images)
+    if inputs != "[-1, 1]":
+        mean, deviation = -1.0, 2.0
+        if inputs == "standardised":  # in float64: MNIST has 47 million values
+            mean, deviation = (f(train, dtype=np.float64) for f in (np.mean, np.std))
+        for images in (train, test):
+            images -= np.float32(mean)
+            images /= np.float32(deviation)
+    return Data(train, dataset.train_labels, test, dataset.test_labels)
 
 
 # --- some cells ---------------------------------------------------------------------------

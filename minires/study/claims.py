@@ -4,22 +4,18 @@ A verdict is "supported", "not supported" or "inconclusive"; propositions.py say
 which. Accuracy decides, in pairs of one seed; the negative log-likelihood (NLL) stands beside it.
 """
 
-import json
-import textwrap
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
+from minires.study.grid import TESTING
 from minires.study.propositions import (
-    INCONCLUSIVE,
     MARGIN,
     NLL,
-    NOT_SUPPORTED,
     PERCENT,
     POINTS,
     RATE,
     SHARE,
-    SUPPORTED,
     Claim,
     Part,
     Test,
@@ -686,11 +682,20 @@ def _c17(sweep):
 CLAIMS = (_c1, _c2, _c3, _c4, _c5, _c6, _c7, _c8, _c9, _c10, _c11, _c12, _c16, _c17)
 
 
+TOO_SMALL = "too small to judge: this profile tests that everything runs"
+
+
+def is_too_small(sweep):
+    """Whether a sweep is of a profile that judges nothing."""
+    return sweep.settings.get("profile") in TESTING
+
+
 def verdicts(sweep):
     """What a sweep says of every claim about MNIST.
 
-    Networks that only guess are all alike, and that would be taken for an answer. So where most
-    runs were lost only what is said of time and arithmetic stands.
+    A profile that only tests that everything runs judges nothing. Nor do networks that only guess:
+    they are all alike, which would be taken for an answer. So where most runs were lost, only the
+    claims about time and arithmetic are judged.
 
     sweep     a `minires.study.store.Sweep`
     Returns   [Verdict, …], C1 to C12, C16, C17
@@ -700,33 +705,13 @@ def verdicts(sweep):
     lost = sum(record["methods"]["finetuned"]["accuracy"] < LOST for record in runs)
     lost += sum(record["cell"]["l2"] is not None for record in sweep.diverged)
     total = len(runs) + sum(record["cell"]["l2"] is not None for record in sweep.diverged)
-    if 2 * lost > total:
+    if is_too_small(sweep):
+        small = unknown("the sweep can judge", TOO_SMALL)
+        found = [replace(claim, parts=[small], beside=[]) for claim in found]
+    elif 2 * lost > total:
         guess = unknown("the networks know something", f"{lost} of {total} runs were lost")
         found = [
             claim if claim.claim in ("C16", "C17") else replace(claim, parts=[guess], beside=[])
             for claim in found
         ]
     return [claim.verdict() for claim in found]
-
-
-def claims_table(verdicts, width=100):
-    """Verdicts as text: for each claim the outcome and the statement, below it the reason."""
-    lines = []
-    for verdict in verdicts:
-        head = f"{verdict.claim:<4} {verdict.outcome:<14} "
-        blank = " " * len(head)
-        lines += textwrap.wrap(
-            verdict.statement, width, initial_indent=head, subsequent_indent=blank
-        )
-        lines += textwrap.wrap(verdict.reason, width, initial_indent=blank, subsequent_indent=blank)
-    outcomes = [verdict.outcome for verdict in verdicts]
-    counts = ", ".join(
-        f"{outcomes.count(outcome)} {outcome}"
-        for outcome in (SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE)
-    )
-    return "\n".join([*lines, "", counts])
-
-
-def to_json(verdicts):
-    """Verdicts as plain lists and dictionaries."""
-    return json.loads(json.dumps([asdict(verdict) for verdict in verdicts]))

@@ -3,26 +3,28 @@
 Each seed goes through three stages, and each stage leaves one file in the folder of results:
 
     seed_0_pretrained.npz   θ and statistics after training
-    seed_0_finetuned.npz    the same after fine-tuning, and the life of a few weights
+    seed_0_finetuned.npz    the same after fine-tuning, and every value of a few weights
     seed_0_moments.npz      mean and variance of θ over the fine-tuning updates
     seed_0_records.json     what the methods scored
 
-A stage whose file is there is not done again, so a run that was stopped, however rudely, goes
-on where it was. At the end `results.json`, and the picture.
+A stage whose file is there is not done again. So a run that was stopped, by Ctrl-C, by a crash or
+by `kill -9`, goes on where it was. At the end come `results.json` and the picture.
 """
 
 import hashlib
 import inspect
 import itertools
+import json
 import re
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from minires.arrays import to_device, to_host
+from minires.arrays import text, to_device, to_host
 from minires.arrays.files import load_arrays, load_json, save_arrays, save_json
+from minires.arrays.limits import check_disk, check_memory
+from minires.arrays.results import check, settle
 from minires.kernels import chosen_kernels
 from minires.networks import NETWORKS
 from minires.networks.running_statistics import batch_norm_policies
@@ -32,16 +34,17 @@ from minires.training import loop
 from minires.training.optimizers import SGD, Adam
 
 METRICS = ("accuracy", "nll", "brier", "ece")
+FINETUNED = ("finetuned", 1, None)  # method, members, batch-norm policy: what all are compared to
+CONFIG, FORMAT = "config.json", 2  # the settings of a folder; 2 since its files name their run
+SIDE_BY_SIDE = 10  # drawn networks that predict at a time
 OWN_PART = re.compile(r"(config\.json|results\.json|figure\.png|seed_\d+_\w+\.\w+)\.\d+\.part")
-WATCHED = 6  # weights whose life is drawn
+WATCHED = 6  # weights whose values are kept after every update, for the picture
 SMALL_ENSEMBLE = 3  # the paper's cheap ensemble, beside that of all members
 STATISTICS_BATCHES = 20  # training batches from which "recomputed" measures batch norm
+ADAM_RATE = 1e-3  # the default in TensorFlow 1.8, which the paper used
 
-
-ADAM_RATE = 1e-3  # its default in TensorFlow 1.8
-
-# What is not said is chosen for the network: settings under which it learns well from 28×28
-# pixels, in minutes on two cores. Those in SETTINGS replace those in USUAL.
+# A setting that is not given is chosen for the network, so that it learns well from 28×28 pixels
+# in minutes on two cores. SETTINGS replace those in USUAL.
 USUAL = {"width": None, "l1": 0.2, "l2": 0.15, "momentum": 0.0, "dropout": 0.5}
 SETTINGS = {
     "mobilenet_v1": {"width": 0.25, "l1": 0.05, "l2": 0.05, "momentum": 0.9, "dropout": 0.2},
@@ -56,7 +59,7 @@ GLYPHS_L2 = 0.25  # LeNet's ℓ₂ there; both lie within the paper's range, whe
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a result depends on. What is None is chosen for the network.
+    """Everything that a result depends on. Where a value is None, one is chosen for the network.
 
     data                 "glyphs" or "mnist"
     network              a name in `minires.networks.NETWORKS`
@@ -157,133 +160,281 @@ def fingerprint(dataset):
     return digest.hexdigest()
 
 
+# --- the folder ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
 class Folder:
     """Where an experiment keeps its stages, or nowhere.
 
-    path     a folder, made if need be; None keeps nothing
-    config   the Config that belongs to it
-    resume   go on with a folder that holds an earlier run of the same configuration
-    data     the `fingerprint` of the data
-    Raises   FileExistsError when it holds a run and `resume` is off, or stages without their
-             settings; ValueError when that run had other settings, other data or other kernels
+    path   a folder held by `locked_folder`; None keeps nothing
+    run    what every file in it carries, so that no other run's is taken for one of these
     """
 
-    def __init__(self, path, config, resume=False, data=None):
-        self.path = None if path is None else Path(path)
-        if self.path is None:
-            return
-        settings = self.path / "config.json"
-        now = asdict(config) | {"data_sha256": data, "kernels": chosen_kernels()}
-        if settings.exists():
-            if not resume:
-                raise FileExistsError(
-                    f"{self.path} holds an earlier run: add --resume to go on with it, or name "
-                    "another folder with --out"
-                )
-            before = load_json(settings)
-            # More seeds are more of the same: those done already count.
-            changed = [n for n in now if n != "seeds" and before.get(n) != now[n]]
-            if changed:
-                what = ", ".join(f"{n} was {before.get(n)!r}, now {now[n]!r}" for n in changed)
-                raise ValueError(f"{self.path} holds a run with other settings ({what})")
-        elif any(self.path.glob("seed_*.npz")):
-            raise FileExistsError(
-                f"{self.path} holds stages of a run, but not the config.json that says which: "
-                "name another folder with --out"
-            )
-        self.path.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.path.glob("*.part"):  # a killed run cannot tidy up after itself
-            if OWN_PART.fullmatch(unfinished.name):
-                unfinished.unlink()
-        save_json(settings, now)
+    path: Path | None = None
+    run: str = ""
 
-    def file(self, name):
+    def file(self, name: str) -> Path | None:
         """The path of a file here, or None."""
         return None if self.path is None else self.path / name
 
-    def has(self, name):
+    def has(self, name: str) -> bool:
         """Whether a finished file of that name is here."""
         return self.path is not None and (self.path / name).exists()
 
+    def save(self, name: str, **arrays) -> None:
+        """Write a stage."""
+        if self.path is not None:
+            save_arrays(self.file(name), run=np.array(self.run), **arrays)
 
-def run(config, dataset, folder, quiet=False):
+    def load(self, name: str, **shapes) -> dict:
+        """Read a stage of this very run; ValueError where it is another's, or damaged."""
+        arrays = load_arrays(self.file(name), "run", shapes=shapes)
+        self.own(name, str(arrays.pop("run")))
+        return arrays
+
+    def own(self, name: str, run: str) -> None:
+        """Refuse a file of another run."""
+        if run != self.run:
+            raise ValueError(
+                f"{self.file(name)} belongs to another run: remove it, and it is done again"
+            )
+
+
+def open_folder(
+    path: Path, config: Config, model, resume: bool = False, data: str | None = None
+) -> Folder:
+    """Look whether a folder can take this run; nothing is written but its config.json, last.
+
+    path     held by `locked_folder`
+    model    the network, whose size tells what the results need
+    resume   go on with a folder that holds an earlier run of the same configuration
+    data     the `fingerprint` of the data
+    Raises   FileExistsError when it holds a run and `resume` is off, or stages without their
+             settings; ValueError when that run had other settings, data or kernels; OSError when
+             the disk is too full
+    """
+    if (path / CONFIG).exists():
+        if not resume:
+            raise FileExistsError(
+                f"{path} holds an earlier run: add --resume to go on with it, or name another "
+                "folder with --out"
+            )
+    elif any(path.glob("seed_*.npz")):
+        raise FileExistsError(
+            f"{path} holds stages of a run, but not the {CONFIG} that says which: name another "
+            "folder with --out"
+        )
+    settings = {
+        "format": FORMAT,
+        **asdict(config),
+        "data_sha256": data,
+        "kernels": chosen_kernels(),
+    }
+    settle(path, CONFIG, settings, free=("seeds",), write=False)
+    # θ and one copy in float32, and the moments' 20 bytes a weight, for each seed.
+    done = sum(path_.stat().st_size for path_ in path.glob("seed_*.npz"))
+    check_disk(path, -done, 28 * model.size, config.seeds, "--seeds")
+    for unfinished in path.glob("*.part"):  # a killed run cannot tidy up after itself
+        if OWN_PART.fullmatch(unfinished.name):
+            unfinished.unlink()
+    settle(path, CONFIG, settings, free=("seeds",))
+    same = json.dumps({k: v for k, v in settings.items() if k != "seeds"}, sort_keys=True)
+    return Folder(path, hashlib.sha256(same.encode()).hexdigest()[:16])
+
+
+def check_members(config: Config, model, dataset) -> None:
+    """Refuse an ensemble that memory cannot hold, before anything is trained.
+
+    Raises   MemoryError, which names a number of members that would fit
+    """
+    images = 784 * 4 * (len(dataset.train_images) + len(dataset.test_images))
+    each = 4 * model.size + 8 * len(dataset.test_images) * model.classes
+    check_memory(images + 60 * model.size, each, config.members, "--members")
+
+
+# --- the stages ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all stages of all seeds share.
+
+    config         Config
+    model          the network
+    train_images   (N, 28, 28, 1) float32, on the device, like train_labels and test_images
+    test_labels    on the host
+    folder         Folder
+    quiet          no progress bars
+    """
+
+    config: Config
+    model: object
+    train_images: object
+    train_labels: object
+    test_images: object
+    test_labels: np.ndarray
+    folder: Folder
+    quiet: bool
+
+    def to_device(self, array):
+        """An array where this experiment computes."""
+        return to_device(array, self.config.device)
+
+    def predict(self, theta, stats, what):
+        """Class probabilities of the test images, on the host."""
+        theta, stats = self.to_device(theta), self.to_device(stats)
+        return loop.predict(self.model, theta, self.test_images, stats, self.quiet, what)
+
+    def train(self, do, *vectors, phase, updates, **options):
+        """`loop.train` or `loop.fine_tune` (`do`) by this experiment's data and settings."""
+        config, tuning = self.config, phase == "fine-tuning"
+        optimizer = make_optimizer(
+            config.finetune_optimizer if tuning else config.optimizer,
+            config.l2 if tuning else config.l1,
+            config.momentum,
+        )
+        data = self.train_images, self.train_labels
+        options |= {"batch": config.batch, "quiet": self.quiet}
+        return do(self.model, *vectors, *data, optimizer, updates, **options)
+
+
+def run(config: Config, dataset, folder: Folder, quiet: bool = False) -> dict:
     """All stages for all seeds.
 
     config    Config
     dataset   a data_tools.Dataset of uint8 images
     folder    Folder
+    quiet     no progress bars
     Returns   {"config": …, "records": [{"seed", "method", "members", accuracy, nll, …}, …]}
+    Raises    FloatingPointError when training diverges; ValueError when a file in the folder is
+              damaged, or of another run
     """
     from minires.data import scale  # the command's data; the library itself needs none
 
-    images = scale(dataset.train_images), scale(dataset.test_images)
-    train_images, test_images = (to_device(array, config.device) for array in images)
-    train_labels = to_device(dataset.train_labels, config.device)
-    split = train_images, train_labels, test_images, dataset.test_labels
+    device_arrays = [
+        to_device(array, config.device)
+        for array in (
+            scale(dataset.train_images),
+            dataset.train_labels,
+            scale(dataset.test_images),
+        )
+    ]
     model = config.model(dataset.train_images.shape[1:])
+    experiment = Experiment(config, model, *device_arrays, dataset.test_labels, folder, quiet)
     records = []
     for seed in range(config.seed, config.seed + config.seeds):
-        records += _run_seed(config, model, seed, split, folder, quiet)
+        records += run_seed(experiment, seed)
     results = {"config": asdict(config), "records": records}
     if folder.path is not None:
         save_json(folder.file("results.json"), results)
     return results
 
 
-def _run_seed(config, model, seed, split, folder, quiet):
-    name = f"seed_{seed}_records.json"
+def run_seed(experiment: Experiment, seed: int) -> list:
+    """The three stages of one seed, or what is missing of them; the records."""
+    name, folder = f"seed_{seed}_records.json", experiment.folder
     if folder.has(name):
-        return load_json(folder.file(name))
-    train_images, train_labels, test_images, test_labels = split
-    settings = {"batch": config.batch, "seed": seed, "quiet": quiet}
-    data = train_images, train_labels
-    device = config.device
+        return load_records(folder, name, seed)
+    pretrained = pretrain(experiment, seed)
+    finetuned, moments = fine_tune(experiment, seed, pretrained)
+    records = compare(experiment, seed, pretrained, finetuned, moments)
+    if folder.path is not None:
+        save_json(folder.file(name), {"run": folder.run, "seed": seed, "records": records})
+    return records
 
-    def there(array):
-        return to_device(array, device)
 
-    def pretrain():
-        theta = model.init(loop.stream(seed, "initial weights"), device=device)
-        stats = model.init_stats(device=device)
-        updates = config.epochs * (len(train_images) // config.batch)
-        optimizer = make_optimizer(config.optimizer, config.l1, config.momentum)
-        loop.train(model, theta, stats, *data, optimizer, updates, **settings)
-        return {"theta": to_host(theta), "stats": to_host(stats)}
+def load_records(folder: Folder, name: str, seed: int) -> list:
+    """The records of a seed that is finished; ValueError where they are not its own."""
+    path = folder.file(name)
+    content = load_json(path)
+    scores = dict.fromkeys(METRICS, float)
+    record = {"seed": int, "method": str, "members": int, "batch_norm?": str, **scores}
+    check(path, content, {"run": str, "seed": int, "records": [record]})
+    folder.own(name, content["run"])
+    seeds = {content["seed"], *(record["seed"] for record in content["records"])}
+    methods = {(record["method"], record["members"]) for record in content["records"]}
+    if seeds != {seed} or not {("pretrained", 1), FINETUNED[:2], ("mean", 1)} <= methods:
+        raise ValueError(f"{path} does not hold the records of seed {seed}: remove it")
+    return content["records"]
 
-    def fine_tune(start):
-        theta, stats = there(start["theta"].copy()), there(start["stats"].copy())
-        watched = loop.choose_weights(model, WATCHED, np.random.default_rng(0))
-        moments, moments_of_stats, history = loop.fine_tune(
-            model,
-            theta,
-            stats,
-            *data,
-            make_optimizer(config.finetune_optimizer, config.l2, config.momentum),
-            config.updates,
-            watch=watched,
-            **settings,
+
+def pretrain(experiment: Experiment, seed: int) -> dict:
+    """Train from initial weights: {"theta", "stats"}, read where it was done before."""
+    model, config = experiment.model, experiment.config
+    folder, name = experiment.folder, f"seed_{seed}_pretrained.npz"
+    if folder.has(name):
+        return folder.load(name, theta=(model.size,), stats=(model.stats_size,))
+    theta = model.init(loop.stream(seed, "initial weights"), device=config.device)
+    stats = model.init_stats(device=config.device)
+    updates = config.epochs * (len(experiment.train_images) // config.batch)
+    experiment.train(loop.train, theta, stats, phase="training", updates=updates, seed=seed)
+    found = {"theta": to_host(theta), "stats": to_host(stats)}
+    folder.save(name, **found)
+    return found
+
+
+def fine_tune(experiment: Experiment, seed: int, start: dict) -> tuple:
+    """Fine-tune with moments.
+
+    start     what `pretrain` returned
+    Returns   {"theta", "stats", "mean_stats", "watched", "history"}, and the Moments of θ
+    """
+    model, config, folder = experiment.model, experiment.config, experiment.folder
+    name, moments_name = f"seed_{seed}_finetuned.npz", f"seed_{seed}_moments.npz"
+    if folder.has(name) and folder.has(moments_name):
+        return load_finetuned(experiment, name, moments_name)
+    theta, stats = (experiment.to_device(start[key].copy()) for key in ("theta", "stats"))
+    watched = loop.choose_weights(model, WATCHED, np.random.default_rng(0))
+    moments, moments_of_stats, history = experiment.train(
+        loop.fine_tune, theta, stats, phase="fine-tuning", updates=config.updates, seed=seed,
+        watch=watched,
+    )  # fmt: skip
+    if folder.path is not None:
+        moments.save(folder.file(moments_name))
+    found = {
+        "theta": to_host(theta),
+        "stats": to_host(stats),
+        "mean_stats": to_host(moments_of_stats.mean),
+        "watched": np.array(watched),
+        "history": history,
+    }
+    folder.save(name, **found)
+    return found, moments
+
+
+def load_finetuned(experiment: Experiment, name: str, moments_name: str) -> tuple:
+    """What a fine-tuning left; ValueError where its files contradict each other."""
+    model, config, folder = experiment.model, experiment.config, experiment.folder
+    found = folder.load(
+        name,
+        theta=(model.size,),
+        stats=(model.stats_size,),
+        mean_stats=(model.stats_size,),
+        watched=(WATCHED,),
+        history=(config.updates, WATCHED),
+    )
+    watched, history = found["watched"], found["history"]
+    if watched.dtype.kind != "i" or not ((watched >= 0) & (watched < model.size)).all():
+        raise ValueError(f"{folder.file(name)}: watched are no numbers of weights")
+    if not np.array_equal(history[-1], found["theta"][watched]):
+        raise ValueError(f"{folder.file(name)}: its history does not end where theta is")
+    moments = Moments.load(folder.file(moments_name), config.device)
+    mean = to_host(moments.mean) if moments.shape == (model.size,) and moments.count else None
+    same = mean is not None and np.allclose(mean[watched], history.mean(axis=0), 1e-4, 1e-5)
+    if not same or moments.count != config.updates:
+        raise ValueError(
+            f"{folder.file(moments_name)} are not the moments of {name}: remove both, and they "
+            "are made again"
         )
-        if folder.path is not None:
-            moments.save(folder.file(f"seed_{seed}_moments.npz"))
-        return {
-            "theta": to_host(theta),
-            "stats": to_host(stats),
-            "mean_stats": to_host(moments_of_stats.mean),
-            "watched": np.array(watched),
-            "history": history,
-        }, moments
+    return found, moments
 
-    pretrained = _stage(folder, f"seed_{seed}_pretrained.npz", pretrain)
-    finetuned_file, moments_file = f"seed_{seed}_finetuned.npz", f"seed_{seed}_moments.npz"
-    if folder.has(finetuned_file) and folder.has(moments_file):
-        finetuned = _load(folder, finetuned_file)
-        moments = Moments.load(folder.file(moments_file), device)
-    else:
-        finetuned, moments = fine_tune(pretrained)
-        _save(folder, finetuned_file, finetuned)
 
-    members = moments.sample(config.members, loop.stream(seed, "drawn networks"))
-    records = []
+def compare(
+    experiment: Experiment, seed: int, pretrained: dict, finetuned: dict, moments: Moments
+) -> list:
+    """Score every method on the test images: the records of a seed."""
+    config, records = experiment.config, []
 
     def record(method, members, probabilities, policy=None):
         if np.isnan(probabilities).any():
@@ -291,65 +442,56 @@ def _run_seed(config, model, seed, split, folder, quiet):
                 f"{label_of(method, members, policy)}: predictions are not numbers: lower --l1 or "
                 f"--l2, now {config.l1} and {config.l2}"
             )
-        scores = loop.score(probabilities, test_labels)
+        scores = loop.score(probabilities, experiment.test_labels)
         # Only networks with batch norm have the choice of statistics.
         named = {"batch_norm": policy} if policy else {}
         records.append({"seed": seed, "method": method, "members": members, **named, **scores})
 
     def predict(theta, stats, what):
-        desc = f"{what} (seed {seed})"
-        return loop.predict(model, there(theta), test_images, there(stats), quiet, desc)
-
-    def statistics(theta):
-        """The statistics that go with resampled weights, by each policy."""
-        lead = theta.shape[:-1]
-        if not model.stats_size:
-            return {None: model.init_stats(*lead)}
-        order = loop.batches(len(train_images), config.batch, loop.stream(seed, "statistics order"))
-        chosen = itertools.islice(order, STATISTICS_BATCHES)
-        looks = (train_images[there(batch)] for batch in chosen)
-        averaged, last = (
-            there(np.broadcast_to(finetuned[key], (*lead, model.stats_size)).copy())
-            for key in ("mean_stats", "stats")
-        )
-        return batch_norm_policies(model, theta, averaged, last, looks)
+        return experiment.predict(theta, stats, f"{what} (seed {seed})")
 
     record("pretrained", 1, predict(pretrained["theta"], pretrained["stats"], "pre-trained"))
     record("finetuned", 1, predict(finetuned["theta"], finetuned["stats"], "fine-tuned"))
-    for policy, stats in statistics(moments.mean).items():
+    for policy, stats in statistics_of(experiment, seed, finetuned, moments.mean).items():
         record("mean", 1, predict(moments.mean, stats, "mean model"), policy)
-    for policy, stats in statistics(members).items():
-        drawn = predict(members, stats, f"{config.members} drawn networks")
+    members = moments.sample(config.members, loop.stream(seed, "drawn networks"))
+    for policy, stats in statistics_of(experiment, seed, finetuned, members).items():
+        drawn = np.concatenate([  # ten at a time, so that memory does not grow with --members
+            predict(members[some], stats[some], f"{config.members} drawn networks")
+            for some in (slice(k, k + SIDE_BY_SIDE) for k in range(0, len(members), SIDE_BY_SIDE))
+        ])  # fmt: skip
         record("draw", 1, drawn[0], policy)
         for size in sorted({min(SMALL_ENSEMBLE, config.members), config.members}):
             record("ensemble", size, average(drawn[:size]), policy)
-    if folder.path is not None:
-        save_json(folder.file(name), records)
     return records
 
 
-def _stage(folder, name, work):
-    """Do a stage, or read what it left when it was done before."""
-    if folder.has(name):
-        return _load(folder, name)
-    result = work()
-    _save(folder, name, result)
-    return result
+def statistics_of(experiment: Experiment, seed: int, finetuned: dict, theta) -> dict:
+    """Batch-norm statistics for resampled weights, by each policy.
 
-
-def _save(folder, name, arrays):
-    if folder.path is not None:
-        save_arrays(folder.file(name), **arrays)
-
-
-def _load(folder, name):
-    return load_arrays(folder.file(name), "theta", "stats")
+    theta     (P,), or (R, P)
+    Returns   {policy: (S,) or (R, S)}; one policy, None, for a network without batch norm
+    """
+    model, lead = experiment.model, theta.shape[:-1]
+    if not model.stats_size:
+        return {None: model.init_stats(*lead)}
+    images = experiment.train_images
+    order = loop.batches(
+        len(images), experiment.config.batch, loop.stream(seed, "statistics order")
+    )
+    chosen = itertools.islice(order, STATISTICS_BATCHES)
+    looks = (images[experiment.to_device(batch)] for batch in chosen)
+    averaged, last = (
+        experiment.to_device(np.broadcast_to(finetuned[key], (*lead, model.stats_size)).copy())
+        for key in ("mean_stats", "stats")
+    )
+    return batch_norm_policies(model, theta, averaged, last, looks)
 
 
 # --- the table ----------------------------------------------------------------------------
 
 
-def label_of(method, members, policy):
+def label_of(method: str, members: int, policy: str | None) -> str:
     """What a row or a bar of results is called."""
     name = {
         "pretrained": "pre-trained",
@@ -361,10 +503,7 @@ def label_of(method, members, policy):
     return f"{name}, {policy}" if policy else name
 
 
-FINETUNED = ("finetuned", 1, None)
-
-
-def collect(records):
+def collect(records: list) -> dict:
     """{(method, members, batch-norm policy): {metric: array over seeds}}, seeds in order."""
     table = {}
     for record in sorted(records, key=lambda record: record["seed"]):
@@ -384,7 +523,7 @@ COLUMNS = (
 )
 
 
-def table(records):
+def table(records: list) -> str:
     """The results as text: mean ± standard deviation over seeds, and below it Δ to fine-tuned.
 
     Δ is the mean over seeds of the difference between two networks of the same seed, and its
@@ -393,62 +532,32 @@ def table(records):
     rows = collect(records)
     seeds = len(next(iter(rows.values()))["accuracy"])
     reference = rows[FINETUNED]
-    lines = [["method", *(heading for _, heading, _, _ in COLUMNS)]]
+    lines = []
     for key, row in rows.items():
-        lines.append([label_of(*key)])
-        lines[-1] += [
-            _spread(row[metric] * factor, digits) for metric, _, factor, digits in COLUMNS
-        ]
+        scores = [spread_text(row[m] * factor, digits) for m, _, factor, digits in COLUMNS]
+        lines.append([label_of(*key), *scores])
         if key != FINETUNED:
-            lines.append(["  Δ"])
-            lines[-1] += [
-                _spread((row[metric] - reference[metric]) * factor, digits, sign="+")
-                for metric, _, factor, digits in COLUMNS
+            gaps = [
+                spread_text((row[m] - reference[m]) * factor, digits, "+")
+                for m, _, factor, digits in COLUMNS
             ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def text(cells):
-        first, *rest = cells
-        aligned = [first.ljust(widths[0])]
-        aligned += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        return "  ".join(aligned).rstrip()
-
-    rule = "  ".join("─" * width for width in widths)
-    note = (
-        f"{seeds} seeds, ± standard deviation over them (ddof 1); "
+            lines.append(["  Δ", *gaps])
+    heads = ["method", *(heading for _, heading, _, _ in COLUMNS)]
+    spread = (
+        f"{seeds} seeds, ± standard deviation over them (ddof 1)"
         if seeds > 1
-        else "one seed, so no spread; "
+        else "one seed, so no spread"
     )
-    note += "Δ: against fine-tuned, same seed"
-    notes = [note]
+    notes = [f"{spread}; Δ: against fine-tuned, same seed"]
     if any(policy for _, _, policy in rows):
         notes.append(
             "batch-norm statistics: averaged like the weights, recomputed from training images, "
             "or those of the last update"
         )
-    return "\n".join([text(lines[0]), rule, *map(text, lines[1:]), rule, *notes])
+    return "\n".join([text.table(heads, [*lines, None]), *notes])
 
 
-def _spread(values, digits, sign=""):
+def spread_text(values: np.ndarray, digits: int, sign: str = "") -> str:
+    """Mean ± standard deviation (ddof 1) as text; only the mean of a single value."""
     mean = f"{values.mean():{sign}.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
-
-
-def check_space(folder, model, config):
-    """Raise OSError before the work, rather than after, when the disk is too full."""
-    if folder.path is None:
-        return
-    # θ twice in float32; the moments take 20 bytes a weight.
-    sizes = {"pretrained": 4, "finetuned": 4, "moments": 20}
-    needed = sum(
-        size * model.size
-        for seed in range(config.seed, config.seed + config.seeds)
-        for stage, size in sizes.items()
-        if not folder.has(f"seed_{seed}_{stage}.npz")
-    )
-    free = shutil.disk_usage(folder.path).free
-    if needed > free:
-        raise OSError(
-            f"{folder.path}: the results need {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are "
-            "free: name another folder with --out, or fewer --seeds"
-        )

@@ -1,36 +1,46 @@
-"""Pictures of one experiment. Drawn without a screen, written as PNG."""
+"""The picture of one experiment: the scores of every method, and a few weights over the updates."""
 
 import numpy as np
 
-from minires.arrays.files import complete
-from minires.study.experiment import FINETUNED, collect, label_of
+from minires.arrays.files import load_arrays
+from minires.arrays.pictures import new_figure, save_png
+from minires.study.experiment import FINETUNED, Folder, collect, label_of
 
 INK, GRID, PLAIN, OURS = "#1f2933", "#d9dee3", "#9aa5b1", "#0b7285"
 POLICIES = (OURS, "o"), ("#e8590c", "s"), ("#5f3dc4", "^")  # colour and shape of each
 
 
+def draw_folder(folder: Folder, results: dict, model) -> None:
+    """Write figure.png into the folder of a run that is finished.
+
+    folder    minires.study.experiment.Folder
+    results   what `minires.study.experiment.run` returned
+    model     the network, for the names of weights
+    """
+    kept = load_arrays(folder.file(f"seed_{results['config']['seed']}_finetuned.npz"))
+    names = [name_of(model, index) for index in kept["watched"]]
+    draw_experiment(results, folder.file("figure.png"), kept["history"], names)
+
+
 def draw_experiment(results, path, history=None, names=()):
-    """Accuracy and NLL of every method, and how a few weights lived.
+    """Accuracy and NLL of every method, and a few weights over the updates of fine-tuning.
 
     results   what `minires.study.experiment.run` returns
     path      the PNG file
     history   (updates, K): the watched weights after every fine-tuning update
     names     K names for them
     """
-    from matplotlib.figure import Figure
-
     count = 0 if history is None else history.shape[1]
     keys = collect(results["records"])
     crowded = any(policy for _, _, policy in keys)
     high = 1.2 + (0.7 if crowded else 0.4) * len({key[:2] for key in keys}) + 0.5 * crowded
-    figure = Figure(figsize=(11, high + 3.7 * (count > 0)), layout="constrained", dpi=130)
+    figure = new_figure(11, high + 3.7 * (count > 0), 130)
     parts = figure.subfigures(2 if count else 1, 1, height_ratios=[high, 3.7] if count else None)
     top = parts[0] if count else parts
     _draw_methods(top, results)
     if count:
-        _draw_lives(parts[1], history, names)
-    with complete(path) as file:
-        figure.savefig(file, format="png")
+        _draw_weights(parts[1], history, names)
+    save_png(figure, path)
 
 
 def _draw_methods(part, results):
@@ -80,7 +90,7 @@ def _draw_methods(part, results):
         )
 
 
-def _draw_lives(part, history, names):
+def _draw_weights(part, history, names):
     updates, count = history.shape
     part.suptitle(
         "Six weights while fine-tuning, and the Gaussian that the moments fit"
@@ -121,3 +131,12 @@ def _tidy(axes):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(GRID)
+
+
+def name_of(model, index: int) -> str:
+    """ "conv2d_1.weight[3, 2, 0, 17]" for an index into θ."""
+    for entry in model.layout.weights:
+        if entry.start <= index < entry.start + entry.size:
+            place = np.unravel_index(index - entry.start, entry.shape)
+            return f"{entry.name}[{', '.join(str(int(i)) for i in place)}]"
+    raise IndexError(f"θ has {model.size} weights, there is no number {index}")

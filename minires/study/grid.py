@@ -70,6 +70,8 @@ class Profile:
     data             "glyphs" or "mnist"
     network          a name in `minires.networks.NETWORKS`
     options          arguments for it, such as {"channels": (8, 16)}
+    inputs           what grey levels 0 … 255 become: "[-1, 1]", "[0, 1]", or "standardised" to
+                     mean 0 and standard deviation 1 over the training images
     train, test      how many images (None: all)
     epochs           of pre-training
     updates          of fine-tuning
@@ -89,6 +91,7 @@ class Profile:
     data: str
     network: str = "lenet"
     options: dict = field(default_factory=dict)
+    inputs: str = "[-1, 1]"
     train: int | None = None
     test: int | None = None
     epochs: int = 2
@@ -172,6 +175,7 @@ def nearest(values, wanted):
     return min(values, key=lambda value: (abs(value - wanted), value))
 
 
+TESTING = {"smoke"}  # profiles that test that everything runs, and are too small to judge
 SMOKE = Profile(
     "smoke",
     "glyphs",
@@ -214,3 +218,52 @@ LITE = Profile(
 )
 FULL = Profile("full", "mnist")
 PROFILES = {profile.name: profile for profile in (SMOKE, CLASS, LITE, FULL)}
+
+
+# --- which LeNet was the paper's? -----------------------------------------------------------
+
+TRIED_L1, TRIED_L2 = 0.2, 0.15
+OUTSIDE = (0.05, 0.6)  # of the paper's range of ℓ₁, for claim C1
+
+
+@dataclass(frozen=True)
+class Candidate(Profile):
+    """A network that may have been the paper's: a Profile of very few cells."""
+
+    data: str = "mnist"
+    l1: tuple = (TRIED_L1,)
+    l1_outside: tuple = ()
+    l2: tuple = (TRIED_L2,)
+    seeds: int = 1
+    baselines: tuple = ()
+    curves: tuple = ()
+
+    def cells(self):
+        """SGD after SGD, Adam after Adam, with and without dropout."""
+        found = set()
+        for seed in range(self.seeds):
+            for dropout in self.dropout:
+                for optimizer, l1, l2 in (
+                    ("sgd", TRIED_L1, TRIED_L2),
+                    ("adam", ADAM_RATE, ADAM_RATE),
+                ):
+                    start = Cell(optimizer, l1, dropout, seed)
+                    found |= {start, replace(start, finetune_optimizer=optimizer, l2=l2)}
+            found |= {Cell("sgd", l1, max(self.dropout), seed) for l1 in self.l1_outside}
+        return sorted(found, key=lambda cell: cell.order)
+
+    def parts(self, cell):
+        """Nothing beyond the paper's methods."""
+        return frozenset()
+
+
+CANDIDATES = (
+    Candidate("slim-1024"),
+    Candidate("slim-512", options={"hidden": 512}),
+    Candidate("20-50-500", options={"channels": (20, 50), "hidden": 500}),
+    Candidate("6-16-120-84", network="lenet_classic"),
+    Candidate("slim-1024-he", options={"initializer": "he"}),
+    Candidate("slim-1024-truncated-normal", options={"initializer": "truncated_normal"}),
+    Candidate("slim-1024-inputs-0-1", inputs="[0, 1]"),
+    Candidate("slim-1024-inputs-standardised", inputs="standardised"),
+)

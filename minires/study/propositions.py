@@ -1,16 +1,16 @@
 """Claims taken apart into propositions that data can show, contradict or leave open.
 
-A claim is supported when each of its propositions is shown at α = 0.05. As all must hold this
-needs no correction; but one alone that is contradicted is enough against the claim, so for these
-α is Holm's. A proposition about many cells is decided by the mean over the middle half of the
-cells, one number for each seed; beside it stands in how many cells alone it can be seen, with
-Holm's correction. A cell that alone speaks against it makes the claim inconclusive. Ranks, and
-the middle, because a network that dies of a high rate should count as one bad run and not as all
-there is to say.
+A claim is supported when each of its propositions is shown at α = 0.05. As all must hold, this
+needs no correction. One contradicted proposition is enough against the claim, so for
+contradictions α is corrected by Holm's method.
 
-Contradicted means evidence against: the opposite, or an effect that is surely too small to
-matter. Where the data cannot tell, because there are few seeds, much noise or nothing measured,
-a proposition is open.
+A proposition about many cells is decided by the mean over the middle half of the cells: one number
+for each seed. The page also says in how many single cells it can be seen, with Holm's correction.
+A single cell that speaks against it makes the claim inconclusive. The tests are of ranks, and the
+mean is trimmed, so that one diverged run does not dominate.
+
+"Contradicted" needs evidence, as "shown" does: for the opposite, or for an effect too small to
+matter. A proposition is open where the data cannot tell: few seeds, much noise, nothing measured.
 """
 
 import math
@@ -49,12 +49,20 @@ SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclu
 
 @dataclass(frozen=True)
 class Unit:
-    """How an effect is written."""
+    """How an effect is written.
+
+    factor   what a value is multiplied by
+    digits   after the point
+    name     written behind the number
+    sign     "+" to write it always, "" only where negative
+    words    for none, a positive and a negative effect, instead of a sign and a name
+    """
 
     factor: float
     digits: int
     name: str
     sign: str = "+"
+    words: tuple = ()
 
     def write(self, value, sign=None):
         value = round(value * self.factor, self.digits) + 0.0  # no "-0.000"
@@ -62,7 +70,14 @@ class Unit:
         return text.replace("-", "−")
 
     def phrase(self, value, sign=None):
-        return f"{self.write(value, sign)}{self.name}"
+        """A value with its unit."""
+        if not self.words:
+            return f"{self.write(value, sign)}{self.name}"
+        size = self.write(abs(value), "")
+        none, positive, negative = self.words
+        if not float(size):
+            return none
+        return f"{positive if value > 0 else negative} {size}"
 
     def edge(self, value):
         """A bound, without digits that say nothing."""
@@ -72,7 +87,7 @@ class Unit:
 POINTS = Unit(100, 3, " points")
 PERCENT = Unit(100, 1, " %")
 SHARE = Unit(100, 2, " %", sign="")
-RATE = Unit(1, 3, " of ℓ₂")
+RATE = Unit(1, 3, "", words=("the same ℓ₂", "ℓ₂ larger by", "ℓ₂ smaller by"))
 NLL = Unit(1, 4, "")
 
 
@@ -289,9 +304,9 @@ def size(effect, unit):
 
 
 def _brackets(effect, unit):
-    if len(effect) < 2:
-        return ""
     low, high = interval(effect)
+    if math.isnan(low):
+        return "(too few seeds for an interval)"
     return f"[{unit.write(low)}, {unit.write(high)}]"
 
 

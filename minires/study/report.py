@@ -9,16 +9,13 @@ Everything that comes from the records is escaped before it stands in the page.
 
 import json
 import re
-import sys
 from dataclasses import fields, replace
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 
 import numpy as np
 
-from minires.arrays.files import complete
 from minires.study import figures
 
 DARK = (
@@ -55,38 +52,6 @@ STATES = {
     "contradicted": OUTCOMES["not supported"],
     "open": OUTCOMES["inconclusive"],
 }
-
-
-# --- the command --------------------------------------------------------------------------
-
-
-def add_parser(subparsers):
-    """Add `minires report` to the command line."""
-    parser = subparsers.add_parser(
-        "report",
-        help="one HTML page of what a sweep found",
-        description="Write one self-contained HTML file: verdicts on the paper's claims, figures, "
-        "tables, sliders. The sweep may still be running.",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (DIR/report.html)")
-    parser.add_argument("--png", type=Path, metavar="FOLDER", help="the figures as PNG files too")
-    parser.set_defaults(run=run)
-
-
-def run(options):
-    """Carry out `minires report`; returns the exit code."""
-    from minires.study.store import load_sweep
-
-    sweep = load_sweep(options.folder)
-    panels = figures.draw_all(sweep)
-    out = options.out or options.folder / "report.html"
-    with complete(out, "w") as file:
-        file.write(write_page(sweep, panels, options.folder))
-    if options.png:
-        figures.write_pngs(panels, options.png)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
-    return 0
 
 
 # --- the page -----------------------------------------------------------------------------

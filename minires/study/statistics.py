@@ -20,7 +20,6 @@ from scipy import stats
 
 ALPHA = 0.05
 LEAST_SEEDS = 5  # all five of one sign have p = 1/32; with four, 1/16, nothing can be shown
-RESAMPLES = 9999
 EXACT = 13  # up to so many seeds all 2ⁿ signs are tried
 
 
@@ -44,6 +43,7 @@ def p_greater(differences, than=0.0):
 
     differences   (…, n), one for each seed
     Returns       one-sided p-values (…), at least 2⁻ⁿ; 1 for a single seed
+    Raises        ValueError when a difference is not finite
     Source        Wilcoxon 1945, Biometrics Bulletin 1
     """
     excess = _rounded(differences - np.asarray(than, float))
@@ -85,6 +85,8 @@ def p_equivalent(differences, margin):
     Returns       the larger of the two p-values, (…)
     Source        Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15
     """
+    if not margin > 0:
+        raise ValueError(f"p_equivalent: margin is {margin}, expected a number above 0")
     return np.maximum(p_greater(differences, -margin), p_less(differences, margin))
 
 
@@ -154,6 +156,8 @@ def holm(p_values):
     Source     Holm 1979, Scandinavian Journal of Statistics 6
     """
     p_values = np.asarray(p_values, float)
+    if not ((p_values >= 0) & (p_values <= 1)).all():
+        raise ValueError(f"holm: {p_values} are no p-values")
     order = np.argsort(p_values, kind="stable")
     factors = len(p_values) - np.arange(len(p_values))
     adjusted = np.empty_like(p_values)
@@ -162,26 +166,26 @@ def holm(p_values):
 
 
 def interval(values):
-    """A 95 % bootstrap interval of the mean, bias-corrected and accelerated (BCa).
+    """A 95 % interval of the mean, by Student's t.
 
-    values    (n,)
-    Returns   (low, high); the value itself where all are equal, NaN where there is only one
-    Source    Efron 1987, J. American Statistical Association 82
+    mean ± t(0.975, n − 1) · s/√n
+
+    Of 100 such intervals of normal values 95 hold the true mean, at any n. Of skewed values fewer
+    do: of exponential ones 88 at n = 5 and 90 at n = 10. Bootstrap intervals are worse there: with
+    so few values, samples of the sample vary too little.
+
+    values    (n,), finite
+    Returns   (low, high); the value itself where all are equal; NaN below `LEAST_SEEDS` values
+    Raises    ValueError when a value is not finite
+    Source    Student 1908, Biometrika 6
     """
     values = _rounded(values)
-    if len(values) < 2:
+    if len(values) < LEAST_SEEDS:
         return np.nan, np.nan
     if _all_equal(values):
         return float(values[0]), float(values[0])
-    # A fixed seed: the same data give the same interval.
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        method="BCa",
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(1 - ALPHA)
+    return float(low), float(high)
 
 
 def middle(cells):
@@ -205,6 +209,8 @@ def best_of_the_others(values):
     values    (K, S), S at least 2
     Returns   (S,) indices in [0, K)
     """
+    if not np.isfinite(values).all():
+        raise ValueError("best_of_the_others: values are missing: see `complete`")
     return (values.sum(axis=1, keepdims=True) - values).argmax(axis=0)
 
 
@@ -230,8 +236,17 @@ def complete(cells):
 
 
 def _rounded(values):
-    """Away with the last digits, in which equal differences of accuracies differ."""
-    return np.round(np.asarray(values, float), 13)
+    """Finite values without their last digits, in which equal differences of accuracies differ.
+
+    A missing value is no evidence: it would count as a rank, and as a difference.
+    """
+    values = np.asarray(values, float)
+    bad = values.size - int(np.isfinite(values).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of {values.size} values are not finite: leave those seeds out (`complete` does)"
+        )
+    return np.round(values, 13)
 
 
 def _all_equal(values):

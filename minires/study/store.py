@@ -1,108 +1,155 @@
-"""What a sweep leaves behind: its records, read and written, and the table made of them.
+"""What a sweep leaves behind: its cells, read and written, and the table made of them.
 
 `minires.study.sweep` says what lies in the folder.
 """
 
+import gzip
+import hashlib
 import itertools
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from minires.arrays.files import load_json
+from minires.arrays import text
+from minires.arrays.files import complete, load_json, save_json
+from minires.arrays.results import check
 from minires.study.experiment import METRICS
 from minires.study.grid import Cell
 from minires.training import loop
 
-GROUP = 5  # networks in a deep ensemble
+FORMAT = 2  # of the folder, since a cell is a file
+SETTINGS, ROWS, DEEP = "sweep.json", "cells.jsonl.gz", "deep_ensembles.json"
+DEEP_MEMBERS = 5  # networks in a deep ensemble
+
+SCORES = dict.fromkeys(METRICS, float)
+CELL = {
+    "optimizer": str,
+    "l1": float,
+    "dropout": float,
+    "seed": int,
+    "finetune_optimizer": (str, None),
+    "l2": (float, None),
+}
+BINS = {"confidence": [(float, None)], "accuracy": [(float, None)], "count": [int]}
+LAYER = {"name": str, "filters": [float], "relative": (float, None), "quantiles": [float]}
+PLANE = {"x": [float], "y": [float], "test_loss": [[float]], "points": {"*": [float]}}
+RECORD = {
+    "sweep": str,
+    "cell": CELL,
+    "diverged?": str,
+    "methods?": {"*": SCORES},
+    "mcnemar?": {"*": [int]},
+    "curves?": {"*": {"*": [float]}},
+    "reliability?": {"*": BINS},
+    "moments_check?": {"*": float},
+    "portrait?": {"sigma": [LAYER], "line": {"*": [float]}, "plane": PLANE},
+    "seconds?": {"*": float},
+}
+DEEP_ENSEMBLE = {
+    "cell": {name: kind for name, kind in CELL.items() if name != "seed"},
+    "seeds": [int],
+    "members": int,
+    **SCORES,
+}
+
+
+def name_of_sweep(settings: dict) -> str:
+    """What every cell of a sweep carries, so that no other sweep's is taken for one of its own."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Store:
-    """The finished cells, one line of JSON each, in a file that only grows.
+    """The finished cells of a sweep: a file for each, complete or not there.
 
-        with Store(folder / "results.jsonl") as store:
-            store.append(record)
-
-    A line goes to the file in a single write, and to the disk before `append` returns. A
-    process that is killed in between leaves at most one line without an end, the last; the
-    next to open the file cuts it off.
-
-    path     the file, made if need be
-    Raises   BlockingIOError while another process has it open (where the system can tell);
-             ValueError when the file is damaged
+    folder   of the sweep, with its sweep.json, held by `locked_folder`
+    Raises   ValueError when a file is damaged, or of another sweep
     """
 
-    def __init__(self, path):
-        self.path = Path(path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        self._file = os.open(self.path, flags, 0o644)
-        try:
-            self._lock()
-            content = self.path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.ftruncate(self._file, whole)
-            self.records = _parse(self.path, content[:whole])
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.name, self.records = read_cells(self.folder)
 
-    def append(self, record):
-        """Add a finished cell."""
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        before = os.fstat(self._file).st_size
+    def add(self, record: dict) -> None:
+        """Keep the record of a finished cell; it is on the disk when this returns.
+
+        Raises   OSError, and nothing is left, when the disk is full
+        """
+        path = cell_file(self.folder, Cell(**record["cell"]))
+        path.parent.mkdir(exist_ok=True)
         try:
-            written = os.write(self._file, line)
-            os.fsync(self._file)
+            save_json(path, {"sweep": self.name, **record})
         except OSError as error:
-            written, reason = 0, error.strerror
-        else:
-            reason = "the disk is full"
-        if written < len(line):
-            os.ftruncate(self._file, before)
-            raise OSError(f"{self.path}: {reason}: make room, and run the command again")
+            raise OSError(
+                f"{path}: {error.strerror or error}: make room, and run the command again"
+            ) from error
         self.records.append(record)
 
-    def close(self):
-        """Give the file free."""
-        os.close(self._file)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.close()
-
-    def _lock(self):
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"{self.path.parent}: another sweep is at work here: wait for it, or name "
-                "another folder with --out"
-            ) from error
+def cell_file(folder: Path, cell: Cell) -> Path:
+    """Where the record of a cell lies."""
+    return Path(folder) / "cells" / f"{cell.key}.json"
 
 
-def _parse(path, content):
-    """The records in the whole lines of a file; ValueError names a line that makes no sense."""
-    records, seen = [], {}
-    for number, line in enumerate(content.splitlines(), 1):
-        try:
-            record = json.loads(line)
-            cell = Cell(**record["cell"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}: not a record of a cell ({error})") from error
-        if cell in seen:
-            raise ValueError(f"{path}: lines {seen[cell]} and {number} are the same cell")
-        seen[cell] = number
-        records.append(record)
-    return records
+def read_cells(folder: Path) -> tuple[str, list]:
+    """The name of the sweep in a folder, and the records of its cells, sorted.
+
+    Raises   FileNotFoundError when it holds no sweep; ValueError, which names a damaged file
+    """
+    if (folder / "results.jsonl").exists():
+        raise ValueError(
+            f"{folder} holds a sweep of an earlier version of minires, which kept its cells in "
+            "results.jsonl: name another folder with --out"
+        )
+    if not (folder / SETTINGS).exists():
+        raise FileNotFoundError(
+            f"{folder} holds no sweep (no {SETTINGS}): `minires sweep --out {folder}` makes one"
+        )
+    settings = load_json(folder / SETTINGS)
+    kinds = {"format": int, "data": str, "train": int, "updates": int, "batch": int}
+    check(folder / SETTINGS, settings, {**kinds, "*": object})
+    name, found = name_of_sweep(settings), {}
+    if (folder / ROWS).exists():
+        for number, row in enumerate(_read_rows(folder / ROWS), 1):
+            record = _checked(f"{folder / ROWS}, line {number}", row, name)
+            found[Cell(**record["cell"])] = record
+    for path in sorted((folder / "cells").glob("*.json")):
+        record = _checked(path, load_json(path), name)
+        cell = Cell(**record["cell"])
+        if path.stem != cell.key:
+            raise ValueError(f"{path} holds another cell, {cell.key}: remove it")
+        found[cell] = record
+    return name, [found[cell] for cell in sorted(found, key=lambda cell: cell.order)]
+
+
+def _checked(path, record, name):
+    """A record that is what it must be, without the name of its sweep."""
+    check(path, record, RECORD)
+    if record["sweep"] != name:
+        raise ValueError(f"{path} belongs to another sweep: remove it, and it is done again")
+    if ("diverged" in record) == ("methods" in record):
+        raise ValueError(f"{path} has neither scores nor a reason why there are none: remove it")
+    tuned = record["cell"]["l2"] is not None
+    needed = {"pretrained", "finetuned", "mean"} if tuned else {"pretrained"}
+    methods = record.get("methods", {name: {} for name in needed})
+    if not needed <= set(methods):
+        raise ValueError(f"{path} lacks scores of {', '.join(sorted(needed - set(methods)))}")
+    if not all(0 <= scores.get("accuracy", 0) <= 1 for scores in methods.values()):
+        raise ValueError(f"{path} has an accuracy that is not from 0 to 1: remove it")
+    for curve in record.get("curves", {}).values():
+        if len(set(map(len, curve.values()))) != 1:
+            raise ValueError(f"{path} has a curve of unequal lengths: remove it")
+    return {key: value for key, value in record.items() if key != "sweep"}
+
+
+def _read_rows(path):
+    """The lines of a compressed file of JSON."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except (OSError, EOFError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -121,27 +168,43 @@ class Sweep:
     diverged: list
 
 
-def load_sweep(folder):
-    """Read the folder of a sweep, finished or not; nothing in it is changed.
+def load_sweep(folder: str | Path) -> Sweep:
+    """Read the folder of a sweep, finished or not, or its rows; nothing in it is changed.
 
-    Returns  Sweep
-    Raises   FileNotFoundError when it holds no sweep; ValueError when it is damaged
+    Raises   FileNotFoundError when it holds no sweep; ValueError, which names a damaged file
     """
     folder = Path(folder)
-    if not (folder / "sweep.json").exists():
-        raise FileNotFoundError(
-            f"{folder} holds no sweep (no sweep.json): `minires sweep --out {folder}` makes one"
-        )
-    results = folder / "results.jsonl"
-    content = results.read_bytes() if results.exists() else b""
-    records = _parse(results, content[: content.rfind(b"\n") + 1])
-    records.sort(key=lambda record: Cell(**record["cell"]).order)
+    _, records = read_cells(folder)
     return Sweep(
-        settings=load_json(folder / "sweep.json"),
+        settings=load_json(folder / SETTINGS),
         records=[record for record in records if "diverged" not in record],
-        deep_ensembles=_deep_ensembles(folder / "predictions", records),
+        deep_ensembles=_deep_ensembles(folder, records),
         diverged=[record for record in records if "diverged" in record],
     )
+
+
+def save_rows(sweep: Sweep, folder: str | Path) -> None:
+    """Write a sweep as three small files from which `load_sweep` reads the same.
+
+    They are what is kept in a repository: `minires report` makes the page from them, and
+    `minires sweep --out` goes on from them. The same sweep gives the same bytes.
+
+    folder   made if need be
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = name_of_sweep(sweep.settings)
+    records = [*sweep.records, *sweep.diverged]
+    records.sort(key=lambda record: Cell(**record["cell"]).order)
+    with (
+        complete(folder / ROWS) as file,
+        gzip.GzipFile("", "wb", 9, file, mtime=0) as rows,
+    ):
+        for record in records:
+            line = json.dumps({"sweep": name, **record}, ensure_ascii=False, allow_nan=False)
+            rows.write(line.encode() + b"\n")
+    save_json(folder / DEEP, sweep.deep_ensembles)
+    save_json(folder / SETTINGS, sweep.settings)
 
 
 def _deep_ensembles(folder, records):
@@ -149,18 +212,24 @@ def _deep_ensembles(folder, records):
 
     Returns  [{"cell" without its seed, "seeds", "members", accuracy, nll, brier, ece}, …]
     """
-    groups = {}
+    groups, found = {}, []
+    if (folder / DEEP).exists():
+        found = load_json(folder / DEEP)
+        check(folder / DEEP, found, [DEEP_ENSEMBLE])
+    known = {(str(entry["cell"]), seed) for entry in found for seed in entry["seeds"]}
     for record in records:  # sorted: seeds come in order
         cell = Cell(**record["cell"])
-        if (folder / f"{cell.key}.npy").exists():
-            group = {name: value for name, value in asdict(cell).items() if name != "seed"}
+        group = {name: value for name, value in asdict(cell).items() if name != "seed"}
+        kept = (folder / "predictions" / f"{cell.key}.npy").exists()
+        if kept and (str(group), cell.seed) not in known:
             groups.setdefault(tuple(group.items()), []).append(cell)
-    found = []
-    for group, cells in sorted(groups.items(), key=lambda item: str(item[0])):
-        labels = np.load(folder / "labels.npy")
-        for start in range(0, len(cells), GROUP):
-            chosen = cells[start : start + GROUP]
-            networks = [np.load(folder / f"{cell.key}.npy") for cell in chosen]
+    for group, cells in groups.items():
+        labels = _load(folder / "predictions" / "labels.npy", 1)
+        for start in range(0, len(cells), DEEP_MEMBERS):
+            chosen = cells[start : start + DEEP_MEMBERS]
+            networks = [_load(folder / "predictions" / f"{c.key}.npy", 2) for c in chosen]
+            if {len(network) for network in networks} != {len(labels)}:
+                raise ValueError(f"{folder / 'predictions'}: files of different numbers of images")
             average = np.mean(networks, axis=0, dtype=np.float64).astype(np.float32)
             found.append(
                 {
@@ -170,7 +239,18 @@ def _deep_ensembles(folder, records):
                     **loop.score(average, labels),
                 }
             )
-    return found
+    return sorted(found, key=lambda entry: (str(entry["cell"]), entry["seeds"]))
+
+
+def _load(path, dimensions):
+    """An array of numbers in a .npy file, looked at before it is read."""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it and the cell") from error
+    if array.ndim != dimensions or not np.isfinite(array).all():
+        raise ValueError(f"{path} does not hold what was predicted: remove it and the cell")
+    return np.asarray(array)
 
 
 # --- the table ----------------------------------------------------------------------------
@@ -221,33 +301,43 @@ def _summary(values):
     return {"mean": float(values.mean()), "sd": deviation}
 
 
-def text_table(table):
-    """The table as text: a block for each pre-training, Δ against fine-tuned, same seed."""
-    lines = ["accuracy % and NLL, mean ± standard deviation over seeds (ddof 1);"]
-    lines += ["Δ against fine-tuned, paired by seed", ""]
-    head = f"  {'':26} {'accuracy %':>15} {'Δ':>15} {'NLL':>17} {'Δ':>18}"
+def text_table(table: dict) -> str:
+    """The table as text: a block for each cell, Δ against fine-tuned, same seed."""
+    heads = ["", "accuracy %", "Δ", "NLL", "Δ"]
+    rows, starts = [], {}
     deep = {}
     for entry in table["deep_ensembles"]:
         deep.setdefault(str(entry["cell"]), []).append(entry)
-    for cell, rows in itertools.groupby(table["rows"], key=lambda row: row["cell"]):
-        rows = list(rows)
+    for cell, group in itertools.groupby(table["rows"], key=lambda row: row["cell"]):
+        group = list(group)
         start = f"{cell['optimizer']} {cell['l1']:g}, dropout {cell['dropout']:g}"
-        after = f", then {cell['finetune_optimizer']} {cell['l2']}" if cell["l2"] else ""
-        lines += [f"{start}{after} ({rows[0]['seeds']} seeds)", head]
-        for row in rows:
+        after = f", then {cell['finetune_optimizer']} {cell['l2']:g}" if cell["l2"] else ""
+        starts[len(rows)] = f"{start}{after} ({count(group[0]['seeds'], 'seed')})"
+        for row in group:
             accuracy, nll = row["accuracy"], row["nll"]
-            text = f"  {row['method']:26} {_spread(accuracy, 100, 2):>15}"
-            text += f" {_spread(accuracy.get('delta'), 100, 2, '+'):>15}"
-            text += f" {_spread(nll, 1, 4):>17} {_spread(nll.get('delta'), 1, 4, '+'):>18}"
-            lines.append(text)
+            rows.append([
+                f"  {row['method']}",
+                _spread(accuracy, 100, 2), _spread(accuracy.get("delta"), 100, 2, "+"),
+                _spread(nll, 1, 4), _spread(nll.get("delta"), 1, 4, "+"),
+            ])  # fmt: skip
         for entry in deep.get(str(cell), []):
-            name = f"deep_ensemble of {entry['members']}"
-            text = f"  {name:26} {100 * entry['accuracy']:15.2f} {'':15} {entry['nll']:17.4f}"
-            lines.append(text)
-        lines.append("")
+            name = f"  deep_ensemble of {entry['members']}"
+            rows.append([name, f"{100 * entry['accuracy']:.2f}", "", f"{entry['nll']:.4f}", ""])
+    head, rule, *lines = text.table(heads, rows).split("\n")
+    found = ["mean ± standard deviation over seeds (ddof 1); Δ against fine-tuned, same seed"]
+    found += [head, rule]
+    for number, line in enumerate(lines):
+        found += ["", starts[number]] if number in starts else []
+        found.append(line)
     if table["diverged"]:
-        lines.append(f"{len(table['diverged'])} cells diverged and have no scores")
-    return "\n".join(lines).rstrip()
+        lost = count(len(table["diverged"]), "cell")
+        found += ["", f"{lost} diverged, so without scores"]
+    return "\n".join(found)
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 seed", "2 seeds"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _spread(summary, factor, digits, sign=""):

@@ -1,41 +1,39 @@
-"""`minires sweep`: every cell of a profile, on all cores, many machines or a GPU; stop and go.
+"""A sweep: every cell of a profile, on all cores, many machines or a GPU; it can stop and go on.
 
 The folder of a sweep, DIR:
 
-    sweep.json          the settings, written once: a rerun with others is refused
-    results.jsonl       one line for every finished cell, appended in one piece
+    sweep.json          the settings, written once: a second sweep with others is refused
+    cells/*.json        what each finished cell found, a file for each
     pretrained/*.npz    θ after each pre-training, where fine-tunings start
     predictions/*.npy   test probabilities of the fine-tuned networks, for deep ensembles
     data/*.npy          the images, which all workers read from the same memory
     table.json          everything that was found, sorted; the same bits for any number of workers
 
-A cell is finished when its line is there. Whatever stops a sweep, the same command does what is
-missing. On a GPU dozens of cells are finished at once, and as many are lost when it is stopped.
-Dropout masks are others there, and what trains side by side may change the rounding; so sweep.json
-says where it is done.
+A cell is finished when its file is there. Whatever stops a sweep, the same command does what is
+missing. On a GPU dozens of cells are finished at once, so as many are lost when it is stopped. A
+GPU draws other dropout masks, and cells that train side by side may round differently. That is why
+sweep.json also says on which device the sweep is computed.
 """
 
-import contextlib
 import itertools
-import shutil
-import sys
 import time
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from minires import arrays
-from minires.arrays.files import complete, load_arrays, load_json, save_arrays, save_json
+from minires.arrays.files import complete, load_arrays, save_arrays
+from minires.arrays.limits import check_disk
+from minires.arrays.results import settle
+from minires.arrays.text import progress
 from minires.resampling.moments import Moments
-from minires.study.cells import TOGETHER, Source, Start, alike, compute, work
-from minires.study.crews import Cluster, Device, Processes, failure, is_death
-from minires.study.experiment import fingerprint
-from minires.study.grid import MEMBERS, PROFILES, Cell
-from minires.study.store import Store, load_sweep, tabulate, text_table
+from minires.study.cells import TOGETHER, Start, alike, compute, work
+from minires.study.crews import Device, failure, is_death
+from minires.study.grid import MEMBERS, Cell
+from minires.study.store import FORMAT, SETTINGS, Store, read_cells
 from minires.training.optimizers import SGD
 from minires.training.timing import Problem
 
@@ -59,21 +57,14 @@ def run_sweep(profile, source, folder, crew, quiet=False):
     Raises    RuntimeError when a cell kills its worker again and again
     """
     folder = Path(folder)
-    with Store(folder / "results.jsonl") as store:
-        plan = Plan(profile, store, folder)
-        count, missing = len(profile.cells()), plan.missing
-        bar = tqdm(
-            desc=f"sweep {profile.name}",
-            total=count,
-            initial=count - missing,
-            unit="cell",
-            disable=True if quiet else None,
-        )
-        try:
-            with bar:
-                _carry_out(plan, profile, source, crew, bar)
-        finally:
-            crew.close()
+    plan = Plan(profile, Store(folder), folder)
+    count, missing = len(profile.cells()), plan.missing
+    settings = {"desc": f"sweep {profile.name}", "unit": "cell", "quiet": quiet}
+    try:
+        with progress(total=count, initial=count - missing, **settings) as bar:
+            _carry_out(plan, profile, source, crew, bar)
+    finally:
+        crew.close()
     return missing
 
 
@@ -124,7 +115,7 @@ class Plan:
     """What is still to be done, and in which order; what is done goes to the files.
 
     profile  Profile, whose cells make the sweep
-    store    the open Store
+    store    Store
     folder   of the sweep
     """
 
@@ -187,13 +178,20 @@ class Plan:
         return None if cells[0].is_pretraining else [self._start_of(cell) for cell in cells]
 
     def _start_of(self, cell):
-        theta = load_arrays(self._weights(cell.pretraining), "theta")["theta"]
-        return Start(theta, self._done[cell.pretraining]["methods"]["pretrained"])
+        before = cell.pretraining
+        path = self._weights(before)
+        kept = load_arrays(path, "theta", "cell", "sweep")
+        if (str(kept["sweep"]), str(kept["cell"])) != (self.store.name, before.key):
+            raise ValueError(f"{path} belongs to another sweep: remove it, and it is made again")
+        if kept["theta"].ndim != 1 or not np.isfinite(kept["theta"]).all():
+            raise ValueError(f"{path} holds no weights: remove it, and they are made again")
+        return Start(kept["theta"], self._done[before]["methods"]["pretrained"])
 
     def finish(self, cell, outcome):
-        """Keep what came of a cell, the line in the results last; returns how many are new."""
+        """Keep what came of a cell, its record last; returns how many records are new."""
         if outcome.theta is not None:
-            save_arrays(self._weights(cell), theta=outcome.theta)
+            names = {"cell": np.array(cell.key), "sweep": np.array(self.store.name)}
+            save_arrays(self._weights(cell), theta=outcome.theta, **names)
         if outcome.predictions is not None:
             with complete(self.folder / "predictions" / f"{cell.key}.npy") as file:
                 np.save(file, outcome.predictions)
@@ -208,7 +206,7 @@ class Plan:
     def _append(self, cell, record):
         if cell in self._done:
             return 0
-        self.store.append(record)
+        self.store.add(record)
         self._done[cell] = record
         return 1
 
@@ -216,20 +214,19 @@ class Plan:
 def prepare(folder, profile, source, device="cpu"):
     """Make the folder of a sweep, or check that it holds the same one; refuse a full disk.
 
+    folder   held by `locked_folder`
     Raises   ValueError when it holds a sweep with other settings or data, or of another device;
              OSError when the results would not fit on the disk
     """
     folder = Path(folder)
-    settings = folder / "sweep.json"
     now = check_settings(folder, profile, source, device)
     folder.mkdir(parents=True, exist_ok=True)
-    _check_space(folder, profile, source)
-    for part in ("pretrained", "predictions", "data"):
+    check_space(folder, profile, source)
+    for part in ("cells", "pretrained", "predictions", "data"):
         (folder / part).mkdir(exist_ok=True)
         for unfinished in (folder / part).glob("*.part"):  # of a sweep that was killed
             unfinished.unlink()
-    if not settings.exists():
-        save_json(settings, now)
+    settle(folder, SETTINGS, now)
 
 
 def check_settings(folder, profile, source, device="cpu"):
@@ -238,51 +235,44 @@ def check_settings(folder, profile, source, device="cpu"):
     Returns  what sweep.json is to say
     Raises   ValueError when it holds one with other settings or data, or of another device
     """
-    now = profile.settings() | {
-        "train": source.train,
-        "test": source.test,
-        "data_sha256": source.sha256,
-    }
-    if device != "cpu":
-        now["device"] = device
-    settings = folder / "sweep.json"
-    if settings.exists():
-        usual = {"device": "cpu"}  # where nothing is said
-        before, wanted = usual | load_json(settings), usual | now
-        changed = [name for name in {**wanted, **before} if before.get(name) != wanted.get(name)]
-        if changed:
-            what = ", ".join(f"{n} was {before.get(n)!r}, now {wanted.get(n)!r}" for n in changed)
-            raise ValueError(
-                f"{folder} holds a sweep with other settings ({what}): name another folder with "
-                "--out"
-            )
-    elif (folder / "results.jsonl").exists():
+    folder = Path(folder)
+    now = {"format": FORMAT, **profile.settings(), "device": device}
+    now |= {"train": source.train, "test": source.test, "data_sha256": source.sha256}
+    if (folder / SETTINGS).exists():
+        read_cells(folder)  # damaged ones, or those of an earlier version, are refused here
+        settle(folder, SETTINGS, now, write=False)
+    elif (folder / "results.jsonl").exists() or any((folder / "cells").glob("*.json")):
         raise ValueError(
-            f"{folder} holds results, but not the sweep.json that says of what: name another "
+            f"{folder} holds results, but not the {SETTINGS} that says of what: name another "
             "folder with --out"
         )
     return now
 
 
-def _check_space(folder, profile, source):
+def check_space(folder, profile, source):
+    """Refuse a sweep whose results the disk cannot hold; OSError names the seeds that would fit."""
     weights = profile.model(0.0, (28, 28, 1)).size
-    needed = (source.train + source.test) * 28 * 28 * 4
-    for cell in profile.cells():
-        if cell.is_pretraining:
-            needed += 0 if _exists(folder, "pretrained", cell) else 4 * weights
-        elif "baselines" in profile.parts(cell):
-            needed += 0 if _exists(folder, "predictions", cell) else 40 * source.test
-        needed += 8_000  # its line in the results, and again in the table
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"{folder}: the sweep needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free: "
-            "name another folder with --out, or fewer --seeds"
-        )
+    shared = (source.train + source.test) * 28 * 28 * 4
+    each = 0  # bytes of one seed
+    for cell in replace(profile, seeds=1).cells():
+        each += 16_000  # its record, and again in the table
+        each += 4 * weights if cell.is_pretraining else 0
+        each += 40 * source.test if "baselines" in profile.parts(cell) else 0
+    parts = ("cells", "pretrained", "predictions", "data")
+    done = sum(path.stat().st_size for part in parts for path in (folder / part).glob("*.*"))
+    check_disk(folder, shared - done, each, profile.seeds, "--seeds")
 
 
-def _exists(folder, part, cell):
-    return any((folder / part).glob(f"{cell.key}.np*"))
+def worker_bytes(profile):
+    """What a worker needs at least: itself, and all that is kept of its networks."""
+    return 60_000_000 + 80 * profile.model(0.0, (28, 28, 1)).size
+
+
+def done_cells(folder):
+    """The cells that a folder holds, finished or diverged."""
+    if not (Path(folder) / SETTINGS).exists():
+        return set()
+    return {Cell(**record["cell"]) for record in read_cells(folder)[1]}
 
 
 # --- the estimate -------------------------------------------------------------------------
@@ -324,215 +314,72 @@ def measure_on_gpu(profile, dataset, together):
     return step, predicting * len(dataset.test_images)
 
 
-def estimate(profile, cells, dataset, crew):
-    """What the cells will cost, from one measured step and one measured prediction.
+@dataclass(frozen=True)
+class Cost:
+    """What cells will cost, from one measured step and one measured prediction.
 
-    crew     Processes or Device
-    Returns  text
+    updates       of training, in all
+    predictions   of all test images, in all
+    images        test images
+    step          seconds of one update
+    predicting    seconds of one prediction
+    together      networks side by side on a GPU; None on a CPU
+    workers       on a CPU
     """
-    on_gpu = isinstance(crew, Device)
-    if on_gpu:
-        together = max(1, min(crew.together, len(cells)))
-        step, predicting = measure_on_gpu(profile, dataset, together)
-    else:
-        step, predicting = measure(profile, dataset)
-    train, test = len(dataset.train_images), len(dataset.test_images)
-    costs = [work(cell, profile, train, test) for cell in cells]
-    updates = sum(cost[0] for cost in costs)
-    predictions = sum(cost[1] for cost in costs)
-    seconds = updates * step + predictions * predicting
-    if on_gpu:
-        how = f"{together} side by side"
-        whole = f"{_duration(seconds)}, and what the host needs besides"
-    else:
-        how = "one thread"
-        whole = (
-            f"{_duration(seconds)} of one core, {_duration(seconds / crew.count)} on "
-            f"{crew.count} workers if each has a core to itself"
+
+    updates: int
+    predictions: float
+    images: int
+    step: float
+    predicting: float
+    together: int | None
+    workers: int
+
+    @classmethod
+    def measure(cls, profile, cells, dataset, crew):
+        """Measure on the crew's device.
+
+        cells   those that are missing
+        crew    Processes or Device
+        """
+        train, test = len(dataset.train_images), len(dataset.test_images)
+        together = None
+        if isinstance(crew, Device):
+            kinds = Counter(alike(cell, profile) for cell in cells)
+            together = max(1, min(crew.together, max(kinds.values(), default=1)))
+            step, predicting = measure_on_gpu(profile, dataset, together)
+        else:
+            step, predicting = measure(profile, dataset)
+        costs = [work(cell, profile, train, test) for cell in cells]
+        updates, predictions = (sum(cost[part] for cost in costs) for part in (0, 1))
+        workers = getattr(crew, "count", 1)
+        return cls(updates, predictions, test, step, predicting, together, workers)
+
+    @property
+    def seconds(self):
+        """Of one core, or of the GPU."""
+        return self.updates * self.step + self.predictions * self.predicting
+
+    def describe(self):
+        """The cost in words."""
+        if self.together:
+            how, digits = f"{self.together} side by side", 4
+            whole = f"{duration(self.seconds)}, and what the host needs besides"
+        else:
+            how, digits = "one thread", 2
+            whole = (
+                f"{duration(self.seconds)} of one core, {duration(self.seconds / self.workers)} "
+                f"on {self.workers} workers if each has a core to itself"
+            )
+        return (
+            f"{self.updates:,} updates of {1000 * self.step:.{digits - 1}f} ms and "
+            f"{self.predictions:,.0f} predictions of {self.images:,} images, "
+            f"{self.predicting:.{digits}f} s each ({how}, measured now):\nabout {whole}"
         )
-    digits = 4 if on_gpu else 2
-    return (
-        f"{updates:,} updates of {1000 * step:.{digits - 1}f} ms and {predictions:,.0f} "
-        f"predictions of {test:,} images, {predicting:.{digits}f} s each ({how}, measured now):\n"
-        f"about {whole}"
-    )
 
 
-def _duration(seconds):
+def duration(seconds):
+    """Seconds in a unit that fits."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def describe(profile, cells, done):
-    """The cells by configuration, one line each; `done` are finished already."""
-    groups = {}
-    for cell in cells:
-        groups.setdefault(replace(cell, seed=0), []).append(cell)
-    lines = []
-    for first, group in groups.items():
-        name = f"{first.optimizer} {first.l1:g}, dropout {first.dropout:g}"
-        if not first.is_pretraining:
-            name = f"  then {first.finetune_optimizer} {first.l2:g}"
-        parts = ", ".join(sorted(profile.parts(first)))
-        finished = sum(cell in done for cell in group)
-        lines.append(f"{name:28} {len(group):3} seeds, {finished:3} done  {parts}".rstrip())
-    before = sum(cell.is_pretraining for cell in cells)
-    lines.append(f"{len(cells)} cells: {before} pre-trainings, {len(cells) - before} fine-tunings")
-    return "\n".join(lines)
-
-
-# --- the command --------------------------------------------------------------------------
-
-
-def add_parser(subparsers):
-    """Add `minires sweep` to the command line."""
-    parser = subparsers.add_parser(
-        "sweep",
-        help="the paper's MNIST study: many cells, on every core, many machines or a GPU",
-        description="Compute every cell of a profile of the study: pre-trainings, fine-tunings, "
-        "the paper's method and others beside it. The same command, given again, does what is "
-        "missing.",
-    )
-    parser.add_argument(
-        "--profile",
-        choices=tuple(PROFILES),
-        default="smoke",
-        help="smoke (half a minute), class (four), lite (MNIST, an hour), full (the paper's "
-        "grid, a night); smoke by default",
-    )
-    parser.add_argument("--data", choices=("glyphs", "mnist"), help="other data than the profile's")
-    parser.add_argument("--data-dir", type=Path, help="the folder of the MNIST files")
-    parser.add_argument("--out", type=Path, help="folder for results (runs/sweep-PROFILE-DATA)")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where (cpu)")
-    parser.add_argument(
-        "--together",
-        type=int,
-        help=f"cells that train side by side on a GPU, at most ({TOGETHER_ON_GPU})",
-    )
-    parser.add_argument("--workers", type=int, help="processes (one for each core)")
-    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler: work there")
-    for name, what in (
-        ("seeds", "repeats"),
-        ("train", "training images"),
-        ("test", "test images"),
-        ("epochs", "epochs of pre-training"),
-        ("updates", "updates of fine-tuning"),
-        ("batch", "images in a mini-batch"),
-    ):
-        parser.add_argument(f"--{name}", type=int, help=f"{what} (as the profile says)")
-    parser.add_argument("--dry-run", action="store_true", help="only list the cells and the time")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=_run)
-
-
-def _run(options):
-    profile = PROFILES[options.profile]
-    named = ("data", "seeds", "train", "test", "epochs", "updates", "batch")
-    changed = {name: getattr(options, name) for name in named}
-    profile = replace(profile, **{k: value for k, value in changed.items() if value is not None})
-    _check_options(options)
-    folder = options.out or Path("runs") / f"sweep-{profile.name}-{profile.data}"
-    source, dataset = _find_data(profile, folder, options.data_dir)
-    cells = profile.cells()
-
-    def say(text):
-        if not options.quiet:
-            print(text, file=sys.stderr)
-
-    if options.dry_run:
-        done = set()
-        check_settings(folder, profile, source, options.device)
-        if (folder / "sweep.json").exists():
-            sweep = load_sweep(folder)
-            done = {Cell(**record["cell"]) for record in sweep.records + sweep.diverged}
-        print(describe(profile, cells, done))
-        missing = [cell for cell in cells if cell not in done]
-        crew = _crew(options, dry_run=True)
-        with _remedy_for(crew):
-            print(estimate(profile, missing, dataset, crew))
-        return 0
-
-    prepare(folder, profile, source, options.device)
-    say(
-        f"{dataset.name}: {source.train:,} training, {source.test:,} test images; "
-        f"{profile.network}: {profile.model(0.0, (28, 28, 1)).size:,} weights; {len(cells)} cells; "
-        f"results go to {folder}"
-    )
-    began = time.monotonic()
-    source.share(dataset)
-    with complete(folder / "predictions" / "labels.npy") as file:
-        np.save(file, dataset.test_labels)
-    crew = _crew(options)
-    try:
-        with _remedy_for(crew):
-            count = run_sweep(profile, source, folder, crew, options.quiet)
-    except KeyboardInterrupt:
-        print(
-            "\nstopped; what is finished is kept, the same command goes on with it",
-            file=sys.stderr,
-        )
-        return 130
-    shutil.rmtree(folder / "data")
-    table = tabulate(load_sweep(folder))
-    save_json(folder / "table.json", table)
-    print(text_table(table))
-    seconds = time.monotonic() - began
-    say(
-        f"{count} cells in {_duration(seconds)}, {3600 * count / seconds:,.0f} an hour; "
-        f"table.json and all records are in {folder}"
-    )
-    return 0
-
-
-@contextlib.contextmanager
-def _remedy_for(crew):
-    """Where a GPU's memory is full, say what to lower."""
-    try:
-        yield
-    except MemoryError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # CuPy's; another is this machine's memory
-            raise
-        raise MemoryError(
-            f"the GPU's memory is full ({error}): lower --together, now {crew.together}, or end "
-            "other programs that use the card; what is finished is kept"
-        ) from error
-
-
-def _check_options(options):
-    """Refuse what does not go together, before anything is loaded or written."""
-    for name in ("workers", "together"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} is {value}, expected 1 or more")
-    arrays.module_for(options.device)  # is there a GPU?
-    if options.device == "gpu" and (options.workers or options.cluster):
-        raise ValueError(
-            "--workers and --cluster are for CPUs, --device gpu works in one process: leave one "
-            "of them out (--together says how many cells train side by side on the GPU)"
-        )
-    if options.device == "cpu" and options.together:
-        raise ValueError("--together is for --device gpu: on CPUs every worker has one cell")
-
-
-def _crew(options, dry_run=False):
-    """Who does the work, by the options; nobody asks a cluster what the work would cost."""
-    if options.device == "gpu":
-        return Device(options.together or TOGETHER_ON_GPU)
-    if options.cluster and not dry_run:
-        return Cluster(options.cluster)
-    return Processes(options.workers or arrays.default_threads())
-
-
-def _find_data(profile, folder, data_dir):
-    """The images of a profile, and the Source by which workers find them."""
-    data_dir = None if data_dir is None else str(Path(data_dir).resolve())
-    shared = str((Path(folder) / "data").resolve())
-    source = Source(shared, profile.data, profile.train, profile.test, data_dir, "")
-    dataset = source.load_dataset()
-    counts = {"train": len(dataset.train_images), "test": len(dataset.test_images)}
-    if profile.batch > counts["train"]:
-        raise ValueError(
-            f"--batch is {profile.batch}, but there are {counts['train']} training images"
-        )
-    return replace(source, **counts, sha256=fingerprint(dataset)), dataset

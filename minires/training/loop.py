@@ -13,9 +13,9 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from minires.arrays import to_host, xp_of
+from minires.arrays.text import progress
 from minires.kernels import runs_as_written
 from minires.resampling.moments import Moments
 from minires.training import capture, metrics
@@ -229,13 +229,8 @@ def _order_and_dropout(count, batch, seed, phase):
 
 
 def _progress(phase, seed, updates, quiet):
-    return tqdm(
-        desc=f"{phase} (seed {seed})",
-        total=updates,
-        unit="update",
-        disable=True if quiet else None,
-        leave=False,
-    )
+    desc = f"{phase} (seed {seed})"
+    return progress(quiet=quiet, desc=desc, total=updates, unit="update", leave=False)
 
 
 def fine_tune(
@@ -284,9 +279,7 @@ def predict(model, theta, images, stats=None, quiet=False, desc="evaluating"):
     step = model.batch
     result = np.empty((*theta.shape[:-1], len(images), model.classes), theta.dtype)
     starts = range(0, len(images), step)
-    for start in tqdm(
-        starts, desc=desc, unit="batch", disable=True if quiet else None, leave=False
-    ):
+    for start in progress(starts, quiet, desc=desc, unit="batch", leave=False):
         part = slice(start, start + step)
         result[..., part, :] = to_host(model.predict(theta, images[part], stats))
     return result

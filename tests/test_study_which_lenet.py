@@ -1,21 +1,25 @@
 """Which LeNet: the candidates, their inputs, the small sweeps, and what is said of them."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from minires import data as data_tools
-from minires.study import identify
+from minires.commands import cli
+from minires.study.cells import Source
 from minires.study.experiment import fingerprint
-from minires.study.identify import CANDIDATES, Candidate, Rescaled, findings, main, table
+from minires.study.grid import CANDIDATES, OUTSIDE, Candidate
 from minires.study.store import Sweep, load_sweep
+from minires.study.which_lenet import findings, table
 
 BY_NAME = {candidate.name: candidate for candidate in CANDIDATES}
 TINY = [
-    "--data", "glyphs", "--train", "64", "--test", "20", "--epochs", "1", "--updates", "2",
-    "--batch", "16", "--workers", "1", "--quiet", "--only", "6-16-120-84",
+    "sweep", "--profile", "which-lenet", "--data", "glyphs", "--train", "64", "--test", "20",
+    "--epochs", "1", "--updates", "2", "--batch", "16", "--workers", "1", "--quiet",
+    "--only", "6-16-120-84",
 ]  # fmt: skip
 
 
@@ -56,7 +60,7 @@ def test_cells_are_few():
     assert {(c.optimizer, c.finetune_optimizer) for c in cells} == {
         ("sgd", None), ("sgd", "sgd"), ("adam", None), ("adam", "adam")
     }  # fmt: skip
-    outside = set(Candidate("x", l1_outside=identify.OUTSIDE).cells()) - set(cells)
+    outside = set(Candidate("x", l1_outside=OUTSIDE).cells()) - set(cells)
     assert {(c.l1, c.dropout, c.is_pretraining) for c in outside} == {
         (0.05, 0.5, True), (0.6, 0.5, True)
     }  # fmt: skip
@@ -72,9 +76,7 @@ def test_cells_are_few():
 )
 def test_inputs_are_scaled_as_they_say(tmp_path, inputs, of):
     dataset = data_tools.load("glyphs", train=64, test=20, progress=False)
-    source = Rescaled(
-        str(tmp_path / inputs), "glyphs", 64, 20, None, fingerprint(dataset), inputs=inputs
-    )
+    source = Source(str(tmp_path / inputs), "glyphs", 64, 20, None, fingerprint(dataset), inputs)
     source.share(dataset)
     data = source.data()
     train = dataset.train_images.astype(float)
@@ -87,20 +89,26 @@ def test_inputs_are_scaled_as_they_say(tmp_path, inputs, of):
     np.testing.assert_allclose(np.load(source._file("train_images")), of(train, train), atol=1e-5)
 
 
-def test_no_other_scale_is_taken_instead(tmp_path):
-    with pytest.raises(FileNotFoundError, match="shared images are gone"):
-        Rescaled(str(tmp_path), "glyphs", 64, 20, None, "0" * 64, inputs="[0, 1]").data()
+def test_a_worker_that_cannot_see_the_files_scales_them_alike(tmp_path):
+    dataset = data_tools.load("glyphs", train=64, test=20, progress=False)
+    seen, unseen = (
+        Source(str(tmp_path / name), "glyphs", 64, 20, None, fingerprint(dataset), "standardised")
+        for name in ("seen", "unseen")
+    )
+    seen.share(dataset)
+    for ours, theirs in zip(unseen.data(), seen.data(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("identify")
-    assert main([*TINY, "--out", str(out), "--outside"]) == 0
+    out = tmp_path_factory.mktemp("which")
+    assert cli.main([*TINY, "--out", str(out), "--outside"]) == 0
     return out
 
 
 def test_a_tiny_run(tiny_run):
-    (row,) = json.loads((tiny_run / "identify.json").read_text("utf-8"))
+    (row,) = json.loads((tiny_run / "which-lenet.json").read_text("utf-8"))
     assert row["candidate"] == "6-16-120-84"
     assert row["weights"] == 61_706
     assert row["seeds"] == 1
@@ -118,36 +126,38 @@ def test_again_does_nothing_again(tiny_run, capsys, monkeypatch):
     def never(*_):
         raise AssertionError("nothing is missing")
 
-    monkeypatch.setattr(identify, "run_sweep", never)
-    before = (tiny_run / "6-16-120-84" / "results.jsonl").read_bytes()
-    assert main([*TINY, "--out", str(tiny_run), "--outside"]) == 0
-    assert (tiny_run / "6-16-120-84" / "results.jsonl").read_bytes() == before
+    monkeypatch.setattr("minires.study.sweep.run_sweep", never)
+    before = (tiny_run / "6-16-120-84" / "sweep.json").stat().st_mtime_ns
+    assert cli.main([*TINY, "--out", str(tiny_run), "--outside"]) == 0
+    assert (tiny_run / "6-16-120-84" / "sweep.json").stat().st_mtime_ns == before
     assert "6-16-120-84" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("changed", [["--outside", "--updates", "3"], ["--dry-run"], []])
 def test_a_finished_folder_of_other_settings_is_refused(tiny_run, capsys, changed):
-    before = (tiny_run / "identify.json").read_bytes()
-    assert main([*TINY, "--out", str(tiny_run), *changed]) == 2
+    before = (tiny_run / "which-lenet.json").read_bytes()
+    assert cli.main([*TINY, "--out", str(tiny_run), *changed]) == 2
     what = "updates was 2, now 3" if "--updates" in changed else "l1_outside was [0.05, 0.6]"
     assert what in capsys.readouterr().err
-    assert (tiny_run / "identify.json").read_bytes() == before
+    assert (tiny_run / "which-lenet.json").read_bytes() == before
 
 
 def test_what_is_missing_is_done(tiny_run, tmp_path, capsys):
-    folder = tmp_path / "6-16-120-84"
-    (folder / "pretrained").mkdir(parents=True)
-    for name in ("sweep.json", "results.jsonl"):
-        (folder / name).write_bytes((tiny_run / "6-16-120-84" / name).read_bytes())
-    for path in (tiny_run / "6-16-120-84" / "pretrained").iterdir():
-        (folder / "pretrained" / path.name).write_bytes(path.read_bytes())
-    lines = (folder / "results.jsonl").read_bytes().splitlines(keepends=True)
-    (folder / "results.jsonl").write_bytes(b"".join(lines[:-1]))
-    assert main([*TINY, "--out", str(tmp_path), "--outside", "--dry-run"]) == 0
-    assert "  1 of  10 cells to do" in capsys.readouterr().out
-    assert main([*TINY, "--out", str(tmp_path), "--outside"]) == 0
-    whole, again = (json.loads((out / "identify.json").read_text()) for out in (tiny_run, tmp_path))
+    out = tmp_path / "copy"
+    shutil.copytree(tiny_run, out)
+    next((out / "6-16-120-84" / "cells").glob("*then*")).unlink()
+    assert cli.main([*TINY, "--out", str(out), "--outside", "--dry-run"]) == 0
+    assert "1 of 10" in capsys.readouterr().out
+    assert cli.main([*TINY, "--out", str(out), "--outside"]) == 0
+    whole, again = (json.loads((f / "which-lenet.json").read_text()) for f in (tiny_run, out))
     assert again == whole
+
+
+@pytest.mark.parametrize("option", [["--outside"], ["--only", "slim-512"]])
+def test_its_options_are_for_no_other_profile(tmp_path, capsys, option):
+    assert cli.main(["sweep", "--out", str(tmp_path / "out"), *option]) == 2
+    assert "--only and --outside are for --profile which-lenet" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def made_up(accuracies):
@@ -189,10 +199,11 @@ def test_findings_by_hand():
     assert c5["points"] == pytest.approx({"dropout": -0.2})
     assert c11["agrees"] is True
     assert c11["points"] == pytest.approx({"plain below 0.993": 0.2, "mean − plain": 0.2})
-    line = table([found]).splitlines()[1]
+    line = table([found]).splitlines()[2]
     assert line.split()[:4] == ["slim-1024", "3,274,634", "99.35", "yes"]
-    assert "yes +0.60 +0.30" in line
-    assert "no -0.20" in line
+    assert line.split()[4:] == [
+        "yes", "+0.60", "+0.30", "no", "-0.20", "yes", "+0.20", "+0.20"
+    ]  # fmt: skip
 
 
 def test_findings_of_nothing():

@@ -1,0 +1,80 @@
+"""What fits: memory and disk, asked before the work instead of found out after it."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+GROUP = Path("/sys/fs/cgroup")  # of a container, by version 2 of control groups
+
+
+def available_memory() -> int | None:
+    """How many bytes this process can still get, or None where the system does not say."""
+    if sys.platform == "win32":
+        return _available_on_windows()
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+        most = (GROUP / "memory.max").read_text().strip()
+        if most != "max":
+            used = int((GROUP / "memory.current").read_text())
+            kept = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
+            found.append(int(most) - used + int(kept["inactive_file"]))  # files can be read again
+    except (OSError, ValueError, IndexError, KeyError):
+        pass
+    if not found and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS tells only what is built in
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(found, default=None)
+
+
+def _available_on_windows():
+    import ctypes
+
+    class Status(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
+            (name, ctypes.c_ulonglong)
+            for name in ("total", "free", "page", "free_page", "virtual", "free_virtual", "more")
+        ]
+
+    status = Status(length=ctypes.sizeof(Status))
+    known = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return status.free if known else None
+
+
+def check_memory(fixed: int, each: int, count: int, option: str) -> None:
+    """Refuse a number that memory cannot hold, and name one that it can.
+
+    fixed    bytes that are needed in any case
+    each     bytes for each of `count`
+    option   what the number is given with, "--members"
+    Raises   MemoryError
+    """
+    free = available_memory()
+    if free is not None and fixed + each * count > free:
+        _refuse(MemoryError, "memory: it", fixed, each, count, option, free)
+
+
+def check_disk(folder: Path, fixed: int, each: int, count: int, option: str) -> None:
+    """Refuse a number whose results the disk cannot hold, and name one that it can.
+
+    folder   it, or the nearest folder above that is there, is where the results go
+    fixed    bytes that are needed in any case
+    each     bytes for each of `count`
+    option   what the number is given with, "--seeds"
+    Raises   OSError
+    """
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if fixed + each * count > free:
+        _refuse(OSError, f"{folder}: the results", fixed, each, count, option, free)
+
+
+def _refuse(kind, what, fixed, each, count, option, free):
+    fits = (free - fixed) // each
+    remedy = f"{option} {fits} would fit" if fits > 0 else f"not even {option} 1 would fit"
+    raise kind(
+        f"{option} {count}: {what} would take {(fixed + each * count) / 1e6:,.0f} MB, "
+        f"{free / 1e6:,.0f} MB are free: {remedy}"
+    )

@@ -1,0 +1,34 @@
+"""`minires info`: versions, threads and GPUs at hand."""
+
+import json
+
+
+def add_parser(subparsers) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser("info", help="versions, threads and GPUs at hand")
+    parser.set_defaults(run=run)
+
+
+def run(options) -> int:
+    """Print what this machine has, as JSON."""
+    import platform
+
+    import numpy as np
+
+    import minires
+    from minires import arrays
+    from minires.kernels import chosen_kernels
+
+    facts = {
+        "minires": minires.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "threads": arrays.get_threads(),
+        "kernels": chosen_kernels(),
+        "blas": arrays.describe_blas(),
+        "gpus": arrays.describe_gpus(),
+    }
+    if isinstance(facts["gpus"], list):
+        facts["cuda"] = arrays.describe_cuda()
+    print(json.dumps(facts, indent=2))
+    return 0

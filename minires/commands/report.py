@@ -1,0 +1,50 @@
+"""`minires report`: one HTML page of what a sweep found."""
+
+from pathlib import Path
+
+from minires.arrays.text import say
+
+
+def add_parser(subparsers) -> None:
+    """Add the command to the command line."""
+    parser = subparsers.add_parser(
+        "report",
+        help="one HTML page of what a sweep found",
+        description="Write one self-contained HTML file: verdicts on the paper's claims, figures, "
+        "tables, sliders. The sweep may still be running.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (DIR/report.html)")
+    parser.add_argument("--png", type=Path, metavar="FOLDER", help="the figures as PNG files too")
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        metavar="FOLDER",
+        help="write no page, but all numbers as three small files, fit for a repository: "
+        "`minires report FOLDER` makes the page from them, `minires sweep --out FOLDER` goes on",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options) -> int:
+    """Carry the command out."""
+    from minires.arrays.files import complete
+    from minires.study import figures, report
+    from minires.study.store import load_sweep, save_rows
+
+    sweep = load_sweep(options.folder)
+    if options.rows:
+        if options.out or options.png:
+            raise ValueError("--rows writes no page and no pictures: leave --out and --png out")
+        save_rows(sweep, options.rows)
+        size = sum(path.stat().st_size for path in options.rows.glob("*.*"))
+        say(f"{options.rows}: {size / 1e6:.2f} MB")
+        return 0
+    panels = figures.draw_all(sweep)
+    out = options.out or options.folder / "report.html"
+    with complete(out, "w") as file:
+        file.write(report.write_page(sweep, panels, options.folder))
+    if options.png:
+        figures.write_pngs(panels, options.png)
+    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    return 0

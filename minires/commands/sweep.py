@@ -1,0 +1,291 @@
+"""`minires sweep`: the paper's study, on every core, many machines or a GPU."""
+
+import contextlib
+import shutil
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from minires import arrays
+from minires.arrays import text
+from minires.arrays.text import say
+
+SIZES = (
+    ("seeds", "repeats"),
+    ("train", "training images"),
+    ("test", "test images"),
+    ("epochs", "epochs of pre-training"),
+    ("updates", "updates of fine-tuning"),
+    ("batch", "images in a mini-batch"),
+)
+
+
+def add_parser(subparsers) -> None:
+    """Add the command to the command line."""
+    from minires.study.grid import CANDIDATES, PROFILES
+    from minires.study.sweep import TOGETHER_ON_GPU
+
+    parser = subparsers.add_parser(
+        "sweep",
+        help="the paper's MNIST study: many cells, on every core, many machines or a GPU",
+        description="Compute every cell of a profile of the study: pre-trainings, fine-tunings, "
+        "the paper's method and others beside it. The same command, given again, does what is "
+        "missing.",
+    )
+    parser.add_argument(
+        "--profile",
+        choices=(*PROFILES, "which-lenet"),
+        default="smoke",
+        help="smoke (half a minute, only to see that everything runs), class (four minutes), lite "
+        "(MNIST, an hour), full (the paper's grid, a night), which-lenet (eight networks that the "
+        "paper may have used); smoke by default",
+    )
+    parser.add_argument("--data", choices=("glyphs", "mnist"), help="other data than the profile's")
+    parser.add_argument("--data-dir", type=Path, help="the folder of the MNIST files")
+    parser.add_argument("--out", type=Path, help="folder for results (runs/sweep-PROFILE-DATA)")
+    parser.add_argument(
+        "--device", choices=("cpu", "gpu"), default="cpu", help="where to compute (cpu)"
+    )
+    parser.add_argument(
+        "--together",
+        type=int,
+        help=f"cells that train side by side on a GPU, at most ({TOGETHER_ON_GPU})",
+    )
+    parser.add_argument("--workers", type=int, help="processes (one for each core)")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler: work there")
+    for name, what in SIZES:
+        parser.add_argument(f"--{name}", type=int, help=f"{what} (as the profile says)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=[candidate.name for candidate in CANDIDATES],
+        metavar="CANDIDATE",
+        help="for which-lenet: only this network; may be given again: "
+        + ", ".join(candidate.name for candidate in CANDIDATES),
+    )
+    parser.add_argument(
+        "--outside", action="store_true", help="for which-lenet: ℓ₁ 0.05 and 0.6 too, for claim C1"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only list the cells and the time")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(
+        run=run, kept="; what is finished is kept, the same command goes on with it"
+    )
+
+
+def run(options) -> int:
+    """Carry the command out: check everything, then compute what is missing, then print."""
+    from minires.arrays.results import locked_folder
+
+    _check_options(options)
+    profiles = _profiles(options)
+    out = options.out or Path("runs") / f"sweep-{options.profile}-{profiles[0].data}"
+    source, dataset = _find_data(profiles[0], options.data_dir)
+    sweeps = []
+    for profile in profiles:
+        folder = out / profile.name if _tries_networks(options) else out
+        own = replace(source, folder=str((folder / "data").resolve()), inputs=profile.inputs)
+        sweeps.append((profile, folder, own))
+    if options.dry_run:
+        return _dry_run(options, sweeps, dataset)
+    with locked_folder(out):
+        _check_all(options, sweeps)
+        for sweep in sweeps:
+            _compute(options, *sweep, dataset)
+        return _print_findings(options, sweeps, out)
+
+
+def _tries_networks(options):
+    return options.profile == "which-lenet"
+
+
+def _profiles(options):
+    """The profiles that the options ask for: one, or a candidate for each network."""
+    from minires.study.grid import CANDIDATES, OUTSIDE, PROFILES
+
+    changed = {name: getattr(options, name) for name in ("data", *(name for name, _ in SIZES))}
+    changed = {name: value for name, value in changed.items() if value is not None}
+    if not _tries_networks(options):
+        return [replace(PROFILES[options.profile], **changed)]
+    if options.outside:
+        changed["l1_outside"] = OUTSIDE
+    chosen = [each for each in CANDIDATES if not options.only or each.name in options.only]
+    return [replace(candidate, **changed) for candidate in chosen]
+
+
+def _check_options(options):
+    """Refuse what does not go together, before anything is loaded or written."""
+    for name in ("workers", "together"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}, expected 1 or more")
+    arrays.module_for(options.device)  # is there a GPU?
+    if options.device == "gpu" and (options.workers or options.cluster):
+        raise ValueError(
+            "--workers and --cluster are for CPUs, --device gpu works in one process: leave one "
+            "of them out (--together says how many cells train side by side on the GPU)"
+        )
+    if options.device == "cpu" and options.together:
+        raise ValueError("--together is for --device gpu: on CPUs every worker has one cell")
+    if (options.only or options.outside) and not _tries_networks(options):
+        raise ValueError("--only and --outside are for --profile which-lenet: leave them out")
+
+
+def _find_data(profile, data_dir):
+    """The images of a profile, and the Source by which workers find them."""
+    from minires.study.cells import Source
+    from minires.study.experiment import fingerprint
+
+    data_dir = None if data_dir is None else str(Path(data_dir).resolve())
+    source = Source("", profile.data, profile.train, profile.test, data_dir, "")
+    dataset = source.load_dataset()
+    counts = {"train": len(dataset.train_images), "test": len(dataset.test_images)}
+    if profile.batch > counts["train"]:
+        raise ValueError(
+            f"--batch is {profile.batch}, but there are {counts['train']} training images"
+        )
+    return replace(source, **counts, sha256=fingerprint(dataset)), dataset
+
+
+def _check_all(options, sweeps):
+    """Refuse, before any work, folders of other sweeps, and what disk or memory cannot hold."""
+    from minires.arrays.limits import check_memory
+    from minires.study.sweep import check_settings, check_space, worker_bytes
+
+    for profile, folder, source in sweeps:
+        check_settings(folder, profile, source, options.device)
+        check_space(folder, profile, source)
+        if options.device == "cpu" and not options.cluster:
+            workers = options.workers or arrays.default_threads()
+            check_memory(0, worker_bytes(profile), workers, "--workers")
+
+
+def _compute(options, profile, folder, source, dataset):
+    """Compute what is missing of one sweep."""
+    import numpy as np
+
+    from minires.arrays.files import complete, save_json
+    from minires.study.store import load_sweep, tabulate
+    from minires.study.sweep import done_cells, duration, prepare, run_sweep
+
+    cells = profile.cells()
+    if _tries_networks(options) and set(cells) <= done_cells(folder):
+        return
+    prepare(folder, profile, source, options.device)
+    if not options.quiet:
+        say(
+            f"{dataset.name}: {source.train:,} training, {source.test:,} test images; "
+            f"{profile.network}: {profile.model(0.0, (28, 28, 1)).size:,} weights; "
+            f"{len(cells)} cells; results go to {folder}"
+        )
+    began = time.monotonic()
+    source.share(dataset)
+    with complete(folder / "predictions" / "labels.npy") as file:
+        np.save(file, dataset.test_labels)
+    crew = _crew(options)
+    with _remedy_for(crew):
+        count = run_sweep(profile, source, folder, crew, options.quiet)
+    shutil.rmtree(folder / "data")
+    save_json(folder / "table.json", tabulate(load_sweep(folder)))
+    if not options.quiet:
+        seconds = time.monotonic() - began
+        say(
+            f"{count} cells in {duration(seconds)}, {3600 * count / seconds:,.0f} an hour; "
+            f"table.json and all records are in {folder}"
+        )
+
+
+def _print_findings(options, sweeps, out):
+    """Print what was found: the table of the sweep, or a line for each network."""
+    from minires.arrays.files import load_json, save_json
+    from minires.study import which_lenet
+    from minires.study.claims import TOO_SMALL
+    from minires.study.grid import TESTING
+    from minires.study.store import load_sweep, text_table
+
+    if not _tries_networks(options):
+        print(text_table(load_json(out / "table.json")))
+        if options.profile in TESTING:
+            print(f"\n{TOO_SMALL}")
+        return 0
+    rows = [which_lenet.findings(profile, load_sweep(folder)) for profile, folder, _ in sweeps]
+    save_json(out / "which-lenet.json", rows)
+    print(which_lenet.table(rows))
+    return 0
+
+
+@contextlib.contextmanager
+def _remedy_for(crew):
+    """Where a GPU's memory is full, say what to lower."""
+    try:
+        yield
+    except MemoryError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # CuPy's; another is this machine's memory
+            raise
+        raise MemoryError(
+            f"the GPU's memory is full ({error}): lower --together, now {crew.together}, or end "
+            "other programs that use the card; what is finished is kept"
+        ) from error
+
+
+def _crew(options, dry_run=False):
+    """Who does the work, by the options; nobody asks a cluster what the work would cost."""
+    from minires.study.crews import Cluster, Device, Processes
+    from minires.study.sweep import TOGETHER_ON_GPU
+
+    if options.device == "gpu":
+        return Device(options.together or TOGETHER_ON_GPU)
+    if options.cluster and not dry_run:
+        return Cluster(options.cluster)
+    return Processes(options.workers or arrays.default_threads())
+
+
+# --- what it would cost -------------------------------------------------------------------
+
+
+def _dry_run(options, sweeps, dataset):
+    """Print the cells, and how long those that are missing would take; nothing is written."""
+    from minires.study.sweep import Cost, done_cells
+
+    _check_all(options, sweeps)
+    crew = _crew(options, dry_run=True)
+    rows, costs = [], []
+    for profile, folder, _ in sweeps:
+        cells, done = profile.cells(), done_cells(folder)
+        missing = [cell for cell in cells if cell not in done]
+        with _remedy_for(crew):
+            cost = Cost.measure(profile, missing, dataset, crew)
+        costs.append(cost)
+        if not _tries_networks(options):
+            print(_describe(profile, cells, done))
+            print(cost.describe())
+            return 0
+        rows.append([
+            profile.name, f"{len(missing)} of {len(cells)}", f"{1000 * cost.step:.1f} ms",
+            f"{cost.seconds / 60:.1f} min",
+        ])  # fmt: skip
+    where = "the GPU" if options.device == "gpu" else "one core"
+    total = sum(cost.seconds for cost in costs)
+    rows += [None, ["all", "", "", f"{total / 60:.1f} min"]]
+    print(text.table(["candidate", "cells to do", "a step", f"of {where}"], rows))
+    return 0
+
+
+def _describe(profile, cells, done):
+    """The cells by configuration, one line each; `done` are finished already."""
+    groups, finished = Counter(), Counter()
+    for cell in cells:
+        groups[replace(cell, seed=0)] += 1
+        finished[replace(cell, seed=0)] += cell in done
+    rows = []
+    for cell, seeds in groups.items():
+        name = f"{cell.optimizer} {cell.l1:g}, dropout {cell.dropout:g}"
+        if not cell.is_pretraining:
+            name = f"  then {cell.finetune_optimizer} {cell.l2:g}"
+        rows.append([
+            name, f"{seeds} seeds", f"{finished[cell]} done", ", ".join(sorted(profile.parts(cell)))
+        ])  # fmt: skip
+    before = sum(cell.is_pretraining for cell in cells)
+    total = f"{len(cells)} cells: {before} pre-trainings, {len(cells) - before} fine-tunings"
+    return f"{text.table([], rows)}\n{total}"

@@ -1,0 +1,113 @@
+"""Which LeNet was the paper's? It does not say; `minires sweep --profile which-lenet` tries eight.
+
+Each candidate differs from the default in one thing, and is a small sweep of its own. The findings
+say for which of them claims C1, C5 and C11 come out, and which reach the accuracies that the
+paper shows, 99.3 % and more.
+
+    DIR/CANDIDATE/…         a sweep like any other: `minires report DIR/CANDIDATE` shows it
+    DIR/which-lenet.json    the findings, for all candidates
+"""
+
+import numpy as np
+
+from minires.arrays import text
+from minires.study.claims import ADAM_CEILING, verdicts
+from minires.study.grid import ADAM_RATE, OUTSIDE, TRIED_L1
+from minires.study.store import count
+
+REACH = 0.993  # the paper's figures begin about there
+CLAIMS = ("C1", "C5", "C11")
+
+
+def findings(candidate, sweep):
+    """What a sweep says of one candidate.
+
+    Returns  dict: "candidate"; "weights", how many; "scores", {what: mean accuracy over seeds};
+             "best", the largest of them; "reaches", whether that is `REACH` or more; "claims",
+             {"C1": {"outcome", "points": {what: difference}, "agrees"}, …}. `agrees` is the
+             direction alone, None where nothing was measured; with one seed it is no test.
+    """
+    found = {}
+    for record in sweep.records:
+        cell = record["cell"]
+        start = cell["optimizer"], cell["l1"], cell["dropout"]
+        for method, scores in record["methods"].items():
+            found.setdefault((*start, method), []).append(scores["accuracy"])
+    means = {key: float(np.mean(values)) for key, values in found.items()}
+    on, off = max(candidate.dropout), min(candidate.dropout)
+
+    def at(optimizer, method, dropout=on, l1=None):
+        rate = l1 or (TRIED_L1 if optimizer == "sgd" else ADAM_RATE)
+        return means.get((optimizer, rate, dropout, method), np.nan)
+
+    inner = at("sgd", "pretrained")
+    outcomes = {verdict.claim: verdict.outcome for verdict in verdicts(sweep)}
+    differences = {
+        "C1": {f"{TRIED_L1:g} − {l1:g}": inner - at("sgd", "pretrained", l1=l1) for l1 in OUTSIDE},
+        "C5": {"dropout": at("sgd", "finetuned") - at("sgd", "finetuned", off)},
+        "C11": {
+            f"plain below {ADAM_CEILING}": ADAM_CEILING
+            - max(at("adam", "finetuned"), at("adam", "finetuned", off)),
+            "mean − plain": (
+                at("adam", "mean")
+                + at("adam", "mean", off)
+                - at("adam", "finetuned")
+                - at("adam", "finetuned", off)
+            )
+            / 2,
+        },
+    }
+    claims = {}
+    for claim, parts in differences.items():
+        measured = {what: value for what, value in parts.items() if np.isfinite(value)}
+        whole = len(measured) == len(parts)
+        claims[claim] = {
+            "outcome": outcomes[claim],
+            "points": {what: 100 * value for what, value in measured.items()},
+            "agrees": all(value > 0 for value in measured.values()) if whole else None,
+        }
+    scores = {
+        f"{optimizer} {l1:g}, dropout {dropout:g}: {method}": value
+        for (optimizer, l1, dropout, method), value in means.items()
+    }
+    best = max(scores, key=scores.get, default=None)
+    return {
+        "candidate": candidate.name,
+        "weights": candidate.model(on, (28, 28, 1)).size,
+        "seeds": len({record["cell"]["seed"] for record in sweep.records}),
+        "scores": scores,
+        "best": best,
+        "reaches": None if best is None else scores[best] >= REACH,
+        "claims": claims,
+    }
+
+
+def table(rows: list) -> str:
+    """What `findings` say, as text: a line for each candidate."""
+    heads = ["candidate", "weights", "best %", "≥ 99.3"]
+    for claim in CLAIMS:
+        heads += [claim, "points"]
+    lines = []
+    for row in rows:
+        best = f"{100 * row['scores'][row['best']]:.2f}" if row["best"] else ""
+        line = [row["candidate"], f"{row['weights']:,}", best, WORDS[row["reaches"]]]
+        for claim in CLAIMS:
+            found = row["claims"][claim]
+            points = " ".join(f"{value:+.2f}" for value in found["points"].values())
+            line += [WORDS[found["agrees"]], points]
+        lines.append(line)
+    seeds = max((row["seeds"] for row in rows), default=0)
+    notes = [
+        "",
+        f"{count(seeds, 'seed')}; percentage points. yes, no: the direction; a single accuracy is "
+        "known to ± 0.08, so differences of one seed show little.",
+        f"C1: ℓ₁ {TRIED_L1:g} minus {OUTSIDE[0]:g} and {OUTSIDE[1]:g} (with --outside). C5: plain "
+        "fine-tuning, dropout on minus off.",
+        f"C11, trained and fine-tuned with Adam: {ADAM_CEILING} minus plain; mean model minus "
+        "plain.",
+        "best: of all methods, after SGD and after Adam, with dropout and without.",
+    ]
+    return "\n".join([text.table(heads, lines), *notes])
+
+
+WORDS = {True: "yes", False: "no", None: "–"}
