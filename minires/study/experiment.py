@@ -234,8 +234,7 @@ def _run_seed(config, model, seed, split, folder, quiet):
     if folder.has(name):
         return load_json(folder.file(name))
     train_images, train_labels, test_images, test_labels = split
-    settings = {"batch": config.batch, "seed": seed, "quiet": quiet}
-    data = train_images, train_labels
+    task = loop.Task(model, train_images, train_labels, config.batch, seed, quiet)
     device = config.device
 
     def there(array):
@@ -246,21 +245,19 @@ def _run_seed(config, model, seed, split, folder, quiet):
         stats = model.init_stats(device=device)
         updates = config.epochs * (len(train_images) // config.batch)
         optimizer = make_optimizer(config.optimizer, config.l1, config.momentum)
-        loop.train(model, theta, stats, *data, optimizer, updates, **settings)
+        loop.train(task, theta, stats, optimizer, updates)
         return {"theta": to_host(theta), "stats": to_host(stats)}
 
     def fine_tune(start):
         theta, stats = there(start["theta"].copy()), there(start["stats"].copy())
         watched = loop.choose_weights(model, WATCHED, np.random.default_rng(0))
         moments, moments_of_stats, history = loop.fine_tune(
-            model,
+            task,
             theta,
             stats,
-            *data,
             make_optimizer(config.finetune_optimizer, config.l2, config.momentum),
             config.updates,
             watch=watched,
-            **settings,
         )
         if folder.path is not None:
             moments.save(folder.file(f"seed_{seed}_moments.npz"))
