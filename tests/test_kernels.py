@@ -674,10 +674,9 @@ def test_training_on_plain_kernels_is_training(emulated):
         moments = minires.Moments(theta.shape)
         with minires.kernels(name):
             optimizer = minires.SGD(0.05, 0.9, 1e-3)
-            loop.train(
-                model, theta, stats, images, labels, optimizer, 5, 4, 0, quiet=True,
-                moments=[(moments, theta)], watch=[0, 3],
-            )  # fmt: skip
+            task = loop.Task(model, images, labels, batch=4, quiet=True)
+            kept = {"moments": [(moments, theta)], "watch": [0, 3]}
+            loop.train(task, theta, stats, optimizer, 5, **kept)
             return [minires.to_host(array) for array in (theta, stats, moments.mean, moments.std)]
 
     expected = trained(np, "cpu")

@@ -170,13 +170,12 @@ def test_the_stages_are_training_and_fine_tuning(finished):
     model = config.model((28, 28, 1))
     theta = model.init(loop.stream(6, "initial weights"))
     stats = model.init_stats()
-    loop.train(model, theta, stats, *arrays, SGD(0.2), 8, 32, 6, quiet=True)
+    task = loop.Task(model, *arrays, 32, 6, quiet=True)
+    loop.train(task, theta, stats, SGD(0.2), 8)
     kept = load_arrays(out / "seed_6_pretrained.npz")
     np.testing.assert_array_equal(kept["theta"], theta)
     kept = load_arrays(out / "seed_6_finetuned.npz")
-    moments, _, history = loop.fine_tune(
-        model, theta, stats, *arrays, SGD(0.25), 4, 32, 6, watch=kept["watched"], quiet=True
-    )
+    moments, _, history = loop.fine_tune(task, theta, stats, SGD(0.25), 4, watch=kept["watched"])
     np.testing.assert_array_equal(kept["theta"], theta)
     np.testing.assert_array_equal(kept["history"], history)
     np.testing.assert_array_equal(kept["history"][-1], theta[kept["watched"]])
@@ -688,15 +687,12 @@ def test_networks_with_batch_norm_compare_every_policy(tmp_path, capsys, monkeyp
     images, labels = data_tools.scale(data.train_images), data.train_labels
     model = config.model((28, 28, 1))
     theta, stats = model.init(loop.stream(5, "initial weights")), model.init_stats()
-    loop.train(
-        model, theta, stats, images, labels, SGD(config.l1, 0.5), 2, 32, 5, quiet=True
-    )  # fmt: skip
+    task = loop.Task(model, images, labels, 32, 5, quiet=True)
+    loop.train(task, theta, stats, SGD(config.l1, 0.5), 2)
     kept = load_arrays(tmp_path / "out" / "seed_5_pretrained.npz")
     np.testing.assert_array_equal(kept["theta"], theta)
     np.testing.assert_array_equal(kept["stats"], stats)
-    moments, of_stats, _ = loop.fine_tune(
-        model, theta, stats, images, labels, SGD(config.l2, 0.5), 3, 32, 5, quiet=True
-    )
+    moments, of_stats, _ = loop.fine_tune(task, theta, stats, SGD(config.l2, 0.5), 3)
     order = loop.batches(64, 32, loop.stream(5, "statistics order"))
     looks = (images[next(order)] for _ in range(experiment.STATISTICS_BATCHES))
     expected = {

@@ -166,12 +166,23 @@ def gradients(output, variables, seed=None):
     Returns    a list of arrays, one a variable, zeros where the output does not depend on it.
                To be read, not changed: two of them, or one and the seed, may be the same array
     Raises     RuntimeError when this graph has been used before: its memory is gone;
-               ValueError for a Tensor that is not a variable
+               ValueError for a Tensor that is not a variable, for integers, and for a seed of
+               another shape than the output
     """
     variables = list(variables)
     for wanted in variables:
         if not isinstance(wanted.node, Variable):
             raise ValueError(f"gradients: {wanted!r} is no variable: make it with `variable`")
+        if wanted.dtype.kind not in "fc":
+            raise ValueError(
+                f"gradients: {wanted!r} holds integers, which have no gradient: convert them with "
+                ".astype(float)"
+            )
+    if seed is not None and (seed.shape != output.shape or seed.dtype.kind not in "fc"):
+        raise ValueError(
+            f"gradients: seed is {seed.dtype} {seed.shape}, expected floats {output.shape}, the "
+            "shape of the output"
+        )
     reached = []
     try:
         if output.node is not None:

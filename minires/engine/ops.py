@@ -39,7 +39,7 @@ def multiply(x, y):
 @op
 def divide(x, y):
     """x / y"""
-    return x / y, (lambda g: g / y, lambda g: -g * x / (y * y))
+    return x / y, (lambda g: g / y, lambda g: -(g / y) * (x / y))  # y² may underflow
 
 
 @op
@@ -51,6 +51,8 @@ def negative(x):
 @op
 def power(x, *, exponent):
     """x to a constant power"""
+    if exponent == 0:  # 0 · 0⁻¹ would be NaN
+        return x**exponent, (lambda g: 0 * g,)
     return x**exponent, (lambda g: g * (exponent * x ** (exponent - 1)),)
 
 
@@ -358,7 +360,10 @@ def softmax_cross_entropy(logits, labels, *, smoothing=0.0):
     target = (labels[..., None] == xp.arange(classes)).astype(logits.dtype)
     if smoothing:
         target = target * logits.dtype.type(1 - smoothing) + logits.dtype.type(smoothing / classes)
-    loss = -(target * log_p).sum(axis=-1).mean(axis=-1)
+    # A logit of −∞ is a class with probability 0: with target 0 it adds 0, not 0 · ∞ = NaN.
+    with np.errstate(invalid="ignore"):
+        products = xp.where((target == 0) & (log_p == -math.inf), 0 * target, target * log_p)
+    loss = -products.sum(axis=-1).mean(axis=-1)
     return xp.asarray(loss), (lambda g: (xp.exp(log_p) - target) * (g / count)[..., None, None],)
 
 

@@ -286,7 +286,7 @@ class Experiment:
         theta, stats = self.to_device(theta), self.to_device(stats)
         return loop.predict(self.model, theta, self.test_images, stats, self.quiet, what)
 
-    def train(self, do, *vectors, phase, updates, **options):
+    def train(self, do, *vectors, phase, updates, seed, **options):
         """`loop.train` or `loop.fine_tune` (`do`) by this experiment's data and settings."""
         config, tuning = self.config, phase == "fine-tuning"
         optimizer = make_optimizer(
@@ -295,8 +295,8 @@ class Experiment:
             config.momentum,
         )
         data = self.train_images, self.train_labels
-        options |= {"batch": config.batch, "quiet": self.quiet}
-        return do(self.model, *vectors, *data, optimizer, updates, **options)
+        task = loop.Task(self.model, *data, config.batch, seed, self.quiet)
+        return do(task, *vectors, optimizer, updates, **options)
 
 
 def run(config: Config, dataset, folder: Folder, quiet: bool = False) -> dict:
