@@ -5,20 +5,21 @@
 #
 # *15 minutes of yours, about 10 seconds of the computer's*
 #
-# A network gives one number per class, the *logits* z. **Softmax** makes probabilities of them, and the
-# **loss** asks how probable the right class was:
+# A network gives one number per class, the *logits* z. **Softmax** makes probabilities of them, and
+# the **loss** asks how probable the right class was:
 #
 #     p[c] = e^z[c] / Σₖ e^z[k]              all p are positive and sum to 1
 #     loss = − log p[right class]             0 if p is 1; large if p is near 0
 #
-# The average of this loss over a batch of N images is what we make small. Its name is *cross-entropy*,
-# or negative log-likelihood (NLL). **Descent** goes a small step against the gradient:
+# The average of this loss over a batch of N images is what we make small. Its name is
+# *cross-entropy*, or negative log-likelihood (NLL). **Descent** goes a small step against the
+# gradient:
 #
 #     θ ← θ − ℓ · ∇ (1/N) Σₙ lossₙ(θ)           ℓ is the learning rate        (eq. 1)
 #
-# Read eq. 1 in the paper with care: it *sums* the loss over the batch and does not divide by N. With
-# batches of 128 images, the paper's ℓ = 0.15 would then be a rate of 128 · 0.15 = 19 for the mean. We will
-# see what that does.
+# Read eq. 1 in the paper with care: it *sums* the loss over the batch and does not divide by N.
+# With batches of 128 images, the paper's ℓ = 0.15 would then be a rate of 128 · 0.15 = 19 for the
+# mean. We will see what that does.
 
 # %% tags=["setup"]
 import matplotlib.pyplot as plt
@@ -38,10 +39,10 @@ UPDATES, HIDDEN, BATCH = 2000, 16, 128
 # %% [markdown]
 # ## Three digits, two numbers each
 #
-# To *see* what a network learns we need data that fit on paper. We take the digits 0, 1 and 6, and of each
-# image only two numbers: how much of its ink lies in the middle, and how tall the ink is. (Both are measured
-# in standard deviations σ from their mean, so that neither is larger than the other.) That is little,
-# so nobody can be right every time.
+# To *see* what a network learns we need data that fit on paper. We take the digits 0, 1 and 6, and
+# of each image only two numbers: how much of its ink lies in the middle, and how tall the ink is.
+# (Both are measured in standard deviations σ from their mean, so that neither is larger than the
+# other.) That is little, so nobody can be right every time.
 
 # %%
 digits = load("glyphs", train=6000, test=500)
@@ -104,17 +105,18 @@ def train(rate, updates, seed=1, looks=()):
 # - **b)** 1.1
 # - **c)** 3
 #
-# And then, with the rate 0.15 · 128 = 19 that eq. 1 says if it is taken by the letter, the loss will
+# And then, with the rate 0.15 · 128 = 19 that eq. 1 says if it is taken by the letter, the loss
+# will
 #
 # - **d)** fall faster
 # - **e)** jump about, and stay far higher
 #
 # <details><summary>Choose first. Then open.</summary>
 #
-# b) and e). Who knows nothing gives each class ⅓, and −log ⅓ = 1.1. A loss near log(number of classes) at
-# the start is the first thing to look at in any training. A larger one says: the weights are too large,
-# or something is wrong. With rate 19 each step goes much too far: over the valley, and up on the other
-# side. Look below.
+# b) and e). Who knows nothing gives each class ⅓, and −log ⅓ = 1.1. A loss near log(number of
+# classes) at the start is the first thing to look at in any training. A larger one says: the
+# weights are too large, or something is wrong. With rate 19 each step goes much too far: over the
+# valley, and up on the other side. Look below.
 #
 # </details>
 
@@ -123,17 +125,19 @@ looks = sorted({0, UPDATES // 1000 + 1, UPDATES // 20, UPDATES})
 losses, kept = train(rate=0.15, updates=UPDATES, looks=looks)
 summed, _ = train(rate=0.15 * BATCH, updates=UPDATES)
 tail = UPDATES // 4
-print(f"loss at the start         {losses[0]:.2f}   (a network that knows nothing: {np.log(3):.2f})")
+print(
+    f"loss at the start         {losses[0]:.2f}   (a network that knows nothing: {np.log(3):.2f})"
+)
 print(f"mean loss,   ℓ = 0.15     {losses[-tail:].mean():.2f}   (last quarter)")
 print(f"summed loss, ℓ = 0.15     {summed[-tail:].mean():.2f}   (last quarter)")
 
 # %% [markdown]
 # ## The picture: borders that find their place
 #
-# Each point is an image. The three greys say which class the network would choose there. At the start
-# the borders lie anywhere. Three updates turn them roughly the right way; the other thousands are for the
-# last few percent. At the end a band for the sixes has opened between the zeros and the ones, and it bends.
-# Only a network with a hidden layer can bend a border.
+# Each point is an image. The three greys say which class the network would choose there. At the
+# start the borders lie anywhere. Three updates turn them roughly the right way; the other thousands
+# are for the last few percent. At the end a band for the sixes has opened between the zeros and the
+# ones, and it bends. Only a network with a hidden layer can bend a border.
 
 # %%
 grid = np.stack(np.meshgrid(np.linspace(-3, 3, 160), np.linspace(-3, 3, 160)), axis=-1)
@@ -145,7 +149,9 @@ for axes, number in zip(panels, looks, strict=True):
         grid[..., 0], grid[..., 1], chosen, levels=[-0.5, 0.5, 1.5, 2.5],
         colors=["#f6f6f6", "#d4d4d4", "#a9a9a9"],
     )  # fmt: skip
-    for k, (marker, colour) in enumerate(zip("os^", ("#0b3954", "#e07a1f", "#7b2d8b"), strict=True)):
+    for k, (marker, colour) in enumerate(
+        zip("os^", ("#0b3954", "#e07a1f", "#7b2d8b"), strict=True)
+    ):
         own = shown[labels[shown] == k]
         axes.plot(
             *features[own].T, marker, color=colour, ms=5, mec="white", mew=0.5, ls="",
@@ -165,8 +171,10 @@ plt.show()
 # %% [markdown]
 # ## Exercise 1: a logarithm of softmax that cannot overflow
 #
-# e^z is infinite for z = 1000 in float64, and for z = 89 in float32. Logits can get there. But softmax does
-# not change when the same number is subtracted from all logits of a row. Choose that number well.
+# e^z is infinite for z = 1000 in float64, and for z = 89 in float32. Logits can get there. But
+# softmax does not change when the same number is subtracted from all logits of a row. Choose that
+# number well.
+
 
 # %% tags=["exercise", "log_softmax"]
 def log_softmax(logits):
@@ -222,6 +230,7 @@ rejected(check_log_softmax, one_maximum_for_all)
 #
 # Eq. 1 without the words. θ is an array that others hold too, so change it *in place*.
 
+
 # %% tags=["exercise", "sgd"]
 def sgd(theta, gradient, rate):
     """Go one step down, in place.
@@ -263,12 +272,13 @@ rejected(check_optimizer, not_in_place, "sgd")
 # %% [markdown]
 # ## Exercise 3: one step of Adam
 #
-# Adam divides each gradient by its own usual size, so every weight moves by about ℓ per step. m and v are
-# averages of g and g² that forget the past. They start at 0, so they are too small at first; dividing by
-# 1 − βᵗ mends that. With β₁ = 0.9, β₂ = 0.999, ε = 10⁻⁸, and t = 1 at the first step:
+# Adam divides each gradient by its own usual size, so every weight moves by about ℓ per step. m and
+# v are averages of g and g² that forget the past. They start at 0, so they are too small at first;
+# dividing by 1 − βᵗ mends that. With β₁ = 0.9, β₂ = 0.999, ε = 10⁻⁸, and t = 1 at the first step:
 #
 #     m ← β₁ m + (1 − β₁) g            v ← β₂ v + (1 − β₂) g²
 #     θ ← θ − ℓ · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)
+
 
 # %% tags=["exercise", "adam"]
 def adam(theta, gradient, state, rate):
@@ -319,17 +329,17 @@ rejected(check_optimizer, time_stands_still, "adam")
 # %% [markdown]
 # ## What would break this?
 #
-# **A start at zero.** If all weights are 0, all hidden units compute the same, get the same gradient, and
-# stay equal for ever. The random start is what makes them different.
+# **A start at zero.** If all weights are 0, all hidden units compute the same, get the same
+# gradient, and stay equal for ever. The random start is what makes them different.
 #
-# **A rate that does not fit.** Too small: nothing happens. Too large: the loss jumps about or becomes `nan`.
-# There is no formula for the right one. The paper tries several rates and shows the best; it looks at the *test*
-# images to choose. Then the accuracy that is reported is a little too good. A third set of images, only for
-# choosing, would be fair.
+# **A rate that does not fit.** Too small: nothing happens. Too large: the loss jumps about or
+# becomes `nan`. There is no formula for the right one. The paper tries several rates and shows the
+# best; it looks at the *test* images to choose. Then the accuracy that is reported is a little too
+# good. A third set of images, only for choosing, would be fair.
 #
-# **Another meaning of one word.** A rate belongs to a mean loss *or* to a summed loss. Who copies 0.15 from a
-# paper into a program that sums gets a rate of 19. We do not know what the authors' program did; their numbers
-# make sense for the mean only.
+# **Another meaning of one word.** A rate belongs to a mean loss *or* to a summed loss. Who copies
+# 0.15 from a paper into a program that sums gets a rate of 19. We do not know what the authors'
+# program did; their numbers make sense for the mean only.
 #
 # ## Three questions
 #
@@ -337,8 +347,8 @@ rejected(check_optimizer, time_stands_still, "adam")
 #
 # <details><summary>Answer</summary>
 #
-# Yes. log 10 = 2.3 is the loss of somebody who knows nothing. 9.2 means: sure of itself and wrong. The
-# weights are too large at the start, or the labels do not belong to the images.
+# Yes. log 10 = 2.3 is the loss of somebody who knows nothing. 9.2 means: sure of itself and wrong.
+# The weights are too large at the start, or the labels do not belong to the images.
 #
 # </details>
 #
@@ -346,8 +356,8 @@ rejected(check_optimizer, time_stands_still, "adam")
 #
 # <details><summary>Answer</summary>
 #
-# Yes. The loss also asks *how sure* a network was. One that says 100 % and errs pays much more than one that
-# says 60 % and errs. This is why this project always shows the NLL beside the accuracy.
+# Yes. The loss also asks *how sure* a network was. One that says 100 % and errs pays much more than
+# one that says 60 % and errs. This is why this project always shows the NLL beside the accuracy.
 #
 # </details>
 #
@@ -361,6 +371,6 @@ rejected(check_optimizer, time_stands_still, "adam")
 #
 # ## Where this is
 #
-# In the paper: equation 1, and section 3 for the rates ℓ₁ and ℓ₂. In the code: `softmax_cross_entropy` in
-# `minires/engine/ops.py`, and `SGD` and `Adam` in `minires/training/optimizers.py`. Next: lesson 5 gives the
-# network all 784 pixels.
+# In the paper: equation 1, and section 3 for the rates ℓ₁ and ℓ₂. In the code:
+# `softmax_cross_entropy` in `minires/engine/ops.py`, and `SGD` and `Adam` in
+# `minires/training/optimizers.py`. Next: lesson 5 gives the network all 784 pixels.

@@ -5,21 +5,23 @@
 #
 # *15 minutes of yours, about 20 seconds of the computer's*
 #
-# A digit is the same digit three pixels further right. A dense layer does not know that: each pixel has
-# weights of its own. A **convolution** does. It lays a small *kernel* of weights on the image, multiplies
-# number by number, sums up, moves one pixel on, and does it again *with the same weights*:
+# A digit is the same digit three pixels further right. A dense layer does not know that: each pixel
+# has weights of its own. A **convolution** does. It lays a small *kernel* of weights on the image,
+# multiplies number by number, sums up, moves one pixel on, and does it again *with the same
+# weights*:
 #
 #     y[n, i, j, o] = Σ over p, q, c of  x[n, s·i + p, s·j + q, c] · w[p, q, c, o]
 #
 #     n image    i, j place in the result    c channel in    o channel out    p, q place in the kernel
 #     s stride: how far the kernel moves      padding: zeros laid around x before
 #
-# An image of height H with padding P and a kernel of height K gives (H + 2P − K) / s + 1 rows, rounded down.
+# An image of height H with padding P and a kernel of height K gives (H + 2P − K) / s + 1 rows,
+# rounded down.
 #
-# Two remarks. Mathematics would turn the kernel round and call the formula above a *correlation*; every
-# deep-learning library leaves it as it is and says convolution. And: y depends on x *linearly*. So the gradient
-# of x is the same sum, read the other way: each y[i, j] gives its gradient back to the K × K pixels that it was
-# made from.
+# Two remarks. Mathematics would turn the kernel round and call the formula above a *correlation*;
+# every deep-learning library leaves it as it is and says convolution. And: y depends on x
+# *linearly*. So the gradient of x is the same sum, read the other way: each y[i, j] gives its
+# gradient back to the K × K pixels that it was made from.
 
 # %% tags=["setup"]
 import matplotlib.pyplot as plt
@@ -37,9 +39,9 @@ picture_style()
 # %% [markdown]
 # ## Predict
 #
-# LeNet's first layer makes 6 channels of 28 × 28 numbers from one image of 28 × 28 pixels, with kernels of
-# 5 × 5. How many weights has it (biases included)? And how many would a dense layer have that makes as many
-# numbers?
+# LeNet's first layer makes 6 channels of 28 × 28 numbers from one image of 28 × 28 pixels, with
+# kernels of 5 × 5. How many weights has it (biases included)? And how many would a dense layer have
+# that makes as many numbers?
 #
 # - **a)** 156 and 3.7 million
 # - **b)** 4,704 and 3.7 million
@@ -47,8 +49,9 @@ picture_style()
 #
 # <details><summary>Choose first. Then open.</summary>
 #
-# a). Six kernels of 5 × 5 × 1 weights and six biases: 6 · 25 + 6 = 156. Dense: 28 · 28 · 6 = 4,704 outputs, each
-# with 784 weights and a bias: 3.7 million. Equal weights at every place are what makes the difference.
+# a). Six kernels of 5 × 5 × 1 weights and six biases: 6 · 25 + 6 = 156. Dense: 28 · 28 · 6 = 4,704
+# outputs, each with 784 weights and a bias: 3.7 million. Equal weights at every place are what
+# makes the difference.
 #
 # </details>
 
@@ -58,9 +61,9 @@ print(model.summary())
 print(f"\nthe paper's LeNet (the shape of TF-slim): {minires.lenet().size:,} weights")
 
 # %% [markdown]
-# The paper says "LeNet" and no more, and there are many networks of that name. This lesson takes the small one
-# of 1998. The one that this project takes for the paper's has 53 times as many weights, nearly all in one dense
-# layer. Nobody but the authors knows.
+# The paper says "LeNet" and no more, and there are many networks of that name. This lesson takes
+# the small one of 1998. The one that this project takes for the paper's has 53 times as many
+# weights, nearly all in one dense layer. Nobody but the authors knows.
 #
 # Now we train the small one for a moment, to have kernels worth looking at.
 
@@ -82,9 +85,9 @@ print(f"{right.mean():.1%} of the test digits are right after {UPDATES} updates"
 # %% [markdown]
 # ## The picture: kernels, and what they see
 #
-# Above: the six kernels of the first layer; white is a positive weight, black a negative one. Below: what each
-# makes of the digit at the left (each in its own greys). Compare a kernel with its map. One that is bright on one side and dark on the
-# other answers to edges of that direction.
+# Above: the six kernels of the first layer; white is a positive weight, black a negative one.
+# Below: what each makes of the digit at the left (each in its own greys). Compare a kernel with its
+# map. One that is bright on one side and dark on the other answers to edges of that direction.
 
 # %%
 kernels = model.layout["conv2d_1.weight"].view(theta)  # (5, 5, 1, 6)
@@ -111,8 +114,9 @@ plt.show()
 # %% [markdown]
 # ## Exercise 1: the sum
 #
-# Two loops over the places in the kernel are enough, or `sliding_window_view` and `einsum` without any. Four
-# loops over the pixels are right too, but slow.
+# Two loops over the places in the kernel are enough, or `sliding_window_view` and `einsum` without
+# any. Four loops over the pixels are right too, but slow.
+
 
 # %% tags=["exercise", "conv2d"]
 def conv2d(x, w, stride=1, padding=0):
@@ -163,10 +167,12 @@ rejected(check_convolution, pads_one_side)
 # %% [markdown]
 # ## Exercise 2: its two gradients
 #
-# g has the shape of y. For w: which x met w[p, q], at all places i, j? For x: where did x[i, j] go? One loop over
-# p and q does both. And here is a test for any linear step A with pullback Aᵀ, without a single derivative:
+# g has the shape of y. For w: which x met w[p, q], at all places i, j? For x: where did x[i, j] go?
+# One loop over p and q does both. And here is a test for any linear step A with pullback Aᵀ,
+# without a single derivative:
 #
 #     sum(A(x) · g) = sum(x · Aᵀ(g))        for every x and every g
+
 
 # %% tags=["exercise", "conv2d_backward"]
 def conv2d_backward(x, w, g, stride=1, padding=0):
@@ -240,8 +246,10 @@ def max_pool(x):
 # %% [markdown]
 # ## Exercise 3: max pooling's gradient
 #
-# Max pooling keeps the largest of each 2 × 2 pixels. Only the winner had an influence on the result, so only the
-# winner gets the gradient. A row or column that does not fill a window is left out.
+# Max pooling keeps the largest of each 2 × 2 pixels. Only the winner had an influence on the
+# result, so only the winner gets the gradient. A row or column that does not fill a window is left
+# out.
+
 
 # %% tags=["exercise", "max_pool_backward"]
 def max_pool_backward(x, g):
@@ -258,7 +266,9 @@ def max_pool_backward(x, g):
 def max_pool_backward(x, g):
     """The gradient of x, when y is the largest of each 2 × 2 pixels."""
     rows, columns = g.shape[1:3]
-    parts = [np.s_[:, p : p + 2 * rows : 2, q : q + 2 * columns : 2] for p in (0, 1) for q in (0, 1)]
+    parts = [
+        np.s_[:, p : p + 2 * rows : 2, q : q + 2 * columns : 2] for p in (0, 1) for q in (0, 1)
+    ]
     winner = np.argmax([x[:, : 2 * rows, : 2 * columns][part] for part in parts], axis=0)
     gradient = np.zeros_like(x)
     for number, part in enumerate(parts):
@@ -298,8 +308,9 @@ rejected(check_pooling, max_pool, shared_by_all_four)
 # %% [markdown]
 # ## What would break this?
 #
-# **A shift.** Does LeNet really not care where a digit stands? The feature maps move with the image, exactly. But
-# pooling takes every second pixel, and the dense layers know places again. Let us shift the test digits:
+# **A shift.** Does LeNet really not care where a digit stands? The feature maps move with the
+# image, exactly. But pooling takes every second pixel, and the dense layers know places again. Let
+# us shift the test digits:
 
 # %%
 test = scale(digits.test_images)
@@ -310,25 +321,27 @@ for pixels in (0, 1, 2, 4, 6):
     print(f"moved {pixels} pixels to the right: {right.mean():.1%} right")
 
 # %% [markdown]
-# So a convolution helps with small shifts, and is no guarantee. What the network sees in training, it learns. (At
-# six pixels some digits also lose ink over the edge.)
+# So a convolution helps with small shifts, and is no guarantee. What the network sees in training,
+# it learns. (At six pixels some digits also lose ink over the edge.)
 #
-# **Turned kernels.** A network that was trained with one convention and runs with the other gives nonsense, and no
-# error. The same goes for the order of axes: channels last here, channels first in PyTorch.
+# **Turned kernels.** A network that was trained with one convention and runs with the other gives
+# nonsense, and no error. The same goes for the order of axes: channels last here, channels first in
+# PyTorch.
 #
 # ## Three questions
 #
-# **1.** Why does ReLU stand *after* the pooling in `minires/networks/lenet.py`, when textbooks put it before?
+# **1.** Why does ReLU stand *after* the pooling in `minires/networks/lenet.py`, when textbooks put
+# it before?
 #
 # <details><summary>Answer</summary>
 #
-# The largest of four numbers, then cut at zero, is the same as each cut at zero, then the largest. After pooling
-# there are four times fewer numbers to cut.
+# The largest of four numbers, then cut at zero, is the same as each cut at zero, then the largest.
+# After pooling there are four times fewer numbers to cut.
 #
 # </details>
 #
-# **2.** Two layers with 5 × 5 kernels, one after the other, no pooling, padding 0. How many pixels of the image
-# does one number of the result see?
+# **2.** Two layers with 5 × 5 kernels, one after the other, no pooling, padding 0. How many pixels
+# of the image does one number of the result see?
 #
 # <details><summary>Answer</summary>
 #
@@ -340,13 +353,13 @@ for pixels in (0, 1, 2, 4, 6):
 #
 # <details><summary>Answer</summary>
 #
-# It may, but it has no use for it: y is linear in x, so its slope does not depend on x. It needs w, and x's shape.
-# The pullback of w needs x.
+# It may, but it has no use for it: y is linear in x, so its slope does not depend on x. It needs w,
+# and x's shape. The pullback of w needs x.
 #
 # </details>
 #
 # ## Where this is
 #
-# In the paper: section 3.1, "LeNet". In the code: `minires/engine/convolution.py`, `minires/networks/lenet.py`,
-# and the kernels in `minires/kernels/`, which compute the same sums faster. Next: lesson 6 keeps the mean and the
-# variance of all these weights while they learn.
+# In the paper: section 3.1, "LeNet". In the code: `minires/engine/convolution.py`,
+# `minires/networks/lenet.py`, and the kernels in `minires/kernels/`, which compute the same sums
+# faster. Next: lesson 6 keeps the mean and the variance of all these weights while they learn.
