@@ -12,7 +12,7 @@
 #
 #     y[n, i, j, o] = Σ over p, q, c of  x[n, s·i + p, s·j + q, c] · w[p, q, c, o]
 #
-#     n image    i, j place in the result    c channel in    o channel out    p, q place in the kernel
+#     n image    i, j place in the result    c channel in    o channel out    p, q place in kernel
 #     s stride: how far the kernel moves      padding: zeros laid around x before
 #
 # An image of height H with padding P and a kernel of height K gives (H + 2P − K) / s + 1 rows,

@@ -159,7 +159,7 @@ def one_after_another(x, expand, depthwise, project, stride, padding, activation
 @given(case=separable_convolutions(), tile_bytes=st.sampled_from([1, 500, 1 << 20]))
 def test_separable_convolutions_are_one_after_another(case, tile_bytes):
     with mock.patch.object(separable, "TILE_BYTES", tile_bytes):
-        assert_close(separable.convolve(*case), one_after_another(*case), 1e-12)
+        assert_close(cpu.separable(*case), one_after_another(*case), 1e-12)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -174,7 +174,7 @@ def test_separable_convolutions_of_every_width(rng, stride, expands):
             parts[0] = None
         x, padding = rng.standard_normal((1, 2, 4, width, 2)), ((1, 0), (left, right))
         case = x, *parts, (1, stride), padding, ("relu", "relu6", None)
-        assert_close(separable.convolve(*case), one_after_another(*case), 1e-12)
+        assert_close(cpu.separable(*case), one_after_another(*case), 1e-12)
 
 
 def test_separable_convolutions_are_the_same_bits_on_any_number_of_threads(rng):
@@ -187,7 +187,7 @@ def test_separable_convolutions_are_the_same_bits_on_any_number_of_threads(rng):
     for count in (1, 2, 3):
         with threads(count), mock.patch.object(separable, "TILE_BYTES", 1500):
             results.append(
-                separable.convolve(x, *parts, (2, 1), ((1, 1), (1, 1)), ("relu6", None, "relu"))
+                cpu.separable(x, *parts, (2, 1), ((1, 1), (1, 1)), ("relu6", None, "relu"))
             )
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
@@ -204,7 +204,7 @@ def test_what_a_thread_s_buffers_held_before_is_no_input(rng):
     with threads(1):
         for name in ("pixels", "expanded", "hidden", "filtered", "more"):
             scratch(name, (1 << 12,), float)[...] = np.inf
-        result = separable.convolve(*case)
+        result = cpu.separable(*case)
     assert_close(result, one_after_another(*case), 1e-12)
 
 
@@ -236,7 +236,7 @@ def test_a_joined_mobilenet_predicts_the_same(rng, variant, replicas):
     stats = model.init_stats(replicas, dtype=float)
     images = rng.standard_normal((2, 66, 67, 3))
     plain = model.network.apply(images, Run(theta, stats))
-    with mock.patch.object(separable, "convolve", wraps=separable.convolve) as used:
+    with mock.patch.object(cpu, "separable", wraps=cpu.separable) as used:
         assert_close(model.logits(theta, images, stats), plain, 1e-10)
     assert used.call_count == 17
 

@@ -21,6 +21,7 @@ COMMANDS = (
     "minires.commands.evaluate",
     "minires.commands.improve",
     "minires.commands.lessons",
+    "minires.commands.check",
 )
 
 

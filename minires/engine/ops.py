@@ -307,12 +307,7 @@ def dropout(x, *, rate, rng):
             f"dropout: {len(generators)} generators for x {x.shape}: one is needed for each of "
             f"the {x.shape[0]} networks"
         )
-    if xp_of(x) is not np:  # drawn where the data is, from seeds out of the host's streams
-        draw = kernels_of(x).uniform(rng, x.shape, like=x)
-    elif generators is None:
-        draw = rng.random(x.shape, np.float32)
-    else:
-        draw = np.stack([g.random(x.shape[1:], np.float32) for g in generators])
+    draw = kernels_of(x).uniform(rng, x.shape, like=x)
     factor = (draw >= rate) * x.dtype.type(1 / (1 - rate))
     return x * factor, (lambda g: g * factor,)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from minires.arrays import run_tiles, xp_of
 from minires.engine.convolution import MOST_POOLED, borders
-from minires.kernels import separable
+from minires.kernels import kernels_of
 from minires.networks.layers import (
     Activation,
     Affine,
@@ -58,11 +58,11 @@ class JoinedConv2D(Layer):
 
 
 class JoinedSeparable(Sequential):
-    """A pointwise convolution or none, a depthwise and a pointwise one: see `separable`."""
+    """A pointwise convolution or none, a depthwise and a pointwise one, in one pass."""
 
     def apply(self, x, run):
         *first, middle, last = self.layers
-        if run.gradient is not None or xp_of(x) is not np:
+        if run.gradient is not None:
             return super().apply(x, run)
 
         def weights(layer, axes):
@@ -71,7 +71,7 @@ class JoinedSeparable(Sequential):
                 run[layer.bias].reshape(-1, layer.bias.size),
             )
 
-        y = separable.convolve(
+        y = kernels_of(x).separable(
             x.reshape(-1, *x.shape[-4:]),
             weights(first[0].convolution, 2) if first else None,
             weights(middle, 3),

@@ -17,6 +17,7 @@ import numpy as np
 from minires.arrays import empty, run_tiles, single_threaded_blas, to_device, xp_of
 from minires.engine import ops
 from minires.engine.autodiff import gradients, variable
+from minires.kernels import runs_as_written
 from minires.networks.folding import fold_weights, folded_network, joined_network
 
 GROUP_PIXELS = 8 * 224 * 224  # of the images that one thread takes through a network at once
@@ -131,8 +132,8 @@ class Run:
         return self.variables[entry.name]
 
 
-def _pass_through(network, images, run, result):
-    """Write a network's outputs for `images` (…, N, H, W, C) to `result` (…, N, classes).
+def _pass_through(model, images, run, result):
+    """Write a model's outputs for `images` (…, N, H, W, C) to `result` (…, N, classes).
 
     What a few images need stays in the cache from layer to layer, so each thread takes a group
     of them through the whole network. Where that makes few groups, threads share each layer.
@@ -142,12 +143,12 @@ def _pass_through(network, images, run, result):
 
     def pass_group(number):
         part = slice(number * group, (number + 1) * group)
-        result[..., part, :] = network.apply(images[..., part, :, :, :], run)
+        result[..., part, :] = model.apply(images[..., part, :, :, :], run)
 
     if xp_of(images) is np and count >= LEAST_GROUPS * group:
         run_tiles(pass_group, -(-count // group))
     else:
-        result[...] = network.apply(images, run)
+        result[...] = model.apply(images, run)
 
 
 class Model:
@@ -174,7 +175,16 @@ class Model:
         if len(output) != 1:
             raise ValueError(f"Model: the network ends with {output}, expected (classes,)")
         self.classes = output[0]
-        self._joined = joined_network(network)  # what is computed
+        self._joined = joined_network(network)
+
+    def apply(self, images, run):
+        """One pass through the network: as it is written with plain kernels, else joined.
+
+        images   (…, N, H, W, C)
+        run      a Run: the weights, and whether they are trained
+        Returns  logits (…, N, classes)
+        """
+        return (self.network if runs_as_written() else self._joined).apply(images, run)
 
     @property
     def size(self):
@@ -227,7 +237,7 @@ class Model:
         stats = self._check(theta, images, stats)
         gradient = empty(theta.shape, theta.dtype, like=theta)
         run = Run(theta, stats, training=True, rng=rng, gradient=gradient)
-        logits = self._joined.apply(images, run)
+        logits = self.apply(images, run)
         loss = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
         for weight, logits in run.auxiliary:
             head = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
@@ -247,16 +257,16 @@ class Model:
         Returns  (N, classes), or (R, N, classes)
         """
         stats = self._check(theta, images, stats)
-        model = self
-        if self.stats_size:
+        model, run = self, Run(theta, stats)
+        if self.stats_size and not runs_as_written():
             model, theta = self.fold(theta, stats)
+            run = Run(theta, None)
         xp = xp_of(theta)
         count, step = images.shape[-4], batch or self.batch
         result = xp.empty((*theta.shape[:-1], count, self.classes), theta.dtype)
-        run = Run(theta, None)
         for start in range(0, count, step):
             part = slice(start, start + step)
-            _pass_through(model._joined, images[..., part, :, :, :], run, result[..., part, :])
+            _pass_through(model, images[..., part, :, :, :], run, result[..., part, :])
         return result
 
     def predict(self, theta, images, stats=None, batch=None):

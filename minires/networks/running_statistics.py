@@ -36,7 +36,7 @@ def reestimate_stats(model, theta, batches):
     count = 0
     for images in batches:
         count += 1
-        model.network.apply(images, Run(theta, stats, momentum=1 - 1 / count))
+        model.apply(images, Run(theta, stats, momentum=1 - 1 / count))
     if count == 0:
         raise ValueError("reestimate_stats: there is no batch of images to look at")
     return stats.astype(theta.dtype)

@@ -585,8 +585,7 @@ def predict_with_dropout(lab, theta, rng):
     images, step = lab.data.test_images, lab.model.batch
     run = Run(theta, None, training=True, rng=rng)
     logits = [
-        lab.model.network.apply(images[start : start + step], run)
-        for start in range(0, len(images), step)
+        lab.model.apply(images[start : start + step], run) for start in range(0, len(images), step)
     ]
     return ops.softmax(xp_of(images).concatenate(logits))
 

@@ -18,7 +18,7 @@ from minires.testing.judging import (
     suite_of,
 )
 
-# --- drawing -------------------------------------------------------------------------------------
+# --- drawing -----------------------------------------------------------------------------
 
 
 def check_sampler(sample: Callable):
@@ -37,18 +37,18 @@ def check_sampler(sample: Callable):
     Raises   Falsified
     Source   §2 of the paper, the second approach
     """
-    return judge("sampler", _sampler(sample))
+    return judge("sampler", sampler_properties(sample))
 
 
 def sampler_suite(sample):
     """`check_sampler` for pytest: one test a property."""
-    return suite_of("sampler", _sampler(sample))
+    return suite_of("sampler", sampler_properties(sample))
 
 
 _MANY = 4000
 
 
-def _sampler(sample):
+def sampler_properties(sample):
     st = strategies()
     small = st.tuples(
         st.integers(1, 4).flatmap(
@@ -175,7 +175,7 @@ def _sampler(sample):
     return found
 
 
-# --- averaging --------------------------------------------------------------------------------------
+# --- averaging ---------------------------------------------------------------------------
 
 RULES = ("probabilities", "geometric", "logits", "vote")
 
@@ -192,15 +192,15 @@ def check_average(rule_function: Callable, rule: str = "probabilities"):
     Returns  Summary
     Raises   Falsified; ValueError for another rule
     """
-    return judge(f"average {rule}", _average(rule_function, rule))
+    return judge(f"average {rule}", average_properties(rule_function, rule))
 
 
 def average_suite(rule_function, rule="probabilities"):
     """`check_average` for pytest: one test a property."""
-    return suite_of(f"average {rule}", _average(rule_function, rule))
+    return suite_of(f"average {rule}", average_properties(rule_function, rule))
 
 
-def _average(f, rule):
+def average_properties(f, rule):
     if rule not in RULES:
         raise ValueError(f"check_average: rule is {rule!r}, expected one of {', '.join(RULES)}")
     st = strategies()
@@ -257,7 +257,7 @@ def _average(f, rule):
     ]  # fmt: skip
 
 
-# --- metrics -------------------------------------------------------------------------------------------
+# --- metrics -----------------------------------------------------------------------------
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 
@@ -280,12 +280,12 @@ def check_metric(f: Callable, kind: str):
     Raises   Falsified; ValueError for another kind
     Source   Brier 1950; Guo et al. 2017, arXiv:1706.04599, eq. 3
     """
-    return judge(f"metric {kind}", _metric(f, kind))
+    return judge(f"metric {kind}", metric_properties(f, kind))
 
 
 def metric_suite(f, kind):
     """`check_metric` for pytest: one test a property."""
-    return suite_of(f"metric {kind}", _metric(f, kind))
+    return suite_of(f"metric {kind}", metric_properties(f, kind))
 
 
 def _edges(bins):
@@ -298,7 +298,7 @@ def _edges(bins):
     ]
 
 
-def _metric(f, kind):
+def metric_properties(f, kind):
     if kind not in METRICS:
         raise ValueError(f"check_metric: kind is {kind!r}, expected one of {', '.join(METRICS)}")
     st = strategies()
@@ -342,8 +342,11 @@ def _metric(f, kind):
                 (((picked - 1) ** 2).mean(), "over all classes, not the label's only"),
             ]
         if kind == "accuracy":
-            return [(1 - oracles.metric(kind, p, labels), "that is the error rate"),
-                    ((p.argmax(axis=1) == labels).sum(), "divide by the number of rows")]  # fmt: skip
+            right = p.argmax(axis=1) == labels
+            return [
+                (1 - right.mean(), "that is the error rate"),
+                (right.sum(), "divide by the number of rows"),
+            ]
         correct = p.argmax(axis=1) == labels
         return [(abs(p.max(axis=1).mean() - correct.mean()),
                  "bins: gaps of opposite signs must not cancel across them")]  # fmt: skip

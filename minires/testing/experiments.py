@@ -29,12 +29,12 @@ def check_paired_difference(f: Callable):
     Returns  Summary
     Raises   Falsified
     """
-    return judge("paired_difference", _paired_difference(f))
+    return judge("paired_difference", paired_difference_properties(f))
 
 
 def paired_difference_suite(f):
     """`check_paired_difference` for pytest: one test a property."""
-    return suite_of("paired_difference", _paired_difference(f))
+    return suite_of("paired_difference", paired_difference_properties(f))
 
 
 def check_paired_test(f: Callable):
@@ -48,12 +48,12 @@ def check_paired_test(f: Callable):
     Raises   Falsified
     Source   Student 1908; scipy.stats.ttest_rel
     """
-    return judge("paired_test", _paired_test(f))
+    return judge("paired_test", paired_test_properties(f))
 
 
 def paired_test_suite(f):
     """`check_paired_test` for pytest: one test a property."""
-    return suite_of("paired_test", _paired_test(f))
+    return suite_of("paired_test", paired_test_properties(f))
 
 
 def check_equivalence(f: Callable):
@@ -70,12 +70,12 @@ def check_equivalence(f: Callable):
     Raises   Falsified
     Source   Schuirmann 1987
     """
-    return judge("equivalence", _equivalence(f))
+    return judge("equivalence", equivalence_properties(f))
 
 
 def equivalence_suite(f):
     """`check_equivalence` for pytest: one test a property."""
-    return suite_of("equivalence", _equivalence(f))
+    return suite_of("equivalence", equivalence_properties(f))
 
 
 def _pairs(st, least=2):
@@ -95,7 +95,7 @@ def _tell(case):
     return "a {}, b {}".format(*map(show, _arrays(case)))
 
 
-def _paired_difference(f):
+def paired_difference_properties(f):
     st = strategies()
 
     def outcome(which):
@@ -127,7 +127,7 @@ def _paired_difference(f):
     ]  # fmt: skip
 
 
-def _paired_test(f):
+def paired_test_properties(f):
     st = strategies()
 
     def outcome(case):
@@ -158,7 +158,7 @@ def _paired_test(f):
     ]  # fmt: skip
 
 
-def _equivalence(f):
+def equivalence_properties(f):
     st = strategies()
     cases = st.tuples(_pairs(st), st.sampled_from([1.0, 0.5, 4.0]))
 

@@ -21,7 +21,7 @@ from minires.testing.judging import (
     suite_of,
 )
 
-# --- any function ---------------------------------------------------------------------------
+# --- any function ------------------------------------------------------------------------
 
 
 def check_gradient(f: Callable, shapes, domain=(-2.0, 2.0)):
@@ -49,12 +49,12 @@ def check_gradient(f: Callable, shapes, domain=(-2.0, 2.0)):
     Returns  Summary
     Raises   Falsified
     """
-    return judge("gradient", _gradient(f, shapes, domain))
+    return judge("gradient", gradient_properties(f, shapes, domain))
 
 
 def gradient_suite(f, shapes, domain=(-2.0, 2.0)):
     """`check_gradient` for pytest: one test a property."""
-    return suite_of("gradient", _gradient(f, shapes, domain))
+    return suite_of("gradient", gradient_properties(f, shapes, domain))
 
 
 def _pull(f, arrays, g=None):
@@ -84,7 +84,7 @@ def _pull(f, arrays, g=None):
     return result, g, gradients
 
 
-def _gradient(f, shapes, domain):
+def gradient_properties(f, shapes, domain=(-2.0, 2.0)):
     st = strategies()
     shapes = [tuple(np.ravel(shape).astype(int).tolist()) for shape in shapes]
     sizes = [math.prod(shape) for shape in shapes]
@@ -168,15 +168,17 @@ def _gradient(f, shapes, domain):
     def alone(case):
         arrays = arrays_of(case)
         given = [array.copy() for array in arrays]
-        _, back = f(*given)
-        if callable(back):
-            back(seed_of(np.shape(f(*arrays)[0])))
+        result, back = f(*given)
+        for pullback in back if isinstance(back, tuple | list) else [back]:
+            if callable(pullback):
+                pullback(seed_of(np.shape(result)))
         for number, (before, after) in enumerate(zip(arrays, given, strict=True)):
             if not np.array_equal(before, after):
                 return Wrong(
-                    Words(f"input {number} becomes {show(after)}"), Words(show(before)),
+                    Words(f"input {number} becomes {show(after)}"),
+                    Words(show(before)),
                     "an input is changed in place: others still need it",
-                )  # fmt: skip
+                )
         return None
 
     found = [
@@ -202,7 +204,7 @@ def _gradient(f, shapes, domain):
     return found
 
 
-# --- unbroadcast ------------------------------------------------------------------------------
+# --- unbroadcast -------------------------------------------------------------------------
 
 
 def check_unbroadcast(f: Callable):
@@ -217,15 +219,15 @@ def check_unbroadcast(f: Callable):
     Returns  Summary
     Raises   Falsified
     """
-    return judge("unbroadcast", _unbroadcast(f))
+    return judge("unbroadcast", unbroadcast_properties(f))
 
 
 def unbroadcast_suite(f):
     """`check_unbroadcast` for pytest: one test a property."""
-    return suite_of("unbroadcast", _unbroadcast(f))
+    return suite_of("unbroadcast", unbroadcast_properties(f))
 
 
-def _unbroadcast(f):
+def unbroadcast_properties(f):
     st = strategies()
 
     @st.composite
@@ -263,7 +265,7 @@ def _unbroadcast(f):
     ]  # fmt: skip
 
 
-# --- matmul -------------------------------------------------------------------------------------
+# --- matmul ------------------------------------------------------------------------------
 
 
 def check_matmul(pullbacks: Callable):
@@ -279,15 +281,15 @@ def check_matmul(pullbacks: Callable):
     Returns  Summary
     Raises   Falsified
     """
-    return judge("matmul", _matmul(pullbacks))
+    return judge("matmul", matmul_properties(pullbacks))
 
 
 def matmul_suite(pullbacks):
     """`check_matmul` for pytest: one test a property."""
-    return suite_of("matmul", _matmul(pullbacks))
+    return suite_of("matmul", matmul_properties(pullbacks))
 
 
-def _matmul(pullbacks):
+def matmul_properties(pullbacks):
     st = strategies()
     cases = st.tuples(*[st.integers(1, 3)] * 3, st.integers(0, 5))
     as_op = len(required_arguments(pullbacks)) == 2
@@ -327,7 +329,7 @@ def _matmul(pullbacks):
     ]  # fmt: skip
 
 
-# --- softmax and its loss -----------------------------------------------------------------------
+# --- softmax and its loss ----------------------------------------------------------------
 
 
 def check_log_softmax(f: Callable):
@@ -340,12 +342,12 @@ def check_log_softmax(f: Callable):
     Returns  Summary
     Raises   Falsified
     """
-    return judge("log_softmax", _log_softmax(f))
+    return judge("log_softmax", log_softmax_properties(f))
 
 
 def log_softmax_suite(f):
     """`check_log_softmax` for pytest: one test a property."""
-    return suite_of("log_softmax", _log_softmax(f))
+    return suite_of("log_softmax", log_softmax_properties(f))
 
 
 _WHOLE = (-4, 4)
@@ -360,7 +362,7 @@ def _matrices(st, columns=(2, 3), rows=(1, 3)):
     )
 
 
-def _log_softmax(f):
+def log_softmax_properties(f):
     st = strategies()
 
     def outcome(shift=0.0, scale=1.0):
@@ -407,12 +409,12 @@ def check_softmax_cross_entropy(f: Callable):
     Returns  Summary
     Raises   Falsified
     """
-    return judge("softmax_cross_entropy", _softmax_cross_entropy(f))
+    return judge("softmax_cross_entropy", softmax_cross_entropy_properties(f))
 
 
 def softmax_cross_entropy_suite(f):
     """`check_softmax_cross_entropy` for pytest: one test a property."""
-    return suite_of("softmax_cross_entropy", _softmax_cross_entropy(f))
+    return suite_of("softmax_cross_entropy", softmax_cross_entropy_properties(f))
 
 
 def _labelled(st):
@@ -426,7 +428,7 @@ def _labelled(st):
     )
 
 
-def _softmax_cross_entropy(f):
+def softmax_cross_entropy_properties(f):
     st = strategies()
 
     def data(case, shift=0.0):
@@ -488,7 +490,7 @@ def _softmax_cross_entropy(f):
     return found
 
 
-# --- dropout --------------------------------------------------------------------------------------
+# --- dropout -----------------------------------------------------------------------------
 
 
 def check_dropout(f: Callable):
@@ -506,15 +508,15 @@ def check_dropout(f: Callable):
     Raises   Falsified
     Source   Srivastava et al. 2014
     """
-    return judge("dropout", _dropout(f))
+    return judge("dropout", dropout_properties(f))
 
 
 def dropout_suite(f):
     """`check_dropout` for pytest: one test a property."""
-    return suite_of("dropout", _dropout(f))
+    return suite_of("dropout", dropout_properties(f))
 
 
-def _dropout(f):
+def dropout_properties(f):
     st = strategies()
     rates = st.sampled_from([0.5, 0.25, 0.75])
     small = st.tuples(
@@ -602,7 +604,7 @@ def _dropout(f):
     return found
 
 
-# --- a tape of scalars ------------------------------------------------------------------------------
+# --- a tape of scalars -------------------------------------------------------------------
 
 
 def check_topological_backward(value_class: type, backward: Callable | None = None):
@@ -623,15 +625,15 @@ def check_topological_backward(value_class: type, backward: Callable | None = No
     Returns      Summary
     Raises       Falsified
     """
-    return judge("topological_backward", _topological_backward(value_class, backward))
+    return judge("topological_backward", topological_backward_properties(value_class, backward))
 
 
 def topological_backward_suite(value_class, backward=None):
     """`check_topological_backward` for pytest: one test a property."""
-    return suite_of("topological_backward", _topological_backward(value_class, backward))
+    return suite_of("topological_backward", topological_backward_properties(value_class, backward))
 
 
-def _topological_backward(value_class, backward):
+def topological_backward_properties(value_class, backward=None):
     st = strategies()
 
     # An expression is its leaves and its steps. Step k makes value number len(leaves) + k out of

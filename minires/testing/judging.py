@@ -14,7 +14,6 @@ The inputs are the same on every machine and at every run: a red test is a chang
 import contextlib
 import inspect
 import sys
-import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,7 +78,8 @@ class Failure:
     def __str__(self):
         lines = [
             f"✗ {self.name}",
-            f"    smallest counterexample: {self.case}    yours: {self.yours}    right: {self.right}",
+            f"    smallest counterexample: {self.case}"
+            f"    yours: {self.yours}    right: {self.right}",
         ]
         return "\n".join(lines + [f"    {self.hint}"] * bool(self.hint))
 
@@ -148,8 +148,12 @@ def judge(kind: str, properties: list[Property]) -> Summary:
     return Summary(kind, tuple(held))
 
 
-def examine(own: Property) -> tuple[Failure | None, int]:
-    """Try one property; returns its failure, if any, and on how many inputs it was tried."""
+def examine(own: Property, smallest: bool = True) -> tuple[Failure | None, int]:
+    """Try one property.
+
+    smallest  whether a smaller input than the first that fails is looked for
+    Returns   its failure, if any; the number of inputs it was tried on
+    """
     outcomes = {}
 
     def outcome(case):
@@ -162,15 +166,15 @@ def examine(own: Property) -> tuple[Failure | None, int]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         if isinstance(own.cases, tuple):
-            smallest = next((case for case in own.cases if outcome(case) is not None), None)
+            found = next((case for case in own.cases if outcome(case) is not None), None)
         else:
-            smallest = _find(own.cases, lambda case: outcome(case) is not None, own.examples)
-    if smallest is None:
+            found = _find(own.cases, lambda case: outcome(case) is not None, own.examples, smallest)
+    if found is None:
         return None, len(outcomes)
-    wrong = outcomes[smallest]
+    wrong = outcomes[found]
     yours, right = show_both(wrong.yours, wrong.right)
     hint = wrong.hint or own.hint
-    return Failure(own.name, own.tell(smallest), yours, right, hint, wrong.cause), len(outcomes)
+    return Failure(own.name, own.tell(found), yours, right, hint, wrong.cause), len(outcomes)
 
 
 def _outcome(own, case):
@@ -199,15 +203,15 @@ def _where(error):
 _HERE = __file__.removesuffix("judging.py")
 
 
-def _find(cases, fails, examples):
-    """The smallest case that fails, or None."""
+def _find(cases, fails, examples, smallest):
+    """The smallest case that fails, or the first; None if there is none."""
     hypothesis = _hypothesis()
     fixed = hypothesis.settings(
         derandomize=True,
         database=None,
         deadline=None,
         max_examples=examples,
-        phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink][: 1 + smallest],
         print_blob=False,
         verbosity=hypothesis.Verbosity.quiet,
     )
@@ -255,7 +259,7 @@ def _no_constants_of_other_modules():
         providers._get_local_constants = found
 
 
-# --- the pytest form ------------------------------------------------------------------------
+# --- the pytest form ----------------------------------------------------------------------
 
 
 def suite_of(kind: str, properties: list[Property]):
@@ -297,7 +301,7 @@ def compare(yours, right, tolerance, hint="") -> Wrong | None:
     """None if no element is further from the right one than `tolerance`; else Wrong.
 
     tolerance  a number or an array like `right`
-    hint       a string, or a list of (wrong value, hint): the first one near `yours` is taken
+    hint       a string, or a list of (wrong value, hint): those near `yours` are taken
     """
     right = np.asarray(right, np.float64)
     array = array_of(yours, right.shape, f"an array {right.shape}" if right.ndim else "a number")
@@ -306,15 +310,13 @@ def compare(yours, right, tolerance, hint="") -> Wrong | None:
     if near.all():
         return None
     if not isinstance(hint, str):
-        hint = next(
-            (
-                words
-                for value, words in hint
-                if np.shape(value) == array.shape
-                and (np.abs(array - value) <= np.asarray(tolerance) + 1e-6 * np.abs(value)).all()
-            ),
-            "",
-        )
+        near_to = [
+            words
+            for value, words in hint
+            if np.shape(value) == array.shape
+            and (np.abs(array - value) <= np.asarray(tolerance) + 1e-6 * np.abs(value)).all()
+        ]
+        hint = "; or: ".join(near_to)
     if right.size > 6:  # the first element that is wrong
         place = tuple(int(i) for i in np.argwhere(~near)[0])
         at = Words(f"{show(array[place])} at {list(place)}")
@@ -342,13 +344,6 @@ def required_arguments(function):
         return []
     ordinary = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind in ordinary]
-
-
-def is_function_or_tuple(value):
-    """Whether a second result is a pullback, or a tuple of them."""
-    if isinstance(value, tuple | list):
-        return bool(value) and all(map(callable, value))
-    return callable(value)
 
 
 # --- words ------------------------------------------------------------------------------------
@@ -420,8 +415,3 @@ def readable(text: str, stream=None) -> str:
             text = text.replace(mark, plain)
         return text.encode("ascii", "backslashreplace").decode("ascii")
     return text
-
-
-def indented(text, by=4):
-    """Every line moved to the right."""
-    return textwrap.indent(text, " " * by)

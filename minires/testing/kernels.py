@@ -32,10 +32,7 @@ def _gradients(f, backward, arrays, extra, g, settings):
         gradients = backward(*copies, g.copy(), *extra, **settings)
     else:
         back = f(*copies, *extra, **settings)[1]
-        if callable(back):
-            gradients = back(g.copy())
-        else:
-            gradients = [pullback(g.copy()) for pullback in back]
+        gradients = back(g.copy()) if callable(back) else [own(g.copy()) for own in back]
     if len(arrays) == 1 and not isinstance(gradients, tuple | list):
         gradients = [gradients]
     if not isinstance(gradients, tuple | list) or len(gradients) < len(arrays):
@@ -55,7 +52,7 @@ def _whole_numbers(seed, shape, low=-4, high=5):
     return np.random.default_rng(seed).integers(low, high, shape).astype(float)
 
 
-# --- convolution ------------------------------------------------------------------------------
+# --- convolution -------------------------------------------------------------------------
 
 
 def check_convolution(f: Callable, backward: Callable | None = None):
@@ -74,12 +71,12 @@ def check_convolution(f: Callable, backward: Callable | None = None):
     Returns  Summary
     Raises   Falsified
     """
-    return judge("convolution", _convolution(f, backward))
+    return judge("convolution", convolution_properties(f, backward))
 
 
 def convolution_suite(f, backward=None):
     """`check_convolution` for pytest: one test a property."""
-    return suite_of("convolution", _convolution(f, backward))
+    return suite_of("convolution", convolution_properties(f, backward))
 
 
 def check_depthwise(f: Callable, backward: Callable | None = None):
@@ -95,15 +92,15 @@ def check_depthwise(f: Callable, backward: Callable | None = None):
     Returns  Summary
     Raises   Falsified
     """
-    return judge("depthwise", _convolution(f, backward, depthwise=True))
+    return judge("depthwise", convolution_properties(f, backward, depthwise=True))
 
 
 def depthwise_suite(f, backward=None):
     """`check_depthwise` for pytest: one test a property."""
-    return suite_of("depthwise", _convolution(f, backward, depthwise=True))
+    return suite_of("depthwise", convolution_properties(f, backward, depthwise=True))
 
 
-def _convolution(f, backward, depthwise=False):
+def convolution_properties(f, backward=None, depthwise=False):
     st = strategies()
 
     def cases(images=1, channels=1, outputs=1, strides=1, paddings=0, largest=3):
@@ -242,7 +239,7 @@ def _convolution(f, backward, depthwise=False):
     return found
 
 
-# --- pooling ------------------------------------------------------------------------------------
+# --- pooling -----------------------------------------------------------------------------
 
 
 def check_pooling(f: Callable, backward: Callable | None = None, kind: str = "max"):
@@ -263,15 +260,15 @@ def check_pooling(f: Callable, backward: Callable | None = None, kind: str = "ma
     Returns  Summary
     Raises   Falsified; ValueError for another kind
     """
-    return judge("pooling", _pooling(f, backward, kind))
+    return judge("pooling", pooling_properties(f, backward, kind))
 
 
 def pooling_suite(f, backward=None, kind="max"):
     """`check_pooling` for pytest: one test a property."""
-    return suite_of("pooling", _pooling(f, backward, kind))
+    return suite_of("pooling", pooling_properties(f, backward, kind))
 
 
-def _pooling(f, backward, kind):
+def pooling_properties(f, backward=None, kind="max"):
     if kind not in ("max", "mean"):
         raise ValueError(f"check_pooling: kind is {kind!r}, expected 'max' or 'mean'")
     st = strategies()
@@ -378,7 +375,7 @@ def _pooling(f, backward, kind):
     return found
 
 
-# --- batch norm ---------------------------------------------------------------------------------
+# --- batch norm --------------------------------------------------------------------------
 
 
 def check_batch_norm(f: Callable, backward: Callable | None = None):
@@ -397,15 +394,15 @@ def check_batch_norm(f: Callable, backward: Callable | None = None):
     Raises   Falsified
     Source   Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1
     """
-    return judge("batch_norm", _batch_norm(f, backward))
+    return judge("batch_norm", batch_norm_properties(f, backward))
 
 
 def batch_norm_suite(f, backward=None):
     """`check_batch_norm` for pytest: one test a property."""
-    return suite_of("batch_norm", _batch_norm(f, backward))
+    return suite_of("batch_norm", batch_norm_properties(f, backward))
 
 
-def _batch_norm(f, backward):
+def batch_norm_properties(f, backward=None):
     st = strategies()
 
     def cases(plain=False, far=0.0, spread=1.0):
@@ -439,7 +436,7 @@ def _batch_norm(f, backward):
         ]  # fmt: skip
         yours = array_of(_forward(f, x, scale, shift, epsilon=epsilon) if accepts(f, "epsilon")
                          else f(x, scale, shift, epsilon), right.shape)  # fmt: skip
-        return compare(yours, right, 2e-3 * (1 + np.abs(right)), hints)
+        return compare(yours, right, 4e-3 * (1 + np.abs(right)), hints)
 
     def gradient(which):
         def compared(case):
@@ -455,8 +452,8 @@ def _batch_norm(f, backward):
                     (factor * g, "mean and variance depend on x too: two more terms"),
                     (factor * (g - g.mean(axis=0)), "the variance depends on x too"),
                 ]
-            return compare(yours, right, 2e-3 * (1 + np.abs(g * scale).max() / np.sqrt(epsilon)) / 3,
-                           hints)  # fmt: skip
+            room = 1e-3 * (1 + np.abs(g * scale).max() / np.sqrt(epsilon))
+            return compare(yours, right, room, hints)
 
         return compared
 
@@ -469,7 +466,7 @@ def _batch_norm(f, backward):
                  "(x − mean) / √(variance + ε), over the rows of each column", "batches", 60),
         Property("then it is scaled and shifted", cases(), value, tell,
                  "y = scale · x̂ + shift", "batches", 40),
-        Property("a mean far from 0 changes nothing", cases(far=256.0), value, tell,
+        Property("a mean far from 0 changes nothing", cases(far=2048.0), value, tell,
                  "E[x²] − E[x]² subtracts two nearly equal numbers", "batches", 30),
     ]  # fmt: skip
     probe = np.array([[1.0], [2.0]]), np.ones(1), np.zeros(1), 1e-3
@@ -487,7 +484,7 @@ def _batch_norm(f, backward):
     ]
 
 
-# --- statistics that go with averaged weights -----------------------------------------------------
+# --- statistics that go with averaged weights --------------------------------------------
 
 
 def check_running_statistics(f: Callable):
@@ -503,12 +500,12 @@ def check_running_statistics(f: Callable):
     Returns  Summary
     Raises   Falsified
     """
-    return judge("running_statistics", _running_statistics(f))
+    return judge("running_statistics", running_statistics_properties(f))
 
 
 def running_statistics_suite(f):
     """`check_running_statistics` for pytest: one test a property."""
-    return suite_of("running_statistics", _running_statistics(f))
+    return suite_of("running_statistics", running_statistics_properties(f))
 
 
 def _batches(st, fewest, most):
@@ -521,7 +518,7 @@ def _batches(st, fewest, most):
     )
 
 
-def _running_statistics(f):
+def running_statistics_properties(f):
     st = strategies()
     cases = st.tuples(_batches(st, 1, 1), st.sampled_from([0.75, 0.5, 0.0, 1.0]))
 
@@ -598,15 +595,15 @@ def check_reestimation(f: Callable):
     Returns  Summary
     Raises   Falsified
     """
-    return judge("reestimation", _reestimation(f))
+    return judge("reestimation", reestimation_properties(f))
 
 
 def reestimation_suite(f):
     """`check_reestimation` for pytest: one test a property."""
-    return suite_of("reestimation", _reestimation(f))
+    return suite_of("reestimation", reestimation_properties(f))
 
 
-def _reestimation(f):
+def reestimation_properties(f):
     st = strategies()
 
     def arrays_of(case):

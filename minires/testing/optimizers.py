@@ -41,12 +41,12 @@ def check_optimizer(step: Callable, kind: str):
     Raises   Falsified; ValueError for another kind
     Source   eq. 1; Kingma and Ba 2015, algorithm 1
     """
-    return judge(f"optimizer {kind}", _optimizer(step, kind))
+    return judge(f"optimizer {kind}", properties(step, kind))
 
 
 def optimizer_suite(step, kind):
     """`check_optimizer` for pytest: one test a property."""
-    return suite_of(f"optimizer {kind}", _optimizer(step, kind))
+    return suite_of(f"optimizer {kind}", properties(step, kind))
 
 
 def _stepper(step, kind, rate):
@@ -69,7 +69,7 @@ def _stepper(step, kind, rate):
     return one
 
 
-def _optimizer(step, kind):
+def properties(step, kind):
     if kind not in KINDS:
         raise ValueError(f"check_optimizer: kind is {kind!r}, expected one of {', '.join(KINDS)}")
     st = strategies()

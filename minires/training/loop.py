@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minires.arrays import to_host, xp_of
+from minires.kernels import runs_as_written
 from minires.resampling.moments import Moments
 from minires.training import capture, metrics
 
@@ -75,7 +76,7 @@ def train(
     """Improve θ by mini-batch gradient descent (eq. 1), in place.
 
     On a GPU updates are recorded and played again (`minires.training.capture`), and the losses
-    are looked at once an epoch.
+    are looked at once an epoch; with plain kernels neither.
 
     model         a Model
     theta         (P,), or (R, P) for R networks side by side; changed in place
@@ -103,7 +104,7 @@ def train(
     order, dropout = _order_and_dropout(len(images), batch, seed, phase)
     order = list(itertools.islice(order, updates))
     problem = model, theta, stats, images, labels, optimizer, order, dropout
-    if xp_of(theta) is np:
+    if xp_of(theta) is np or runs_as_written():
         steps, looks = _Updates(*problem, schedule, moments, watch), set(range(updates))
     else:
         steps = capture.Updates(*problem, schedule, moments, watch)
@@ -131,7 +132,7 @@ def train(
 
 
 class _Updates:
-    """What `capture.Updates` is on a GPU: each update is done when it is asked for."""
+    """As `capture.Updates`, on any device: each update is done when it is asked for."""
 
     reason = None
 
@@ -142,14 +143,15 @@ class _Updates:
         self.images, self.labels, self.optimizer = images, labels, optimizer
         self.order, self.rng, self.moments = order, rng, moments
         self.schedule = schedule or capture.constant
-        self.watch = np.asarray(watch, int)
-        lead = theta.shape[:-1]
-        self.losses = np.empty((len(order), *lead), theta.dtype)
-        self.history = np.empty((len(order), *lead, len(watch)), theta.dtype)
+        xp, lead = xp_of(theta), theta.shape[:-1]
+        self.watch = xp.asarray(np.asarray(watch, int))
+        self.losses = xp.empty((len(order), *lead), theta.dtype)
+        self.history = xp.empty((len(order), *lead, len(watch)), theta.dtype)
         self.loss = None
 
     def __iter__(self):
         for number, batch in enumerate(self.order):
+            batch = xp_of(self.images).asarray(batch)
             loss, gradient = self.model.loss_and_gradient(
                 self.theta, self.images[batch], self.labels[batch], stats=self.stats, rng=self.rng
             )
