@@ -5,8 +5,9 @@
 #
 # *12 minutes of yours, about 5 seconds of the computer's*
 #
-# To train a network we ask: if this weight grew a little, how much would the loss change? That number
-# is the gradient, ∂L/∂w. A network has millions of weights, and we need the gradient for each of them.
+# To train a network we ask: if this weight grew a little, how much would the loss change? That
+# number is the gradient, ∂L/∂w. A network has millions of weights, and we need the gradient for
+# each of them.
 #
 # A computer makes the loss out of the weights in many small steps: sums, products. Each step is so
 # simple that its own slope is known:
@@ -18,9 +19,9 @@
 #
 #     ∂L/∂a = ∂L/∂c₁ · ∂c₁/∂a + ∂L/∂c₂ · ∂c₂/∂a + …
 #
-# In words: *along* a path slopes are multiplied; where paths *meet*, they are added. **Reverse mode**
-# uses this formula once per step, from the loss back to the weights. One walk back gives all the
-# gradients. For that, each value must remember what it was made from.
+# In words: *along* a path slopes are multiplied; where paths *meet*, they are added. **Reverse
+# mode** uses this formula once per step, from the loss back to the weights. One walk back gives all
+# the gradients. For that, each value must remember what it was made from.
 
 # %% tags=["setup"]
 import matplotlib.pyplot as plt
@@ -54,8 +55,8 @@ class Value:
 # %% [markdown]
 # ## Predict
 #
-# One neuron with one weight w, one input x and a bias b. It should give 0, so its error is e = w·x + b
-# and its loss is e². We also want w to be small, so we add w²:
+# One neuron with one weight w, one input x and a bias b. It should give 0, so its error is e = w·x
+# + b and its loss is e². We also want w to be small, so we add w²:
 #
 #     L = (w·x + b)² + w²        with w = 2, x = 3, b = −4
 #
@@ -67,8 +68,8 @@ class Value:
 #
 # <details><summary>Choose first. Then open.</summary>
 #
-# c). w goes into the loss by two ways. Through e: 2e · x = 2 · 2 · 3 = 12. Through w²: 2w = 4. Where
-# paths meet, we add: 16.
+# c). w goes into the loss by two ways. Through e: 2e · x = 2 · 2 · 3 = 12. Through w²: 2w = 4.
+# Where paths meet, we add: 16.
 #
 # </details>
 
@@ -96,8 +97,8 @@ print(f"L = {loss.data}, ∂L/∂w = {w.grad}, ∂L/∂x = {x.grad}, ∂L/∂b =
 # Each box is a value. The upper number was computed on the way to the right. The lower number, the
 # gradient, was computed on the way back. A number on an arrow is the slope of that one step.
 #
-# Check one box by hand: e has gradient 4. Two arrows leave it, both to e·e, each with slope 2. So
-# 1 · 2 + 1 · 2 = 4.
+# Check one box by hand: e has gradient 4. Two arrows leave it, both to e·e, each with slope 2. So 1
+# · 2 + 1 · 2 = 4.
 
 # %%
 places = {
@@ -148,11 +149,12 @@ print("minires:", *gradients((w2 * x2 + b2) ** 2 + w2 * w2, [w2, x2, b2]))
 # ## Exercise: walk back without a tape
 #
 # Now nobody gives you the tape. You get the last value only, and find everything else through
-# `made_from`. The difficult part is the order: a value may hand on its gradient only when *all* that
-# was made from it has done so.
+# `made_from`. The difficult part is the order: a value may hand on its gradient only when *all*
+# that was made from it has done so.
 #
 # A value can be used a thousand times, one after another, so do not let a function call itself once
 # per step: Python stops at a depth of about 1000. A list of what is still to do is enough.
+
 
 # %% tags=["exercise", "backward"]
 def backward(output):
@@ -249,13 +251,14 @@ rejected(check_topological_backward, Value, level_by_level)
 #
 # ## Three questions
 #
-# **1.** Without reverse mode we could move each weight a little and compute the loss again. LeNet has
-# 3.3 million weights and needs about 20 thousandths of a second for a loss. How long is one step?
+# **1.** Without reverse mode we could move each weight a little and compute the loss again. LeNet
+# has 3.3 million weights and needs about 20 thousandths of a second for a loss. How long is one
+# step?
 #
 # <details><summary>Answer</summary>
 #
-# 3.3 million × 0.02 s = 66,000 s, about 18 hours. The walk back takes two or three times as long as the
-# loss itself: 0.05 s.
+# 3.3 million × 0.02 s = 66,000 s, about 18 hours. The walk back takes two or three times as long as
+# the loss itself: 0.05 s.
 #
 # </details>
 #

@@ -5,9 +5,10 @@
 #
 # *15 minutes of yours, about 5 seconds of the computer's*
 #
-# In lesson 2 every step knew its slope, one number. A step on arrays has many inputs and many outputs.
-# We do not need all those slopes one by one. We need one function, the **pullback**. It takes g, the
-# gradient of the loss to the step's *result*, and gives the gradient of the loss to the step's *input*:
+# In lesson 2 every step knew its slope, one number. A step on arrays has many inputs and many
+# outputs. We do not need all those slopes one by one. We need one function, the **pullback**. It
+# takes g, the gradient of the loss to the step's *result*, and gives the gradient of the loss to
+# the step's *input*:
 #
 #     y = f(x)        x's gradient[i] = Σⱼ g[j] · ∂y[j]/∂x[i]        (always the shape of x)
 #
@@ -17,9 +18,9 @@
 #     Y = X @ W       for X: G @ Wᵀ, for W: Xᵀ @ G    the shapes leave no other choice
 #     y = x + b       for b: g, summed over all rows  if b was *broadcast*
 #
-# **Broadcasting** is how NumPy adds a bias b of shape (4,) to x of shape (3, 4): it uses the same b for
-# each of the three rows. So one number of b goes three ways, and where paths meet, gradients are added.
-# *What is copied on the way forward is summed on the way back.*
+# **Broadcasting** is how NumPy adds a bias b of shape (4,) to x of shape (3, 4): it uses the same b
+# for each of the three rows. So one number of b goes three ways, and where paths meet, gradients
+# are added. *What is copied on the way forward is summed on the way back.*
 
 # %% tags=["setup"]
 import matplotlib.pyplot as plt
@@ -34,8 +35,9 @@ picture_style()
 # %% [markdown]
 # ## An operation of our own
 #
-# An operation returns its result, and beside it one pullback per input. The engine does the rest: it
-# remembers, walks back, and undoes broadcasting. This one is softplus, a smooth form of max(x, 0):
+# An operation returns its result, and beside it one pullback per input. The engine does the rest:
+# it remembers, walks back, and undoes broadcasting. This one is softplus, a smooth form of max(x,
+# 0):
 
 
 # %%
@@ -53,8 +55,8 @@ for name, gradient in zip(("x", "bias"), gradients(softplus(x + bias), [x, bias]
 # %% [markdown]
 # ## Predict
 #
-# How do we know that a pullback is right? We compare it with a *difference quotient*: move x by a small
-# step h, and see how much the result changes.
+# How do we know that a pullback is right? We compare it with a *difference quotient*: move x by a
+# small step h, and see how much the result changes.
 #
 #     one-sided: (f(x + h) − f(x)) / h         two-sided: (f(x + h) − f(x − h)) / 2h
 #
@@ -67,9 +69,9 @@ for name, gradient in zip(("x", "bias"), gradients(softplus(x + bias), [x, bias]
 #
 # <details><summary>Choose first. Then open.</summary>
 #
-# b). Two errors fight. The curve bends: that error is about h. And f(x + h) − f(x) subtracts two nearly
-# equal numbers, each known to 10⁻¹⁶ only: that error is about 10⁻¹⁶/h. Their sum is smallest where they
-# are equal: h² = 10⁻¹⁶.
+# b). Two errors fight. The curve bends: that error is about h. And f(x + h) − f(x) subtracts two
+# nearly equal numbers, each known to 10⁻¹⁶ only: that error is about 10⁻¹⁶/h. Their sum is smallest
+# where they are equal: h² = 10⁻¹⁶.
 #
 # </details>
 
@@ -87,9 +89,9 @@ for name, error in (("one-sided", one_sided), ("two-sided", two_sided)):
 # %% [markdown]
 # ## The picture: the V
 #
-# From right to left: the error falls while the bend of the curve gets less, reaches its lowest point,
-# and rises again while rounding takes over. The two-sided quotient falls faster. The complex step has
-# no left arm, since it subtracts nothing.
+# From right to left: the error falls while the bend of the curve gets less, reaches its lowest
+# point, and rises again while rounding takes over. The two-sided quotient falls faster. The complex
+# step has no left arm, since it subtracts nothing.
 
 # %%
 figure, axes = plt.subplots()
@@ -110,14 +112,17 @@ axes.set_ylim(1e-18, 10)
 plt.show()
 
 # %% [markdown]
-# `check_gradient` below does this for you: two-sided steps, every coordinate of every input, many inputs.
+# `check_gradient` below does this for you: two-sided steps, every coordinate of every input, many
+# inputs.
 #
 # ## Exercise 1: undo broadcasting
 #
-# NumPy has broadcast an array of `shape` to the shape of `gradient`. It can do two things: put new axes
-# in front, and stretch axes of length one. Undo both: each element gets the sum over all its copies.
+# NumPy has broadcast an array of `shape` to the shape of `gradient`. It can do two things: put new
+# axes in front, and stretch axes of length one. Undo both: each element gets the sum over all its
+# copies.
 #
 #     gradient (2, 3, 4), shape (3, 1)   →   sum over axis 0, and over the last axis, which is kept
+
 
 # %% tags=["exercise", "unbroadcast"]
 def unbroadcast(gradient, shape):
@@ -178,8 +183,9 @@ rejected(check_unbroadcast, takes_the_mean)
 # %% [markdown]
 # ## Exercise 2: the two pullbacks of a matrix product
 #
-# Y = X @ W with X (M, K) and W (K, L). G has the shape of Y, (M, L). If you forget the formula, let the
-# shapes tell you.
+# Y = X @ W with X (M, K) and W (K, L). G has the shape of Y, (M, L). If you forget the formula, let
+# the shapes tell you.
+
 
 # %% tags=["exercise", "matmul"]
 def matmul_pullbacks(x, w, g):
@@ -223,8 +229,9 @@ rejected(check_matmul, mean_over_rows)
 # %% [markdown]
 # ## Exercise 3: an operation of your own
 #
-# Write swish, x · s with s = 1 / (1 + e⁻ˣ): the result, and a tuple with one pullback. Differentiate it by
-# hand: a product has two terms, and the slope of s is s · (1 − s).
+# Write swish, x · s with s = 1 / (1 + e⁻ˣ): the result, and a tuple with one pullback.
+# Differentiate it by hand: a product has two terms, and the slope of s is s · (1 − s).
+
 
 # %% tags=["exercise", "swish"]
 def swish(x):
@@ -269,19 +276,19 @@ rejected(check_gradient, forgets_g, [(2, 3)])
 # %% [markdown]
 # ## What would break this?
 #
-# **A check with g = 1 only.** The last wrong answer passes every test that asks for the gradient of a
-# plain sum. A good test multiplies by something else.
+# **A check with g = 1 only.** The last wrong answer passes every test that asks for the gradient of
+# a plain sum. A good test multiplies by something else.
 #
-# **A check at a kink.** max(x, 0) has no slope at 0. A difference quotient there gives ½, the engine
-# gives 0, and both are fair. Libraries differ here. So may their results, by a little.
+# **A check at a kink.** max(x, 0) has no slope at 0. A difference quotient there gives ½, the
+# engine gives 0, and both are fair. Libraries differ here. So may their results, by a little.
 #
 # **float32.** With seven digits the two-sided quotient is best near h = 10⁻², and is still wrong by
 # about 10⁻⁵. Check gradients in float64, then train in float32.
 #
 # ## Three questions
 #
-# **1.** A bias of shape (10,) is added to logits of shape (128, 10), and g is all ones. What is the bias's
-# gradient?
+# **1.** A bias of shape (10,) is added to logits of shape (128, 10), and g is all ones. What is the
+# bias's gradient?
 #
 # <details><summary>Answer</summary>
 #
@@ -293,8 +300,8 @@ rejected(check_gradient, forgets_g, [(2, 3)])
 #
 # <details><summary>Answer</summary>
 #
-# So that it is written once. A pullback may return the gradient in the shape of the result; the engine
-# knows the shape of the input and sums. Fewer places, fewer mistakes.
+# So that it is written once. A pullback may return the gradient in the shape of the result; the
+# engine knows the shape of the input and sums. Fewer places, fewer mistakes.
 #
 # </details>
 #
@@ -309,6 +316,6 @@ rejected(check_gradient, forgets_g, [(2, 3)])
 #
 # ## Where this is
 #
-# In the paper: nowhere; every framework brings it along. In the code: `minires/engine/ops.py`, where each
-# operation stands beside its pullbacks, and `sum_to_shape` in `minires/kernels/sums.py`, which is
-# exercise 1. Next: lesson 4 makes a network learn.
+# In the paper: nowhere; every framework brings it along. In the code: `minires/engine/ops.py`,
+# where each operation stands beside its pullbacks, and `sum_to_shape` in `minires/kernels/sums.py`,
+# which is exercise 1. Next: lesson 4 makes a network learn.

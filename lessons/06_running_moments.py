@@ -135,8 +135,8 @@ axes.set_ylim(1e-9, 100)
 plt.show()
 
 # %% [markdown]
-# `Moments` ends at 10⁻⁸ or so, which is as exact as its float32 answer can be. Welford in float32 is
-# good enough for *this* weight. It is not for one that drifts slowly: after thousands of updates
+# `Moments` ends at 10⁻⁸ or so, which is as exact as its float32 answer can be. Welford in float32
+# is good enough for *this* weight. It is not for one that drifts slowly: after thousands of updates
 # d/n is too small to be added to a float32 mean at all. The last property of exercise 1 tries it.
 
 # %% [markdown]
@@ -144,6 +144,7 @@ plt.show()
 #
 # Write the class. θ is an array of any shape. It is *the same array* at every call, because SGD
 # changes θ in place. So keep numbers, not θ itself.
+
 
 # %% tags=["exercise", "update"]
 class Running:
@@ -281,6 +282,7 @@ def merging(merge):
 # what one computer would have found that had seen all updates. Think first: both means are 0 and 2,
 # both variances 0, both counts 100. Can the variance of all 200 be 0?
 
+
 # %% tags=["exercise", "merge"]
 def merge(count_a, mean_a, variance_a, count_b, mean_b, variance_b):
     """The moments of both streams together.
@@ -329,9 +331,9 @@ rejected(check_moments, merging(forgets_the_distance))
 # %% [markdown]
 # ## What would break this?
 #
-# **A first value far from all others.** θ⁰, the weights *before* fine-tuning, may be far from all that
-# follow. The paper's formula lets θ⁰ drop out: at t = 0 both old values are multiplied by zero. See
-# what happens to σ (about 0.0001 here) when one value that lies 1 away is counted:
+# **A first value far from all others.** θ⁰, the weights *before* fine-tuning, may be far from all
+# that follow. The paper's formula lets θ⁰ drop out: at t = 0 both old values are multiplied by
+# zero. See what happens to σ (about 0.0001 here) when one value that lies 1 away is counted:
 
 # %%
 with_theta_0 = Moments(WEIGHTS)
@@ -341,8 +343,8 @@ for x in first:
 print(f"σ without θ⁰ {np.sqrt(truth).mean():.4f}, with θ⁰ {with_theta_0.std.mean():.4f}")
 
 # %% [markdown]
-# One value among 501 makes σ 450 times too large. (σ² = 500/501², so σ = 0.045.) Networks drawn with
-# that σ are noise. The mean hardly notices: it moves by 1/501.
+# One value among 501 makes σ 450 times too large. (σ² = 500/501², so σ = 0.045.) Networks drawn
+# with that σ are noise. The mean hardly notices: it moves by 1/501.
 #
 # **A wrong divisor.** Eq. 3 divides by the number of values, not by that number minus one. At 500
 # updates the two differ by 0.2 %, which no accuracy shows. But say which one you used.
@@ -359,12 +361,13 @@ print(f"σ without θ⁰ {np.sqrt(truth).mean():.4f}, with θ⁰ {with_theta_0.s
 #
 # </details>
 #
-# **2.** After 500 updates, how much does update number 1 weigh in the mean, and how much number 500?
+# **2.** After 500 updates, how much does update number 1 weigh in the mean, and how much number
+# 500?
 #
 # <details><summary>Answer</summary>
 #
-# Both weigh 1/500. Update 500 enters with weight 1/500; update 1 entered with weight 1, and each later
-# step made it smaller: 1 · 1/2 · 2/3 · … · 499/500 = 1/500.
+# Both weigh 1/500. Update 500 enters with weight 1/500; update 1 entered with weight 1, and each
+# later step made it smaller: 1 · 1/2 · 2/3 · … · 499/500 = 1/500.
 #
 # </details>
 #
@@ -372,13 +375,13 @@ print(f"σ without θ⁰ {np.sqrt(truth).mean():.4f}, with θ⁰ {with_theta_0.s
 #
 # <details><summary>Answer</summary>
 #
-# The weights do not shrink fast enough, so the newest updates have almost all the weight. In public code
-# with this mistake the last 10 of 3,283 iterates carried 79 % of it: hardly an average.
+# The weights do not shrink fast enough, so the newest updates have almost all the weight. In public
+# code with this mistake the last 10 of 3,283 iterates carried 79 % of it: hardly an average.
 #
 # </details>
 #
 # ## Where this is
 #
 # In the paper: section 2, equations 2 and 3. In the code: `minires/resampling/moments.py`, where
-# `literal_update` is the formula, and `Moments` is the same made safe for millions of weights. Next:
-# lesson 7 collects these numbers from a network that learns.
+# `literal_update` is the formula, and `Moments` is the same made safe for millions of weights.
+# Next: lesson 7 collects these numbers from a network that learns.

@@ -1,9 +1,9 @@
 """`minires lessons bundle`: all that a class without a network needs, in one folder.
 
-    notebooks/   to work in
-    pages/       the teacher's, to read: delete this folder from what students get
-    wheels/      this package and its needs, one set for all computers asked for
-    README.md    what to type
+notebooks/   to work in
+pages/       the teacher's, to read: delete this folder from what students get
+wheels/      this package and its needs, one set for all computers asked for
+README.md    what to type
 """
 
 import base64
@@ -67,8 +67,7 @@ def bundle(out, platforms, pythons, pages=True, replace=False):
     if reasons:
         print(
             "\nNotebooks and pages are there, but the wheels are not complete. Run this again "
-            "with --replace where there is a network. What went wrong:\n  "
-            + "\n  ".join(reasons),
+            "with --replace where there is a network. What went wrong:\n  " + "\n  ".join(reasons),
             file=sys.stderr,
         )
     return 1 if reasons else 0

@@ -123,9 +123,7 @@ def _write_pages(pages, out, teacher):
     if teacher:
         answers = out / "answers.html"
         parts = [(page.lesson, _body(_answers(page.notebook))) for page in pages]
-        answers.write_text(
-            template.render(title="Answer sheet", parts=parts, home=True), "utf-8"
-        )
+        answers.write_text(template.render(title="Answer sheet", parts=parts, home=True), "utf-8")
     rows = [
         {
             "lesson": page.lesson,

@@ -28,6 +28,7 @@ TEACH = "install it with: pip install 'minires[teach]'"
 PURPOSE = re.compile(r"\*\*After this lesson you can\*\* (.+?)\n\n", re.DOTALL)
 TIMES = re.compile(r"\*(\d+) minutes of yours, about (\d+) seconds? of the computer's\*")
 
+
 def add_parser(subparsers):
     """Add the command's arguments."""
     parser = subparsers.add_parser(
@@ -241,7 +242,9 @@ def _run(options):
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "minires":
             raise
-        raise ImportError(f"lesson {chosen.number} needs the package {error.name}: {TEACH}") from error
+        raise ImportError(
+            f"lesson {chosen.number} needs the package {error.name}: {TEACH}"
+        ) from error
     finally:
         if place is not None:
             pyplot.show = shown

@@ -301,7 +301,7 @@ def compare(yours, right, tolerance, hint="") -> Wrong | None:
     """None if no element is further from the right one than `tolerance`; else Wrong.
 
     tolerance  a number or an array like `right`
-    hint       a string, or a list of (wrong value, hint): the first one near `yours` is taken
+    hint       a string, or a list of (wrong value, hint): those near `yours` are taken
     """
     right = np.asarray(right, np.float64)
     array = array_of(yours, right.shape, f"an array {right.shape}" if right.ndim else "a number")
@@ -310,15 +310,13 @@ def compare(yours, right, tolerance, hint="") -> Wrong | None:
     if near.all():
         return None
     if not isinstance(hint, str):
-        hint = next(
-            (
-                words
-                for value, words in hint
-                if np.shape(value) == array.shape
-                and (np.abs(array - value) <= np.asarray(tolerance) + 1e-6 * np.abs(value)).all()
-            ),
-            "",
-        )
+        near_to = [
+            words
+            for value, words in hint
+            if np.shape(value) == array.shape
+            and (np.abs(array - value) <= np.asarray(tolerance) + 1e-6 * np.abs(value)).all()
+        ]
+        hint = "; or: ".join(near_to)
     if right.size > 6:  # the first element that is wrong
         place = tuple(int(i) for i in np.argwhere(~near)[0])
         at = Words(f"{show(array[place])} at {list(place)}")

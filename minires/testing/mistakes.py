@@ -28,7 +28,7 @@ def _wrong(kind, name, *, before=(), source="", **options):
 # --- the running mean and variance, as public code has it --------------------------------
 
 
-@_wrong("moments", "the first θ is counted twice", source="public weight averaging")
+@_wrong("moments", "the first θ is counted twice", source="seen in public code")
 class FirstCountedTwice(right.Welford):
     def update(self, theta):
         if self.count == 0:
@@ -37,7 +37,7 @@ class FirstCountedTwice(right.Welford):
         super().update(theta)
 
 
-@_wrong("moments", "sums start at a copy of the first θ", source="public weight averaging")
+@_wrong("moments", "sums start at a copy of the first θ", source="seen in public code")
 class StartsAtACopy:
     def __init__(self):
         self.n = 0
@@ -58,7 +58,7 @@ class StartsAtACopy:
         return np.maximum(self.squares / self.n - self.mean**2, 0)
 
 
-@_wrong("moments", "divided by the epoch, not by the update", source="public weight averaging")
+@_wrong("moments", "divided by the epoch, not by the update", source="seen in public code")
 class DividedByEpoch:
     batches = 2  # updates in an epoch
 
@@ -91,7 +91,7 @@ class DifferenceOfSquares:
         return np.maximum(self.square - self.mean**2, 1e-30)
 
 
-@_wrong("moments", "Welford with sums in float32", source="public weight averaging")
+@_wrong("moments", "Welford with sums in float32", source="seen in public code")
 class WelfordFloat32(right.Welford):
     def __init__(self, shape):
         self.count = np.float32(0)
@@ -727,7 +727,7 @@ def shared_state(theta, gradient, state, rate, shared={}):  # noqa: B006
 # --- ensembles ---------------------------------------------------------------------------
 
 
-@_wrong("sampler", "variance used as standard deviation", source="public weight averaging")
+@_wrong("sampler", "variance used as standard deviation", source="seen in public code")
 def variance_as_sigma(mean, variance, k, rng, scale=1.0):
     return right.sample(mean, variance**2, k, rng, scale)
 

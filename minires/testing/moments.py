@@ -126,7 +126,7 @@ def properties(make):
         n, (center, right) = len(x), oracles.exact_moments(rows)
         square = (x**2).sum(axis=0)
         hints = [
-            (right * n / max(n - 1, 1), "divided by n − 1; eq. 3 divides by n"),
+            (right * n / max(n - 1, 1), "divided by n − 1, and eq. 3 divides by n"),
             (right * n, "that is Σ(θ − θ̄)²: divide by n"),
             (np.sqrt(right), "that is σ: the variance is σ²"),
             (square / n, "that is the mean of θ²: subtract θ̄ before squaring"),

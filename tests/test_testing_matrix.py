@@ -1,0 +1,110 @@
+"""The properties judged themselves: every mistake caught, every property of use, no right answer
+rejected, and the same smallest counterexample each time.
+"""
+
+import warnings
+
+import pytest
+
+from minires.testing import judging
+from minires.testing.judging import Falsified, examine, judge
+from minires.testing.kinds import KINDS
+from minires.testing.mistakes import MISTAKES, matrix, table
+from minires.testing.references import RIGHT
+
+# These remember earlier calls, so what they do to one input depends on those before it.
+WITH_A_MEMORY = {
+    "a generator of its own",
+    "the state is a default argument of all",
+    "a velocity for all optimizers",
+}
+
+
+def label(answer):
+    return f"{answer.kind}: {answer.name}"
+
+
+def properties_of(answer):
+    return KINDS[answer.kind](*answer.judged, **answer.options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_mistake_is_caught_and_every_property_catches_one(kind):
+    answers, rows = table(kind)
+    assert answers, "no mistake to try these properties on"
+    caught = [any(row[i] for row in rows.values()) for i in range(len(answers))]
+    assert [a.name for a, own in zip(answers, caught, strict=True) if not own] == []
+    assert [sentence for sentence, row in rows.items() if not any(row)] == []
+
+
+@pytest.mark.parametrize("answer", RIGHT, ids=label)
+def test_no_right_answer_is_rejected(answer):
+    judge(answer.kind, properties_of(answer))
+
+
+def test_every_kind_has_a_right_answer():
+    assert {answer.kind for answer in RIGHT} == set(KINDS)
+
+
+def test_there_are_enough_mistakes():
+    public = [answer for answer in MISTAKES if answer.source]
+    assert len(public) == 7
+    assert len(MISTAKES) - len(public) >= 20
+    assert len({label(answer) for answer in MISTAKES}) == len(MISTAKES)
+
+
+def first_failure(answer):
+    """The text of the first property that fails, and how often the code was tried on the way."""
+    for own in properties_of(answer):
+        failure, calls = examine(own)
+        if failure is not None:
+            return str(failure), calls
+    raise AssertionError("nothing failed")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [answer for answer in MISTAKES if answer.kind in ("moments", "convolution", "nll", "adam")
+     and answer.name not in WITH_A_MEMORY],
+    ids=label,
+)  # fmt: skip
+def test_the_smallest_counterexample_is_the_same_each_time_and_soon_found(answer):
+    once, calls = first_failure(answer)
+    assert first_failure(answer) == (once, calls)
+    assert calls <= judging.MOST_CALLS
+    assert "smallest counterexample: " in once
+
+
+def test_the_number_of_tries_is_bounded_even_where_everything_fails():
+    tried = []
+
+    class Hopeless:
+        def update(self, theta):
+            tried.append(theta)
+
+        mean = variance = 7.0
+
+    with pytest.raises(Falsified) as falsified:
+        judge("moments", KINDS["moments"](Hopeless))
+    failures = len(falsified.value.failures)
+    assert failures > 5
+    assert len(tried) < 20_000 + 12 * failures * judging.MOST_CALLS
+
+
+def test_warnings_of_the_judged_code_change_nothing():
+    """An overflow is judged by the number it gives, whatever the filter of warnings says."""
+    answer = next(a for a in MISTAKES if a.name == "overflow: nothing is subtracted")
+    texts = set()
+    for action in ("error", "ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            texts.add(first_failure(answer)[0])
+    assert len(texts) == 1
+
+
+def test_the_matrix_is_a_table_of_sentences_and_letters():
+    text = matrix(["matmul"])
+    assert text.splitlines()[0].split() == ["matmul", "a", "b"]
+    assert "the gradient of x is g @ wᵀ" in text
+    assert "b  swapped transpose" in text
+    assert text.count("✗") == 2
