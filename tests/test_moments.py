@@ -95,15 +95,6 @@ def test_a_constant_stays_exactly_what_it_is(value, length):
     assert moments.variance[0] == 0
 
 
-@given(streams, st.randoms(use_true_random=False))
-def test_the_order_of_the_updates_does_not_matter(thetas, random):
-    order = list(range(len(thetas)))
-    random.shuffle(order)
-    one, other = fold(thetas), fold(thetas[order])
-    np.testing.assert_allclose(one.mean, other.mean, rtol=1e-12, atol=1e-9)
-    np.testing.assert_allclose(one.variance, other.variance, rtol=1e-12)
-
-
 @given(streams, st.integers(-(2**30), 2**30))
 def test_a_shift_changes_no_bit_of_the_variance(thetas, shift):
     shifted = fold(thetas + shift)
@@ -194,16 +185,6 @@ def test_theta_is_read_only_and_results_are_copies(rng):
         result[:] = 99
     np.testing.assert_array_equal(moments.mean, before)
     np.testing.assert_array_equal(moments.variance, np.zeros(10))
-
-
-def test_later_changes_of_theta_do_not_reach_the_moments():
-    theta = np.ones(3, np.float32)
-    moments = Moments(3)
-    moments.update(theta)
-    theta -= 1
-    moments.update(theta)
-    np.testing.assert_array_equal(moments.mean, np.full(3, 0.5, np.float32), strict=True)
-    np.testing.assert_array_equal(moments.variance, np.full(3, 0.25, np.float32), strict=True)
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(rng):

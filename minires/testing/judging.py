@@ -281,6 +281,8 @@ def suite_of(kind: str, properties: list[Property]):
 
 def array_of(value, shape=None, what="an array"):
     """The judged code's answer as a float64 array, a copy; Misfit when it is none."""
+    if value is None:  # NumPy would make it "not a number"
+        raise Misfit(Words("None"), Words(what))
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):

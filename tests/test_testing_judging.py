@@ -1,0 +1,203 @@
+"""What a judgement says, in a test, in pytest and on a terminal of another age."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from minires.testing import (
+    Falsified,
+    Unfinished,
+    check_average,
+    check_convolution,
+    check_gradient,
+    check_metric,
+    check_moments,
+    check_optimizer,
+    check_paired_difference,
+    check_pooling,
+    check_unbroadcast,
+)
+from minires.testing import references as right
+from minires.testing.judging import Property, Wrong, examine, readable, show, show_both
+
+
+class DividedByNMinusOne(right.Welford):
+    @property
+    def variance(self):
+        return self.squares / max(self.count - 1, 1)
+
+
+def text_of(check, *arguments, **options):
+    with pytest.raises(Falsified) as falsified:
+        check(*arguments, **options)
+    return str(falsified.value)
+
+
+def test_a_failure_is_three_lines_and_what_holds():
+    lines = text_of(check_paired_difference, lambda a, b: ((a - b).mean(), 0.0)).splitlines()
+    assert lines == [
+        "✗ its standard error is s / √n",
+        "    smallest counterexample: a [0, 0], b [0, 1]    yours: 0    right: 0.5",
+        "    s: the sample standard deviation of the differences",
+        "✓ the difference is the mean of a − b (40 samples)",
+    ]
+
+
+def test_of_several_failures_the_first_is_explained_and_the_others_are_named():
+    text = text_of(check_moments, DividedByNMinusOne)
+    assert text.startswith("✗ the variance is numpy.var\n")
+    assert "smallest counterexample: updates [0.0, 1.0]    yours: 0.5    right: 0.25" in text
+    assert "divided by n − 1, and eq. 3 divides by n" in text
+    assert text.count("smallest counterexample") == 1
+    assert "\n✗ a large mean leaves the variance as it is" in text
+    assert "✓ the mean is numpy.mean (" in text
+
+
+def test_a_summary_lists_what_holds():
+    summary = check_unbroadcast(right.unbroadcast)
+    assert str(summary) == repr(summary)
+    assert len(summary.held) == 4
+    assert str(summary).startswith("✓ equal shapes: nothing changes (30 arrays)")
+
+
+def test_the_judged_code_s_own_error_is_told_with_its_input_and_chained():
+    def broken(gradient, shape):
+        if gradient.ndim > 1:
+            raise KeyError("no such axis")
+        return right.unbroadcast(gradient, shape)
+
+    with pytest.raises(Falsified) as falsified:
+        check_unbroadcast(broken)
+    text = str(falsified.value)
+    assert "yours: raises KeyError: 'no such axis'    right: no error" in text
+    assert "smallest counterexample: gradient [[" in text
+    assert "raised in line" in text
+    assert "of broken" in text
+    assert isinstance(falsified.value.__cause__, KeyError)
+
+
+def test_an_exercise_that_is_not_done_says_so():
+    class Stub:
+        def __init__(self, shape):
+            """Keep what you need."""
+
+        def update(self, theta):
+            raise NotImplementedError("update is yours to write")
+
+    with pytest.raises(NotImplementedError) as unfinished:
+        check_moments(Stub)
+    assert isinstance(unfinished.value, Unfinished)
+    assert isinstance(unfinished.value, AssertionError)
+    assert str(unfinished.value) == (
+        "not written yet: raises NotImplementedError: update is yours to write"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "yours"),
+    [
+        (lambda probabilities: None, "None    right: an array (1, 2)"),
+        (lambda probabilities: "high", "str 'high'"),
+        (lambda probabilities: probabilities, "shape (1, 1, 2)"),
+        (lambda: 3, "raises TypeError"),
+    ],
+)
+def test_what_is_no_answer_is_named(answer, yours):
+    text = text_of(check_average, answer)
+    assert f"yours: {yours}" in text
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda: check_metric(right.nll, "loss"), "kind is 'loss', expected one of accuracy, nll"),
+        (lambda: check_optimizer(right.sgd, "lion"), "kind is 'lion', expected one of sgd, adam"),
+        (lambda: check_average(right.vote, "median"), "rule is 'median', expected one of"),
+        (lambda: check_pooling(right.max_pool, kind="min"), "kind is 'min', expected 'max' or"),
+    ],
+)
+def test_kinds_that_there_are_not_are_refused(call, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        call()
+
+
+def test_code_that_answers_otherwise_each_time_is_caught():
+    """Hypothesis alone would call that flaky and say nothing of the input."""
+    calls = []
+
+    def moody(case):
+        calls.append(case)
+        return Wrong(1, 2) if len(calls) % 3 == 0 else None
+
+    failure, _ = examine(Property("moods", st.integers(0, 100), moody, str))
+    assert failure is not None
+
+
+def test_without_stride_and_padding_these_are_not_asked_for():
+    plain = lambda x, w: right.conv2d(x, w)
+    assert not any("stride" in held or "padding" in held for held in check_convolution(plain).held)
+    held = check_convolution(right.conv2d, right.conv2d_backward).held
+    assert sum("stride" in own for own in held) == 3
+
+
+def test_a_gradient_between_the_slopes_of_a_kink_is_right():
+    check_gradient(lambda x: (np.abs(x - 1), lambda g: g * np.sign(x - 1)), [(3,)])
+    text = text_of(check_gradient, lambda x: (np.abs(x - 1), lambda g: 3 * g), [(3,)])
+    assert "the gradient is the difference quotient" in text
+
+
+@pytest.mark.parametrize(
+    ("yours", "expected", "texts"),
+    [
+        (0.5, 0.25, ("0.5", "0.25")),
+        (1 + 1e-9, 1.0, ("1.000000001", "1")),
+        (float("nan"), 0.0, ("nan", "0")),
+        (float("inf"), 1e7, ("inf", "1e+07")),
+        (np.array([1.0, 2.0]), np.array([1.0, 2.5]), ("[1, 2]", "[1, 2.5]")),
+    ],
+)
+def test_numbers_are_short_but_differ(yours, expected, texts):
+    assert show_both(yours, expected) == texts
+
+
+def test_a_large_array_is_named_by_its_shape():
+    assert show(np.zeros((9, 9))) == "an array (9, 9)"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp437", "utf-8"])
+def test_every_terminal_can_show_a_failure(encoding):
+    text = text_of(check_moments, DividedByNMinusOne)
+    shown = readable(text, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    shown.encode(encoding)
+    if encoding == "utf-8":
+        assert shown == text
+    else:
+        assert shown.startswith("x the variance is numpy.var")
+        assert "divided by n - 1" in shown
+        assert "\\u" not in shown
+
+
+def test_pytest_gives_one_test_a_property_and_no_file_stays(tmp_path):
+    (tmp_path / "test_answers.py").write_text(
+        "from minires.testing import moments_suite, metric_suite\n"
+        "from minires.testing import references as right, mistakes as wrong\n"
+        "test_mine = moments_suite(right.Welford)\n"
+        "test_other = metric_suite(wrong.nll_sum, 'nll')\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"],
+        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "test_other[several rows: the definition]" in done.stdout
+    assert "smallest counterexample: probabilities" in done.stdout
+    assert "that is the sum: divide by the number of rows" in done.stdout
+    passed = len(check_moments(right.Welford).held)
+    assert f"1 failed, {passed + 2} passed" in done.stdout
+    left = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert left == {"test_answers.py"}
