@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minires.autodiff import data_of, gradients, variable
 from minires.backend import threads
 from minires.batch_norm import batch_moments, batch_norm
-from minires.kernels import cpu
+from minires.kernels import tiled as cpu
 from minires.layers import (
     BatchNorm,
     Conv2D,

@@ -22,7 +22,8 @@ from scipy import signal
 from minires import backend, ops
 from minires.autodiff import gradients, variable
 from minires.convolution import borders, conv2d, depthwise_conv2d, max_pool, output_size, pair
-from minires.kernels import cpu, winograd
+from minires.kernels import tiled as cpu
+from minires.kernels import winograd
 
 LAYOUTS = ("plain", "channels first", "every other", "backwards")
 

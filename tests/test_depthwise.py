@@ -9,7 +9,7 @@ from scipy.signal import correlate2d
 
 from minires.backend import threads
 from minires.convolution import borders, conv2d, depthwise_conv2d
-from minires.kernels import cpu
+from minires.kernels import tiled as cpu
 
 
 def literally(x, w, stride, padding, dilation):

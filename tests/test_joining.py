@@ -13,7 +13,8 @@ from minires import lenet, mobilenet_v2, ops
 from minires.autodiff import gradients
 from minires.backend import scratch, threads
 from minires.folding import JoinedConv2D, joined_network
-from minires.kernels import cpu, separable, winograd
+from minires.kernels import separable, winograd
+from minires.kernels import tiled as cpu
 from minires.layers import (
     BatchNorm,
     Branches,

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minires.backend import neighbours, run_tiles, scratch, single_threaded_blas
-from minires.kernels.cpu import RUN
 from minires.kernels.outputs import Outputs, activate, add_bias, row_of
+from minires.kernels.tiled import RUN
 
 TILE_BYTES = 1 << 21  # of wide values in a tile
 
