@@ -127,23 +127,8 @@ class Moments:
 
     def fold(self, theta, n):
         """Fold update number n into the arrays, without counting it; on a GPU n may be there."""
-        if xp_of(theta) is not np:
-            n = xp_of(theta).asarray(n, np.int64).reshape(-1)
-            own = self._first, self._offset, self._m2
-            kernels_of(theta).fold_moments(theta, *own, n)
-            return
-
-        def fold(theta, first, offset, m2):
-            d = theta.astype(np.float64)  # float32 minus float32 would be rounded to float32
-            d -= first
-            d -= offset
-            offset += d / n
-            d *= d
-            d *= (n - 1) / n
-            m2 += d
-
-        # Seven short expressions a block: larger blocks spend less time between them.
-        each_block(fold, theta, self._first, self._offset, self._m2, block=1 << 17)
+        n = xp_of(theta).asarray(n, np.int64).reshape(-1)
+        kernels_of(theta).fold_moments(theta, self._first, self._offset, self._m2, n)
 
     def merge(self, other):
         """Add the updates that `other` has counted, as if they had been counted here.

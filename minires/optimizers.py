@@ -12,12 +12,11 @@ have their own: a rate of shape (R, 1) for θ (R, P).
 """
 
 import copy
-import functools
 import math
 
 import numpy as np
 
-from minires.backend import device_of, each_block, kernels_of, to_device, to_host, xp_of
+from minires.backend import device_of, kernels_of, to_device, xp_of
 
 
 class _Optimizer:
@@ -105,14 +104,6 @@ class _Optimizer:
             )
 
 
-def _networks(rate, *vectors):
-    """The rate and the vectors of all networks; one by one where rates differ."""
-    if np.ndim(rate) == 0:
-        yield float(rate), *vectors
-    else:  # blocks of flat vectors do not end where networks end
-        yield from zip(to_host(rate).ravel().tolist(), *vectors, strict=True)
-
-
 def _beside(theta, numbers):
     """One number, or one for each network, in a vector on θ's device."""
     return xp_of(theta).asarray(numbers, theta.dtype).reshape(-1)
@@ -152,23 +143,8 @@ class SGD(_Optimizer):
         momentum, decay = self.momentum, self.weight_decay
         if not momentum:
             self.velocity = None
-        if xp_of(theta) is not np:
-            step = kernels_of(theta).step_sgd
-            step(theta, gradient, self.velocity, _beside(theta, rate), momentum, decay)
-            return
-
-        def descend(rate, theta, gradient, velocity=None):
-            if decay:
-                gradient = gradient + decay * theta
-            if momentum:
-                velocity *= momentum
-                velocity += gradient
-                gradient = velocity
-            theta -= rate * gradient
-
-        state = (getattr(self, name) for name in self.vectors)
-        for own_rate, *own in _networks(rate, theta, gradient, *state):
-            each_block(functools.partial(descend, own_rate), *own)
+        step = kernels_of(theta).step_sgd
+        step(theta, gradient, self.velocity, _beside(theta, rate), momentum, decay)
 
 
 class Adam(_Optimizer):
@@ -214,21 +190,8 @@ class Adam(_Optimizer):
         return self.rate * correction / (1 - self.beta1**count), epsilon
 
     def descend(self, theta, gradient, rate, epsilon):
-        beta1, beta2 = self.beta1, self.beta2
-        if xp_of(theta) is not np:
-            numbers = _beside(theta, rate), _beside(theta, epsilon)
-            kernels_of(theta).step_adam(
-                theta, gradient, self.first, self.second, *numbers, beta1, beta2
-            )
-            return
-
-        def descend(rate, theta, gradient, first, second):
-            first += (1 - beta1) * (gradient - first)
-            second += (1 - beta2) * (gradient * gradient - second)
-            theta -= rate * first / (np.sqrt(second) + epsilon)
-
-        for own_rate, *own in _networks(rate, theta, gradient, self.first, self.second):
-            each_block(functools.partial(descend, own_rate), *own)
+        numbers = _beside(theta, rate), _beside(theta, epsilon), self.beta1, self.beta2
+        kernels_of(theta).step_adam(theta, gradient, self.first, self.second, *numbers)
 
 
 def _all_in_range(rate):

@@ -5,6 +5,9 @@
 
      c/threads.h       how tiles are shared among threads
      c/vectors.h       `vec`: some neighbouring numbers on which the processor works at once
+     c/depthwise.c     depthwise convolution and its gradients
+     c/batch_norm.c    the passes of batch norm; sums over rows
+     c/updates.c       steps of the optimizers, the moments' update
      c/...
 
    Conventions
@@ -22,3 +25,6 @@
 
 #include "c/threads.h"
 #include "c/vectors.h"
+#include "c/depthwise.c"
+#include "c/batch_norm.c"
+#include "c/updates.c"

@@ -34,3 +34,20 @@ static inline real activated(real x, int64_t activation) {
         x = x > 6 ? 6 : x;
     return x;
 }
+
+typedef __typeof__((vec){0} < (vec){0}) vec_mask; /* all bits of a number, or none */
+
+/* `yes` where the mask is set, `no` elsewhere */
+static inline vec chosen(vec_mask mask, vec yes, vec no) {
+    return (vec)(((vec_mask)yes & mask) | ((vec_mask)no & ~mask));
+}
+
+static inline vec activated_vec(vec x, int64_t activation) {
+    if (activation != LINEAR)
+        x = chosen(x < 0, (vec){0}, x);
+    if (activation == RELU6)
+        x = chosen(x > 6, spread(6), x);
+    return x;
+}
+
+typedef uint8_t vec_bytes __attribute__((vector_size(VECTOR_BYTES / sizeof(real)))); /* VL bytes */
