@@ -197,6 +197,13 @@ def build(real, flags=()):
 EXPORTED = re.compile(r"^EXPORT\s+int\s+(\w+)\(([^)]*)\)", re.MULTILINE)
 
 
+class Strided:
+    """Says that C knows the steps of an array, which need not be contiguous."""
+
+    def __init__(self, array):
+        self.array = array
+
+
 def _pointer(kind):
     """A ctypes argument: None, or a contiguous array of one type."""
 
@@ -205,7 +212,9 @@ def _pointer(kind):
         def from_param(array):
             if array is None:
                 return None
-            if array.dtype != kind or not array.flags.c_contiguous:
+            contiguous = not isinstance(array, Strided)
+            array = array if contiguous else array.array
+            if array.dtype != kind or contiguous and not array.flags.c_contiguous:
                 raise TypeError(f"a kernel got {array.dtype}, not a contiguous array of {kind}")
             return ctypes.c_void_p(array.__array_interface__["data"][0])
 

@@ -6,6 +6,7 @@
      c/threads.h       how tiles are shared among threads
      c/vectors.h       `vec`: some neighbouring numbers on which the processor works at once
      c/depthwise.c     depthwise convolution and its gradients
+     c/separable.c     separable convolutions at prediction
      c/batch_norm.c    the passes of batch norm; sums over rows
      c/updates.c       steps of the optimizers, the moments' update
      c/...
@@ -25,6 +26,12 @@
 
 #include "c/threads.h"
 #include "c/vectors.h"
+#include "c/product.c"
+#include "c/convolution.c"
+#include "c/winograd.c"
+#include "c/dense.c"
+#include "c/pooling.c"
 #include "c/depthwise.c"
+#include "c/separable.c"
 #include "c/batch_norm.c"
 #include "c/updates.c"

@@ -256,7 +256,7 @@ def convolve(x, w, bias, stride, padding, dilation, activation):
     activation  None, "relu" or "relu6": applied to a tile while it is in the cache
     Returns     (R, N, OH, OW, O)
     """
-    return _convolve(x, w, bias, stride, padding, dilation, activation, None).y
+    return _convolve(x, w, bias, stride, padding, dilation, activation, None)[0]
 
 
 def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window):
@@ -265,8 +265,7 @@ def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window)
     window      (rows, columns), pixels; what no whole window covers is left out
     Returns     (R, N, OH // rows, OW // columns, O), and winners, for `unpool`
     """
-    outputs = _convolve(x, w, bias, stride, padding, dilation, activation, window)
-    return outputs.y, outputs.winners
+    return _convolve(x, w, bias, stride, padding, dilation, activation, window)
 
 
 @single_threaded_blas
@@ -277,7 +276,7 @@ def _convolve(x, w, bias, stride, padding, dilation, activation, window):
     outputs = Outputs(shape, x.dtype, bias, activation, window)
     if winograd.applies(x.shape[-3:], w.shape[-4:], stride, dilation):
         winograd.convolve(x, w, padding, outputs)
-        return outputs
+        return outputs.y, outputs.winners
     if window is not None:
         windows.align(window[0])
     flat = w.reshape(replicas, windows.size, out_channels)
@@ -292,7 +291,7 @@ def _convolve(x, w, bias, stride, padding, dilation, activation, window):
             outputs.finish(part, r, *place)
 
     run_tiles(run, len(x) * windows.tiles)
-    return outputs
+    return outputs.y, outputs.winners
 
 
 @single_threaded_blas

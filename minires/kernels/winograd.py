@@ -36,7 +36,7 @@ LEAST_TILES = 4  # of a batch that has as many images: every thread gets some
 
 
 @functools.cache
-def transforms(m, r):
+def transforms(m, r, points=POINTS):
     """The matrices Aᵀ (m, n), G (n, r) and Bᵀ (n, n) for m outputs of r taps, n = m + r − 1.
 
     n − 1 points are finite, the last is infinity (the leading coefficient). Column j of Aᵀ
@@ -44,7 +44,7 @@ def transforms(m, r):
     other points.
     """
     n = m + r - 1
-    points = np.array(POINTS[: n - 1], float)
+    points = np.array(points[: n - 1], float)
     to_output, filter_side, input_side = np.zeros((m, n)), np.zeros((n, r)), np.zeros((n, n))
     for j, point in enumerate(points):
         others = np.delete(points, j)
@@ -64,6 +64,20 @@ def _transforms_of(m, r, dtype):
     return tuple(np.ascontiguousarray(matrix, dtype) for matrix in matrices)
 
 
+# As OUTPUTS, for the kernels in C; and the points, of those tried the ones that round least. Each
+# stands beside its negative: even powers of the two are equal, and odd ones opposite.
+PAIRS = {3: (4, (0, 0.75, -0.75, 1.5, -1.5)), 5: (4, (0, 1, -1, 0.5, -0.5, 2, -2))}
+
+
+@functools.cache
+def matrices(r, dtype):
+    """A (n, m), G (n, r), Bᵀ (n, n), and m, as `c/winograd.c` takes them."""
+    m, points = PAIRS[r]
+    to_output, filter_side, to_points = transforms(m, r, points)
+    arrays = to_output.T, filter_side, to_points
+    return *(np.ascontiguousarray(matrix, dtype) for matrix in arrays), m
+
+
 def applies(image, kernel, stride, dilation):
     """Whether this file is for a convolution: every pixel of it, and enough channels.
 
@@ -78,6 +92,8 @@ def applies(image, kernel, stride, dilation):
         and dilation == (1, 1)
         and min(channels, out_channels) >= 16
         and image[0] * image[1] >= 4 * OUTPUTS[kh] ** 2
+        # Few pixels do not pay for the transforms of many kernels.
+        and image[0] * image[1] * 500 >= channels * out_channels
     )
 
 

@@ -42,18 +42,21 @@ static struct {
     PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER
 };
 
-/* Every thread has memory of its own for intermediate results, freed when the thread ends. */
-struct scratch {
-    char *memory;
-    size_t size;
+/* Every thread has memory of its own, kept for the next job and freed when the thread ends: some
+   for a tile's intermediate results, some for what a whole job needs. */
+enum { FOR_TILE, FOR_JOB };
+struct own {
+    char *memory[2];
+    size_t size[2];
 };
-static pthread_key_t scratch_key;
+static pthread_key_t own_key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-static void free_scratch(void *pointer) {
-    struct scratch *scratch = pointer;
-    free(scratch->memory);
-    free(scratch);
+static void free_own(void *pointer) {
+    struct own *own = pointer;
+    free(own->memory[FOR_TILE]);
+    free(own->memory[FOR_JOB]);
+    free(own);
 }
 
 /* A forked child has none of the threads, and a lock may have been held by one of them. */
@@ -66,33 +69,41 @@ static void forget_threads(void) {
 }
 
 static void prepare(void) {
-    pthread_key_create(&scratch_key, free_scratch);
+    pthread_key_create(&own_key, free_own);
 #ifndef _WIN32
     pthread_atfork(NULL, NULL, forget_threads);
 #endif
 }
 
-/* This thread's own memory, or NULL where the system has no more. */
-static char *own_scratch(size_t bytes) {
-    struct scratch *own = pthread_getspecific(scratch_key);
+/* This thread's own memory, or NULL where the system has no more. Its content is lost when the
+   thread asks for more of the same. */
+static char *own_memory(int what, size_t bytes) {
+    pthread_once(&once, prepare);
+    struct own *own = pthread_getspecific(own_key);
     if (!own) {
         own = calloc(1, sizeof *own);
-        if (!own || pthread_setspecific(scratch_key, own)) {
+        if (!own || pthread_setspecific(own_key, own)) {
             free(own);
             return NULL;
         }
     }
-    if (own->size < bytes || !own->memory) {
+    if (own->size[what] < bytes || !own->memory[what]) {
+        void *memory = NULL;
         bytes = (bytes + 4096) & ~(size_t)4095;
-        free(own->memory);
-        own->size = 0;
-        if (posix_memalign((void **)&own->memory, 4096, bytes)) {
-            own->memory = NULL;
-            return NULL;
-        }
-        own->size = bytes;
+        free(own->memory[what]);
+        if (posix_memalign(&memory, 4096, bytes))
+            memory = NULL, bytes = 0;
+        own->memory[what] = memory;
+        own->size[what] = bytes;
     }
-    return own->memory;
+    return own->memory[what];
+}
+
+/* The next `bytes` of a piece of memory, on a cache line of their own. */
+static void *carve(char **memory, size_t bytes) {
+    char *start = *memory;
+    *memory += (bytes + 63) & ~(size_t)63;
+    return start;
 }
 
 static void take_tiles(char *scratch) {
@@ -123,7 +134,7 @@ static void *help(void *argument) {
         pthread_mutex_unlock(&pool.lock);
         if (!mine)
             continue;
-        char *scratch = own_scratch(bytes);
+        char *scratch = own_memory(FOR_TILE, bytes);
         if (scratch) /* without memory the others do the work */
             take_tiles(scratch);
         pthread_mutex_lock(&pool.lock);
@@ -160,8 +171,7 @@ static void start_helpers(int count) {
    Returns 0, or -1 when there is no memory for the caller's scratch. */
 static int run_tiles(tile_function *function, const void *job, int64_t tiles,
                      size_t scratch_bytes, int64_t threads) {
-    pthread_once(&once, prepare);
-    char *scratch = own_scratch(scratch_bytes);
+    char *scratch = own_memory(FOR_TILE, scratch_bytes);
     if (!scratch)
         return -1;
     if (threads > MOST_THREADS)

@@ -35,7 +35,9 @@ static inline real activated(real x, int64_t activation) {
     return x;
 }
 
-typedef __typeof__((vec){0} < (vec){0}) vec_mask; /* all bits of a number, or none */
+/* A whole number as wide as `real`. Comparing gives VL of them: all bits set, or none. */
+typedef __typeof__(__builtin_choose_expr(sizeof(real) == 4, (int32_t)0, (int64_t)0)) whole;
+typedef whole vec_mask __attribute__((vector_size(VECTOR_BYTES)));
 
 /* `yes` where the mask is set, `no` elsewhere */
 static inline vec chosen(vec_mask mask, vec yes, vec no) {
