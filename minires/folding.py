@@ -15,9 +15,8 @@ import math
 
 import numpy as np
 
-from minires.backend import run_tiles, xp_of
+from minires.backend import kernels_of, run_tiles, xp_of
 from minires.convolution import MOST_POOLED, borders
-from minires.kernels import separable
 from minires.layers import (
     Activation,
     Affine,
@@ -58,7 +57,7 @@ class JoinedConv2D(Layer):
 
 
 class JoinedSeparable(Sequential):
-    """A pointwise convolution or none, a depthwise and a pointwise one: see `separable`."""
+    """A pointwise convolution or none, a depthwise and a pointwise one, in one pass."""
 
     def apply(self, x, run):
         *first, middle, last = self.layers
@@ -71,7 +70,7 @@ class JoinedSeparable(Sequential):
                 run[layer.bias].reshape(-1, layer.bias.size),
             )
 
-        y = separable.convolve(
+        y = kernels_of(x).separable(
             x.reshape(-1, *x.shape[-4:]),
             weights(first[0].convolution, 2) if first else None,
             weights(middle, 3),

@@ -13,6 +13,7 @@ from minires import lenet, mobilenet_v2, ops
 from minires.autodiff import gradients
 from minires.backend import scratch, threads
 from minires.folding import JoinedConv2D, joined_network
+from minires.kernels import cpu as fast
 from minires.kernels import separable, winograd
 from minires.kernels import tiled as cpu
 from minires.layers import (
@@ -236,7 +237,7 @@ def test_a_joined_mobilenet_predicts_the_same(rng, variant, replicas):
     stats = model.init_stats(replicas, dtype=float)
     images = rng.standard_normal((2, 66, 67, 3))
     plain = model.network.apply(images, Run(theta, stats))
-    with mock.patch.object(separable, "convolve", wraps=separable.convolve) as used:
+    with mock.patch.object(fast, "separable", wraps=fast.separable) as used:
         assert_close(model.logits(theta, images, stats), plain, 1e-10)
     assert used.call_count == 17
 
@@ -318,6 +319,7 @@ def test_any_network_joined_and_folded_is_the_network_as_written(case, tile_byte
     labels = rng.integers(0, 3, images.shape[:-3])
     with (
         threads(count),
+        mock.patch.object(fast, "WIDE_BYTES", tile_bytes),
         mock.patch.object(separable, "TILE_BYTES", tile_bytes),
         mock.patch.object(cpu, "WINDOW_BYTES", tile_bytes),
         mock.patch.object(cpu, "STRIP_BYTES", tile_bytes),

@@ -36,35 +36,50 @@ static struct part part_of(const struct rows *s, int64_t tile) {
     return p;
 }
 
-/* sums[c] += Σ x[m, c] over `count` rows; with `mean`, Σ (x[m, c] − mean[c])² */
-static void add_rows(const real *x, int64_t count, int64_t channels, const real *mean,
-                     double *sums) {
+/* sums[c] += Σ x[m, c] over `count` rows; with `mean`, Σ (x[m, c] − mean[c])². `few` has room for
+   the sums of SHORT rows. */
+static inline __attribute__((always_inline)) void add_rows_of(
+    const real *x, int64_t count, int64_t channels, const real *mean, double *sums, real *few) {
     for (int64_t start = 0; start < count; start += SHORT) {
+        int64_t rows = least(SHORT, count - start), m = 0;
+        memset(few, 0, channels * sizeof *few);
         const real *from = x + start * channels;
-        int64_t rows = least(SHORT, count - start), c = 0;
-        for (; c + VL <= channels; c += VL) {
-            vec sum = {0};
-            if (mean) {
-                vec center = load(mean + c);
-                for (int64_t m = 0; m < rows; m++) {
-                    vec deviation = load(from + m * channels + c) - center;
-                    sum += deviation * deviation;
+        /* Row after row, as they lie in memory; four at a time. */
+        for (; m + 4 <= rows; m += 4, from += 4 * channels) {
+            int64_t c = 0;
+            for (; c + VL <= channels; c += VL) {
+                vec sum = load(few + c), center = mean ? load(mean + c) : (vec){0};
+                for (int k = 0; k < 4; k++) {
+                    vec value = load(from + k * channels + c);
+                    if (mean) {
+                        value -= center;
+                        value *= value;
+                    }
+                    sum += value;
                 }
-            } else
-                for (int64_t m = 0; m < rows; m++)
-                    sum += load(from + m * channels + c);
-            for (int64_t l = 0; l < VL; l++)
-                sums[c + l] += sum[l];
-        }
-        for (; c < channels; c++) {
-            real sum = 0, center = mean ? mean[c] : 0;
-            for (int64_t m = 0; m < rows; m++) {
-                real deviation = from[m * channels + c] - center;
-                sum += mean ? deviation * deviation : deviation;
+                store(few + c, sum);
             }
-            sums[c] += sum;
+            for (; c < channels; c++)
+                for (int k = 0; k < 4; k++) {
+                    real value = from[k * channels + c] - (mean ? mean[c] : 0);
+                    few[c] += mean ? value * value : value;
+                }
         }
+        for (; m < rows; m++, from += channels)
+            for (int64_t c = 0; c < channels; c++) {
+                real value = from[c] - (mean ? mean[c] : 0);
+                few[c] += mean ? value * value : value;
+            }
+        for (int64_t c = 0; c < channels; c++) sums[c] += few[c];
     }
+}
+
+static void add_rows(const real *x, int64_t count, int64_t channels, const real *mean,
+                     double *sums, real *few) {
+    if (mean)
+        add_rows_of(x, count, channels, mean, sums, few);
+    else
+        add_rows_of(x, count, channels, NULL, sums, few);
 }
 
 /* mean = Σ x / M, squares = Σ (x − mean)², of the rows of one part. */
@@ -73,20 +88,20 @@ static void moments_tile(const void *job, int64_t tile, char *scratch) {
     int64_t channels = own->shape->channels;
     struct part p = part_of(own->shape, tile);
     double *mean = own->sums + tile * channels, *squares = own->more + tile * channels;
-    real *center = (real *)scratch;
+    real *center = (real *)scratch, *few = center + channels;
     memset(mean, 0, channels * sizeof *mean);
     memset(squares, 0, channels * sizeof *squares);
-    add_rows(own->x + p.x, p.last - p.first, channels, NULL, mean);
+    add_rows(own->x + p.x, p.last - p.first, channels, NULL, mean, few);
     for (int64_t c = 0; c < channels; c++)
         center[c] = mean[c] /= p.last - p.first;
-    add_rows(own->x + p.x, p.last - p.first, channels, center, squares);
+    add_rows(own->x + p.x, p.last - p.first, channels, center, squares, few);
 }
 
 EXPORT int norm_moments(const real *x, const struct rows *shape, double *means, double *squares,
                         int64_t threads) {
     struct rows_job job = {.shape = shape, .x = x, .sums = means, .more = squares};
     return run_tiles(moments_tile, &job, shape->parts * shape->replicas,
-                     shape->channels * sizeof(real), threads);
+                     2 * shape->channels * sizeof(real), threads);
 }
 
 /* y = f( factor · x + offset ) */
@@ -143,31 +158,36 @@ static void norm_sums_tile(const void *job, int64_t tile, char *scratch) {
     double *sums = own->sums + tile * channels, *products = own->more + tile * channels;
     memset(sums, 0, channels * sizeof *sums);
     memset(products, 0, channels * sizeof *products);
+    real *few = (real *)scratch, *few_products = few + channels;
+    const real *x = own->x + p.x, *y = own->y + p.y, *g = own->g + p.y;
     for (int64_t start = p.first; start < p.last; start += SHORT) {
-        int64_t rows = least(SHORT, p.last - start), c = 0, skipped = (start - p.first) * channels;
-        const real *x = own->x + p.x + skipped;
-        const real *y = own->y + p.y + skipped, *g = own->g + p.y + skipped;
-        for (; c + VL <= channels; c += VL) {
-            vec sum = {0}, product = {0}, middle = load(center + c);
-            for (int64_t m = c; m < rows * channels + c; m += channels) {
-                vec own_g = passed_vec(load(g + m), load(y + m), activation);
-                sum += own_g;
-                product += own_g * (load(x + m) - middle);
+        int64_t rows = least(SHORT, p.last - start), m = 0;
+        memset(few, 0, 2 * channels * sizeof *few);
+        while (m < rows) { /* row after row, as they lie in memory; four at a time */
+            int64_t some = m + 4 <= rows ? 4 : 1, c = 0;
+            for (; c + VL <= channels; c += VL) {
+                vec sum = load(few + c), product = load(few_products + c);
+                vec middle = load(center + c);
+                for (int64_t k = c; k < some * channels; k += channels) {
+                    vec own_g = passed_vec(load(g + k), load(y + k), activation);
+                    sum += own_g;
+                    product += own_g * (load(x + k) - middle);
+                }
+                store(few + c, sum);
+                store(few_products + c, product);
             }
-            for (int64_t l = 0; l < VL; l++) {
-                sums[c + l] += sum[l];
-                products[c + l] += product[l];
-            }
+            for (; c < channels; c++)
+                for (int64_t k = c; k < some * channels; k += channels) {
+                    real own_g = passed(g[k], y[k], activation);
+                    few[c] += own_g;
+                    few_products[c] += own_g * (x[k] - center[c]);
+                }
+            m += some;
+            x += some * channels, y += some * channels, g += some * channels;
         }
-        for (; c < channels; c++) {
-            real sum = 0, product = 0;
-            for (int64_t m = c; m < rows * channels + c; m += channels) {
-                real own_g = passed(g[m], y[m], activation);
-                sum += own_g;
-                product += own_g * (x[m] - center[c]);
-            }
-            sums[c] += sum;
-            products[c] += product;
+        for (int64_t c = 0; c < channels; c++) {
+            sums[c] += few[c];
+            products[c] += few_products[c];
         }
     }
 }
@@ -176,7 +196,8 @@ EXPORT int norm_sums(const real *g, const real *y, const real *x, const real *ce
                      const struct rows *shape, double *sums, double *products, int64_t threads) {
     struct rows_job job = {.shape = shape, .x = x, .y = y, .g = g, .a = center, .sums = sums,
                            .more = products};
-    return run_tiles(norm_sums_tile, &job, shape->parts * shape->replicas, 0, threads);
+    return run_tiles(norm_sums_tile, &job, shape->parts * shape->replicas,
+                     2 * shape->channels * sizeof(real), threads);
 }
 
 /* ∂x = factor · g', and slope · x + constant if the moments are the batch's own. */
@@ -222,7 +243,8 @@ static void sum_rows_tile(const void *job, int64_t tile, char *scratch) {
     struct part p = part_of(own->shape, tile);
     double *sums = own->sums + tile * own->shape->channels;
     memset(sums, 0, own->shape->channels * sizeof *sums);
-    add_rows(own->x + p.y, p.last - p.first, own->shape->channels, NULL, sums);
+    add_rows(own->x + p.y, p.last - p.first, own->shape->channels, NULL, sums,
+             (real *)scratch);
 }
 
 /* partial   (parts, R, C), for intermediate results */
@@ -230,7 +252,8 @@ EXPORT int sum_rows(const real *x, const struct rows *shape, double *partial, re
                     int64_t threads) {
     struct rows_job job = {.shape = shape, .x = x, .sums = partial};
     int64_t size = shape->replicas * shape->channels;
-    if (run_tiles(sum_rows_tile, &job, shape->parts * shape->replicas, 0, threads))
+    if (run_tiles(sum_rows_tile, &job, shape->parts * shape->replicas,
+                  shape->channels * sizeof(real), threads))
         return -1;
     for (int64_t k = 0; k < size; k++) {
         double sum = 0;
