@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 from compare import THREADS, interleave, report
 
-from data_tools import imagenet
+from minires.data import imagenet
 
 
 def minires_logits(path):

@@ -108,7 +108,7 @@ def wait_for_all(xp, sizes):
 
 def lenet_problem(sizes, replicas):
     import minires
-    from minires.bench import Problem
+    from minires.training.timing import Problem
 
     model = minires.lenet(channels=sizes.channels, hidden=sizes.hidden)
     return Problem(model, sizes.batch, replicas, "gpu")
@@ -238,7 +238,7 @@ def large(xp, sizes, name):
     import torch
 
     import minires
-    from minires.bench import Problem
+    from minires.training.timing import Problem
 
     pixels = sizes.pixels[name == "inception_v3"]
     shape, batch = (pixels, pixels, 3), sizes.large_batch
@@ -274,7 +274,7 @@ def card_bandwidth(xp):
 
 def moments(xp, sizes):
     """The moments' update: its share of the memory's speed, and of a training step."""
-    from minires.bench import MOMENTS_BYTES, copy_seconds
+    from minires.training.timing import MOMENTS_BYTES, copy_seconds
 
     problem = lenet_problem(sizes, sizes.replicas)
     seconds = problem.moments_seconds(sizes.rounds)
@@ -407,10 +407,10 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    from minires import backend
+    from minires import arrays
 
     try:
-        xp = backend.module_for("gpu")
+        xp = arrays.module_for("gpu")
         import torch
     except (RuntimeError, ImportError) as error:
         print(f"benchmarks/gpu.py: {error}", file=sys.stderr)
@@ -420,7 +420,7 @@ def main(arguments=None):
         return 2
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
-    print(f"{backend.describe_gpus()[0]}; {backend.describe_cuda()}; PyTorch {torch.__version__}")
+    print(f"{arrays.describe_gpus()[0]}; {arrays.describe_cuda()}; PyTorch {torch.__version__}")
     parts, passed = options.parts or PARTS, True
     if "parity" in parts:
         rows, passed = parity()

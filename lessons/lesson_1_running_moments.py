@@ -11,7 +11,7 @@ fails. A second to run; then read `literal_update` and `Moments.update` in minir
 import numpy as np
 
 from minires import Moments
-from minires.moments import literal_update
+from minires.resampling.moments import literal_update
 
 
 def main():

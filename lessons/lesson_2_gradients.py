@@ -10,7 +10,7 @@ A second to run; then read `matmul` in minires/ops.py and `gradients` in minires
 import numpy as np
 
 from minires import lenet_classic
-from minires.autodiff import gradients, op, variable
+from minires.engine.autodiff import gradients, op, variable
 
 
 @op

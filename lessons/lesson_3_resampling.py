@@ -11,10 +11,10 @@ ever settling in it; the last ones are wherever the walk stopped, their mean is 
 
 import numpy as np
 
-import data_tools
 import minires
-from minires.metrics import accuracy, nll
-from minires.training import batches
+from minires import data as data_tools
+from minires.training.loop import batches
+from minires.training.metrics import accuracy, nll
 
 
 def main(train=10_000, test=5_000, epochs=4, updates=300):

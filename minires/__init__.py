@@ -15,14 +15,14 @@ Source   Liu, Tripathi, Kurup and Shah, "Make (Nearly) Every Neural Network Bett
 
 import importlib
 
-from minires.backend import set_threads, to_device, to_host, xp_of
-from minires.model import Model
-from minires.moments import Moments
+from minires.arrays import set_threads, to_device, to_host, xp_of
 from minires.networks import inception_v3, lenet, lenet_classic, mobilenet_v1, mobilenet_v2
-from minires.optimizers import SGD, Adam
-from minires.running_statistics import batch_norm_policies, reestimate_stats
+from minires.networks.model import Model
+from minires.networks.running_statistics import batch_norm_policies, reestimate_stats
+from minires.resampling.moments import Moments
+from minires.training.optimizers import SGD, Adam
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name):

@@ -2,6 +2,6 @@
 
 import sys
 
-from minires.cli import main
+from minires.commands.cli import main
 
 sys.exit(main())

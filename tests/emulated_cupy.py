@@ -723,6 +723,18 @@ PROPERTIES = {
     "multiProcessorCount": 1,
 }
 
+
+def _as_strided(x, shape=None, strides=None):
+    view = np.lib.stride_tricks.as_strided(x._array, shape, strides)
+    low, high = np.lib.array_utils.byte_bounds(x._array)
+    assert view.size == 0 or (
+        np.lib.array_utils.byte_bounds(view)[0] >= low
+        and np.lib.array_utils.byte_bounds(view)[1] <= high
+    ), "out of bounds"
+    return ndarray(view)
+
+
+lib = types.SimpleNamespace(stride_tricks=types.SimpleNamespace(as_strided=_as_strided))
 cuda = types.SimpleNamespace(
     Stream=Stream,
     Graph=Graph,

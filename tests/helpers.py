@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from minires.autodiff import gradients, variable
+from minires.engine.autodiff import gradients, variable
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -10,33 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minires"
 
-# What each module may import of the package. A name stands for the module and all within it.
-ALLOWED = {
-    "backend": set(),
-    "files": set(),
-    "kernels": {"backend", "kernels"},
-    "autodiff": {"backend"},
-    "ops": {"autodiff", "backend"},
-    "convolution": {"ops", "autodiff", "backend"},
-    "batch_norm": {"convolution", "ops", "autodiff", "backend"},
-    "layers": {"batch_norm", "convolution", "ops", "autodiff", "backend"},
-    "folding": {"layers", "convolution", "kernels", "backend"},
-    "model": {"folding", "layers", "convolution", "ops", "autodiff", "backend"},
-    "running_statistics": {"model", "layers", "autodiff", "backend"},
-    "networks": {"networks", "model", "layers"},
-    "optimizers": {"backend", "files"},
-    "moments": {"backend", "files"},
-    "metrics": {"backend", "files"},
-    "resampling": {"moments", "backend", "files"},
-    "capture": {"backend"},
-    "training": {
-        "capture", "running_statistics", "networks", "model", "layers", "optimizers", "moments",
-        "metrics", "resampling", "files", "backend",
-    },
-}  # fmt: skip
-# These stand above all of the former and may use them, but not what is above themselves.
-UPPER = ["experiment", "bench", "figures", "study", "cli", "__main__"]
-LIBRARY = set(ALLOWED)
+MOST_ROOMS, MOST_LEVELS = 15, 7
+ENTRANCES = {"", "__main__"}  # `import minires` and `python -m minires`: they hold no code
 
 
 def modules(folder):
@@ -74,58 +49,51 @@ def inner_imports(path):
     }
 
 
-@pytest.mark.parametrize("module", ALLOWED)
-def test_imports_go_one_way(module):
-    place = PACKAGE / module
-    files = modules(place) if place.is_dir() else [place.with_suffix(".py")]
-    for path in files:
-        assert inner_imports(path) <= ALLOWED[module], path
-
-
-def test_the_allowed_imports_have_no_cycle():
-    done = set()
-    while len(done) < len(ALLOWED):
-        ready = {m for m, needs in ALLOWED.items() if m not in done and needs - {m} <= done}
-        assert ready, f"a cycle among {set(ALLOWED) - done}"
-        done |= ready
-
-
-@pytest.mark.parametrize("number", range(len(UPPER)))
-def test_nothing_imports_what_stands_above_it(number):
-    place = PACKAGE / UPPER[number]
-    files = modules(place) if place.is_dir() else [place.with_suffix(".py")]
-    for path in files:
-        assert not inner_imports(path) & set(UPPER[number + 1 :]), path
-
-
-def test_the_library_imports_nothing_from_above():
+def rooms():
+    """Each room of the house (a folder or file of `minires`), and the rooms that it uses."""
+    house = {}
     for path in modules(PACKAGE):
-        top = name_of(path).partition(".")[2].partition(".")[0]
-        if top in LIBRARY:
-            assert not inner_imports(path) & {*UPPER, "onnx"}, path
+        room = name_of(path).partition(".")[2].partition(".")[0]
+        house.setdefault(room, set()).update(inner_imports(path) - {room})
+    return {room: uses - ENTRANCES for room, uses in house.items() if room not in ENTRANCES}
 
 
-def test_every_module_has_a_place_in_the_order():
-    known = LIBRARY | set(UPPER) | {"", "onnx"}
-    assert {name_of(path).partition(".")[2].partition(".")[0] for path in modules(PACKAGE)} <= known
+def levels(house):
+    """The floor of each room: one above the highest room that it uses. ValueError for a circle."""
+    floor = {}
+    while len(floor) < len(house):
+        ready = {room for room in set(house) - set(floor) if house[room] <= set(floor)}
+        if not ready:
+            raise ValueError(f"a circle of imports among {sorted(set(house) - set(floor))}")
+        floor |= {
+            room: 1 + max((floor[below] for below in house[room]), default=0) for room in ready
+        }
+    return floor
 
 
-def test_data_tools_know_nothing_of_networks():
-    for path in modules(ROOT / "data_tools"):
-        roots = {name.partition(".")[0] for name in imports_of(path, KNOWN)}
-        assert not roots & {"minires", "lessons", "tests", "torch"}, path
+def test_the_house_is_small_and_has_no_circle():
+    house = rooms()
+    assert len(house) + len(ENTRANCES) <= MOST_ROOMS, sorted(house)
+    assert max(levels(house).values()) <= MOST_LEVELS, levels(house)
+
+
+def test_a_circle_is_seen():
+    with pytest.raises(ValueError, match="circle"):
+        levels({"a": {"b"}, "b": {"a"}, "c": set()})
+
+
+def test_the_data_know_nothing_of_networks():
+    assert rooms()["data"] == set()
 
 
 def test_the_library_needs_no_data():
     """Only what stands on top knows where images come from."""
-    for path in modules(PACKAGE):
-        top = name_of(path).partition(".")[2].partition(".")[0]
-        if top in LIBRARY or top == "":
-            assert "data_tools" not in {n.partition(".")[0] for n in imports_of(path, KNOWN)}, path
+    house = rooms()
+    assert {room for room in house if "data" in house[room]} <= {"study", "commands"}
 
 
 def test_autodiff_knows_no_numpy():
-    path = PACKAGE / "autodiff.py"
+    path = PACKAGE / "engine" / "autodiff.py"
     assert "numpy" not in {name.partition(".")[0] for name in imports_of(path, KNOWN)}
 
 
@@ -133,7 +101,7 @@ def test_importing_the_library_drags_nothing_heavy_along():
     """Checked in a fresh interpreter: this one has imported everything already."""
     heavy = (
         "matplotlib", "scipy", "onnx", "onnxruntime", "torch", "PIL", "cupy", "tqdm", "pooch",
-        "pandas", "hypothesis", "data_tools", "minires.cli", "minires.experiment",
+        "pandas", "hypothesis", "minires.data", "minires.commands.cli", "minires.study.experiment",
     )  # fmt: skip
     code = f"import sys, minires; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run(
@@ -144,9 +112,9 @@ def test_importing_the_library_drags_nothing_heavy_along():
 
 def test_asking_for_help_needs_neither_pictures_nor_networks():
     code = (
-        "import sys, contextlib, io, minires.cli\n"
+        "import sys, contextlib, io, minires.commands.cli\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
-        "    minires.cli.main(['--help'])\n"
+        "    minires.commands.cli.main(['--help'])\n"
         "print([name for name in ('matplotlib', 'scipy', 'torch', 'cupy') if name in sys.modules])"
     )
     done = subprocess.run(

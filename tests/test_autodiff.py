@@ -11,8 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from minires import ops
-from minires.autodiff import Node, Tensor, data_of, gradients, op, variable
+from minires.engine import ops
+from minires.engine.autodiff import Node, Tensor, data_of, gradients, op, variable
 
 
 @contextmanager

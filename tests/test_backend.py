@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import mutually_broadcastable_shapes
 
-from minires import backend
-from minires.convolution import conv2d
+from minires import arrays, kernels
+from minires.arrays import memory, workers
+from minires.engine.convolution import conv2d
+from minires.kernels import sums
 
 MEGABYTE = 1 << 20
 
@@ -35,10 +37,10 @@ def blas_threads():
 
 
 def test_the_type_of_an_array_names_its_module():
-    assert backend.xp_of(np.ones(2)) is np
-    assert backend.xp_of(np.float32(2)) is np
-    assert backend.xp_of(3.0) is np
-    assert backend.kernels_of(np.ones(2)).__name__ == "minires.kernels.cpu"
+    assert arrays.xp_of(np.ones(2)) is np
+    assert arrays.xp_of(np.float32(2)) is np
+    assert arrays.xp_of(3.0) is np
+    assert kernels.kernels_of(np.ones(2)).__name__ == "minires.kernels.cpu"
 
 
 def test_an_array_of_cupy_is_known_by_its_type(monkeypatch):
@@ -48,32 +50,32 @@ def test_an_array_of_cupy_is_known_by_its_type(monkeypatch):
     Foreign.__module__ = "cupy._core.core"
     module = object()
     monkeypatch.setitem(sys.modules, "cupy", module)
-    assert backend.xp_of(Foreign()) is module
+    assert arrays.xp_of(Foreign()) is module
 
 
 def test_arrays_on_the_host_stay_the_same_object():
     x = np.ones(2)
-    assert backend.to_host(x) is x
-    assert backend.to_device(x) is x
-    assert backend.to_device(x, "cpu") is x
+    assert arrays.to_host(x) is x
+    assert arrays.to_device(x) is x
+    assert arrays.to_device(x, "cpu") is x
 
 
 def test_a_device_that_does_not_exist():
     with pytest.raises(ValueError, match="device is 'tpu', expected 'cpu' or 'gpu'"):
-        backend.to_device(np.ones(2), "tpu")
+        arrays.to_device(np.ones(2), "tpu")
 
 
 def test_a_gpu_without_cupy_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(RuntimeError, match=r"CuPy is not installed: pip install 'minires\[gpu13\]"):
-        backend.to_device(np.ones(2), "gpu")
-    assert "CuPy is not installed" in backend.describe_gpus()
+        arrays.to_device(np.ones(2), "gpu")
+    assert "CuPy is not installed" in arrays.describe_gpus()
 
 
 def test_blas_is_described():
-    for line in backend.describe_blas():
+    for line in arrays.describe_blas():
         assert "threads)" in line
-    assert len(backend.describe_blas()) >= len(blas_threads()) > 0
+    assert len(arrays.describe_blas()) >= len(blas_threads()) > 0
 
 
 # --- sums ---------------------------------------------------------------------------------
@@ -83,7 +85,7 @@ def test_blas_is_described():
 def test_broadcasting_is_undone(pair, seed):
     shape, _ = pair.input_shapes
     array = generator(seed).standard_normal(pair.result_shape)
-    result = backend.sum_to_shape(array, shape)
+    result = sums.sum_to_shape(array, shape)
     # ⟨broadcast(x), g⟩ = ⟨x, undone(g)⟩ for every x: with one number at a time.
     assert result.shape == shape
     for place in np.ndindex(shape):
@@ -94,25 +96,23 @@ def test_broadcasting_is_undone(pair, seed):
 
 
 def test_broadcasting_of_empty_arrays_is_undone():
-    assert backend.sum_to_shape(np.ones((2, 0, 3)), (0, 3)).shape == (0, 3)
-    np.testing.assert_array_equal(
-        backend.sum_to_shape(np.ones((0, 2, 3)), (2, 3)), np.zeros((2, 3))
-    )
-    np.testing.assert_array_equal(backend.sum_to_shape(np.ones((0, 3)), (1, 3)), np.zeros((1, 3)))
+    assert sums.sum_to_shape(np.ones((2, 0, 3)), (0, 3)).shape == (0, 3)
+    np.testing.assert_array_equal(sums.sum_to_shape(np.ones((0, 2, 3)), (2, 3)), np.zeros((2, 3)))
+    np.testing.assert_array_equal(sums.sum_to_shape(np.ones((0, 3)), (1, 3)), np.zeros((1, 3)))
 
 
 def test_an_array_of_the_right_shape_is_returned_itself(rng):
     x = rng.standard_normal((2, 3))
-    assert backend.sum_to_shape(x, (2, 3)) is x
+    assert sums.sum_to_shape(x, (2, 3)) is x
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2047, 2048, 2049, 10_000])
 @pytest.mark.parametrize("lead", [(), (3,)])
 def test_sums_of_rows(rng, rows, lead):
     x = rng.standard_normal((*lead, rows, 5))
-    assert_close(backend.sum_rows(x), x.sum(axis=-2), 1e-12, scale=1 + np.sqrt(rows))
+    assert_close(sums.sum_rows(x), x.sum(axis=-2), 1e-12, scale=1 + np.sqrt(rows))
     whole = rng.integers(0, 9, (*lead, rows, 5))
-    np.testing.assert_array_equal(backend.sum_rows(whole), whole.sum(axis=-2))
+    np.testing.assert_array_equal(sums.sum_rows(whole), whole.sum(axis=-2))
 
 
 @pytest.mark.parametrize("value", [0.1, 1.7])
@@ -120,8 +120,8 @@ def test_long_sums_in_float32_keep_five_digits(value):
     """Added one after another, three hundred thousand equal numbers lose three digits."""
     x = np.full((300_000, 4), value, np.float32)
     expected = 300_000 * np.float64(np.float32(value))
-    np.testing.assert_allclose(backend.sum_rows(x), expected, rtol=2e-5)
-    np.testing.assert_allclose(backend.sum_leading(x, 1), expected, rtol=2e-5)
+    np.testing.assert_allclose(sums.sum_rows(x), expected, rtol=2e-5)
+    np.testing.assert_allclose(sums.sum_leading(x, 1), expected, rtol=2e-5)
     assert abs(np.cumsum(x[:, 0])[-1] / expected - 1) > 1e-4
 
 
@@ -131,21 +131,21 @@ def test_long_sums_in_float32_keep_five_digits(value):
 @given(count=st.integers(0, 40), threads=st.integers(1, 4))
 def test_every_tile_is_done_once(count, threads):
     done = []
-    with backend.threads(threads):
-        backend.run_tiles(done.append, count)
+    with arrays.threads(threads):
+        arrays.run_tiles(done.append, count)
     assert sorted(done) == list(range(count))
 
 
 def test_tiles_are_shared_among_threads():
     meet = threading.Barrier(3, timeout=30)  # passes only when three threads work at once
-    with backend.threads(3):
-        backend.run_tiles(lambda tile: meet.wait(), 3)
+    with arrays.threads(3):
+        arrays.run_tiles(lambda tile: meet.wait(), 3)
 
 
 def test_one_thread_is_the_caller_itself():
     seen = set()
-    with backend.threads(1):
-        backend.run_tiles(lambda tile: seen.add(threading.current_thread()), 5)
+    with arrays.threads(1):
+        arrays.run_tiles(lambda tile: seen.add(threading.current_thread()), 5)
     assert seen == {threading.current_thread()}
 
 
@@ -166,13 +166,13 @@ def test_an_error_in_a_tile_comes_out_and_the_pool_lives_on(threads, bad):
                 running.remove(number)
 
     before = blas_threads()
-    with backend.threads(threads):
+    with arrays.threads(threads):
         with pytest.raises(ArithmeticError, match=f"tile {bad}"):
-            backend.run_tiles(tile, 20)
+            arrays.run_tiles(tile, 20)
         assert running == [], "a tile was still at work when the error came out"
         assert blas_threads() == before
         done = []
-        backend.run_tiles(done.append, 20)
+        arrays.run_tiles(done.append, 20)
         assert sorted(done) == list(range(20))
 
 
@@ -184,8 +184,8 @@ def test_an_error_stops_the_tiles_not_yet_begun():
             raise ArithmeticError("stop")
         done.append(number)
 
-    with backend.threads(1), pytest.raises(ArithmeticError):
-        backend.run_tiles(tile, 1000)
+    with arrays.threads(1), pytest.raises(ArithmeticError):
+        arrays.run_tiles(tile, 1000)
     assert done == [0, 1, 2]
 
 
@@ -198,8 +198,8 @@ def test_an_error_in_one_thread_stops_the_others_soon():
         time.sleep(0.001)
         done.append(number)
 
-    with backend.threads(2), pytest.raises(ArithmeticError):
-        backend.run_tiles(tile, 2000)
+    with arrays.threads(2), pytest.raises(ArithmeticError):
+        arrays.run_tiles(tile, 2000)
     assert len(done) < 1000
 
 
@@ -213,8 +213,8 @@ def test_errors_of_every_thread_come_out(guilty):
         if (threading.current_thread() is main) == (guilty == "the caller"):
             raise ArithmeticError("here")
 
-    with backend.threads(2), pytest.raises(ArithmeticError, match="here"):
-        backend.run_tiles(tile, 2)
+    with arrays.threads(2), pytest.raises(ArithmeticError, match="here"):
+        arrays.run_tiles(tile, 2)
 
 
 def test_tiles_within_tiles_run_where_they_are():
@@ -227,14 +227,14 @@ def test_tiles_within_tiles_run_where_they_are():
             assert threading.current_thread() is thread
             done.append((tile, number))
 
-        backend.run_tiles(inner, 4)
+        arrays.run_tiles(inner, 4)
 
-    with backend.threads(3):
-        backend.run_tiles(outer, 5)
+    with arrays.threads(3):
+        arrays.run_tiles(outer, 5)
         assert sorted(done) == [(i, j) for i in range(5) for j in range(4)]
         # And afterwards this thread hands out tiles again.
         meet = threading.Barrier(3, timeout=30)
-        backend.run_tiles(lambda tile: meet.wait(), 3)
+        arrays.run_tiles(lambda tile: meet.wait(), 3)
 
 
 def test_two_threads_of_the_caller_may_compute_at_once(rng):
@@ -245,7 +245,7 @@ def test_two_threads_of_the_caller_may_compute_at_once(rng):
     def compute(number):
         results[number] = [conv2d(x, w) for _ in range(5)]
 
-    with backend.threads(2):
+    with arrays.threads(2):
         workers = [threading.Thread(target=compute, args=(k,)) for k in range(3)]
         for worker in workers:
             worker.start()
@@ -261,13 +261,13 @@ def test_blas_has_one_thread_within_and_what_it_had_after():
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         before = blas_threads()
         within = []
-        with backend.threads(2):
-            backend.run_tiles(lambda tile: within.append(blas_threads()), 1)
+        with arrays.threads(2):
+            arrays.run_tiles(lambda tile: within.append(blas_threads()), 1)
         assert within == [[1] * len(before)]
         assert blas_threads() == before
-        with backend.single_threaded_blas:
+        with arrays.single_threaded_blas:
             assert blas_threads() == [1] * len(before)
-            with backend.single_threaded_blas:
+            with arrays.single_threaded_blas:
                 pass
             assert blas_threads() == [1] * len(before), "the inner block gave it back too early"
         assert blas_threads() == before
@@ -276,7 +276,7 @@ def test_blas_has_one_thread_within_and_what_it_had_after():
 def test_blas_gets_its_threads_back_after_an_error():
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         before = blas_threads()
-        with pytest.raises(ArithmeticError), backend.single_threaded_blas:
+        with pytest.raises(ArithmeticError), arrays.single_threaded_blas:
             raise ArithmeticError
         assert blas_threads() == before
 
@@ -294,7 +294,7 @@ def test_blas_has_one_thread_whichever_thread_asks():
     within = []
 
     def ask():
-        with backend.single_threaded_blas:
+        with arrays.single_threaded_blas:
             within.append(blas_threads())
 
     try:
@@ -310,21 +310,21 @@ def test_blas_has_one_thread_whichever_thread_asks():
 
 
 def test_the_number_of_threads(monkeypatch):
-    with backend.threads(3):
-        assert backend.get_threads() == 3
-        with backend.threads(1):
-            assert backend.get_threads() == 1
-        assert backend.get_threads() == 3
-        with pytest.raises(ArithmeticError), backend.threads(2):
+    with arrays.threads(3):
+        assert arrays.get_threads() == 3
+        with arrays.threads(1):
+            assert arrays.get_threads() == 1
+        assert arrays.get_threads() == 3
+        with pytest.raises(ArithmeticError), arrays.threads(2):
             raise ArithmeticError
-        assert backend.get_threads() == 3
+        assert arrays.get_threads() == 3
     with pytest.raises(ValueError, match="count is 0, expected at least 1"):
-        backend.set_threads(0)
-    monkeypatch.setattr(backend, "_pool_size", None)
+        arrays.set_threads(0)
+    monkeypatch.setattr(workers, "_pool_size", None)
     monkeypatch.setenv("MINIRES_THREADS", "5")
-    assert backend.get_threads() == 5
+    assert arrays.get_threads() == 5
     monkeypatch.delenv("MINIRES_THREADS")
-    assert backend.get_threads() == backend.default_threads() >= 1
+    assert arrays.get_threads() == arrays.default_threads() >= 1
 
 
 def _compute_in_child(connection, x, w):
@@ -337,9 +337,9 @@ def _compute_in_child(connection, x, w):
 def test_a_forked_child_can_compute(rng):
     """It inherits the pool object, but none of the pool's threads."""
     x, w = rng.standard_normal((400, 12, 12, 6)), rng.standard_normal((3, 3, 6, 8))
-    with backend.threads(2):
+    with arrays.threads(2):
         expected = conv2d(x, w)  # the pool exists and has worked
-        backend.run_tiles(lambda tile: None, 8)
+        arrays.run_tiles(lambda tile: None, 8)
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe(duplex=False)
         child = context.Process(target=_compute_in_child, args=(there, x, w))
@@ -372,8 +372,8 @@ def test_each_block_reaches_every_number_once(size, block, threads, seed):
     def function(a, b):
         a -= 0.5 * b
 
-    with backend.threads(threads):
-        backend.each_block(function, a, b, block=block)
+    with arrays.threads(threads):
+        arrays.each_block(function, a, b, block=block)
     np.testing.assert_array_equal(a, expected)
 
 
@@ -383,10 +383,10 @@ def test_each_block_takes_any_shape_but_no_gaps():
     def function(a, b):
         a += b
 
-    backend.each_block(function, a, b, block=5)
+    arrays.each_block(function, a, b, block=5)
     np.testing.assert_array_equal(a, np.full((3, 4), 3))
     with pytest.raises(ValueError, match=r"not contiguous, pass np\.ascontiguousarray"):
-        backend.each_block(function, a.T, b.T)
+        arrays.each_block(function, a.T, b.T)
 
 
 # --- recycled memory ----------------------------------------------------------------------
@@ -412,7 +412,7 @@ def life_of_arrays(draw):
 
 @given(life=life_of_arrays())
 def test_memory_in_use_is_never_handed_out_again(life):
-    recycler = backend._Recycler()
+    recycler = memory._Recycler()
     alive = []  # (array, the number it was filled with)
     for serial, (what, number) in enumerate(life):
         if what == "make":
@@ -441,7 +441,7 @@ def test_memory_in_use_is_never_handed_out_again(life):
 
 
 def test_memory_nobody_uses_is_handed_out_again():
-    recycler = backend._Recycler()
+    recycler = memory._Recycler()
     first = recycler.empty((MEGABYTE,), np.uint8)
     place = address(first)
     del first
@@ -454,14 +454,14 @@ def test_memory_nobody_uses_is_handed_out_again():
 
 
 def test_an_array_kept_by_a_tensor_or_a_closure_is_in_use():
-    recycler = backend._Recycler()
+    recycler = memory._Recycler()
     first = recycler.empty((MEGABYTE,), np.uint8)
     keep = lambda: first
     assert not np.shares_memory(recycler.empty((MEGABYTE,), np.uint8), keep())
 
 
 def test_at_most_a_quarter_is_wasted():
-    recycler = backend._Recycler()
+    recycler = memory._Recycler()
     place = address(recycler.empty((MEGABYTE,), np.uint8))
     assert address(recycler.empty((MEGABYTE * 9 // 10,), np.uint8)) == place
     small = recycler.empty((MEGABYTE * 7 // 10,), np.uint8)
@@ -471,7 +471,7 @@ def test_at_most_a_quarter_is_wasted():
 
 
 def test_the_block_that_fits_best_is_taken():
-    recycler = backend._Recycler()
+    recycler = memory._Recycler()
     arrays = [recycler.empty((size,), np.uint8) for size in (120_000, 100_000, 110_000)]
     places = [address(array) for array in arrays]
     del arrays
@@ -480,7 +480,7 @@ def test_the_block_that_fits_best_is_taken():
 
 
 def test_small_arrays_are_left_to_numpy():
-    recycler = backend._Recycler()
+    recycler = memory._Recycler()
     assert recycler.empty((100,), np.float32).base is None
     assert recycler.empty((), np.float32).shape == ()
     assert recycler.empty((0, 5), np.float32).shape == (0, 5)
@@ -488,7 +488,7 @@ def test_small_arrays_are_left_to_numpy():
 
 
 def test_release_gives_back_what_nobody_uses():
-    recycler = backend._Recycler()
+    recycler = memory._Recycler()
     kept = recycler.empty((MEGABYTE,), np.uint8)
     dropped = recycler.empty((MEGABYTE,), np.uint8)
     dropped_block = weakref.ref(dropped.base)
@@ -502,15 +502,15 @@ def test_release_gives_back_what_nobody_uses():
 
 def test_release_memory_empties_the_recycler_of_the_program():
     gc.collect()
-    block = weakref.ref(backend.empty((MEGABYTE * 3 + 17,), np.uint8).base)
+    block = weakref.ref(arrays.empty((MEGABYTE * 3 + 17,), np.uint8).base)
     assert block() is not None
-    backend.release_memory()
+    arrays.release_memory()
     assert block() is None
 
 
 @given(sizes=st.lists(st.integers(1, 12), min_size=1, max_size=30))
 def test_idle_memory_stays_below_its_limit(sizes):
-    recycler = backend._Recycler()
+    recycler = memory._Recycler()
     recycler.idle_limit = 10 * 65536
     for number, size in enumerate(sizes):
         array = recycler.empty((size * 65536,), np.uint8)
@@ -522,7 +522,7 @@ def test_idle_memory_stays_below_its_limit(sizes):
 
 
 def test_the_oldest_idle_blocks_go_first():
-    recycler = backend._Recycler()
+    recycler = memory._Recycler()
     recycler.idle_limit = 3 * MEGABYTE
     sizes = [MEGABYTE, 2 * MEGABYTE]
     places = [weakref.ref(recycler.empty((size,), np.uint8).base) for size in sizes]
@@ -535,16 +535,16 @@ def test_the_oldest_idle_blocks_go_first():
 
 
 def test_scratch_belongs_to_its_thread_and_grows():
-    first = backend.scratch("test", (10,), np.float32)
+    first = arrays.scratch("test", (10,), np.float32)
     place = address(first)
-    assert address(backend.scratch("test", (2, 5), np.float32)) == place
-    assert backend.scratch("test", (4,), np.float64).dtype == np.float64
-    assert address(backend.scratch("another", (10,), np.float32)) != place
-    larger = backend.scratch("test", (1000,), np.float32)
+    assert address(arrays.scratch("test", (2, 5), np.float32)) == place
+    assert arrays.scratch("test", (4,), np.float64).dtype == np.float64
+    assert address(arrays.scratch("another", (10,), np.float32)) != place
+    larger = arrays.scratch("test", (1000,), np.float32)
     assert larger.shape == (1000,)
     elsewhere = []
     thread = threading.Thread(
-        target=lambda: elsewhere.append(backend.scratch("test", (1000,), np.float32))
+        target=lambda: elsewhere.append(arrays.scratch("test", (1000,), np.float32))
     )
     thread.start()
     thread.join()
@@ -553,5 +553,5 @@ def test_scratch_belongs_to_its_thread_and_grows():
 
 def test_empty_lives_where_its_model_does():
     like = np.ones(3)
-    assert type(backend.empty((2, 3), np.float32, like=like)) is np.ndarray
-    assert backend.empty((2, 3), np.float32).shape == (2, 3)
+    assert type(arrays.empty((2, 3), np.float32, like=like)) is np.ndarray
+    assert arrays.empty((2, 3), np.float32).shape == (2, 3)

@@ -6,11 +6,12 @@ from helpers import assert_close, assert_gradient, generator, pull_back, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minires.autodiff import data_of, gradients, variable
-from minires.backend import threads
-from minires.batch_norm import batch_moments, batch_norm
-from minires.kernels import tiled as cpu
-from minires.layers import (
+from minires.arrays import threads
+from minires.engine.autodiff import data_of, gradients, variable
+from minires.engine.batch_norm import batch_moments, batch_norm
+from minires.kernels import cpu
+from minires.networks import lenet
+from minires.networks.layers import (
     BatchNorm,
     Conv2D,
     Dense,
@@ -20,9 +21,8 @@ from minires.layers import (
     ReLU,
     Sequential,
 )
-from minires.model import Model, Run
-from minires.networks import lenet
-from minires.running_statistics import POLICIES, batch_norm_policies, reestimate_stats
+from minires.networks.model import Model, Run
+from minires.networks.running_statistics import POLICIES, batch_norm_policies, reestimate_stats
 
 
 def normalised(x, scale, shift, activation=None, epsilon=1e-3):
@@ -150,7 +150,7 @@ def test_tiles_and_threads_change_nothing(rng, monkeypatch):
         return y, *pull_back(lambda *a: trained(*a, "relu"), (x, scale, shift), y)
 
     whole = everything()
-    monkeypatch.setattr(cpu, "NORM_TILE", 64)
+    monkeypatch.setattr(cpu, "PART", 64)
     with threads(1):
         one = everything()
     with threads(3):
@@ -165,7 +165,7 @@ def test_tiles_and_threads_change_nothing(rng, monkeypatch):
 
 def test_a_small_variance_beside_a_large_mean_keeps_its_digits(rng, monkeypatch):
     """E[x²] − E[x]² in float32 would lose all of them: 1e8 against 1."""
-    monkeypatch.setattr(cpu, "NORM_TILE", 100)
+    monkeypatch.setattr(cpu, "PART", 100)
     x = (1e4 + rng.standard_normal((8, 16, 16, 3))).astype(np.float32)
     mean, variance = batch_moments(x)
     assert variance.dtype == np.float32

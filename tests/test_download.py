@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from data_tools import mnist
+from minires.data import mnist
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):

@@ -9,9 +9,9 @@ import pytest
 from test_imagenet import ODD, WORDNET, encoded, photograph, write_tar
 
 import minires.onnx
-from data_tools import imagenet
-from minires import metrics
-from minires.onnx import evaluate
+from minires.commands import evaluate
+from minires.data import imagenet
+from minires.training import metrics
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
 
@@ -91,7 +91,7 @@ def write_pictures(folder, each=4, names=WORDNET, size=(24, 20)):
 
 def command(*words):
     """Run a command as the command line does; returns the exit code."""
-    from minires.onnx import improve
+    from minires.commands import improve
 
     parser = argparse.ArgumentParser()
     subparsers = parser.add_subparsers()

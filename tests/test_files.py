@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from minires.files import complete, load_arrays, load_json, save_arrays, save_json
+from minires.arrays.files import complete, load_arrays, load_json, save_arrays, save_json
 
 
 def test_arrays_come_back_as_they_were(tmp_path, rng):
@@ -96,4 +96,43 @@ def test_damaged_json_is_named(tmp_path):
             load_json(path)
     path.write_bytes(b"\xff\xfe{}")
     with pytest.raises(ValueError, match=r"x\.json is not a JSON file"):
+        load_json(path)
+
+
+def test_a_small_file_cannot_fill_the_memory(tmp_path):
+    """What is compressed, or says that it is larger than the file, is refused unread."""
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, a=np.zeros(30_000_000, np.uint8))
+    assert path.stat().st_size < 1e5
+    with pytest.raises(ValueError, match=r"x\.npz is damaged .*larger than the file"):
+        load_arrays(path)
+    save_arrays(path, a=np.zeros(1000))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(1000,)", b"(9**9,)"))
+    with pytest.raises(ValueError, match=r"x\.npz is damaged"):
+        load_arrays(path)
+    path.write_bytes(content.replace(b"(1000,)", b"(9000,)"))
+    with pytest.raises(ValueError, match=r"a\.npy is not the array that it says it is"):
+        load_arrays(path)
+
+
+def test_arrays_are_those_that_are_expected(tmp_path):
+    path = tmp_path / "x.npz"
+    save_arrays(path, theta=np.array([1.0, 2.0]), bad=np.array([1.0, np.nan]))
+    assert load_arrays(path, shapes={"theta": (2,)})["theta"][1] == 2
+    with pytest.raises(ValueError, match=r"x\.npz: theta is \(2,\), expected \(3,\)"):
+        load_arrays(path, shapes={"theta": (3,)})
+    with pytest.raises(ValueError, match=r"x\.npz: bad has values that are infinite"):
+        load_arrays(path, shapes={"bad": (2,)})
+    with pytest.raises(ValueError, match=r"x\.npz lacks stats"):
+        load_arrays(path, shapes={"stats": (2,)})
+
+
+def test_json_has_no_nan(tmp_path):
+    path = tmp_path / "x.json"
+    with pytest.raises(ValueError, match="Out of range"):
+        save_json(path, {"a": float("nan")})
+    assert os.listdir(tmp_path) == []
+    path.write_text('{"a": NaN}')
+    with pytest.raises(ValueError, match=r"x\.json is not a JSON file: it holds NaN"):
         load_json(path)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-import data_tools
-from data_tools import glyphs
+from minires import data as data_tools
+from minires.data import glyphs
 
 
 @pytest.fixture(autouse=True)
@@ -261,10 +261,10 @@ def test_scale_maps_grey_levels_to_minus_one_and_one_exactly():
     np.testing.assert_allclose(scaled, np.linspace(-1, 1, 256), atol=1e-7)
 
 
-def test_importing_data_tools_imports_nothing_heavy():
-    heavy = {"matplotlib", "scipy", "pooch", "requests", "tqdm", "minires"}
+def test_importing_the_data_imports_nothing_heavy():
+    heavy = {"matplotlib", "scipy", "pooch", "requests", "tqdm"}
     code = (
-        "import sys; from data_tools import glyphs, mnist; "
+        "import sys; from minires.data import glyphs, mnist; "
         f"print(sorted({heavy} & set(sys.modules)))"
     )
     result = subprocess.run(

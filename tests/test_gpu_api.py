@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import minires
-from minires import backend
+from minires import arrays
 from minires.kernels import gpu
 
 PACKAGE = Path(minires.__file__).parent
@@ -195,18 +195,18 @@ def machine(monkeypatch, count):
 def test_a_gpu_without_a_driver_names_the_remedy(monkeypatch):
     machine(monkeypatch, None)
     with pytest.raises(RuntimeError, match=r"finds none \(.*no CUDA-capable device.*\): install"):
-        backend.to_device(np.ones(2), "gpu")
-    assert "no CUDA-capable device" in backend.describe_gpus()
+        arrays.to_device(np.ones(2), "gpu")
+    assert "no CUDA-capable device" in arrays.describe_gpus()
 
 
 def test_a_driver_without_a_gpu(monkeypatch):
     machine(monkeypatch, 0)
     with pytest.raises(RuntimeError, match="this machine has none: run on the CPU"):
-        backend.to_device(np.ones(2), "gpu")
+        arrays.to_device(np.ones(2), "gpu")
 
 
 def test_a_card_is_described(device):
-    cards = backend.describe_gpus()
+    cards = arrays.describe_gpus()
     assert len(cards) == device.cuda.runtime.getDeviceCount()
     assert "GiB" in cards[0]
     assert "compute capability" in cards[0]

@@ -35,7 +35,7 @@ def tiny(benchmark):
 
 
 def test_every_part_gives_rows(benchmark, device, monkeypatch):
-    monkeypatch.setattr("minires.bench.ROUND_UPDATES", 2)
+    monkeypatch.setattr("minires.training.timing.ROUND_UPDATES", 2)
     monkeypatch.setattr("minires.study.cells.PLANE", 2)
     monkeypatch.setattr("minires.study.cells.LINE", (0.5, 1.5))
     parts = [part for part in benchmark.PARTS if part != "inception"]  # as mobilenet, but larger

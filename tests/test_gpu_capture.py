@@ -9,12 +9,12 @@ import pytest
 from helpers import assert_close
 
 import minires
-from minires import capture, training
-from minires.backend import to_host
-from minires.layers import Conv2D, Dense, Dropout, Flatten, MaxPool, MeanPool, Sequential
-from minires.model import Model
-from minires.optimizers import SGD, Adam
-from minires.resampling import EMA
+from minires.arrays import to_host
+from minires.networks.layers import Conv2D, Dense, Dropout, Flatten, MaxPool, MeanPool, Sequential
+from minires.networks.model import Model
+from minires.resampling.baselines import EMA
+from minires.training import capture, loop
+from minires.training.optimizers import SGD, Adam
 
 IMAGES, BATCH, UPDATES = 20, 4, 9
 
@@ -37,7 +37,7 @@ def run(device, make, replicas=None, record=True, model=None, schedule=None, **o
     model = model or small()
     theta, stats, images, labels = problem(device, model, replicas)
     seeds = 3 if replicas is None else list(range(replicas))
-    order, rng = training._order_and_dropout(IMAGES, BATCH, seeds, "training")
+    order, rng = loop._order_and_dropout(IMAGES, BATCH, seeds, "training")
     order = [next(order) for _ in range(UPDATES)]
     moments = minires.Moments(theta.shape, **options)
     optimizer = make()
@@ -83,7 +83,7 @@ def test_played_updates_are_those_of_a_plain_loop(device, make, schedule):
     assert updates.optimizer.count == UPDATES
     model = small()
     theta, stats, images, labels = problem(device, model)
-    order, rng = training._order_and_dropout(IMAGES, BATCH, 3, "training")
+    order, rng = loop._order_and_dropout(IMAGES, BATCH, 3, "training")
     optimizer, moments, losses = make(), minires.Moments(theta.shape), []
     for number in range(UPDATES):
         batch = device.asarray(next(order))
@@ -108,7 +108,7 @@ def test_networks_side_by_side_with_their_own_rates(device):
     theta, _, images, labels = problem(device, model, 3)
     for seed in range(3):
         own, stats = theta[seed].copy(), device.zeros(0)
-        order, rng = training._order_and_dropout(IMAGES, BATCH, seed, "training")
+        order, rng = loop._order_and_dropout(IMAGES, BATCH, seed, "training")
         order = [next(order) for _ in range(UPDATES)]
         data = images, labels, SGD(float(rates[seed, 0])), order, rng
         for _ in capture.Updates(model, own, stats, *data):
@@ -132,7 +132,7 @@ def test_every_dropout_of_every_network_draws_what_it_would_in_a_plain_loop(devi
     found, updates, _ = run(device, OPTIMIZERS[0], 2, model=model)
     assert updates.reason is None
     theta, stats, images, labels = problem(device, model, 2)
-    order, rng = training._order_and_dropout(IMAGES, BATCH, [0, 1], "training")
+    order, rng = loop._order_and_dropout(IMAGES, BATCH, [0, 1], "training")
     optimizer = OPTIMIZERS[0]()
     for _ in range(UPDATES):
         batch = device.asarray(next(order))
@@ -152,14 +152,14 @@ def test_poolings_are_played(device):
 
 def test_what_cannot_be_recorded_is_done_plainly_and_says_why(device, monkeypatch):
     plain, _, _ = run(device, OPTIMIZERS[0], record=False)
-    apply = minires.layers.Flatten.apply
+    apply = minires.networks.layers.Flatten.apply
 
     def asks_the_host(self, x, run):
         if float(x.data.sum() if hasattr(x, "data") and hasattr(x, "node") else x.sum()) > 1e9:
             raise ValueError("large")
         return apply(self, x, run)
 
-    monkeypatch.setattr(minires.layers.Flatten, "apply", asks_the_host)
+    monkeypatch.setattr(minires.networks.layers.Flatten, "apply", asks_the_host)
     found, updates, _ = run(device, OPTIMIZERS[0])
     assert updates._graph is None
     assert "captur" in updates.reason.lower()
@@ -175,7 +175,7 @@ def test_updates_leave_no_memory_behind(device, monkeypatch, fault):
 
         def fail_to_record(self):
             with monkeypatch.context() as patch:
-                patch.setattr(minires.layers.Flatten, "apply", lambda self, x, run: 1 / 0)
+                patch.setattr(minires.networks.layers.Flatten, "apply", lambda self, x, run: 1 / 0)
                 record(self)
 
         monkeypatch.setattr(capture.Updates, "_record", fail_to_record)
@@ -197,7 +197,7 @@ def counted_updates(device):
         pytest.skip("only the stand-in counts")
     model = small()
     theta, stats, images, labels = problem(device, model)
-    order, rng = training._order_and_dropout(IMAGES, BATCH, 3, "training")
+    order, rng = loop._order_and_dropout(IMAGES, BATCH, 3, "training")
     order = [next(order) for _ in range(UPDATES)]
     return capture.Updates(model, theta, stats, images, labels, SGD(0.1), order, rng)
 
@@ -226,7 +226,7 @@ def test_training_on_the_device_notices_a_loss_that_is_no_number(device):
         np.errstate(all="ignore"),
         pytest.raises(FloatingPointError, match=r"the loss is nan at update \d of 10: lower the"),
     ):
-        training.train(model, theta, stats, images, labels, SGD(1e30), **settings)
+        loop.train(model, theta, stats, images, labels, SGD(1e30), **settings)
 
 
 def test_several_seeds_train_at_once_on_either_device(device):
@@ -234,13 +234,13 @@ def test_several_seeds_train_at_once_on_either_device(device):
     theta, stats, images, labels = problem(device, model, 2)
     here = [to_host(array) for array in (theta, stats, images, labels)]
     settings = {"updates": 6, "batch": BATCH, "seed": [4, 5], "quiet": True}
-    training.train(model, theta, stats, images, labels, SGD(0.1), **settings)
+    loop.train(model, theta, stats, images, labels, SGD(0.1), **settings)
     alone = [here[0][r].copy() for r in range(2)]
-    training.train(model, *here, SGD(0.1), **settings)
+    loop.train(model, *here, SGD(0.1), **settings)
     assert_close(theta.get(), here[0], 1e-10)
     for r in range(2):
         single = settings | {"seed": 4 + r}
-        training.train(model, alone[r], here[1][r], *here[2:], SGD(0.1), **single)
+        loop.train(model, alone[r], here[1][r], *here[2:], SGD(0.1), **single)
         assert_close(alone[r], here[0][r], 1e-12)
 
 
@@ -252,16 +252,14 @@ def test_several_seeds_are_fine_tuned_at_rates_of_their_own(device):
     here = [to_host(array).copy() for array in (theta, stats, images, labels)]
     alone = [here[0][r].copy() for r in range(2)]
     settings = {"updates": 5, "batch": BATCH, "quiet": True, "watch": [3]}
-    there = training.fine_tune(
-        model, theta, stats, images, labels, SGD(rates), seed=[4, 5], **settings
-    )
-    both = training.fine_tune(model, *here, SGD(rates), seed=[4, 5], **settings)
+    there = loop.fine_tune(model, theta, stats, images, labels, SGD(rates), seed=[4, 5], **settings)
+    both = loop.fine_tune(model, *here, SGD(rates), seed=[4, 5], **settings)
     assert_close(there[0].mean.get(), both[0].mean, 1e-11)
     assert there[2].shape == both[2].shape == (5, 2, 1)
     assert_close(there[2], both[2], 1e-11)
     for r in range(2):
         optimizer = SGD(float(rates[r, 0]))
-        single = training.fine_tune(
+        single = loop.fine_tune(
             model, alone[r], here[1][r], *here[2:], optimizer, seed=4 + r, **settings
         )
         assert_close(single[0].std, both[0].std[r], 1e-11)
@@ -288,7 +286,7 @@ def trained(device, where, seeds=(4, 5, 6), rates=(0.1, 0.02, 0.05), make=SGD, *
     optimizer = make(np.array(rates)[:, None])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # overflow, on whatever thread
-        history = training.train(
+        history = loop.train(
             model, theta, stats, images, labels, optimizer, moments=moments, **settings, **options
         )
     assert optimizer.rate.tolist() == [[rate] for rate in rates], "the rate is left as it was"
@@ -304,7 +302,7 @@ def test_a_schedule_is_a_rate_for_every_update(device, make):
 
     model, seeds, rates = small(dropout=0.0), (4, 5), np.array([[0.1], [0.02]])
     theta, stats, images, labels = (to_host(a).copy() for a in problem(device, model, 2))
-    order, _ = training._order_and_dropout(IMAGES, BATCH, seeds, "training")
+    order, _ = loop._order_and_dropout(IMAGES, BATCH, seeds, "training")
     optimizer = make(rates)
     for number in range(UPDATES):
         batch = next(order)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
-from minires import cli
-from minires.files import load_arrays, load_json
+from minires.arrays.files import load_arrays, load_json
+from minires.commands import cli
 
 SMALL = [
     "--network", "lenet_classic", "--train", "60", "--test", "30", "--epochs", "1",
@@ -69,8 +69,8 @@ def test_the_card_is_in_the_facts(device, capsys):
 @pytest.mark.parametrize("where", ["gpu", "cpu"])
 @pytest.mark.parametrize("replicas", ["1", "2"])
 def test_bench(device, capsys, monkeypatch, where, replicas):
-    monkeypatch.setattr("minires.bench.ROUND_UPDATES", 2)
-    monkeypatch.setattr("minires.bench.copy_seconds", lambda xp, rounds: (1e-3, 1 << 20))
+    monkeypatch.setattr("minires.training.timing.ROUND_UPDATES", 2)
+    monkeypatch.setattr("minires.commands.bench.copy_seconds", lambda xp, rounds: (1e-3, 1 << 20))
     command = ["bench", "--device", where, "--network", "lenet_classic", "--batch", "2"]
     assert cli.main([*command, "--replicas", replicas, "--rounds", "2"]) == 0
     out = capsys.readouterr().out
@@ -80,7 +80,7 @@ def test_bench(device, capsys, monkeypatch, where, replicas):
 
 
 def test_copying_is_measured(device):
-    from minires import bench
+    from minires.commands import bench
 
     for xp in (np, device):
         seconds, size = bench.copy_seconds(xp, 1, 1 << 12)
@@ -100,12 +100,12 @@ def test_without_cupy_the_remedy_is_one_line(monkeypatch, capsys, tmp_path, comm
 
 
 def test_a_full_card_says_what_to_lower(device, monkeypatch, capsys, tmp_path):
-    from minires import training
+    from minires.training import loop
 
     def full(*arguments, **settings):
         raise device.cuda.memory.OutOfMemoryError(1 << 30, 1 << 31)
 
-    monkeypatch.setattr(training, "train", full)
+    monkeypatch.setattr(loop, "train", full)
     assert run("--device", "gpu", "--out", tmp_path) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -9,12 +9,14 @@ import pytest
 from helpers import assert_close
 
 import minires
-from minires import metrics, ops, resampling, training
-from minires.autodiff import Tensor, gradients, variable
-from minires.backend import to_device, to_host
-from minires.batch_norm import batch_moments, batch_norm
-from minires.convolution import conv2d, depthwise_conv2d, max_pool, mean_pool
-from minires.optimizers import SGD, Adam
+from minires.arrays import to_device, to_host
+from minires.engine import ops
+from minires.engine.autodiff import Tensor, gradients, variable
+from minires.engine.batch_norm import batch_moments, batch_norm
+from minires.engine.convolution import conv2d, depthwise_conv2d, max_pool, mean_pool
+from minires.resampling import averages
+from minires.training import loop, metrics
+from minires.training.optimizers import SGD, Adam
 
 
 def pulled(function, arrays, seed):
@@ -325,8 +327,8 @@ def test_moments_and_members(device, rng, options, dtype):
     assert_close(members.get(), theirs.sample(4, np.random.default_rng(3)), 2 * tolerance)
     for rule in ("probabilities", "geometric", "vote"):
         p = rng.dirichlet(np.ones(4), (3, 6))
-        actual = resampling.average(device.asarray(p), rule)
-        assert_close(actual.get(), resampling.average(p, rule), 1e-14)
+        actual = averages.average(device.asarray(p), rule)
+        assert_close(actual.get(), averages.average(p, rule), 1e-14)
 
 
 def test_moments_go_from_one_device_to_the_other(device, rng, tmp_path):
@@ -372,8 +374,8 @@ def test_training_and_fine_tuning(device, make):
         stats = model.init_stats(dtype=np.float64, device=where)
         data = to_device(images, where), to_device(labels, where)
         settings = {"batch": 8, "seed": 5, "quiet": True}
-        training.train(model, theta, stats, *data, make(), 10, **settings)
-        moments, _, history = training.fine_tune(
+        loop.train(model, theta, stats, *data, make(), 10, **settings)
+        moments, _, history = loop.fine_tune(
             model, theta, stats, *data, make(), 20, watch=[0, 7], **settings
         )
         found.append((theta, moments.mean, moments.std, history))
@@ -390,7 +392,7 @@ def test_runs_repeat_bit_for_bit(device, name):
         theta, stats = model.init(rng, device="gpu"), model.init_stats(device="gpu")
         images, labels = map(device.asarray, batch_for(model, rng, np.float32, count=12))
         settings = {"batch": 4, "seed": 3, "quiet": True}
-        training.train(model, theta, stats, images, labels, SGD(0.1), 4, **settings)
+        loop.train(model, theta, stats, images, labels, SGD(0.1), 4, **settings)
         return theta.get(), stats.get()
 
     for once, again in zip(run(), run(), strict=True):

@@ -25,8 +25,8 @@ from test_improve import (
 )
 
 import minires.onnx
-from minires import cli
-from minires.onnx import UnsupportedError, improve
+from minires.commands import cli, improve
+from minires.onnx import UnsupportedError
 from minires.onnx.operators import OPERATORS
 
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
@@ -318,8 +318,8 @@ def test_files_of_other_programs(device, data_dir, rng, name):
 @pytest.mark.parametrize("name", ["mobilenet_v1_0.25_224", "mobilenet_v2_1.0_224"])
 def test_published_weights(device, data_dir, name):
     """In float32, on photographs: the same probabilities and the same slope, within rounding."""
-    from data_tools import imagenet
-    from minires.onnx.evaluate import Examination
+    from minires.commands.evaluate import Examination
+    from minires.data import imagenet
 
     path = data_dir / "onnx" / f"{name}.onnx"
     if not path.is_file():

@@ -9,20 +9,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import data_tools
-from minires import cli, training
-from minires.backend import to_host
-from minires.experiment import fingerprint
-from minires.files import load_json
+from minires import data as data_tools
+from minires.arrays import to_host
+from minires.arrays.files import load_json
+from minires.commands import cli
 from minires.kernels import gpu
 from minires.study import cells as cells_module
 from minires.study import identify
 from minires.study.cells import Source, Start, alike, compute
 from minires.study.crews import Device
+from minires.study.experiment import fingerprint
 from minires.study.grid import FULL, Cell, Profile
 from minires.study.identify import Candidate
 from minires.study.store import Store, load_sweep, tabulate
 from minires.study.sweep import Plan, prepare, run_sweep
+from minires.training import loop
 
 TINY = Profile(
     "tiny",
@@ -133,7 +134,7 @@ class AsOnDevice:
 @pytest.fixture
 def masks_of_the_device(device, monkeypatch):
     """Dropout on the host drops what it drops on the device."""
-    stream, dropped = training.stream, cells_module.predict_with_dropout
+    stream, dropped = loop.stream, cells_module.predict_with_dropout
 
     def own_stream(seed, purpose):
         generator = stream(seed, purpose)
@@ -143,7 +144,7 @@ def masks_of_the_device(device, monkeypatch):
         return dropped(lab, theta, AsOnDevice(rng, device))
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "stream", own_stream)
+        patch.setattr(loop, "stream", own_stream)
         patch.setattr(cells_module, "predict_with_dropout", own_dropped)
         yield patch
 
@@ -326,7 +327,7 @@ def test_nothing_asks_the_host_within_an_epoch(device, source, monkeypatch):
     """Moments, averages, columns of SWAG, snapshots: all are queued."""
     if not hasattr(device, "_graph_state"):
         pytest.skip("only the stand-in counts")
-    counts, train = [], training.train
+    counts, train = [], loop.train
 
     def counting(*arguments, after_update=None, **options):
         own = counts.append([]) or counts[-1]
@@ -338,7 +339,7 @@ def test_nothing_asks_the_host_within_an_epoch(device, source, monkeypatch):
 
         return train(*arguments, after_update=after, **options)
 
-    monkeypatch.setattr(training, "train", counting)
+    monkeypatch.setattr(loop, "train", counting)
     cells = [Cell("sgd", 0.2, 0.5, seed, "sgd", 0.15) for seed in (0, 1)]
     profile = replace(TINY, updates=12, batch=4)
     compute(cells, profile, source, starts_of(cells, TINY.model(0.5, (8, 8, 1)).size), "gpu")
@@ -470,7 +471,7 @@ def test_the_command_on_a_gpu(device, command, tmp_path, capsys):
 
 
 def test_the_dry_run_measures_on_the_device(device, command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("minires.bench.ROUND_UPDATES", 1)
+    monkeypatch.setattr("minires.training.timing.ROUND_UPDATES", 1)
     monkeypatch.setattr("minires.study.sweep.MEASURED", 1)
     assert command("--device", "gpu", "--together", 1, "--dry-run", "--out", tmp_path / "out") == 0
     printed = capsys.readouterr().out
@@ -484,7 +485,8 @@ def test_a_full_card_says_what_to_lower(device, command, tmp_path, capsys, monke
     def full(*arguments, **settings):
         raise device.cuda.memory.OutOfMemoryError(1 << 30, 1 << 31)
 
-    monkeypatch.setattr("minires.bench.capture.Updates" if dry else "minires.training.train", full)
+    where = "minires.training.timing.capture.Updates" if dry else "minires.training.loop.train"
+    monkeypatch.setattr(where, full)
     more = ["--dry-run"] if dry else []
     assert command("--device", "gpu", "--together", 7, "--out", tmp_path, *more) == 2
     error = capsys.readouterr().err
@@ -499,7 +501,7 @@ def test_a_full_machine_is_not_taken_for_a_full_card(
     def full(*arguments, **settings):
         raise MemoryError("Unable to allocate 3 GiB")
 
-    monkeypatch.setattr(training, "train", full)
+    monkeypatch.setattr(loop, "train", full)
     assert command("--device", "gpu", "--out", tmp_path) == 2
     assert capsys.readouterr().err == "minires: Unable to allocate 3 GiB\n"
 
@@ -593,7 +595,7 @@ def test_a_full_card_says_what_identify_may_lower(device, tmp_path, capsys, monk
     def full(*arguments, **settings):
         raise device.cuda.memory.OutOfMemoryError(1 << 30, 1 << 31)
 
-    monkeypatch.setattr(training, "train", full)
+    monkeypatch.setattr(loop, "train", full)
     assert identify.main([*WHICH, "--out", str(tmp_path)]) == 2
     assert "lower --together or --batch" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools import imagenet
+from minires.data import imagenet
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (extra onnx)")
 

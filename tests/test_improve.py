@@ -14,9 +14,9 @@ from test_evaluate import SIZE, command, write_network, write_pictures
 from test_imagenet import ODD, WORDNET
 
 import minires.onnx
-from data_tools import imagenet
 from minires import SGD, Moments
-from minires.onnx import evaluate, improve
+from minires.commands import evaluate, improve
+from minires.data import imagenet
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
-from data_tools import load, scale
 from minires import Adam, reestimate_stats
-from minires.layers import (
+from minires.data import load, scale
+from minires.engine.ops import log_softmax
+from minires.networks import inception_v3
+from minires.networks.layers import (
     AuxiliaryHead,
     BatchNorm,
     Branches,
@@ -17,9 +19,7 @@ from minires.layers import (
     MeanPool,
     Sequential,
 )
-from minires.model import Layout, Model, Run
-from minires.networks import inception_v3
-from minires.ops import log_softmax
+from minires.networks.model import Layout, Model, Run
 
 
 def test_published_numbers_of_weights():

@@ -9,14 +9,13 @@ from helpers import assert_close, generator, seeds
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minires import lenet, mobilenet_v2, ops
-from minires.autodiff import gradients
-from minires.backend import scratch, threads
-from minires.folding import JoinedConv2D, joined_network
-from minires.kernels import cpu as fast
-from minires.kernels import separable, winograd
-from minires.kernels import tiled as cpu
-from minires.layers import (
+from minires import lenet, mobilenet_v2
+from minires.arrays import threads
+from minires.engine import ops
+from minires.engine.autodiff import gradients
+from minires.kernels import cpu
+from minires.networks.folding import JoinedConv2D, joined_network
+from minires.networks.layers import (
     BatchNorm,
     Branches,
     Conv2D,
@@ -31,7 +30,7 @@ from minires.layers import (
     Residual,
     Sequential,
 )
-from minires.model import Model, Run
+from minires.networks.model import Model, Run
 
 
 def kinds(network):
@@ -159,8 +158,8 @@ def one_after_another(x, expand, depthwise, project, stride, padding, activation
 @settings(max_examples=200)
 @given(case=separable_convolutions(), tile_bytes=st.sampled_from([1, 500, 1 << 20]))
 def test_separable_convolutions_are_one_after_another(case, tile_bytes):
-    with mock.patch.object(separable, "TILE_BYTES", tile_bytes):
-        assert_close(separable.convolve(*case), one_after_another(*case), 1e-12)
+    with mock.patch.object(cpu, "WIDE_BYTES", tile_bytes):
+        assert_close(cpu.separable(*case), one_after_another(*case), 1e-12)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -175,7 +174,7 @@ def test_separable_convolutions_of_every_width(rng, stride, expands):
             parts[0] = None
         x, padding = rng.standard_normal((1, 2, 4, width, 2)), ((1, 0), (left, right))
         case = x, *parts, (1, stride), padding, ("relu", "relu6", None)
-        assert_close(separable.convolve(*case), one_after_another(*case), 1e-12)
+        assert_close(cpu.separable(*case), one_after_another(*case), 1e-12)
 
 
 def test_separable_convolutions_are_the_same_bits_on_any_number_of_threads(rng):
@@ -186,9 +185,9 @@ def test_separable_convolutions_are_the_same_bits_on_any_number_of_threads(rng):
     ]
     results = []
     for count in (1, 2, 3):
-        with threads(count), mock.patch.object(separable, "TILE_BYTES", 1500):
+        with threads(count), mock.patch.object(cpu, "WIDE_BYTES", 1500):
             results.append(
-                separable.convolve(x, *parts, (2, 1), ((1, 1), (1, 1)), ("relu6", None, "relu"))
+                cpu.separable(x, *parts, (2, 1), ((1, 1), (1, 1)), ("relu6", None, "relu"))
             )
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
@@ -203,9 +202,8 @@ def test_what_a_thread_s_buffers_held_before_is_no_input(rng):
     ]
     case = x, *parts, (2, 2), ((1, 1), (1, 1)), ("relu", "relu", None)
     with threads(1):
-        for name in ("pixels", "expanded", "hidden", "filtered", "more"):
-            scratch(name, (1 << 12,), float)[...] = np.inf
-        result = separable.convolve(*case)
+        cpu.separable(np.full((1, 2, 17, 17, 3), np.inf), *case[1:])
+        result = cpu.separable(*case)
     assert_close(result, one_after_another(*case), 1e-12)
 
 
@@ -237,7 +235,7 @@ def test_a_joined_mobilenet_predicts_the_same(rng, variant, replicas):
     stats = model.init_stats(replicas, dtype=float)
     images = rng.standard_normal((2, 66, 67, 3))
     plain = model.network.apply(images, Run(theta, stats))
-    with mock.patch.object(fast, "separable", wraps=fast.separable) as used:
+    with mock.patch.object(cpu, "separable", wraps=cpu.separable) as used:
         assert_close(model.logits(theta, images, stats), plain, 1e-10)
     assert used.call_count == 17
 
@@ -319,11 +317,9 @@ def test_any_network_joined_and_folded_is_the_network_as_written(case, tile_byte
     labels = rng.integers(0, 3, images.shape[:-3])
     with (
         threads(count),
-        mock.patch.object(fast, "WIDE_BYTES", tile_bytes),
-        mock.patch.object(separable, "TILE_BYTES", tile_bytes),
-        mock.patch.object(cpu, "WINDOW_BYTES", tile_bytes),
-        mock.patch.object(cpu, "STRIP_BYTES", tile_bytes),
-        mock.patch.object(winograd, "TILE_BYTES", tile_bytes),
+        mock.patch.object(cpu, "WIDE_BYTES", tile_bytes),
+        mock.patch.object(cpu, "TILE_BYTES", tile_bytes),
+        mock.patch.object(cpu, "PIECES_BYTES", tile_bytes),
     ):
         plain = model.network.apply(images, Run(theta, stats))
         assert_close(model.logits(theta, images, stats), plain, 1e-9)

@@ -9,9 +9,8 @@ from helpers import assert_close, generator, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minires.backend import threads
-from minires.kernels import compiled, cpu
-from minires.kernels import tiled as plain
+from minires.arrays import threads
+from minires.kernels import compiled, cpu, plain
 
 DTYPES = [np.float32, np.float64]
 ACTIVATIONS = [None, "relu", "relu6"]
@@ -183,13 +182,6 @@ def test_separable_convolutions_carry_what_is_no_number(rng):
 # --- batch norm ---------------------------------------------------------------------------
 
 
-def merged(count, sizes, means, squares):
-    """The mean and the variance that the parts' moments give."""
-    weights = sizes / count
-    mean = (weights * means).sum(axis=0)
-    return mean, squares.sum(axis=0) / count + (weights * (means - mean) ** 2).sum(axis=0)
-
-
 @st.composite
 def norm_cases(draw):
     replicas, rows = draw(st.sampled_from([1, 3])), draw(st.integers(1, 300))
@@ -211,15 +203,10 @@ def test_the_four_passes_of_batch_norm(case, part, of_batch):
     factor, offset, center, slope, constant = (per_channel() for _ in range(5))
     with mock.patch.object(cpu, "PART", part):
         moments = same_bits(cpu.norm_moments, x)
-        assert moments[0].sum() == rows
-        for actual, expected in zip(
-            merged(rows, *moments), merged(rows, *plain.norm_moments(x)), strict=True
-        ):
+        for actual, expected in zip(moments, plain.norm_moments(x), strict=True):
             assert_same_as_plain(actual, expected, dtype)
 
         y = same_bits(cpu.normalize, x, factor, offset, replicas, activation)
-        backwards = cpu.normalize(x, factor, offset, replicas, activation, backwards=True)
-        np.testing.assert_array_equal(y, backwards)
         expected = plain.normalize(x, factor, offset, replicas, activation)
         assert_same_as_plain(y, expected, dtype)
 
@@ -260,7 +247,7 @@ def test_batch_norm_carries_what_is_no_number(rng):
 def test_moments_of_a_batch_keep_a_variance_far_below_the_mean(rng):
     """Deviations of 0.01 around 100: E[x²] − E[x]² in float32 would have no digit of them."""
     x = (100 + 1e-2 * rng.standard_normal((1, 200_000, 17))).astype(np.float32)
-    mean, variance = merged(x.shape[1], *cpu.norm_moments(x))
+    mean, variance = cpu.norm_moments(x)
     exact = x.astype(float)
     assert_close(mean[0], exact.mean(axis=1), 1e-8)
     assert_close(variance[0], exact.var(axis=1), 1e-4)

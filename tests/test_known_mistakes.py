@@ -7,7 +7,7 @@ Every test writes the wrong formula down, shows on data how wrong it is, and sho
 import numpy as np
 import pytest
 
-from minires.moments import Moments
+from minires.resampling.moments import Moments
 
 
 def fold(thetas):

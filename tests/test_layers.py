@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
-from minires import ops
-from minires.backend import empty
-from minires.convolution import conv2d, max_pool, mean_pool
-from minires.layers import (
+from minires.arrays import empty
+from minires.engine import ops
+from minires.engine.convolution import conv2d, max_pool, mean_pool
+from minires.networks.layers import (
     INITIALIZERS,
     Activation,
     Branches,
@@ -27,7 +27,7 @@ from minires.layers import (
     ones,
     zeros,
 )
-from minires.model import Layout, Model, Run
+from minires.networks.model import Layout, Model, Run
 
 
 def connect(layer, shape):

@@ -6,7 +6,7 @@ from helpers import assert_gradient
 
 from lessons import lesson_1_running_moments, lesson_2_gradients, lesson_3_resampling
 from minires import Moments
-from minires.autodiff import op
+from minires.engine.autodiff import op
 
 
 def test_lesson_1_prints_the_right_mean_and_variance(capsys):

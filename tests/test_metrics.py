@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minires.metrics import accuracy, brier, ece, evaluate, nll
+from minires.training.metrics import accuracy, brier, ece, evaluate, nll
 
 METRICS = [accuracy, nll, brier, ece]
 every_metric = pytest.mark.parametrize("metric", METRICS)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
-from data_tools import load, scale
 from minires import Adam, reestimate_stats
-from minires import model as module
-from minires.model import Run
+from minires.data import load, scale
 from minires.networks import NETWORKS, mobilenet_v1, mobilenet_v2
+from minires.networks import model as module
 from minires.networks.mobilenet import round_channels
+from minires.networks.model import Run
 
 
 @pytest.mark.parametrize("variant", ["tf", "torch"])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
-from minires import backend, layers, lenet, lenet_classic
-from minires.layers import (
+from minires import arrays, lenet, lenet_classic
+from minires.networks import layers
+from minires.networks.layers import (
     Activation,
     Conv2D,
     Dense,
@@ -20,7 +21,7 @@ from minires.layers import (
     ReLU,
     Sequential,
 )
-from minires.model import Layout, Model
+from minires.networks.model import Layout, Model
 
 
 def tiny(dropout=0.0, smoothing=0.0):
@@ -340,7 +341,7 @@ def test_the_number_of_threads_changes_no_bit(rng):
     images, labels = data(rng, model, 60, (), np.float32)
     results = []
     for count in (1, 2, 3):
-        with backend.threads(count):
+        with arrays.threads(count):
             rngs = [np.random.default_rng(r) for r in range(2)]
             loss, gradient = model.loss_and_gradient(theta, images, labels, rng=rngs)
             results.append((loss, gradient, model.logits(theta, images)))

@@ -15,7 +15,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from minires.moments import Moments
+from minires.resampling.moments import Moments
 
 MADE_BY_RULE = {
     "numacc1": (["10000001", "10000003", "10000002"], "10000002", "1"),

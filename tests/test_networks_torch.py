@@ -10,9 +10,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from minires import layers
-from minires.autodiff import data_of
-from minires.networks import inception_v3, mobilenet_v1, mobilenet_v2
+from minires.engine.autodiff import data_of
+from minires.networks import inception_v3, layers, mobilenet_v1, mobilenet_v2
 from minires.networks.mobilenet import VARIANTS as MOBILENET
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra bench)")

@@ -13,9 +13,13 @@ pytest.importorskip("onnxruntime")
 from onnx_models import node, runtime, write  # noqa: E402
 
 import minires.onnx  # noqa: E402
-from minires import layers  # noqa: E402
-from minires.convolution import borders  # noqa: E402
-from minires.networks import inception_v3, mobilenet_v1, mobilenet_v2  # noqa: E402
+from minires.engine.convolution import borders  # noqa: E402
+from minires.networks import (  # noqa: E402
+    inception_v3,
+    layers,
+    mobilenet_v1,
+    mobilenet_v2,
+)
 from minires.onnx import MismatchError  # noqa: E402
 
 
@@ -181,7 +185,7 @@ def test_weights_come_back_from_every_form(tmp_path, rng, name, variant, options
         np.testing.assert_allclose(found_stats, stats, rtol=1e-6)
     seen = images if options.get("channels_last") else images.transpose(0, 3, 1, 2)
     (outputs,) = runtime(path)(x=np.ascontiguousarray(seen))
-    theirs = minires.ops.softmax(logits) if options.get("softmax") else logits
+    theirs = minires.engine.ops.softmax(logits) if options.get("softmax") else logits
     assert np.abs(outputs - theirs).max() <= 1e-3 * np.abs(theirs).max()
 
 

@@ -14,13 +14,7 @@ from onnx import TensorProto, numpy_helper  # noqa: E402
 from onnx_models import classifier, node, write  # noqa: E402
 
 import minires.onnx  # noqa: E402
-from minires.onnx import (  # noqa: E402
-    FormatError,
-    OnnxError,
-    SecurityError,
-    UnsupportedError,
-    reading,
-)
+from minires.onnx import FormatError, OnnxError, SecurityError, UnsupportedError, reading  # noqa: E402
 
 
 @pytest.fixture

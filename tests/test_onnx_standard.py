@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper  # noqa: E402
 from onnx.backend.test.loader import load_model_tests  # noqa: E402
 
 import minires.onnx  # noqa: E402
-from minires.backend import to_host  # noqa: E402
+from minires.arrays import to_host  # noqa: E402
 from minires.onnx import UnsupportedError  # noqa: E402
 from minires.onnx.operators import OPERATORS  # noqa: E402
 

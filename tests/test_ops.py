@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, mutually_broadcastable_shapes
 
-from minires import ops
-from minires.autodiff import Tensor, gradients, variable
+from minires.engine import ops
+from minires.engine.autodiff import Tensor, gradients, variable
 
 shapes = array_shapes(min_dims=0, max_dims=4, max_side=4)
 pairs_of_shapes = mutually_broadcastable_shapes(num_shapes=2, max_dims=4, max_side=4)
@@ -547,7 +547,7 @@ def test_every_public_function_is_exported():
     own = {
         name
         for name, value in vars(ops).items()
-        if not name.startswith("_") and getattr(value, "__module__", "") == "minires.ops"
+        if not name.startswith("_") and getattr(value, "__module__", "") == "minires.engine.ops"
     }
     assert own == set(ops.__all__)
 

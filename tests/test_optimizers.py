@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minires import backend
-from minires.optimizers import SGD, Adam
+from minires import arrays
+from minires.training.optimizers import SGD, Adam
 
 SETTINGS = [
     (SGD, {"rate": 0.1}),
@@ -63,7 +63,7 @@ def test_steps_follow_the_formula(xp, rng, kind, options, dtype, tolerance, shap
     ours = run(kind(**options), xp.asarray(theta.copy()), xp.asarray(gradients))
     expected = LITERAL[kind](theta.astype(np.float64), gradients.astype(np.float64), **options)
     assert ours.dtype == dtype
-    np.testing.assert_allclose(backend.to_host(ours), expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(arrays.to_host(ours), expected, rtol=tolerance, atol=tolerance)
 
 
 @every_setting
@@ -125,10 +125,10 @@ def test_every_replica_may_have_its_own_rate(xp, rng, kind, options, size):
     together = run(optimizer, xp.asarray(theta.copy()), xp.asarray(gradients[:2]))
     again = kind(**options | {"rate": 0.5})
     again.restore(optimizer.state())
-    together = backend.to_host(run(again, together, xp.asarray(gradients[2:])))
+    together = arrays.to_host(run(again, together, xp.asarray(gradients[2:])))
     for replica, rate in enumerate(rates.ravel()):
         alone = kind(**options | {"rate": rate})
-        expected = backend.to_host(
+        expected = arrays.to_host(
             run(alone, xp.asarray(theta[replica].copy()), xp.asarray(gradients[:, replica]))
         )
         if xp is np:

@@ -18,8 +18,9 @@ from helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minires import backend, ops
-from minires.convolution import max_pool, mean_pool, pixels_counted
+from minires import arrays
+from minires.engine import ops
+from minires.engine.convolution import max_pool, mean_pool, pixels_counted
 
 LAYOUTS = ("plain", "channels first", "every other", "backwards")
 
@@ -204,7 +205,7 @@ def test_the_number_of_threads_changes_no_bit(rng, pool, options):
     x = rng.standard_normal((60, 33, 32, 16)).astype(np.float32)  # several tiles
     results = []
     for count in (1, 2, 3):
-        with backend.threads(count):
+        with arrays.threads(count):
             y = pool(x, **options)
             (gradient,) = pull_back(lambda x: pool(x, **options), [x], y)
             results.append((y, gradient))

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minires import backend
-from minires.moments import Moments
-from minires.resampling import EMA, average, prefix_averages
+from minires import arrays
+from minires.resampling.averages import average, prefix_averages
+from minires.resampling.baselines import EMA
+from minires.resampling.moments import Moments
 
 RULES = ["probabilities", "geometric", "logits", "vote"]
 every_rule = pytest.mark.parametrize("rule", RULES)
@@ -38,7 +39,7 @@ def test_each_rule_is_its_formula(xp, logits):
     }.items():
         result = average(xp.asarray(p), rule)
         assert type(result) is type(xp.zeros(1))
-        np.testing.assert_allclose(backend.to_host(result), expected, rtol=1e-12)
+        np.testing.assert_allclose(arrays.to_host(result), expected, rtol=1e-12)
 
 
 @every_rule
@@ -57,7 +58,7 @@ def test_prefixes_are_the_averages_of_the_first_members(xp, logits, rule):
     assert prefixes.shape == p.shape
     for k in range(1, 6):
         np.testing.assert_allclose(
-            backend.to_host(prefixes[k - 1]), backend.to_host(average(p[:k], rule)), rtol=1e-12
+            arrays.to_host(prefixes[k - 1]), arrays.to_host(average(p[:k], rule)), rtol=1e-12
         )
 
 
@@ -125,9 +126,9 @@ def test_ema_without_decay_is_the_last_and_with_nearly_one_the_mean(xp, rng):
         for average_of_weights in (last, slow, moments):
             average_of_weights.update(theta)
     assert last.mean.dtype == slow.mean.dtype == np.float32
-    np.testing.assert_array_equal(backend.to_host(last.mean), thetas[-1])
+    np.testing.assert_array_equal(arrays.to_host(last.mean), thetas[-1])
     np.testing.assert_allclose(
-        backend.to_host(slow.mean), backend.to_host(moments.mean), rtol=1e-5, atol=1e-6
+        arrays.to_host(slow.mean), arrays.to_host(moments.mean), rtol=1e-5, atol=1e-6
     )
 
 

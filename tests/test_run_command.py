@@ -14,14 +14,18 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import data_tools
-from minires import backend, cli, experiment, figures, reestimate_stats, training
-from minires.experiment import Config, Folder
-from minires.files import load_arrays, load_json
-from minires.layers import BatchNorm
-from minires.moments import Moments
+from minires import arrays, reestimate_stats
+from minires import data as data_tools
+from minires.arrays.files import load_arrays, load_json
+from minires.commands import cli
 from minires.networks import NETWORKS
-from minires.optimizers import SGD, Adam
+from minires.networks.layers import BatchNorm
+from minires.resampling.moments import Moments
+from minires.study import experiment
+from minires.study import experiment_figure as figures
+from minires.study.experiment import Config, Folder
+from minires.training import loop
+from minires.training.optimizers import SGD, Adam
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -132,7 +136,7 @@ def test_every_record_can_be_computed_again_from_the_files(finished):
         finetuned = load_arrays(out / f"seed_{seed}_finetuned.npz")["theta"]
         moments = Moments.load(out / f"seed_{seed}_moments.npz")
         assert moments.count == 4
-        members = moments.sample(4, training.stream(seed, "drawn networks"))
+        members = moments.sample(4, loop.stream(seed, "drawn networks"))
         drawn = model.predict(members, images)
         expected = [
             model.predict(pretrained, images),
@@ -158,13 +162,13 @@ def test_the_stages_are_training_and_fine_tuning(finished):
     data = data_tools.load("glyphs", train=256, test=64)
     arrays = data_tools.scale(data.train_images), data.train_labels
     model = config.model((28, 28, 1))
-    theta = model.init(training.stream(6, "initial weights"))
+    theta = model.init(loop.stream(6, "initial weights"))
     stats = model.init_stats()
-    training.train(model, theta, stats, *arrays, SGD(0.2), 8, 32, 6, quiet=True)
+    loop.train(model, theta, stats, *arrays, SGD(0.2), 8, 32, 6, quiet=True)
     kept = load_arrays(out / "seed_6_pretrained.npz")
     np.testing.assert_array_equal(kept["theta"], theta)
     kept = load_arrays(out / "seed_6_finetuned.npz")
-    moments, _, history = training.fine_tune(
+    moments, _, history = loop.fine_tune(
         model, theta, stats, *arrays, SGD(0.25), 4, 32, 6, watch=kept["watched"], quiet=True
     )
     np.testing.assert_array_equal(kept["theta"], theta)
@@ -180,7 +184,7 @@ def test_the_stages_are_training_and_fine_tuning(finished):
 # Runs the command, and dies by SIGKILL before or after one of its files takes its name.
 KILLED = """
 import os, signal, sys
-from minires.cli import main
+from minires.commands.cli import main
 moment, name = sys.argv[1:3]
 replace = os.replace
 def killing(source, target):
@@ -237,8 +241,8 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_been(finished, tmp_
 def test_finished_stages_are_not_done_again(finished, tmp_path, capsys, monkeypatch):
     out, expected, _ = finished
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("seed_*")}
-    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained again"))
-    monkeypatch.setattr(training, "predict", lambda *a, **k: pytest.fail("evaluated again"))
+    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "predict", lambda *a, **k: pytest.fail("evaluated again"))
     code, stdout, _ = main(capsys, *TINY, "--seeds", 2, "--out", out, "--resume")
     assert (code, stdout) == (0, expected)
     assert before == {path.name: path.stat().st_mtime_ns for path in out.glob("seed_*")}
@@ -386,7 +390,7 @@ def test_the_number_of_threads_reaches_those_that_draw(capsys, monkeypatch):
         raise ValueError(f"{threads} threads")
 
     monkeypatch.setattr(data_tools, "load", load)
-    with backend.threads(backend.get_threads()):
+    with arrays.threads(arrays.get_threads()):
         assert "minires: 7 threads" in refused(capsys, *TINY, "--threads", 7)
 
 
@@ -443,7 +447,7 @@ def test_networks_with_batch_norm_diverge_in_one_line(
 
 
 def test_predictions_that_are_not_numbers_are_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training, "predict", lambda *a: np.full((64, 10), np.nan, np.float32))
+    monkeypatch.setattr(loop, "predict", lambda *a: np.full((64, 10), np.nan, np.float32))
     line = refused(capsys, *TINY, "--out", tmp_path / "out")
     assert "pre-trained: predictions are not numbers: lower --l1 or --l2, now 0.2 and 0.25" in line
 
@@ -451,7 +455,7 @@ def test_predictions_that_are_not_numbers_are_one_line(tmp_path, capsys, monkeyp
 def test_a_full_disk_is_told_before_the_work(tmp_path, capsys, monkeypatch):
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr(experiment.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("worked all the same"))
+    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("worked all the same"))
     line = refused(capsys, *TINY, "--out", tmp_path / "out")
     assert "results need 2 MB, 0 MB are free" in line
 
@@ -480,7 +484,7 @@ def test_adam_no_epochs_one_member_and_a_folder_named_by_the_time(tmp_path, caps
     ]  # fmt: skip
     assert {**records[3], "method": ""} == {**records[4], "method": ""}
     config = Config(**load_json(out / "results.json")["config"])
-    untrained = config.model((28, 28, 1)).init(training.stream(5, "initial weights"))
+    untrained = config.model((28, 28, 1)).init(loop.stream(5, "initial weights"))
     kept = load_arrays(out / "seed_5_pretrained.npz")["theta"]
     np.testing.assert_array_equal(kept, untrained)
 
@@ -544,17 +548,17 @@ def test_networks_with_batch_norm_compare_every_policy(tmp_path, capsys, monkeyp
     data = data_tools.load("glyphs", train=64, test=32)
     images, labels = data_tools.scale(data.train_images), data.train_labels
     model = config.model((28, 28, 1))
-    theta, stats = model.init(training.stream(5, "initial weights")), model.init_stats()
-    training.train(
+    theta, stats = model.init(loop.stream(5, "initial weights")), model.init_stats()
+    loop.train(
         model, theta, stats, images, labels, SGD(config.l1, 0.5), 2, 32, 5, quiet=True
     )  # fmt: skip
     kept = load_arrays(tmp_path / "out" / "seed_5_pretrained.npz")
     np.testing.assert_array_equal(kept["theta"], theta)
     np.testing.assert_array_equal(kept["stats"], stats)
-    moments, of_stats, _ = training.fine_tune(
+    moments, of_stats, _ = loop.fine_tune(
         model, theta, stats, images, labels, SGD(config.l2, 0.5), 3, 32, 5, quiet=True
     )
-    order = training.batches(64, 32, training.stream(5, "statistics order"))
+    order = loop.batches(64, 32, loop.stream(5, "statistics order"))
     looks = (images[next(order)] for _ in range(experiment.STATISTICS_BATCHES))
     expected = {
         "averaged": of_stats.mean,

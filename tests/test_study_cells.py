@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import data_tools
-from minires import metrics, training
-from minires.experiment import fingerprint
-from minires.optimizers import SGD
+from minires import data as data_tools
 from minires.study import cells
 from minires.study.cells import Source, Start
+from minires.study.experiment import fingerprint
 from minires.study.grid import Cell, Profile
+from minires.training import loop, metrics
+from minires.training.optimizers import SGD
 
 TINY = Profile(
     "tiny",
@@ -85,8 +85,8 @@ class Reference:
 
     def path(self, rate):
         """θ after each of the updates; rate(t) at t = 1 … T."""
-        order = training.batches(256, 16, training.stream(self.cell.seed, "fine-tuning order"))
-        dropout = training.stream(self.cell.seed, "fine-tuning dropout")
+        order = loop.batches(256, 16, loop.stream(self.cell.seed, "fine-tuning order"))
+        dropout = loop.stream(self.cell.seed, "fine-tuning dropout")
         theta, path = self.start.copy(), []
         for t in range(1, TINY.updates + 1):
             chosen = next(order)
@@ -103,7 +103,7 @@ class Reference:
         return np.mean([self.predict(theta) for theta in thetas], axis=0)
 
     def draws(self, mean, std, count=10):
-        streams = training.stream(self.cell.seed, "drawn networks").spawn(count)
+        streams = loop.stream(self.cell.seed, "drawn networks").spawn(count)
         return [mean + std * s.standard_normal(len(mean), dtype=np.float32) for s in streams]
 
 
@@ -132,8 +132,8 @@ def assert_scores(reference, found, probabilities):
 
 def test_a_pre_training_is_training(source, pretrained):
     model, data = TINY.model(0.5, (28, 28, 1)), source.data()
-    theta = model.init(training.stream(1, "initial weights"))
-    training.train(
+    theta = model.init(loop.stream(1, "initial weights"))
+    loop.train(
         model,
         theta,
         model.init_stats(),
@@ -146,7 +146,7 @@ def test_a_pre_training_is_training(source, pretrained):
         quiet=True,
     )
     assert np.array_equal(pretrained.theta, theta)
-    expected = training.score(model.predict(theta, data.test_images), data.test_labels)
+    expected = loop.score(model.predict(theta, data.test_images), data.test_labels)
     assert pretrained.record["methods"] == {"pretrained": expected}
     assert expected["accuracy"] > 0.2  # learns something, so the tests below mean something
     assert pretrained.predictions is None
@@ -202,7 +202,7 @@ def test_swag_from_the_weights_collected(outcome, reference, path):
     mean, std = history.mean(axis=0), history.std(axis=0)
     d = np.array([history[i] - history[: i + 1].mean(axis=0) for i in range(10, 20)])
     members = []
-    for own in training.stream(1, "drawn networks").spawn(10):
+    for own in loop.stream(1, "drawn networks").spawn(10):
         z1 = own.standard_normal(len(mean), dtype=np.float32)
         members.append(mean + std * z1 / np.sqrt(2) + own.standard_normal(10) @ d / np.sqrt(18))
     members = np.array(members).astype(np.float32)
@@ -238,7 +238,7 @@ def test_mc_dropout_is_ten_passes_with_dropout(outcome, reference, path):
         hidden = layer.apply(hidden, run)
     weight, bias = (entry.view(path[-1]) for entry in model.layout.weights[-2:])
     passes = []
-    for rng in training.stream(1, "drawn networks").spawn(10):
+    for rng in loop.stream(1, "drawn networks").spawn(10):
         kept = rng.random(hidden.shape, np.float32) >= 0.5
         logits = (hidden * kept * 2) @ weight + bias
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 
 from minires.study import claims
 from minires.study.claims import claims_table, to_json, verdicts
-from minires.study.propositions import (
-    INCONCLUSIVE,
-    NOT_SUPPORTED,
-    SUPPORTED,
-    Claim,
-    Part,
-    Verdict,
-)
+from minires.study.propositions import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Claim, Part, Verdict
 from minires.study.scores import curve
 from minires.study.store import Sweep
 from tests.study_records import NOTHING, Effects, synthetic_sweep

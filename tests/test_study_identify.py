@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import data_tools
-from minires.experiment import fingerprint
+from minires import data as data_tools
 from minires.study import identify
+from minires.study.experiment import fingerprint
 from minires.study.identify import CANDIDATES, Candidate, Rescaled, findings, main, table
 from minires.study.store import Sweep, load_sweep
 

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from study_records import synthetic_sweep
 
-from minires import cli
+from minires.commands import cli
 from minires.study import figures, report
 from minires.study.grid import PROFILES
 

@@ -21,16 +21,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import data_tools
-from minires import cli, metrics
-from minires.experiment import fingerprint
-from minires.files import load_json
+from minires import data as data_tools
+from minires.arrays.files import load_json
+from minires.commands import cli
 from minires.study import sweep as sweep_module
 from minires.study.cells import Source
 from minires.study.crews import Cluster, Processes
+from minires.study.experiment import fingerprint
 from minires.study.grid import SMOKE, Cell
 from minires.study.store import Store, load_sweep, tabulate, text_table
 from minires.study.sweep import prepare, run_sweep
+from minires.training import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = replace(

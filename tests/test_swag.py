@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minires import backend
-from minires.moments import Moments
-from minires.resampling import SWAG, isotropic_members
+from minires import arrays
+from minires.resampling.baselines import SWAG, isotropic_members
+from minires.resampling.moments import Moments
 from tests.helpers import generator, seeds
 
 
@@ -44,13 +44,13 @@ def test_a_member_is_equation_1_of_its_paper(xp, rng):
     history = walk(rng, 30, 50)
     swag = collected(xp.asarray(history), 4, 5)
     members = swag.sample(3, np.random.default_rng(8))
-    d = np.stack([backend.to_host(column) for column in swag.deviations], axis=1)  # (P, K)
-    sigma = backend.to_host(swag.moments.std)
+    d = np.stack([arrays.to_host(column) for column in swag.deviations], axis=1)  # (P, K)
+    sigma = arrays.to_host(swag.moments.std)
     for member, own in zip(members, np.random.default_rng(8).spawn(3), strict=True):
         z1, z2 = own.standard_normal(50), own.standard_normal(4)
-        expected = backend.to_host(swag.moments.mean)
+        expected = arrays.to_host(swag.moments.mean)
         expected = expected + sigma * z1 / np.sqrt(2) + d @ z2 / np.sqrt(2 * (4 - 1))
-        np.testing.assert_allclose(backend.to_host(member), expected, rtol=1e-12)
+        np.testing.assert_allclose(arrays.to_host(member), expected, rtol=1e-12)
 
 
 def test_many_members_have_the_covariance(rng):
@@ -116,14 +116,14 @@ def test_swag_keeps_copies(rng):
 
 def test_isotropic_noise_is_its_formula(xp, rng):
     mean, std = rng.standard_normal(10), rng.random(10)
-    arrays = [slice(0, 4), slice(4, 5), slice(5, 10)]
+    parts = [slice(0, 4), slice(4, 5), slice(5, 10)]
     members = isotropic_members(
-        xp.asarray(mean), xp.asarray(std), arrays, 3, np.random.default_rng(4)
+        xp.asarray(mean), xp.asarray(std), parts, 3, np.random.default_rng(4)
     )
-    members = backend.to_host(members)
+    members = arrays.to_host(members)
     for member, own in zip(members, np.random.default_rng(4).spawn(3), strict=True):
         noise = own.standard_normal(10)
-        for part in arrays:
+        for part in parts:
             s = np.sqrt(np.sum(std[part] ** 2) / len(std[part]))
             np.testing.assert_allclose(member[part], mean[part] + s * noise[part], rtol=1e-12)
 
@@ -132,10 +132,10 @@ def test_isotropic_noise_is_its_formula(xp, rng):
 def test_the_noise_is_as_strong_as_that_of_sigma_in_each_array(seed):
     rng = generator(seed)
     std = rng.random(400).astype(np.float32) * np.repeat([1, 100], 200).astype(np.float32)
-    arrays = [slice(0, 200), slice(200, 400)]
+    parts = [slice(0, 200), slice(200, 400)]
     k = 200
-    noise = isotropic_members(np.zeros_like(std), std, arrays, k, rng).astype(np.float64)
-    for part in arrays:
+    noise = isotropic_members(np.zeros_like(std), std, parts, k, rng).astype(np.float64)
+    for part in parts:
         squared = (noise[:, part] ** 2).sum(axis=1).mean()
         expected = (std[part].astype(np.float64) ** 2).sum()
         # χ² of 200 weights × 200 networks: a relative standard error of √(2/40,000) = 0.7 %.

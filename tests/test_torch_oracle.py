@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from helpers import assert_close, naive_borders, pull_back
 
-from minires import lenet, lenet_classic, ops
-from minires.convolution import conv2d, max_pool, mean_pool
-from minires.optimizers import SGD
+from minires import lenet, lenet_classic
+from minires.engine import ops
+from minires.engine.convolution import conv2d, max_pool, mean_pool
+from minires.training.optimizers import SGD
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra bench)")
 functional = torch.nn.functional

@@ -8,12 +8,12 @@ from helpers import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minires import metrics, training
-from minires.layers import Dense, Dropout, ReLU, Sequential
-from minires.model import Model
-from minires.moments import Moments, literal_update
-from minires.optimizers import SGD, Adam
-from minires.training import STREAMS, batches, choose_weights, fine_tune, score, stream, train
+from minires.networks.layers import Dense, Dropout, ReLU, Sequential
+from minires.networks.model import Model
+from minires.resampling.moments import Moments, literal_update
+from minires.training import loop, metrics
+from minires.training.loop import STREAMS, batches, choose_weights, fine_tune, score, stream, train
+from minires.training.optimizers import SGD, Adam
 
 
 class Flat(Sequential):
@@ -181,7 +181,7 @@ def test_no_progress_bar_off_a_terminal(task, capsys):
             model, model.init(stream(0, "initial weights")), model.init_stats(), *task,
             SGD(0.1), 3, 8, 0, quiet=quiet,
         )  # fmt: skip
-        training.predict(model, model.init(stream(0, "initial weights")), task[0], quiet=quiet)
+        loop.predict(model, model.init(stream(0, "initial weights")), task[0], quiet=quiet)
     assert capsys.readouterr() == ("", "")
 
 
@@ -227,7 +227,7 @@ def test_predict_is_the_model_s_own_in_batches(task, rng):
     model = small()
     model.batch = 7
     for theta in (model.init(rng), model.init(rng, replicas=2)):
-        result = training.predict(model, theta, task[0], quiet=True)
+        result = loop.predict(model, theta, task[0], quiet=True)
         assert_close(result, model.predict(theta, task[0]), 1e-6)
         assert result.shape == (*theta.shape[:-1], 50, 3)
 

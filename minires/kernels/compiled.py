@@ -11,6 +11,7 @@ all, several processes may compile at once, and a damaged file is noticed and co
 """
 
 import ctypes
+import functools
 import hashlib
 import importlib.util
 import os
@@ -214,11 +215,16 @@ def _pointer(kind):
                 return None
             contiguous = not isinstance(array, Strided)
             array = array if contiguous else array.array
-            if array.dtype != kind or contiguous and not array.flags.c_contiguous:
+            if array.dtype != kind or (contiguous and not array.flags.c_contiguous):
                 raise TypeError(f"a kernel got {array.dtype}, not a contiguous array of {kind}")
             return ctypes.c_void_p(array.__array_interface__["data"][0])
 
     return Pointer
+
+
+@functools.cache
+def _whole_numbers(count):
+    return ctypes.c_int64 * count
 
 
 class _Numbers:
@@ -226,7 +232,7 @@ class _Numbers:
 
     @staticmethod
     def from_param(numbers):
-        return (ctypes.c_int64 * len(numbers))(*numbers)
+        return _whole_numbers(len(numbers))(*numbers)
 
 
 def _argument_types(parameters, dtype):

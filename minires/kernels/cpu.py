@@ -2,11 +2,11 @@
 
 The arithmetic is in `cpu.c`, which `compiled.py` compiles. Here stand its names, with the shapes
 of all arrays, and the results are made. Where there is no C compiler, or where arrays are neither
-float32 nor float64, NumPy does the same in `tiled.py`.
+float32 nor float64, NumPy does the same in `plain.py`.
 
 Arrays carry their replica axis explicitly here, `x (1 | R, N, H, W, C)`, `w (R, kh, kw, C, O)`:
 one network is R = 1, and an input shared by R networks is copied into windows only once.
-`minires.convolution` and `minires.batch_norm` take any leading axes.
+`minires.engine.convolution` and `minires.engine.batch_norm` take any leading axes.
 """
 
 import functools
@@ -14,9 +14,10 @@ import math
 
 import numpy as np
 
-from minires.backend import empty, get_threads
-from minires.kernels import compiled, tiled, winograd
+from minires.arrays import empty, get_threads, within_tile
+from minires.kernels import compiled, plain, winograd
 from minires.kernels.compiled import Strided
+from minires.kernels.sums import merge_moments
 
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
 
@@ -26,7 +27,8 @@ def call(name, dtype, *arguments):
 
     Raises   MemoryError when the system has none left for its intermediate results
     """
-    if compiled.functions(dtype)[name](*arguments, get_threads()):
+    count = 1 if within_tile() else get_threads()
+    if compiled.functions(dtype)[name](*arguments, count):
         raise MemoryError(f"{name}: no memory for intermediate results")
 
 
@@ -35,8 +37,8 @@ def contiguous(array, dtype):
 
 
 def in_c(function):
-    """Runs a function of this file, or the one of `tiled.py` where its first array needs that."""
-    otherwise = getattr(tiled, function.__name__)
+    """Runs a function of this file, or the one of `plain.py` where its first array needs that."""
+    otherwise = getattr(plain, function.__name__)
 
     @functools.wraps(function)
     def choose(array, *rest, **named):
@@ -59,7 +61,7 @@ def matmul(a, b, out=None):
     Returns  (…, M, L)
     """
     if b.dtype != a.dtype:
-        return tiled.matmul(a, b, out)
+        return plain.matmul(a, b, out)
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (rows, inner), columns = a.shape[-2:], b.shape[-1]
     shape = (*lead, rows, columns)
@@ -76,7 +78,7 @@ def _matrices(array, lead):
     """An array (…, K, L) that C can read as (count, K, L), and its steps."""
     size = array.itemsize
     regular = all(step % size == 0 and step >= 0 for step in array.strides)
-    if array.ndim > 2 and array.shape[:-2] != lead or array.ndim > 3 or not regular:
+    if (array.ndim > 2 and array.shape[:-2] != lead) or array.ndim > 3 or not regular:
         array = np.ascontiguousarray(np.broadcast_to(array, (*lead, *array.shape[-2:])))
         array = array.reshape(math.prod(lead), *array.shape[-2:])
     *first, row, column = (step // size for step in array.strides)
@@ -94,14 +96,13 @@ def _windows(sources, replicas, shape, kernel, stride, padding, dilation):
     before, after = zip(*padding, strict=True)
     output = tuple(
         (size + sum(border) - (d * (k - 1) + 1)) // s + 1
-        for size, border, k, s, d in zip(
-            shape[1:3], padding, kernel, stride, dilation, strict=True
-        )
+        for size, border, k, s, d in zip(shape[1:3], padding, kernel, stride, dilation, strict=True)
     )
     numbers = sources, replicas, *shape, *kernel, *stride, *before, *after, *dilation, *output
     return numbers, output
 
 
+@in_c
 def convolve(x, w, bias, stride, padding, dilation, activation):
     """Correlate images with kernels, add the bias and apply the activation.
 
@@ -116,9 +117,10 @@ def convolve(x, w, bias, stride, padding, dilation, activation):
     activation  None, "relu" or "relu6": applied to a tile while it is in the cache
     Returns     (R, N, OH, OW, O)
     """
-    return _convolve(x, w, bias, stride, padding, dilation, activation, None)[0]
+    return _convolve(x, w, bias, stride, padding, dilation, activation)[0]
 
 
+@in_c
 def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window):
     """The same, and of the outputs only the largest of every window, side by side.
 
@@ -128,8 +130,7 @@ def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window)
     return _convolve(x, w, bias, stride, padding, dilation, activation, window)
 
 
-@in_c
-def _convolve(x, w, bias, stride, padding, dilation, activation, window, transposed=False):
+def _convolve(x, w, bias, stride, padding, dilation, activation, window=None, transposed=False):
     """With `transposed`, kernels (R, kh, kw, O, C) flipped: what the gradient needs."""
     dtype, (replicas, *kernel, _, _) = x.dtype, w.shape
     out_channels = w.shape[-2 if transposed else -1]
@@ -195,8 +196,13 @@ def convolve_input_gradient(g, w, shape, stride, padding, dilation):
         for (before, after), k, d in zip(padding, kernel, dilation, strict=True)
     )
     if stride == (1, 1) and min(map(min, border)) >= 0:
-        return _convolve(g, w, None, stride, border, dilation, None, None, transposed=True)[0]
-    return tiled.convolve_input_gradient(g, w, shape, stride, padding, dilation)
+        return _convolve(g, w, None, stride, border, dilation, None, transposed=True)[0]
+    dtype, x_gradient = g.dtype, empty((len(w), *shape), g.dtype)
+    numbers, _ = _windows(len(w), len(w), shape, kernel, stride, padding, dilation)
+    numbers += w.shape[-1], 1, 1, 0, 0
+    arrays = contiguous(g, dtype), contiguous(w, dtype), x_gradient
+    call("convolve_input_gradient", dtype, *arrays, numbers)
+    return x_gradient
 
 
 # --- pooling ------------------------------------------------------------------------------
@@ -303,32 +309,34 @@ def _rows(sources, shape, activation=None, with_moments=False):
 
 @in_c
 def norm_moments(rows):
-    """The moments of every channel of a batch, of some rows at a time.
+    """The mean and the population variance of every channel of a batch.
+
+    Each part's are computed in two passes, mean first, then squared deviations; parts are merged
+    in float64. So a variance much smaller than the mean keeps its digits.
 
     rows     (R, M, C)
-    Returns  how many rows each part has, (parts, 1, 1, 1); their means and their sums of squared
-             deviations, (parts, R, 1, C): all float64
+    Returns  mean and variance, each (R, 1, C) float64
     """
     numbers, shape = _rows(len(rows), rows.shape)
     means, squares = np.empty((2, *shape))
     call("norm_moments", rows.dtype, contiguous(rows, rows.dtype), numbers, means, squares)
     ends = np.arange(shape[0] + 1) * rows.shape[1] // shape[0]
-    return np.diff(ends).astype(float).reshape(-1, 1, 1, 1), means, squares
+    sizes = np.diff(ends).astype(float).reshape(-1, 1, 1, 1)
+    return merge_moments(rows.shape[1], sizes, means, squares)
 
 
 @in_c
-def normalize(rows, factor, offset, replicas, activation, backwards=False):
+def normalize(rows, factor, offset, replicas, activation):
     """y = f(factor · x + offset).
 
     rows            x (1 | R, M, C)
     factor, offset  (R, 1, C)
-    backwards       begin with the last rows, which were read last
     Returns         (R, M, C)
     """
     y = empty((replicas, *rows.shape[1:]), rows.dtype)
     numbers, _ = _rows(len(rows), y.shape, activation)
     arrays = (contiguous(array, y.dtype) for array in (rows, factor, offset))
-    call("normalize", y.dtype, *arrays, numbers, backwards, y)
+    call("normalize", y.dtype, *arrays, numbers, True, y)
     return y
 
 
@@ -470,12 +478,13 @@ def depthwise_input_gradient(g, w, shape, stride, padding, dilation):
 WIDE_BYTES = 1 << 20  # of wide values in a tile: what stays in a processor's own cache
 
 
-def separable(x, expand, depthwise, project, stride, padding, activations):
+@in_c
+def separable(x, expand, filters, project, stride, padding, activations):
     """Expand each pixel, filter every channel by itself, project each pixel.
 
     x            (1 | R, N, H, W, C) float
     expand       weights (R, C, E) and bias (R, E), or None: E = C, x is filtered itself
-    depthwise    weights (R, kh, kw, E) and bias (R, E)
+    filters      weights (R, kh, kw, E) and bias (R, E)
     project      weights (R, E, O) and bias (R, O)
     stride       (rows, columns), pixels, of the depthwise convolution
     padding      ((top, bottom), (left, right)), pixels of zeros around what it filters
@@ -483,12 +492,10 @@ def separable(x, expand, depthwise, project, stride, padding, activations):
     Returns      (R, N, OH, OW, O)
     """
     dtype = x.dtype
-    if compiled.functions(dtype) is None:
-        return tiled_separable(x, expand, depthwise, project, stride, padding, activations)
-    replicas, *kernel, wide = depthwise[0].shape
+    replicas, *kernel, wide = filters[0].shape
     settings, output = _depthwise(len(x), replicas, x.shape[1:], kernel, stride, padding, (1, 1))
     y = empty((replicas, x.shape[1], *output, project[0].shape[-1]), dtype)
-    arrays = [contiguous(a, dtype) for a in (*(expand or (x, x)), *depthwise, *project)]
+    arrays = [contiguous(a, dtype) for a in (*(expand or (x, x)), *filters, *project)]
     if expand is None:
         arrays[:2] = None, None
     before = padding[0][0], padding[1][0]
@@ -501,6 +508,8 @@ def separable(x, expand, depthwise, project, stride, padding, activations):
 
 
 # --- updates of all weights ---------------------------------------------------------------
+
+uniform = plain.uniform
 
 
 @in_c
@@ -539,6 +548,10 @@ def fold_moments(theta, first, offset, m2, n):
 
     theta        the weights, contiguous
     first        like theta; offset and m2 like it in float64: changed
-    n            (1,) int64: how many updates count, with this one
+    n            (1,) int64: how many updates count, with this one; 0: not this one
     """
-    call("fold_moments", theta.dtype, theta, first, offset, m2, theta.size, float(n[0]))
+    if n[0] == 1:
+        first[...], offset[...], m2[...] = theta, 0, 0
+    if n[0] > 1:
+        numbers = theta.size, float(n[0])
+        call("fold_moments", theta.dtype, theta, first, offset, m2, *numbers)

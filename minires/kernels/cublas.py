@@ -16,7 +16,7 @@ import threading
 
 import numpy as np
 
-from minires.backend import xp_of
+from minires.arrays import xp_of
 
 WORKSPACE = 32 << 20  # bytes, what NVIDIA advises for Hopper
 

@@ -11,7 +11,7 @@ Two frameworks published it with small differences, chosen by `variant`:
     "torch"  yes                counts it as zeros       0.9        of the population
 """
 
-from minires.layers import (
+from minires.networks.layers import (
     AuxiliaryHead,
     BatchNorm,
     Branches,
@@ -23,7 +23,7 @@ from minires.layers import (
     MeanPool,
     Sequential,
 )
-from minires.model import Model
+from minires.networks.model import Model
 
 VARIANTS = {
     "tf": {"momentum": 0.99, "unbiased": False, "scale": False},

@@ -4,8 +4,8 @@ ReLU stands *after* each pooling. The largest of four values, then cut at zero, 
 number as each cut at zero, then the largest; but it is a quarter of the work.
 """
 
-from minires.layers import Conv2D, Dense, Dropout, Flatten, MaxPool, ReLU, Sequential
-from minires.model import Model
+from minires.networks.layers import Conv2D, Dense, Dropout, Flatten, MaxPool, ReLU, Sequential
+from minires.networks.model import Model
 
 
 def lenet(

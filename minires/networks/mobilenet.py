@@ -14,7 +14,7 @@ Images of up to 64 pixels leave the first convolution at full size: five halving
 nothing of 28×28. So the same function makes the network for ImageNet and one for MNIST.
 """
 
-from minires.layers import (
+from minires.networks.layers import (
     BatchNorm,
     Conv2D,
     Dense,
@@ -24,7 +24,7 @@ from minires.layers import (
     Residual,
     Sequential,
 )
-from minires.model import Model
+from minires.networks.model import Model
 
 VARIANTS = {
     "tf": {"epsilon": 1e-3, "momentum": 0.99, "unbiased": False},

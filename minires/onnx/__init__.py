@@ -21,7 +21,7 @@ from minires.onnx.errors import (
     UnsupportedError,
 )
 from minires.onnx.graph import MEMORY, WORK, Network
-from minires.onnx.matching import transfer
+from minires.onnx.transfer import transfer
 from minires.onnx.writing import save
 
 

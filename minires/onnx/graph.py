@@ -31,9 +31,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minires import ops
-from minires.autodiff import gradients, variable
-from minires.backend import device_of, empty, single_threaded_blas, to_device, to_host, xp_of
+from minires.arrays import device_of, empty, single_threaded_blas, to_device, to_host, xp_of
+from minires.engine import ops
+from minires.engine.autodiff import gradients, variable
 from minires.onnx import operators as operators_of
 from minires.onnx import reading
 from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError

@@ -1,4 +1,4 @@
-"""What each ONNX operator does: one function per operator, in the words of `minires.ops`.
+"""What each ONNX operator does: one function per operator, in the words of `minires.engine.ops`.
 
 A function takes the `run` it belongs to, the `node` with its settings, and its inputs as
 Values (None for one left out); it returns a Value, or several. Settings that the standard
@@ -19,10 +19,10 @@ import math
 
 import numpy as np
 
-from minires import convolution, ops
-from minires.autodiff import data_of, op
-from minires.backend import to_host, xp_of
-from minires.batch_norm import batch_moments, batch_norm
+from minires.arrays import to_host, xp_of
+from minires.engine import convolution, ops
+from minires.engine.autodiff import data_of, op
+from minires.engine.batch_norm import batch_moments, batch_norm
 from minires.onnx.errors import UnsupportedError
 from minires.onnx.reading import DTYPES
 from minires.onnx.values import CHANNELS_LAST, KERNEL, Value

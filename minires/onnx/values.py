@@ -8,9 +8,9 @@ lies in that order is not touched. A Transpose node then moves nothing at all.
 
 import math
 
-from minires import ops
-from minires.autodiff import data_of
-from minires.backend import to_host
+from minires.arrays import to_host
+from minires.engine import ops
+from minires.engine.autodiff import data_of
 
 CHANNELS_LAST = (0, 2, 3, 1)  # images (N, C, H, W) stored as (N, H, W, C)
 KERNEL = (2, 3, 1, 0)  # weights (O, C, kh, kw) stored as (kh, kw, C, O)

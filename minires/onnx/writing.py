@@ -12,8 +12,8 @@ import os
 
 import numpy as np
 
-from minires.backend import to_host
-from minires.files import complete
+from minires.arrays import to_host
+from minires.arrays.files import complete
 from minires.onnx.reading import EXTERNAL, fields, import_onnx, narrow, stored_dtype
 
 # Fields of the protobuf messages, by the numbers that onnx.proto gives them.

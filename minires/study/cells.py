@@ -26,15 +26,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minires import backend, ops, training
-from minires.backend import to_host, xp_of
-from minires.experiment import fingerprint, make_optimizer
-from minires.files import complete
-from minires.metrics import nll
-from minires.model import Run
-from minires.moments import Moments
-from minires.resampling import EMA, SWAG, average, isotropic_members, prefix_averages
+from minires import arrays
+from minires.arrays import to_host, xp_of
+from minires.arrays.files import complete
+from minires.engine import ops
+from minires.networks.model import Run
+from minires.resampling.averages import average, prefix_averages
+from minires.resampling.baselines import EMA, SWAG, isotropic_members
+from minires.resampling.moments import Moments
+from minires.study.experiment import fingerprint, make_optimizer
 from minires.study.grid import MEMBERS
+from minires.training import loop
+from minires.training.metrics import nll
 
 SMALL = 3  # members of the cheap ensemble: the first of the large one's
 EMA_DECAY = 0.99  # about the last 100 updates count
@@ -86,7 +89,7 @@ class Source:
 
     def load_dataset(self):
         """The images as they come, uint8; downloaded or drawn if need be."""
-        import data_tools
+        from minires import data as data_tools
 
         sizes = {"train": self.train, "test": self.test}
         return data_tools.load(self.name, data_dir=self.data_dir, progress=False, **sizes)
@@ -132,7 +135,7 @@ def _on_device(source, xp):
 
 
 def _scaled(dataset):
-    from data_tools import scale
+    from minires.data import scale
 
     return Data(
         scale(dataset.train_images),
@@ -183,12 +186,12 @@ def compute(cells, profile, source, starts=None, device="cpu"):
     if len({alike(cell, profile) for cell in cells}) != 1:
         names = ", ".join(cell.key for cell in cells)
         raise ValueError(f"compute: cells that differ in more than seed and rates: {names}")
-    xp = backend.module_for(device)
-    if xp is np and backend.get_threads() != 1:
-        backend.set_threads(1)  # the calls are the parallelism
+    xp = arrays.module_for(device)
+    if xp is np and arrays.get_threads() != 1:
+        arrays.set_threads(1)  # the calls are the parallelism
     data = source.data() if xp is np else _on_device(source, xp)
     group = Group(cells, profile, data)
-    with backend.single_threaded_blas, warnings.catch_warnings():
+    with arrays.single_threaded_blas, warnings.catch_warnings():
         # Weights that grow without bound overflow on their way; training notices.
         warnings.simplefilter("ignore", RuntimeWarning)
         outcomes = _pretrain(group) if starts is None else _fine_tune(group, starts)
@@ -246,8 +249,8 @@ class Group:
         self.lost = {}
 
     def train(self, theta, optimizer, updates, **options):
-        """`training.train` with the cells' data and streams; θ (R, P) changes in place."""
-        return training.train(
+        """`loop.train` with the cells' data and streams; θ (R, P) changes in place."""
+        return loop.train(
             self.model,
             theta,
             xp_of(theta).zeros((len(theta), 0), theta.dtype),  # no batch norm
@@ -295,7 +298,7 @@ class Lab:
 
     def stream(self, purpose):
         """A random generator of the cell's seed."""
-        return training.stream(self.cell.seed, purpose)
+        return loop.stream(self.cell.seed, purpose)
 
     def predict(self, theta):
         """Class probabilities of all test images: θ (P,) → (N, C), θ (R, P) → (R, N, C)."""
@@ -317,7 +320,7 @@ class Lab:
 
     def score(self, probabilities):
         """Accuracy, NLL, Brier score and ECE of a prediction."""
-        return training.score(probabilities, self.data.test_labels)
+        return loop.score(probabilities, self.data.test_labels)
 
     def score_each(self, thetas):
         """Scores of several networks, predicted one after another; each score a list."""
@@ -416,12 +419,12 @@ class Track:
         curves = "curves" in group.parts
         self.averaged = averaged_updates(group.profile) if curves else []
         self.means = []
-        self.watched = training.choose_weights(
+        self.watched = loop.choose_weights(
             group.model, WATCHED if curves else 0, np.random.default_rng(0)
         )
 
     def folded(self, theta):
-        """What θ is to be folded into after every update, for `training.train`."""
+        """What θ is to be folded into after every update, for `loop.train`."""
         kept = [self.moments, self.ema] + ([self.swag.moments] if self.swag else [])
         return [(average, theta) for average in kept]
 
@@ -576,14 +579,13 @@ def _baselines(lab, finetuned, track, others):
     return found
 
 
-@backend.single_threaded_blas
+@arrays.single_threaded_blas
 def predict_with_dropout(lab, theta, rng):
     """Class probabilities of the test images from one pass with dropout on, (N, classes)."""
     images, step = lab.data.test_images, lab.model.batch
     run = Run(theta, None, training=True, rng=rng)
     logits = [
-        lab.model.network.apply(images[start : start + step], run)
-        for start in range(0, len(images), step)
+        lab.model.apply(images[start : start + step], run) for start in range(0, len(images), step)
     ]
     return ops.softmax(xp_of(images).concatenate(logits))
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minires.files import complete
+from minires.arrays.files import complete
 
 # Colour-blind safe (after Okabe and Ito), with contrast for lines and text on white.
 INK, MUTED, RULE, PAGE = "#1f2430", "#5d6572", "#e1e4e8", "#ffffff"

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from minires import backend
-from minires.experiment import fingerprint
-from minires.files import complete, save_json
+from minires import arrays
+from minires.arrays.files import complete, save_json
 from minires.study.cells import Source, work
 from minires.study.claims import ADAM_CEILING, verdicts
 from minires.study.crews import Device, Processes
+from minires.study.experiment import fingerprint
 from minires.study.grid import ADAM_RATE, Cell, Profile
 from minires.study.propositions import count
 from minires.study.store import load_sweep
@@ -275,7 +275,7 @@ def main(arguments=None):
 
 def _crew(options):
     """Who does the work; said before anything is loaded."""
-    backend.module_for(options.device)  # is there a GPU?
+    arrays.module_for(options.device)  # is there a GPU?
     for name in ("workers", "together"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -283,7 +283,7 @@ def _crew(options):
     if options.device == "cpu":
         if options.together:
             raise ValueError("--together is for --device gpu: on CPUs every worker has one cell")
-        return Processes(options.workers or backend.default_threads())
+        return Processes(options.workers or arrays.default_threads())
     if options.workers:
         raise ValueError("--workers is for CPUs, --device gpu works in one process: leave it out")
     return Device(options.together or TOGETHER_ON_GPU)

@@ -18,7 +18,7 @@ from string import Template
 
 import numpy as np
 
-from minires.files import complete
+from minires.arrays.files import complete
 from minires.study import figures
 
 DARK = (

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minires import training
-from minires.experiment import METRICS
-from minires.files import load_json
+from minires.arrays.files import load_json
+from minires.study.experiment import METRICS
 from minires.study.grid import Cell
+from minires.training import loop
 
 GROUP = 5  # networks in a deep ensemble
 
@@ -167,7 +167,7 @@ def _deep_ensembles(folder, records):
                     "cell": dict(group),
                     "seeds": [cell.seed for cell in chosen],
                     "members": len(chosen),
-                    **training.score(average, labels),
+                    **loop.score(average, labels),
                 }
             )
     return found

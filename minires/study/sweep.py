@@ -28,16 +28,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minires import backend
-from minires.bench import Problem
-from minires.experiment import fingerprint
-from minires.files import complete, load_arrays, load_json, save_arrays, save_json
-from minires.moments import Moments
-from minires.optimizers import SGD
+from minires import arrays
+from minires.arrays.files import complete, load_arrays, load_json, save_arrays, save_json
+from minires.resampling.moments import Moments
 from minires.study.cells import TOGETHER, Source, Start, alike, compute, work
 from minires.study.crews import Cluster, Device, Processes, failure, is_death
+from minires.study.experiment import fingerprint
 from minires.study.grid import MEMBERS, PROFILES, Cell
 from minires.study.store import Store, load_sweep, tabulate, text_table
+from minires.training.optimizers import SGD
+from minires.training.timing import Problem
 
 TOGETHER_ON_GPU = 50  # networks of the full profile need some 10 GB, with all baselines 15
 MEASURED = 5  # rounds of a measurement
@@ -298,7 +298,7 @@ def measure(profile, dataset):
     rng = np.random.default_rng(0)
     theta, optimizer, chosen = model.init(rng), SGD(0.01), slice(0, profile.batch)
     moments, steps = Moments(theta.shape), []
-    with backend.threads(1):
+    with arrays.threads(1):
         for _ in range(13):
             began = time.perf_counter()
             _, gradient = model.loss_and_gradient(theta, images[chosen], labels[chosen], rng=rng)
@@ -505,7 +505,7 @@ def _check_options(options):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}, expected 1 or more")
-    backend.module_for(options.device)  # is there a GPU?
+    arrays.module_for(options.device)  # is there a GPU?
     if options.device == "gpu" and (options.workers or options.cluster):
         raise ValueError(
             "--workers and --cluster are for CPUs, --device gpu works in one process: leave one "
@@ -521,7 +521,7 @@ def _crew(options, dry_run=False):
         return Device(options.together or TOGETHER_ON_GPU)
     if options.cluster and not dry_run:
         return Cluster(options.cluster)
-    return Processes(options.workers or backend.default_threads())
+    return Processes(options.workers or arrays.default_threads())
 
 
 def _find_data(profile, folder, data_dir):

@@ -443,3 +443,69 @@ EXPORT int convolve_weight_gradient(const real *x, const real *g, real *result,
     return run_tiles(add_lanes, &add, w->replicas * size, 0,
                      size * width * job.lanes < (1 << 15) ? 1 : threads);
 }
+
+/* --- the gradient with respect to x, for any stride ----------------------------------------
+
+   The share of tap (u, v) of window (i, j) is Σ_o g[r,n,i,j,o] · w[r,u,v,c,o]: a product, whose
+   results are added where the window lay. A tile is one image, for windows overlap. */
+
+struct input_job {
+    struct windows w;
+    const real *g, *packed; /* packed: wᵀ of each network, (O, kh·kw·C) in panels */
+    real *result;
+};
+
+static void input_tile(const void *pointer, int64_t tile, char *scratch) {
+    const struct input_job *job = pointer;
+    const struct windows *w = &job->w;
+    int64_t size = window_size(w), width = round_up(size, VL), inner = w->out_channels, zero = 0;
+    int64_t wide = w->output[1], channels = w->channels;
+    const real *packed = job->packed + tile / w->images * inner * width;
+    const real *g = job->g + tile * w->output[0] * wide * inner;
+    real *image = job->result + tile * w->height * w->width * channels;
+    real *shares = (real *)scratch;
+    struct runs runs = {&zero, 1, inner, 1};
+    memset(image, 0, w->height * w->width * channels * sizeof(real));
+    for (int64_t i = 0; i < w->output[0]; i++, g += wide * inner) {
+        EACH_PANEL(v, vectors, size)
+            for (int64_t j = 0; j < wide; j += MR) {
+                const real *rows[MR];
+                for (int64_t m = 0; m < MR; m++) rows[m] = g + least(j + m, wide - 1) * inner;
+                struct results to = {.c = shares + j * width + v * VL, .ldc = width,
+                                     .rows = wide - j, .columns = vectors * VL};
+                product(rows, runs, packed + inner * v * VL, vectors * VL, to, vectors);
+            }
+        for (int64_t u = 0; u < w->kernel[0]; u++) {
+            int64_t row = i * w->stride[0] + u * w->dilation[0] - w->before[0];
+            if (row < 0 || row >= w->height)
+                continue;
+            for (int64_t j = 0; j < wide; j++)
+                for (int64_t v = 0; v < w->kernel[1]; v++) {
+                    int64_t column = j * w->stride[1] + v * w->dilation[1] - w->before[1];
+                    if (column < 0 || column >= w->width)
+                        continue;
+                    real *pixel = image + (row * w->width + column) * channels;
+                    const real *share = shares + j * width + (u * w->kernel[1] + v) * channels;
+                    for (int64_t c = 0; c < channels; c++) pixel[c] += share[c];
+                }
+        }
+    }
+}
+
+/* g (R, N, OH, OW, O), weights (R, kh, kw, C, O), result (R, N, H, W, C) */
+EXPORT int convolve_input_gradient(const real *g, const real *weights, real *result,
+                                   const struct windows *w, int64_t threads) {
+    struct input_job job = {.w = *w, .g = g, .result = result};
+    int64_t size = window_size(w), width = round_up(size, VL);
+    real *packed = (real *)own_memory(FOR_JOB, w->replicas * w->out_channels * width *
+                                                   sizeof(real));
+    if (!packed)
+        return -1;
+    job.packed = packed;
+    struct pack_job pack = {weights, packed, w->out_channels, size, count_panels(size), 1};
+    if (run_tiles(pack_tile, &pack, w->replicas * pack.panels, 0, 1))
+        return -1;
+    int64_t work = w->replicas * w->images * w->output[0] * w->output[1] * size * w->out_channels;
+    return run_tiles(input_tile, &job, w->replicas * w->images,
+                     w->output[1] * width * sizeof(real), work < ENOUGH_WORK ? 1 : threads);
+}

@@ -1,0 +1,103 @@
+"""Where an array lives: on the CPU (NumPy) or on a GPU (CuPy).
+
+The array's own type picks the backend. `xp_of(array)` is the module that made it, so the same
+line of mathematics runs on both.
+"""
+
+import importlib
+import sys
+
+import numpy as np
+import threadpoolctl
+
+
+def xp_of(array):
+    """The module whose functions work on `array`: `numpy`, or `cupy` for a CuPy array."""
+    if type(array).__module__.partition(".")[0] == "cupy":
+        return sys.modules["cupy"]
+    return np
+
+
+def device_of(array):
+    """Where an array lives: "cpu" or "gpu"."""
+    return "cpu" if xp_of(array) is np else "gpu"
+
+
+def to_host(array):
+    """`array` as a NumPy array (the same object if it is one already)."""
+    return array if xp_of(array) is np else array.get()
+
+
+def to_device(array, device="cpu"):
+    """`array` on a device.
+
+    device   "cpu" or "gpu"
+    Returns  a NumPy or a CuPy array
+    Raises   RuntimeError when a GPU is asked for and CuPy or the GPU is missing
+    """
+    if device == "cpu":
+        return to_host(array)
+    return module_for(device).asarray(array)
+
+
+def module_for(device):
+    """The module whose arrays live on a device: `numpy` for "cpu", `cupy` for "gpu".
+
+    Raises   RuntimeError when a GPU is asked for and CuPy or the GPU is missing
+    """
+    if device not in ("cpu", "gpu"):
+        raise ValueError(f"device is {device!r}, expected 'cpu' or 'gpu'")
+    return np if device == "cpu" else _import_cupy()
+
+
+def _import_cupy():
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as error:
+        raise RuntimeError(
+            "a GPU was asked for, but CuPy is not installed: "
+            "pip install 'minires[gpu13]' (CUDA 13) or 'minires[gpu12]' (CUDA 12)"
+        ) from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise RuntimeError(
+            f"a GPU was asked for, but the CUDA driver finds none ({error}): "
+            "install or update the NVIDIA driver, or run on the CPU"
+        ) from error
+    if count == 0:
+        raise RuntimeError("a GPU was asked for, but this machine has none: run on the CPU")
+    return cupy
+
+
+def describe_gpus():
+    """What `minires info` says of the GPUs: a list of cards, or the reason why there is none."""
+    try:
+        runtime = _import_cupy().cuda.runtime
+    except RuntimeError as error:
+        return str(error)
+    cards = [runtime.getDeviceProperties(number) for number in range(runtime.getDeviceCount())]
+    return [
+        f"{card['name'].decode()}, {card['totalGlobalMem'] / 2**30:.0f} GiB, "
+        f"compute capability {card['major']}.{card['minor']}"
+        for card in cards
+    ]
+
+
+def describe_cuda():
+    """The versions of CuPy and CUDA, where there is a GPU."""
+    cupy = _import_cupy()
+    runtime = cupy.cuda.runtime
+    versions = runtime.runtimeGetVersion(), runtime.driverGetVersion()
+    numbers = [f"{version // 1000}.{version % 1000 // 10}" for version in versions]
+    return f"CuPy {cupy.__version__}, CUDA {numbers[0]}, driver for CUDA {numbers[1]}"
+
+
+def describe_blas():
+    """The BLAS libraries in this process, with their kernels' architecture and threads."""
+    return [
+        f"{library['internal_api']} {library['version']} "
+        f"({library.get('architecture', 'unknown architecture')}, {library['num_threads']} threads)"
+        for library in threadpoolctl.threadpool_info()
+        if library["user_api"] == "blas"
+    ]

@@ -1,0 +1,125 @@
+"""Files that are either complete or not there.
+
+Everything is written under another name in the same folder, forced to the disk, and renamed
+at the end. Whatever stops a program, a reader never sees half a file.
+"""
+
+import contextlib
+import json
+import math
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def complete(path, mode="wb"):
+    """Open a file for writing that takes the name `path` only when the block has succeeded.
+
+    path     the file's final name
+    mode     "wb" or "w" (UTF-8)
+    Yields   the open file
+    """
+    path = Path(path)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            unfinished.unlink()
+        raise
+
+
+def save_arrays(path, **arrays):
+    """Write arrays of numbers to an .npz file. TypeError for other objects: no pickle."""
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise TypeError(f"{path}: {name} holds Python objects, which are not written")
+    with complete(path) as file:
+        np.savez(file, **arrays)
+
+
+def load_arrays(path: str | Path, *names: str, shapes: dict | None = None) -> dict[str, np.ndarray]:
+    """Read arrays that `save_arrays` wrote.
+
+    Names, types and sizes are looked at before any content is read. `save_arrays` does not
+    compress, so no array can be larger than the file, and a small file cannot fill the memory.
+
+    path     the .npz file
+    names    arrays that must be in it
+    shapes   {name: shape} of arrays that must be in it with that shape, all values finite
+    Returns  a dict of all the arrays in it
+    Raises   FileNotFoundError; ValueError when the file is damaged, lacks one of `names`, or
+             holds something else than `shapes` says
+    """
+    shapes = shapes or {}
+    with open(path, "rb") as file:
+        try:
+            found = _headers(file)
+            missing = [name for name in (*names, *shapes) if name not in found]
+            if not missing:
+                with np.load(file, allow_pickle=False) as archive:
+                    arrays = {name: archive[name] for name in archive}
+        except Exception as error:  # a damaged file can make zipfile and NumPy raise anything
+            raise ValueError(
+                f"{path} is damaged or not an .npz file of plain arrays "
+                f"({type(error).__name__}: {error})"
+            ) from error
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: it was written by something else")
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{path}: {name} is {arrays[name].shape}, expected {shape}")
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{path}: {name} has values that are infinite or not numbers")
+    return arrays
+
+
+def _headers(file):
+    """{name: (shape, dtype)} of the arrays in an .npz file; their contents are not read."""
+    size = os.fstat(file.fileno()).st_size
+    found, total = {}, 0
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            total += entry.file_size
+            if entry.compress_type != zipfile.ZIP_STORED or total > size:
+                raise ValueError("its arrays are larger than the file")
+            with archive.open(entry) as array:
+                version = np.lib.format.read_magic(array)
+                read = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, _, dtype = read(array)
+                if dtype.hasobject:
+                    raise ValueError(f"{entry.filename} holds Python objects, not numbers")
+                if math.prod(shape) * dtype.itemsize > entry.file_size:
+                    raise ValueError(f"{entry.filename} is not the array that it says it is")
+            found[entry.filename.removesuffix(".npy")] = shape, dtype
+    file.seek(0)
+    return found
+
+
+def save_json(path: str | Path, content: object) -> None:
+    """Write a JSON file that a person can read; ValueError for NaN, which JSON does not have."""
+    with complete(path, "w") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+
+
+def load_json(path: str | Path) -> object:
+    """Read a JSON file; ValueError names it when it is damaged, or holds NaN or Infinity."""
+
+    def refuse(constant):
+        raise ValueError(f"it holds {constant}, which JSON does not have")
+
+    try:
+        return json.loads(Path(path).read_text("utf-8"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error

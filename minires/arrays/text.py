@@ -1,0 +1,112 @@
+"""Text on a terminal: tables, messages, progress bars, and words that come from outside.
+
+A terminal may know only ASCII or Windows' cp1252, or there may be none at all. A command must
+end well on all of them, so what cannot be written gets a stand-in: "+/-" for ±, "l1" for ℓ₁.
+"""
+
+import codecs
+import json
+import os
+import sys
+import unicodedata
+
+STAND_INS = {
+    "±": "+/-", "−": "-", "–": "-", "—": "-", "─": "-", "×": "x", "·": "*", "≥": ">=", "≤": "<=",
+    "→": "->", "✕": "x", "▼": "v", "▲": "^", "Δ": "d", "σ": "sigma", "θ": "theta", "ε": "eps",
+    "α": "alpha", "“": '"', "”": '"', "’": "'", "√": "sqrt", "∈": "in", "‖": "||",
+}  # fmt: skip
+# Control and format characters, lone surrogates, unassigned ones, line and paragraph separators.
+HARMFUL = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
+
+
+def shown(text: object) -> str:
+    """Text from outside (a path, a name in a file), made safe to show on a terminal or a page.
+
+    Control characters could move the cursor, ring the bell or turn the direction of writing.
+    Each becomes its escape, such as \\x1b, and so does a newline: what is shown is one line.
+
+    text      anything; `str` of it is taken
+    Returns   str of printable characters
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in HARMFUL
+        else character
+        for character in str(text)
+    )
+
+
+def table(heads: list, rows: list, words: int = 1) -> str:
+    """Rows and columns as text, columns as wide as their widest cell.
+
+    heads     headings of the columns; empty: no headings
+    rows      lists of cells; None instead of a row draws a rule
+    words     how many of the first columns are text, aligned left; numbers are aligned right
+    Returns   lines joined by newlines; every cell made harmless by `shown`, but for spaces
+    """
+    lines = [row and [shown(cell) for cell in row] for row in ([heads, None] if heads else [])]
+    lines += [row and [shown(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*filter(None, lines), strict=True)]
+
+    def text(cells):
+        if cells is None:
+            return "  ".join("─" * width for width in widths)
+        aligned = [
+            cell.ljust(width) if column < words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join(map(text, lines))
+
+
+def say(*lines: object) -> None:
+    """Write messages to stderr, one line each; nothing where there is no stderr."""
+    if _is_open(sys.stderr):
+        for line in lines:
+            print(shown(line), file=sys.stderr)
+
+
+def progress(iterable=None, quiet: bool = False, **settings):
+    """A tqdm progress bar on stderr, hidden where stderr is no terminal, or is not there.
+
+    iterable   what it goes through, or None: `update` is called
+    quiet      no bar in any case
+    settings   tqdm's: desc, total, unit, …
+    """
+    from tqdm import tqdm
+
+    seen = _is_open(sys.stderr) and getattr(sys.stderr, "isatty", lambda: False)()
+    return tqdm(iterable, disable=quiet or not seen, **settings)
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr take any text: stand-ins where needed, nowhere if closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not _is_open(stream):
+            # At once: else the next file that is opened would get the free number 1 or 2.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="minires")
+
+
+def _is_open(stream):
+    return stream is not None and not getattr(stream, "closed", False)
+
+
+def _stand_in(error):
+    """What to write for characters that an encoding lacks; a codec's error handler."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    found = []
+    for character in error.object[error.start : error.end]:
+        plain = STAND_INS.get(character)
+        if plain is None and unicodedata.decomposition(character).startswith("<"):
+            plain = unicodedata.normalize("NFKD", character)  # ℓ₁ is l1, … is ...
+        # Anything else as JSON and Python write it: a name must not become another name.
+        found.append(plain if plain and plain.isascii() else json.dumps(character)[1:-1])
+    return "".join(found), error.end
+
+
+codecs.register_error("minires", _stand_in)

@@ -1,0 +1,452 @@
+"""`minires evaluate`: how good an ONNX network is on a folder of photographs.
+
+    network = minires.onnx.load("mobilenet.onnx")
+    pictures = data_tools.imagenet.load("val", synsets="synsets.txt")
+    examination = Examination(network, pictures, "keras")
+    outcomes, speed = examine(examination)
+    summarize(outcomes)                     # top-1, top-5, NLL, ECE, each with a standard error
+
+An accuracy without its error is half a number: 78 % of 1,000 photographs is 78 ± 1.3 %, and
+cannot be told from 77 %. So every score here carries its standard error.
+"""
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minires.arrays import describe_gpus, module_for, set_threads, to_device, to_host, xp_of
+
+BATCH = 32  # photographs at once: more is not faster, and takes more memory
+
+
+class Examination:
+    """A network and the photographs it is shown: sizes, layout and numbering made to agree.
+
+    network   as minires.onnx.load gives it
+    pictures  data_tools.imagenet.Pictures
+    preset    how photographs are prepared, a name in data_tools.imagenet.PRESETS
+    size      of the input, pixels; None: as the network's file says
+    threads   how many decode photographs; None: one for each core
+    device    "cpu" or "gpu": where the network computes
+    Raises    ValueError when the network is not one for photographs, or knows other classes
+    """
+
+    def __init__(self, network, pictures, preset, size=None, threads=None, device="cpu"):
+        from minires.data import imagenet
+
+        self.network, self.pictures = network, pictures
+        self.preset, self.threads, self.device = preset, threads, device
+        self.layout, self.size = _input_of(network, size)
+        if None in network.input_shape[1:]:  # then nothing was tried when it was loaded
+            sides = self.size, self.size
+            try:
+                network.try_size((3, *sides) if self.layout == "NCHW" else (*sides, 3))
+            except ValueError as error:
+                raise ValueError(
+                    f"{network.path} does not take pictures of {self.size} × {self.size}: {error}"
+                ) from error
+        if network.classes is None:
+            raise ValueError(
+                f"{network.path}: the outputs are {[value.name for value in network.outputs]} of "
+                "unknown shape; a classifier has one, (N, classes)"
+            )
+        self.offset, self.outputs = imagenet.match_outputs(len(pictures.classes), network.classes)
+        self.notes = imagenet.Notes()
+
+    def batches(self, plan, pictures=None):
+        """Photographs as the network expects them, in the layout of its file, batch by batch.
+
+        plan      iterable of index arrays
+        pictures  others than the examination's own
+        Yields    images, on the device; labels (numbers of classes) and indices. Those of unusable
+                  photographs are missing
+        """
+        from minires.data import imagenet
+
+        pictures = pictures or self.pictures
+        for batch in imagenet.batches(
+            pictures, plan, self.preset, self.size, self.notes, self.threads
+        ):
+            images = to_device(batch.images, self.device)
+            if self.layout == "NCHW":
+                images = images.transpose(0, 3, 1, 2)
+            yield images, batch.labels, batch.indices
+
+    def whole_batches(self, *arrays):
+        """The same photographs, some of them again where a graph takes so many at a time or none.
+
+        arrays   images (n, …), perhaps labels (n,)
+        Returns  list of arrays, (n or more, …): n rounded up to a multiple of the fixed batch
+        """
+        count, fixed = len(arrays[0]), self.network.batch or 1
+        if count % fixed == 0:
+            return list(arrays)
+        shown = np.arange(-(-count // fixed) * fixed) % count
+        return [array[xp_of(array).asarray(shown)] for array in arrays]
+
+    def predict(self, theta, images, stats=None):
+        """Probabilities of the classes that the photographs know: (n, classes), on the host.
+
+        A background class is left out, and the others made to sum to one: as if its logit were
+        left out of the softmax.
+        """
+        count = len(images)
+        (images,) = self.whole_batches(images)
+        probabilities = to_host(self.network.predict(theta, images, stats))[:count]
+        if self.offset:
+            probabilities = probabilities[:, self.offset :]
+            probabilities = probabilities / probabilities.sum(axis=-1, keepdims=True)
+        return probabilities
+
+    def own_vectors(self):
+        """The weights and statistics of the network's file, on the device."""
+        return tuple(to_device(v, self.device) for v in (self.network.theta, self.network.stats))
+
+
+def plan_of(count, batch):
+    """All of `count` photographs in order: index arrays of `batch`, the last one shorter."""
+    return [np.arange(start, min(start + batch, count)) for start in range(0, count, batch)]
+
+
+# --- scores ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcomes:
+    """What became of each photograph: all that the scores need, a few bytes each.
+
+    top1, top5  (N,) bool: whether the label is the most probable class, among the first five
+    nll         (N,) float64: −ln of the label's probability, as in minires.training.metrics.nll
+    confidence  (N,) float64: the largest probability; NaN where a prediction is no number
+    """
+
+    top1: np.ndarray
+    top5: np.ndarray
+    nll: np.ndarray
+    confidence: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities, labels):
+        """From predictions (N, classes) and labels (N,)."""
+        rows = np.arange(len(labels))
+        own = probabilities[rows, labels]
+        # Of equal probabilities the class with the smaller number comes first.
+        before = (probabilities == own[:, None]) & (
+            np.arange(probabilities.shape[1]) < labels[:, None]
+        )
+        place = (before | (probabilities > own[:, None])).sum(axis=1)
+        is_number = ~np.isnan(probabilities).any(axis=1)
+        tiny = np.finfo(probabilities.dtype).tiny
+        return cls(
+            top1=(place < 1) & is_number,
+            top5=(place < 5) & is_number,
+            nll=np.where(is_number, -np.log(np.maximum(own, tiny).astype(np.float64)), np.nan),
+            confidence=probabilities.max(axis=1).astype(np.float64),
+        )
+
+    @classmethod
+    def joined(cls, parts):
+        """Several one after another."""
+        names = ("top1", "top5", "nll", "confidence")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def __len__(self):
+        return len(self.top1)
+
+
+def summarize(outcomes):
+    """The scores of a network, each with its standard error.
+
+    top1, top5  fractions; √(p(1−p)/N)
+    nll         nats a photograph; standard deviation (ddof 1)/√N
+    ece         see minires.training.metrics.ece; the standard deviation over 200 resamplings of the
+                photographs with replacement (bootstrap), always the same ones
+
+    outcomes  Outcomes of N photographs
+    Returns   dict: "images", each score, and each score's "…_error"; NaN where it is undefined:
+              a single photograph says nothing of how much others would differ
+    """
+    count = len(outcomes)
+    top1, top5 = float(outcomes.top1.mean()), float(outcomes.top5.mean())
+    ece, ece_error = _calibration(outcomes)
+    return {
+        "images": count,
+        "top1": top1,
+        "top1_error": _error_of_share(top1, count),
+        "top5": top5,
+        "top5_error": _error_of_share(top5, count),
+        "nll": float(outcomes.nll.mean()),
+        "nll_error": standard_error(outcomes.nll),
+        "ece": ece,
+        "ece_error": ece_error,
+    }
+
+
+def _error_of_share(share, count):
+    return math.sqrt(share * (1 - share) / count) if count > 1 else math.nan
+
+
+def standard_error(values):
+    """Of the mean of N numbers: their standard deviation (ddof 1) over √N; NaN for one number."""
+    if len(values) < 2:
+        return math.nan
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def _calibration(outcomes, resamplings=200):
+    """The expected calibration error and its bootstrap standard error."""
+    from minires.training import metrics
+
+    if np.isnan(outcomes.confidence).any():
+        return math.nan, math.nan
+    # All that the error asks of a prediction is its confidence and whether it is right, so two
+    # classes do: "what the network says", and "anything else".
+    pairs = np.stack([outcomes.confidence, np.zeros(len(outcomes))], axis=1)
+    labels = (~outcomes.top1).astype(np.int64)
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(resamplings):
+        chosen = rng.integers(len(labels), size=len(labels))
+        draws.append(metrics.ece(pairs[chosen], labels[chosen]))
+    error = float(np.std(draws, ddof=1)) if len(labels) > 1 else math.nan
+    return float(metrics.ece(pairs, labels)), error
+
+
+def is_no_better_than_chance(outcomes, classes):
+    """Whether so few labels are among the first five that guessing would do as well.
+
+    classes  that the network knows, more than ten; of fewer, chance is too good a guess
+    """
+    count, chance = len(outcomes), 5 / classes
+    if classes <= 10 or count < 20:
+        return False
+    return outcomes.top5.mean() <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
+
+
+# --- one network ----------------------------------------------------------------------------
+
+
+def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=False):
+    """Show a network all photographs, in order.
+
+    examination   Examination
+    theta, stats  weights and statistics; None: those of the network's file
+    batch         photographs at once
+    limit         show only so many, spread evenly over all; None: all
+    quiet         no progress bar (there is none off a terminal in any case)
+    Returns       Outcomes; dict of "seconds", and of photographs a second with decoding
+                  ("images_per_second") and in the network alone ("network_images_per_second")
+    Raises        ValueError when no photograph can be used
+    """
+    from tqdm import tqdm
+
+    if theta is None or stats is None:
+        own_theta, own_stats = examination.own_vectors()
+        theta = own_theta if theta is None else theta
+        stats = own_stats if stats is None else stats
+    count = len(examination.pictures)
+    shown = np.arange(count)
+    if limit is not None and limit < count:
+        shown = np.arange(limit) * count // limit
+    plan = [shown[part] for part in plan_of(len(shown), batch)]
+    parts, computing, started = [], 0.0, time.perf_counter()
+    with tqdm(total=len(shown), unit="image", disable=True if quiet else None) as bar:
+        for planned, (images, labels, _) in zip(plan, examination.batches(plan), strict=True):
+            if len(labels):
+                begun = time.perf_counter()
+                probabilities = examination.predict(theta, images, stats)
+                computing += time.perf_counter() - begun
+                parts.append(Outcomes.of(probabilities, labels))
+            bar.update(len(planned))
+    if not parts:
+        raise ValueError(
+            f"{examination.pictures.where}: none of {len(shown)} pictures can be used "
+            f"({examination.notes}); the first: {examination.notes.lines()[0]}"
+        )
+    outcomes = Outcomes.joined(parts)
+    seconds = time.perf_counter() - started
+    return outcomes, {
+        "seconds": seconds,
+        "images_per_second": len(outcomes) / seconds,
+        "network_images_per_second": len(outcomes) / computing,
+    }
+
+
+def _input_of(network, size):
+    """The layout of the network's input, and the side of the square it expects, pixels."""
+    shape, layout = network.input_shape, network.input_layout
+    if shape is None or len(shape) != 4 or layout not in ("NCHW", "NHWC"):
+        raise ValueError(
+            f"{network.path}: the input is {shape} ({layout or 'layout unknown'}), expected "
+            "photographs: (N, 3, H, W) or (N, H, W, 3)"
+        )
+    channels, *sides = shape[1:] if layout == "NCHW" else (shape[3], *shape[1:3])
+    if channels not in (3, None):
+        raise ValueError(f"{network.path}: the input has {channels} channels, photographs have 3")
+    fixed = {side for side in sides if side is not None}
+    if len(fixed) > 1:
+        raise ValueError(f"{network.path}: the input is {sides} pixels, expected a square")
+    if not fixed and size is None:
+        raise ValueError(f"{network.path} takes pictures of any size: say which with --size")
+    if fixed and size is not None and {size} != fixed:
+        raise ValueError(f"{network.path} takes pictures of size {fixed.pop()}, --size is {size}")
+    return layout, size or fixed.pop()
+
+
+# --- in words -------------------------------------------------------------------------------
+
+
+def with_error(scores, key, digits, factor=1, sign=""):
+    """A score and its standard error as text; – for an error that is undefined."""
+    value, error = scores[key] * factor, scores[key + "_error"] * factor
+    return f"{value:{sign}.{digits}f} ± " + (f"{error:.{digits}f}" if error == error else "–")
+
+
+def counted(number, thing):
+    """ "1 picture", "1,000 pictures" """
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+def add_parser(subparsers):
+    """Add `minires evaluate` to the command line."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="accuracy, NLL and calibration of an ONNX network",
+        description="Show an ONNX network the photographs of a folder: top-1, top-5, negative "
+        "log-likelihood and calibration error, each with its standard error, and the speed.",
+    )
+    add_picture_options(parser)
+    parser.add_argument(
+        "--batch", type=int, default=BATCH, help="photographs at once (%(default)s)"
+    )
+    parser.add_argument("--limit", type=int, help="show only so many, spread evenly over all")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.set_defaults(run=run)
+
+
+def add_picture_options(parser):
+    """Add what `evaluate` and `improve` both ask: the network and the pictures."""
+    parser.add_argument("model", type=Path, help="the ONNX file")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR",
+                        help="folder with one folder for each class, or a tar")  # fmt: skip
+    parser.add_argument("--synsets", type=Path, metavar="FILE",
+                        help="line n begins with the name (WordNet id) of class n; needed when "
+                        "the folder lacks classes")  # fmt: skip
+    parser.add_argument("--labels", type=Path, metavar="FILE",
+                        help="ground truth of a validation tar: line n is the class of the n-th "
+                        "picture by name")  # fmt: skip
+    parser.add_argument("--preset", choices=("keras", "torchvision", "tf-slim"), default="keras",
+                        help="how pictures are prepared: as for networks from this program "
+                        "(%(default)s); the first and the last scale to [-1, 1]")  # fmt: skip
+    parser.add_argument("--size", type=int, help="pixels, for a network that takes any")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where (cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
+
+
+def check_counts(options, *names):
+    """Raise ValueError unless the named options are whole numbers from 1, where they are given."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, expected 1 or more")
+
+
+def open_examination(options):
+    """The network and the pictures that the command line names, as an Examination."""
+    import minires.onnx
+    from minires.data import imagenet
+
+    check_counts(options, "batch", "size", "threads")
+    module_for(options.device)  # before anything is loaded: is there a GPU?
+    if options.threads is not None:
+        set_threads(options.threads)
+    network = minires.onnx.load(options.model)
+    pictures = imagenet.load(options.images, options.synsets, options.labels)
+    return Examination(
+        network, pictures, options.preset, options.size, options.threads, options.device
+    )
+
+
+def describe_notes(examination, most=10):
+    """Lines about files that were left out or converted: the counts, and the first names."""
+    notes, ignored = examination.notes, examination.pictures.ignored
+    lines = []
+    if ignored:
+        lines.append(f"{len(ignored)} files are no pictures by their names: {ignored[0]} …")
+    if notes.counts:
+        found = notes.lines()
+        lines += [f"pictures: {notes}", *(f"  {line}" for line in found[:most])]
+        if len(found) > most:
+            lines.append(f"  and {len(found) - most} more")
+    return lines
+
+
+def run(options):
+    """`minires evaluate`: print the scores; 0 is the exit code."""
+    check_counts(options, "limit")
+
+    def say(text):
+        print(text, file=sys.stderr)
+
+    try:
+        examination = open_examination(options)
+        say(examination.outputs)
+        outcomes, speed = examine(examination, batch=options.batch, limit=options.limit)
+    except KeyboardInterrupt:
+        say("\nstopped: there are no scores")
+        return 130
+    pictures = examination.pictures
+    for line in describe_notes(examination):
+        say(line)
+    if is_no_better_than_chance(outcomes, len(pictures.classes)):
+        say(
+            "guessing would do as well: is the order of the classes "
+            f"({options.synsets or 'sorted by name'}) the network's own, and the preset "
+            f"({options.preset}) that of the program it comes from?"
+        )
+    scores = summarize(outcomes)
+    if options.json:
+        result = {
+            "model": str(options.model),
+            "pictures": pictures.where,
+            "preset": options.preset,
+            "size": examination.size,
+            "device": options.device,
+            "outputs": examination.outputs,
+            **scores,
+            "left_out": examination.notes.skipped,
+            "notes": examination.notes.counts,
+            "noted": examination.notes.lines(),
+            "not_pictures": len(pictures.ignored),
+            **speed,
+        }
+        print(json.dumps(_without_nan(result), ensure_ascii=False, allow_nan=False))
+        return 0
+    size = examination.size
+    print(f"{options.model} on {counted(len(outcomes), 'picture')} of {pictures.where}")
+    print(f"preset {options.preset}, {size} × {size}; ± is one standard error")
+    for name, key in (("top-1", "top1"), ("top-5", "top5"), ("ECE", "ece")):
+        print(f"  {name:<6} {with_error(scores, key, 2, 100):>13} %")
+    print(f"  NLL      {with_error(scores, 'nll', 4)} nats")
+    print(
+        f"  speed  {speed['images_per_second']:.0f} pictures a second, "
+        f"{speed['network_images_per_second']:.0f} in the network alone"
+        + (f" ({describe_gpus()[0]})" if options.device == "gpu" else "")
+    )
+    return 0
+
+
+def _without_nan(content):
+    """JSON knows no NaN: null in its place."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in content.items()
+    }

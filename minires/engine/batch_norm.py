@@ -1,0 +1,111 @@
+"""Batch normalisation as a differentiable function.
+
+    x̂ = (x − mean) / √(variance + ε)        y = f( scale · x̂ + shift )
+
+for every channel, over all images and pixels of a batch. In training the mean and the variance
+are the batch's own, so they depend on x and the gradient flows through them:
+
+    ∂L/∂x = scale / √(variance + ε) · ( g − mean(g) − x̂ · mean(g · x̂) )
+
+where g is the gradient of the loss with respect to y, behind the activation f. At test, or
+"frozen", they are constants and only the factor in front remains.
+
+The arithmetic is nothing, the memory traffic is everything: a layer of MobileNetV2 is a hundred
+megabytes. What reads and writes all of it is in `kernels/`; here are the formulas.
+"""
+
+import numpy as np
+
+from minires.arrays import xp_of
+from minires.engine.autodiff import op
+from minires.engine.convolution import once
+from minires.kernels import kernels_of
+
+
+def _rows(x):
+    """`x` (…, N, H, W, C) or (…, N, C) as rows of channels: (replicas, rows, C)."""
+    own = 4 if x.ndim >= 4 else 2  # axes of one network's batch; any others are replicas
+    replicas = int(np.prod(x.shape[:-own], dtype=np.int64))
+    return x.reshape(replicas, -1, x.shape[-1])
+
+
+def batch_moments(x):
+    """The mean and the population variance of every channel of a batch.
+
+    x        (…, N, H, W, C) or (…, N, C)
+    Returns  mean and variance, each (…, C), dtype of x
+    Raises   ValueError for fewer than two values a channel
+    """
+    rows = _rows(x)
+    count = rows.shape[1]
+    if count < 2:
+        raise ValueError(
+            f"batch norm: the batch {x.shape} has {count} value a channel, whose variance is 0: "
+            "train on larger batches, or freeze the statistics"
+        )
+    shape = (*x.shape[: x.ndim - (4 if x.ndim >= 4 else 2)], x.shape[-1])
+    return tuple(v.reshape(shape).astype(x.dtype) for v in kernels_of(x).norm_moments(rows))
+
+
+@op
+def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False, activation=None):
+    """y = f( scale · (x − mean) / √(variance + ε) + shift ), for every channel.
+
+    x               (…, N, H, W, C) or (…, N, C) float
+    scale           (…, C), or None for 1
+    shift           (…, C)
+    mean, variance  (…, C)
+    of_batch        whether they are `batch_moments(x)`: the gradient then flows through them
+    activation      None, "relu" or "relu6"
+    Returns         like x
+    Source          Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1
+    """
+    xp = xp_of(x)
+    if activation not in (None, "relu", "relu6"):
+        raise ValueError(
+            f"batch_norm: activation is {activation!r}, expected None, 'relu' or 'relu6'"
+        )
+    if shift.shape[-1] != x.shape[-1]:
+        raise ValueError(
+            f"batch_norm: x has {x.shape[-1]} channels, shift has {shift.shape[-1]} "
+            f"(x {x.shape}, shift {shift.shape})"
+        )
+    rows, channels, kernels = _rows(x), x.shape[-1], kernels_of(x)
+    mean, variance = (v.astype(x.dtype, copy=False) for v in (mean, variance))
+    # Where R networks see the same x, there is one batch and R results.
+    replicas, count = max(len(rows), shift.size // channels), rows.shape[1]
+
+    def of_channels(vector):
+        return xp.broadcast_to(vector.reshape(-1, 1, channels), (replicas, 1, channels))
+
+    center = of_channels(mean)
+    inverse = of_channels(1 / xp.sqrt(variance + x.dtype.type(epsilon)))
+    factor = inverse if scale is None else of_channels(scale) * inverse
+    offset = of_channels(shift) - center * factor
+    y = kernels.normalize(rows, factor, offset, replicas, activation)
+
+    @once
+    def backward(g):
+        g = g.reshape(y.shape)
+        passed, total, product = kernels.norm_sums(g, y, rows, center, activation)
+        through_moments = None
+        if of_batch:
+            slope = (-factor * inverse**2 * product / count).astype(x.dtype)
+            constant = (-center * slope - factor * total / count).astype(x.dtype)
+            through_moments = slope, constant
+        x_gradient = kernels.norm_gradient(passed, y, rows, factor, through_moments, activation)
+        return x_gradient, (product * inverse).astype(x.dtype), total.astype(x.dtype)
+
+    lead = shift.shape[:-1] if shift.ndim > 1 else x.shape[: x.ndim - (4 if x.ndim >= 4 else 2)]
+    own = x.shape[-4:] if x.ndim >= 4 else x.shape[-2:]
+
+    def to_channels(gradient, like):
+        # One scale for several batches: its gradient is the sum of theirs.
+        gradient = gradient.reshape(replicas, channels)
+        return gradient.reshape(like.shape) if like.size == gradient.size else gradient.sum(axis=0)
+
+    return y.reshape(*lead, *own), (
+        lambda g: backward(g)[0].reshape(*lead, *own),
+        lambda g: to_channels(backward(g)[1], scale),
+        lambda g: to_channels(backward(g)[2], shift),
+    )

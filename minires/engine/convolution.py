@@ -1,0 +1,327 @@
+"""Convolution and pooling as differentiable functions of images (…, N, H, W, C).
+
+Here the leading axes are sorted out and the arguments checked; the arithmetic is in `kernels/`.
+One network with `w (kh, kw, C, O)` sees any number of leading axes as one long batch; R
+networks with `w (R, kh, kw, C, O)` see the same images `(N, H, W, C)` or each its own,
+`(R, N, H, W, C)`.
+"""
+
+import functools
+
+import numpy as np
+
+from minires.arrays import xp_of
+from minires.engine.autodiff import op
+from minires.kernels import kernels_of
+from minires.kernels.sums import sum_rows
+
+MOST_POOLED = 256  # pixels of a window: which was the largest is remembered in a byte
+
+# --- settings -----------------------------------------------------------------------------
+
+
+def pair(value, name="stride"):
+    """A whole number, or two, as (rows, columns)."""
+    numbers = (value, value) if np.ndim(value) == 0 else tuple(value)
+    if len(numbers) != 2 or any(int(n) != n or n < 1 for n in numbers):
+        raise ValueError(f"{name} is {value!r}, expected one or two whole numbers from 1 up")
+    return int(numbers[0]), int(numbers[1])
+
+
+def borders(padding, size, kernel, stride, dilation=(1, 1)):
+    """Any way of giving the padding as ((top, bottom), (left, right)).
+
+    padding  a number for all four sides; (rows, columns); ((top, bottom), (left, right));
+             "valid" for none; or "same": as little as gives ⌈size / stride⌉ outputs, the odd
+             pixel at the end, as in TensorFlow
+    size     (H, W) of the images
+    """
+    if isinstance(padding, str):
+        if padding.lower() == "valid":
+            return (0, 0), (0, 0)
+        if padding.lower() != "same":
+            raise ValueError(f"padding is {padding!r}, expected numbers, 'same' or 'valid'")
+        total = [
+            max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+            for n, k, s, d in zip(size, kernel, stride, dilation, strict=True)
+        ]
+        return tuple((t // 2, t - t // 2) for t in total)
+    sides = np.asarray(padding)
+    if sides.shape == (2,):
+        sides = np.stack([sides, sides], axis=1)
+    if sides.shape not in ((), (2, 2)) or sides.dtype.kind not in "iu" or sides.min() < 0:
+        raise ValueError(
+            f"padding is {padding!r}, expected a number, (rows, columns), "
+            "((top, bottom), (left, right)), 'same' or 'valid'"
+        )
+    return tuple(tuple(side) for side in np.broadcast_to(sides, (2, 2)).tolist())
+
+
+def output_size(size, kernel, stride, padding, dilation=(1, 1)):
+    """(OH, OW) of a convolution or pooling over images of (H, W)."""
+    return tuple(
+        (n + sum(border) - (d * (k - 1) + 1)) // s + 1
+        for n, k, s, border, d in zip(size, kernel, stride, padding, dilation, strict=True)
+    )
+
+
+def _settings(name, x, kernel, stride, padding, dilation):
+    if x.ndim < 4:
+        raise ValueError(f"{name}: x is {x.shape}, expected (…, N, H, W, C)")
+    stride, dilation = pair(stride), pair(dilation, "dilation")
+    size = x.shape[-3:-1]
+    padding = borders(padding, size, kernel, stride, dilation)
+    if min(output_size(size, kernel, stride, padding, dilation)) < 1:
+        raise ValueError(
+            f"{name}: a window of {kernel[0]}×{kernel[1]} pixels, dilation {dilation}, exceeds "
+            f"the image of {size[0]}×{size[1]} with padding {padding} (x {x.shape})"
+        )
+    return stride, padding, dilation
+
+
+def _arrange(name, axes, x, w, b, stride, padding, dilation, activation):
+    """Check the arguments of a convolution; x, w and b with one axis of networks in front.
+
+    axes     how many axes of w are one network's own: 4, or 3 of a depthwise convolution
+    Returns  x (1 | R, N, H, W, C), w (R, kh, kw, …), b (R, channels) or None;
+             (stride, padding, dilation); the axes of the result before its pixels
+    """
+    if x.dtype != w.dtype:
+        raise ValueError(f"{name}: x is {x.dtype}, w is {w.dtype}: convert one of them")
+    lead, own = w.shape[:-axes], w.shape[-axes:]
+    if b is not None and b.shape != (*lead, own[-1]):
+        raise ValueError(f"{name}: b is {b.shape}, w {w.shape} needs {(*lead, own[-1])}")
+    if activation not in (None, "relu", "relu6"):
+        raise ValueError(f"{name}: activation is {activation!r}, expected None, 'relu' or 'relu6'")
+    settings = _settings(name, x, own[:2], stride, padding, dilation)
+    if lead and x.ndim > 4 and x.shape[:-4] != lead:
+        raise ValueError(
+            f"{name}: x {x.shape} has leading axes {x.shape[:-4]}, w {w.shape} has {lead}: "
+            "they must be equal, or x must have none"
+        )
+    images = x.shape[-4:] if lead else (-1, *x.shape[-3:])
+    source = x.reshape(-1 if lead and x.ndim > 4 else 1, *images)
+    bias = None if b is None else b.reshape(-1, own[-1])
+    outer = (*lead, x.shape[-4]) if lead else x.shape[:-3]
+    return source, w.reshape(-1, *own), bias, settings, outer
+
+
+def once(function):
+    """Remember the last result, for pullbacks of one op that begin with the same step."""
+    last = [None, None]
+
+    def remembered(g):
+        if last[0] is not g:
+            last[:] = g, function(g)
+        return last[1]
+
+    return remembered
+
+
+def _before_activation(y, activation):
+    """The step all pullbacks of a convolution share: zero where the activation is flat."""
+
+    @once
+    def before_activation(g):
+        g = g.reshape(y.shape)
+        if activation is None:
+            return g
+        return g * (y > 0 if activation == "relu" else (y > 0) & (y < 6))
+
+    return before_activation
+
+
+# --- convolution --------------------------------------------------------------------------
+
+
+@op
+def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, pool=None):
+    """Correlate images with kernels, add a bias, apply an activation; with `pool`, max pooling.
+
+    y[n,i,j,o] = f( b[o] + Σ_uvc x[n, i·s + u·d − p, j·s + v·d − p, c] · w[u,v,c,o] )
+
+    x           (…, N, H, W, C) float
+    w           (kh, kw, C, O) or (…, kh, kw, C, O), dtype of x
+    b           (O,) or (…, O), or None
+    stride      pixels: a number or (rows, columns)
+    padding     pixels: a number, (rows, columns), ((top, bottom), (left, right)), "same", "valid"
+    dilation    pixels between taps: a number or (rows, columns)
+    activation  None, "relu" or "relu6"
+    pool        None, or the window (rows, columns) of `max_pool`, done in the same pass; of at
+                most 256 pixels
+    Returns     (…, N, OH, OW, O); with pooling (…, N, OH // rows, OW // columns, O)
+    Raises      ValueError when shapes disagree or a kernel or window exceeds its image
+    """
+    if w.ndim < 4 or x.shape[-1] != w.shape[-2]:
+        raise ValueError(
+            f"conv2d: x has {x.shape[-1]} channels, w expects {w.shape[-2] if w.ndim > 1 else '?'}"
+            f" (x {x.shape}, w {w.shape})"
+        )
+    source, weights, bias, settings, outer = _arrange(
+        "conv2d", 4, x, w, b, stride, padding, dilation, activation
+    )
+    kernels, kernel = kernels_of(x), weights.shape[1:3]
+    if pool is None:
+        y = kernels.convolve(source, weights, bias, *settings, activation)
+        before_activation = before_pool = _before_activation(y, activation)
+    else:
+        stride, padding, dilation = settings
+        size = output_size(x.shape[-3:-1], kernel, stride, padding, dilation)
+        pool = pair(pool, "pool")
+        if pool[0] * pool[1] > MOST_POOLED:
+            raise ValueError(
+                f"conv2d: pool {pool} has more than {MOST_POOLED} pixels: pool with max_pool behind"
+            )
+        if size[0] < pool[0] or size[1] < pool[1]:
+            raise ValueError(
+                f"conv2d: pool {pool} exceeds the outputs of {size[0]}×{size[1]} (x {x.shape})"
+            )
+        y, winners = kernels.convolve_and_pool(source, weights, bias, *settings, activation, pool)
+        before_activation = _before_activation(y, activation)
+
+        @once
+        def before_pool(g):
+            return kernels.unpool(before_activation(g), winners, pool, size)
+
+    def x_gradient(g):
+        g = before_pool(g)
+        gradient = kernels.convolve_input_gradient(g, weights, source.shape[1:], *settings)
+        return gradient.reshape(*outer, *x.shape[-3:])
+
+    def w_gradient(g, out=None):
+        g = before_pool(g)
+        if out is not None:
+            out = out.reshape(weights.shape)
+        gradient = kernels.convolve_weight_gradient(source, g, kernel, *settings, out)
+        return gradient.reshape(w.shape)
+
+    def b_gradient(g):
+        g = before_activation(g)
+        return sum_rows(g.reshape(len(g), -1, g.shape[-1])).reshape(b.shape)
+
+    return y.reshape(*outer, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient)
+
+
+@op
+def depthwise_conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None):
+    """Filter every channel with its own kernel, add a bias, apply an activation.
+
+    y[n,i,j,c] = f( b[c] + Σ_uv x[n, i·s + u·d − p, j·s + v·d − p, c] · w[u,v,c] )
+
+    x        (…, N, H, W, C) float
+    w        (kh, kw, C) or (…, kh, kw, C), dtype of x
+    b        (C,) or (…, C), or None
+    Returns  (…, N, OH, OW, C); stride, padding, dilation and activation as in `conv2d`
+    Raises   ValueError when shapes disagree or the kernel exceeds the padded image
+    Source   Howard et al. 2017, arXiv:1704.04861, §3.1
+    """
+    if w.ndim < 3 or x.shape[-1] != w.shape[-1]:
+        raise ValueError(
+            f"depthwise_conv2d: x has {x.shape[-1]} channels, w has {w.shape[-1]} "
+            f"(x {x.shape}, w {w.shape}): one kernel is needed for each channel"
+        )
+    source, weights, bias, settings, outer = _arrange(
+        "depthwise_conv2d", 3, x, w, b, stride, padding, dilation, activation
+    )
+    kernels, kernel = kernels_of(x), weights.shape[1:3]
+    y = kernels.depthwise(source, weights, bias, *settings, activation)
+    before_activation = _before_activation(y, activation)
+
+    def x_gradient(g):
+        g = before_activation(g)
+        gradient = kernels.depthwise_input_gradient(g, weights, source.shape[1:], *settings)
+        return gradient.reshape(*outer, *x.shape[-3:])
+
+    def w_gradient(g):
+        g = before_activation(g)
+        return kernels.depthwise_weight_gradient(source, g, kernel, *settings).reshape(w.shape)
+
+    def b_gradient(g):
+        g = before_activation(g)
+        return sum_rows(g.reshape(len(g), -1, g.shape[-1])).reshape(b.shape)
+
+    return y.reshape(*outer, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient)
+
+
+# --- pooling ------------------------------------------------------------------------------
+
+
+@op
+def max_pool(x, *, window=2, stride=None, padding=0, dilation=1):
+    """The largest value of every window; the padding never wins.
+
+    Among equal values the first in reading order takes the gradient.
+
+    x         (…, N, H, W, C) float
+    window    pixels: a number or (rows, columns)
+    stride    pixels; the window's size without it
+    padding   as in `conv2d`
+    Returns   (…, N, OH, OW, C)
+    Raises    ValueError when a window exceeds the padded image, or sees nothing but padding
+    """
+    window = pair(window, "window")
+    stride = window if stride is None else stride
+    settings = _settings("max_pool", x, window, stride, padding, dilation)
+    if not pixels_counted(x.shape[-3:-1], window, *settings, count_padding=False).all():
+        raise ValueError(
+            f"max_pool: a window of {window[0]}×{window[1]} pixels sees nothing but the padding "
+            f"{settings[1]} (x {x.shape}): give less padding, or a larger window"
+        )
+    kernels = kernels_of(x)
+    source = x.reshape(-1, *x.shape[-3:])
+    y = kernels.max_pool(source, window, *settings)
+
+    def pullback(g):
+        g = g.reshape(y.shape)
+        return kernels.max_pool_gradient(g, source, y, window, *settings).reshape(x.shape)
+
+    return y.reshape(*x.shape[:-3], *y.shape[-3:]), (pullback,)
+
+
+@op
+def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=False):
+    """The mean of every window.
+
+    x              (…, N, H, W, C) float
+    window         pixels: a number or (rows, columns)
+    stride         pixels; the window's size without it
+    padding        as in `conv2d`
+    count_padding  whether pixels of the padding count in the mean, as zeros
+    Returns        (…, N, OH, OW, C)
+    """
+    window = pair(window, "window")
+    stride = window if stride is None else stride
+    stride, padding, dilation = _settings("mean_pool", x, window, stride, padding, dilation)
+    windows = x.shape[-3:-1], window, stride, padding, dilation, count_padding
+    divisor = _divisor(xp_of(x), x.dtype, windows)
+    kernels = kernels_of(x)
+    source = x.reshape(-1, *x.shape[-3:])
+    settings = divisor, window, stride, padding, dilation
+    y = kernels.mean_pool(source, *settings)
+
+    def pullback(g):
+        g = g.reshape(y.shape)
+        divisor, *rest = settings
+        return kernels.mean_pool_gradient(g, divisor, source.shape, *rest).reshape(x.shape)
+
+    return y.reshape(*x.shape[:-3], *y.shape[-3:]), (pullback,)
+
+
+@functools.lru_cache(maxsize=64)
+def _divisor(xp, dtype, windows):
+    """What a window's sum is divided by. It stays on the device: a recorded step cannot send it."""
+    counted = pixels_counted(*windows)
+    return xp.asarray(np.maximum(counted, 1), dtype)  # the mean of no pixels is zero
+
+
+def pixels_counted(size, window, stride, padding, dilation, count_padding):
+    """How many pixels count in each window: (OH, OW, 1)."""
+    counts = []
+    outputs = output_size(size, window, stride, padding, dilation)
+    for n, k, s, (before, _), d, out in zip(
+        size, window, stride, padding, dilation, outputs, strict=True
+    ):
+        places = np.arange(out)[:, None] * s + np.arange(k) * d - before
+        inside = np.ones_like(places) if count_padding else (places >= 0) & (places < n)
+        counts.append(inside.sum(axis=1))
+    return np.outer(*counts)[..., None].astype(float)

@@ -1,0 +1,49 @@
+"""Sums over rows and over the axes along which an array was broadcast."""
+
+import math
+
+from minires.kernels import kernels_of
+
+
+def sum_rows(array):
+    """Sum over the last axis but one: (…, M, C) → (…, C)."""
+    return kernels_of(array).sum_rows(array)
+
+
+def merge_moments(count, sizes, means, squares):
+    """The mean and the population variance of all values, from those of parts of them.
+
+    count    of all values
+    sizes    of the parts, (parts, 1, 1, 1)
+    means    their means, (parts, …)
+    squares  their sums of squared deviations, (parts, …)
+    Returns  mean and variance, each (…)
+    Source   Chan, Golub and LeVeque 1983, eq. 1.5
+    """
+    weights = sizes / count
+    mean = (weights * means).sum(axis=0)
+    return mean, (squares.sum(axis=0) / count) + (weights * (means - mean) ** 2).sum(axis=0)
+
+
+def sum_leading(array, count):
+    """Sum the first `count` axes away."""
+    rest = array.shape[count:]
+    # Both sizes in full: of an empty array NumPy cannot infer one.
+    return sum_rows(array.reshape(math.prod(array.shape[:count]), math.prod(rest))).reshape(rest)
+
+
+def sum_to_shape(array, shape):
+    """Undo broadcasting: sum `array` over every axis along which `shape` was stretched.
+
+    array    any shape that `shape` broadcasts to
+    Returns  an array of `shape`; `array` itself where the two agree
+    """
+    if array.shape == shape:
+        return array
+    array = sum_leading(array, array.ndim - len(shape)) if array.ndim > len(shape) else array
+    stretched = tuple(
+        axis
+        for axis, (size, now) in enumerate(zip(shape, array.shape, strict=True))
+        if size == 1 and now != 1
+    )
+    return array.sum(axis=stretched, keepdims=True) if stretched else array

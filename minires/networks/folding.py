@@ -1,0 +1,212 @@
+"""Folding: batch norm at test is a factor and an offset a channel, and so is a convolution's.
+
+    scale · (w ∗ x − mean) / √(variance + ε) + shift  =  (a · w) ∗ x + (shift − a · mean)
+
+with a = scale / √(variance + ε). So the weights of the convolution in front take in the
+factor, its bias the offset, and the layer is gone: the same numbers, up to rounding, without
+reading and writing every image once more for each layer.
+
+Joining: likewise max pooling and ReLU behind a convolution are done with it, in training too;
+and at prediction separable convolutions are one pass: pointwise, depthwise, pointwise.
+"""
+
+import copy
+import math
+
+import numpy as np
+
+from minires.arrays import run_tiles, xp_of
+from minires.engine.convolution import MOST_POOLED, borders
+from minires.kernels import kernels_of
+from minires.networks.layers import (
+    Activation,
+    Affine,
+    AuxiliaryHead,
+    BatchNorm,
+    Conv2D,
+    DepthwiseConv2D,
+    Layer,
+    MaxPool,
+    Sequential,
+)
+
+# --- joining ------------------------------------------------------------------------------
+
+
+class JoinedConv2D(Layer):
+    """A convolution that is connected, and the pooling and activation behind it, in one pass."""
+
+    def __init__(self, convolution):
+        self.convolution = convolution
+        self.activation, self.pool = convolution.activation, None
+
+    def takes(self, layer):
+        """Take in the layer that follows, if it can be; return whether it was."""
+        is_relu = isinstance(layer, Activation) and layer.function in ("relu", "relu6")
+        if is_relu and self.activation is None:
+            self.activation = layer.function
+            return True
+        # The largest of all, then cut at zero, is the same in either order.
+        tiles = type(layer) is MaxPool and layer.stride == layer.window and layer.padding == 0
+        if tiles and self.pool is None and math.prod(layer.window) <= MOST_POOLED:
+            self.pool = layer.window
+            return True
+        return False
+
+    def apply(self, x, run):
+        return self.convolution.apply(x, run, activation=self.activation, pool=self.pool)
+
+
+class JoinedSeparable(Sequential):
+    """A pointwise convolution or none, a depthwise and a pointwise one, in one pass."""
+
+    def apply(self, x, run):
+        *first, middle, last = self.layers
+        if run.gradient is not None:
+            return super().apply(x, run)
+
+        def weights(layer, axes):
+            return (
+                run[layer.weight].reshape(-1, *layer.weight.shape[-axes:]),
+                run[layer.bias].reshape(-1, layer.bias.size),
+            )
+
+        y = kernels_of(x).separable(
+            x.reshape(-1, *x.shape[-4:]),
+            weights(first[0].convolution, 2) if first else None,
+            weights(middle, 3),
+            weights(last.convolution, 2),
+            middle.stride,
+            borders(middle.padding, x.shape[-3:-1], middle.kernel, middle.stride),
+            [first[0].activation if first else None, middle.activation, last.activation],
+        )
+        return y.reshape(*run.theta.shape[:-1], *y.shape[1:])
+
+
+def _is_pointwise(layer):
+    if not isinstance(layer, JoinedConv2D) or layer.pool is not None:
+        return False
+    own = layer.convolution
+    return own.kernel == own.stride == (1, 1) and own.padding in (0, "same", "valid") and own.bias
+
+
+def _join_separable(layers):
+    """The same layers, separable convolutions among them joined."""
+    joined = []
+    for layer in layers:
+        middle = joined[-1] if joined else None
+        if (
+            _is_pointwise(layer)
+            and isinstance(middle, DepthwiseConv2D)
+            and middle.dilation == (1, 1)
+            and middle.bias
+        ):
+            start = -2 if len(joined) > 1 and _is_pointwise(joined[-2]) else -1
+            layer = JoinedSeparable(*joined[start:], layer)
+            del joined[start:]
+        joined.append(layer)
+    return joined
+
+
+def joined_network(network):
+    """The same network, pooling and activations done together with the convolutions before them.
+
+    network  a layer that a model has connected
+    Returns  a layer with the very same weights
+    """
+    if not hasattr(network, "layers"):
+        return network
+    twin = copy.copy(network)
+    layers = []
+    for layer in map(joined_network, network.layers):
+        before = layers[-1] if layers and isinstance(network, Sequential) else None
+        if isinstance(before, JoinedConv2D) and before.takes(layer):
+            continue
+        layers.append(JoinedConv2D(layer) if type(layer) is Conv2D else layer)
+    twin.layers = tuple(_join_separable(layers) if isinstance(network, Sequential) else layers)
+    return twin
+
+
+# --- folding ------------------------------------------------------------------------------
+
+
+def folded_network(network):
+    """The same network without batch norm and auxiliary heads, and where its weights come from.
+
+    network  a layer that a model has connected
+    Returns  a layer that is not connected yet, and a list of (layer, origin): the origin is
+             (the layer it was,), or (convolution, batch norm)
+    """
+    origins = []
+    return _folded(network, origins), origins
+
+
+def _folded(layer, origins):
+    if not hasattr(layer, "layers"):
+        twin = Affine(layer.activation) if isinstance(layer, BatchNorm) else copy.copy(layer)
+        origins.append((twin, (layer,)))
+        return twin
+    twin = copy.copy(layer)
+    waiting = [part for part in layer.layers if not isinstance(part, AuxiliaryHead)]
+    layers = []
+    while waiting:
+        part = waiting.pop(0)
+        if isinstance(layer, Sequential) and waiting and _merges(part, waiting[0]):
+            norm = waiting.pop(0)
+            merged = copy.copy(part)
+            merged.has_bias, merged.activation = True, norm.activation
+            origins.append((merged, (part, norm)))
+            layers.append(merged)
+        else:
+            layers.append(_folded(part, origins))
+    twin.layers = tuple(layers)
+    return twin
+
+
+def _merges(layer, follows):
+    convolution = isinstance(layer, Conv2D | DepthwiseConv2D) and layer.activation is None
+    return convolution and isinstance(follows, BatchNorm)
+
+
+def fold_weights(origins, theta, stats, result):
+    """Write the weights of a folded network.
+
+    origins  as from `folded_network`, its layers connected by now
+    theta    (P,) or (R, P), stats (S,) or (R, S): of the network it was
+    result   (P',) or (R, P'), written to
+    """
+
+    def fold(number):
+        layer, (first, *norm) = origins[number]
+        if norm:
+            factor, offset = _factor_and_offset(norm[0], theta, stats)
+            if first.bias:
+                offset = offset + factor * first.bias.view(theta)
+            weight = first.weight.view(theta)
+            ones = (1,) * (weight.ndim - factor.ndim)
+            across = factor.reshape(*factor.shape[:-1], *ones, factor.shape[-1])
+            xp_of(theta).multiply(weight, across, out=layer.weight.view(result))
+            layer.bias.view(result)[...] = offset
+        elif isinstance(first, BatchNorm):
+            factor, offset = _factor_and_offset(first, theta, stats)
+            layer.scale.view(result)[...] = factor
+            layer.shift.view(result)[...] = offset
+        else:
+            for name, entry in vars(first).items():
+                if hasattr(entry, "view"):
+                    getattr(layer, name).view(result)[...] = entry.view(theta)
+
+    if xp_of(theta) is np:
+        run_tiles(fold, len(origins))
+    else:
+        for number in range(len(origins)):
+            fold(number)
+
+
+def _factor_and_offset(norm, theta, stats):
+    """What a batch norm does to each channel: y = factor · x + offset."""
+    mean, variance = norm.mean.view(stats), norm.variance.view(stats)
+    factor = 1 / xp_of(theta).sqrt(variance + theta.dtype.type(norm.epsilon))
+    if norm.scale:
+        factor = factor * norm.scale.view(theta)
+    return factor, norm.shift.view(theta) - factor * mean

@@ -1,0 +1,392 @@
+"""Published weights for the networks that are built here: two graphs, matched edge by edge.
+
+`minires.mobilenet_v2()` and somebody's `mobilenetv2.onnx` may be the same network, and names,
+the order of nodes and the number of arrays do not tell: exporters shuffle and merge, fold batch
+norms into convolutions or take them apart. The edges do. Walking both graphs from the output to
+the input, every value in the file has exactly one node that made it, and it must be what the
+layer in the same place does: the same window, stride, border, groups, activation. Branches
+are told apart by their place in the concatenation, the two sides of a sum by trying both.
+
+In the end both networks see the same random images and must give the same logits.
+"""
+
+import numpy as np
+
+from minires.engine.convolution import borders
+from minires.networks import layers
+from minires.onnx import operators
+from minires.onnx.errors import MismatchError, OnnxError
+
+# Nodes that change neither numbers nor their places within an image.
+SKIPPED = {"Identity", "Cast", "CastLike", "Transpose", "Dropout"}
+RESHAPING = SKIPPED | {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
+CHANNELWISE = {"Add", "Sub", "Mul", "Div"}
+
+
+def transfer(network, model):
+    """The weights of an ONNX network for one of the networks built here.
+
+    network   from `minires.onnx.load`
+    model     a minires.Model of the same architecture, input size and number of classes
+    Returns   theta (P,) and stats (S,) for the model, float32. Where the file has its batch
+              norms folded, the model's get the mean 0, a variance of 1 with ε, and what was
+              folded stays in the convolutions' weights
+    Raises    MismatchError that says where the graphs part
+    """
+    match = _Match(network, model)
+    last = network.outputs[0].name
+    if network.softmax is not None:
+        last = network.softmax.inputs[0]
+    first = match.layer(model.network, last)
+    first = match.behind_views(first, SKIPPED)
+    if first != network.input_name:
+        raise MismatchError(
+            f"the layers are matched, but the file computes {first!r} from its input by "
+            f"{match.describe(first)} first: prepare the images in the same way, and export "
+            "the network without it"
+        )
+    _compare_logits(network, model, match.theta, match.stats)
+    return match.theta, match.stats
+
+
+def _compare_logits(network, model, theta, stats):
+    """Raise unless both give the same logits for the same random images."""
+    images = np.random.default_rng(0).uniform(-1, 1, (2, *model.input_shape))
+    images = images.astype(np.float32)
+    ours = model.logits(theta, images, stats)
+    if network.input_layout != "NHWC":
+        images = images.transpose(0, 3, 1, 2)
+    try:
+        theirs = network.logits(network.theta, np.ascontiguousarray(images))
+    except ValueError as error:
+        raise MismatchError(f"the layers are matched, but the images differ: {error}") from None
+    error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    if not error <= 1e-3:
+        raise MismatchError(
+            f"every layer is matched, but logits of random images differ by {error:.1e} of the "
+            "largest one"
+        )
+
+
+class _Match:
+    """The walk: `theta` and `stats` fill up on the way."""
+
+    def __init__(self, network, model):
+        self.network = network
+        self.static, self.maker = network.static, network.maker
+        self.theta = np.zeros(model.size, np.float32)
+        self.stats = model.init_stats()
+        rows = model.layout.rows
+        self.path = {id(layer): path for path, layer, _, _ in rows}
+        self.size = {id(layer): before for _, layer, before, _ in rows}
+        self.matched = 0
+
+    # --- looking at the file ---------------------------------------------------------------
+
+    def behind_views(self, name, kinds):
+        """The value behind nodes that change nothing."""
+        while (node := self.maker.get(name)) is not None and node.operator in kinds:
+            name = node.inputs[0]
+        return name
+
+    def node(self, name, kinds=SKIPPED):
+        """The node that made a value, or None for an input."""
+        return self.maker.get(self.behind_views(name, kinds))
+
+    def describe(self, name):
+        node = self.node(name)
+        return f"the input {name!r}" if node is None else str(node)
+
+    def part(self, layer, expected, name, found=None):
+        """Say where the graphs part."""
+        where = self.path.get(id(layer), layer.kind)
+        return MismatchError(
+            f"the graphs part at layer {where!r} ({self.matched} matched, from the output): it is "
+            f"{expected}, the file has {found or self.describe(name)}"
+        )
+
+    def array(self, layer, name):
+        """A constant of the file."""
+        if name not in self.static:
+            raise self.part(layer, "a layer with constant weights", name)
+        return self.static[name].plain
+
+    # --- walking ---------------------------------------------------------------------------
+
+    def layer(self, layer, name):
+        """Match a layer that makes the value `name`; returns the name of its input."""
+        if isinstance(layer, layers.Residual):
+            return self.residual(layer, name)
+        if isinstance(layer, layers.AuxiliaryHead):
+            raise MismatchError(
+                "an ONNX file for inference has no auxiliary head: build with auxiliary=False"
+            )
+        if isinstance(layer, layers.Sequential):
+            return self.sequence(layer, name)
+        if isinstance(layer, layers.Branches):
+            return self.branches(layer, name)
+        if isinstance(layer, layers.Dropout):
+            return name
+        kinds = {
+            layers.Dense: self.dense,
+            layers.GlobalMeanPool: self.global_mean,
+            layers.MeanPool: self.pool,
+            layers.MaxPool: self.pool,
+        }
+        if type(layer) not in kinds:
+            raise self.part(layer, f"of the kind {layer.kind}, which cannot be matched", name)
+        name = kinds[type(layer)](layer, name)
+        self.matched += 1
+        return name
+
+    def sequence(self, layer, name):
+        """Layers one after another, the last one first; a batch norm with its convolution."""
+        waiting = list(layer.layers)
+        while waiting:
+            last = waiting.pop()
+            if isinstance(last, layers.BatchNorm):
+                name = self.convolution(waiting.pop(), last, name)
+            elif isinstance(last, (layers.Conv2D, layers.DepthwiseConv2D)):
+                name = self.convolution(last, None, name)
+            else:
+                name = self.layer(last, name)
+        return name
+
+    def residual(self, layer, name):
+        node = self.node(name)
+        if node is None or node.operator != "Add":
+            raise self.part(layer, "a sum", name)
+        failures = []
+        for long, short in (node.inputs, node.inputs[::-1]):
+            before = self.theta.copy(), self.stats.copy(), self.matched
+            try:
+                start = self.behind_views(self.sequence(layer, long), SKIPPED)
+                if start == self.behind_views(short, SKIPPED):
+                    return start
+                failures.append((self.matched, self.part(layer, "a sum with its own input", name)))
+            except MismatchError as error:
+                failures.append((self.matched, error))
+            self.theta, self.stats, self.matched = before
+        raise max(failures, key=lambda failure: failure[0])[1]
+
+    def branches(self, layer, name):
+        node = self.node(name)
+        if node is None or node.operator != "Concat" or len(node.inputs) != len(layer.layers):
+            raise self.part(layer, f"a concatenation of {len(layer.layers)}", name)
+        starts = [
+            self.behind_views(self.layer(branch, value), SKIPPED)
+            for branch, value in zip(layer.layers, node.inputs, strict=True)
+        ]
+        if len(set(starts)) != 1:
+            found = f"branches from {', '.join(sorted(set(starts)))}"
+            raise self.part(layer, "branches from one value", name, found)
+        return starts[0]
+
+    # --- single layers ---------------------------------------------------------------------
+
+    def convolution(self, layer, norm, name):
+        """A convolution, its batch norm in any form, and the activation."""
+        activation = (norm or layer).activation
+        if activation is not None:
+            node = self.node(name)
+            found = self.network._activation(node) if node is not None else None
+            if found != activation:
+                raise self.part(norm or layer, f"followed by {activation}", name)
+            name = node.inputs[0]
+        channels = layer.weight.shape[-1]
+        live, factor, shift, name = self.affine(layer, norm, name, channels)
+        node = self.node(name)
+        if node is None or node.operator != "Conv":
+            raise self.part(layer, self.settings_of(layer), name)
+        weights = self.array(layer, node.inputs[1])
+        bias = self.array(layer, node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else 0
+        name = self.window(layer, node, weights.shape)
+        weights = weights.transpose(2, 3, 1, 0)
+        if live is not None:
+            scale, offset, mean, variance = live
+            self.fill(norm, scale, offset, mean - bias, variance)
+        else:
+            weights, shift = weights * factor, shift + bias * factor
+            if norm is not None:
+                self.fill(norm, 1, shift, 0, 1 - norm.epsilon)
+            elif layer.bias is not None:
+                layer.bias.view(self.theta)[...] = shift
+            elif np.any(shift):
+                raise self.part(layer, "without a bias", name, f"{node} with one")
+        layer.weight.view(self.theta)[...] = weights.reshape(layer.weight.shape)
+        self.matched += 1
+        return name
+
+    def affine(self, layer, norm, name, channels):
+        """What stands between a convolution and its activation: y = factor · x + shift.
+
+        Returns   (scale, shift, mean, variance) of a batch norm that the layer can take as it
+                  is, or None; the factor and shift otherwise; and the convolution's output
+        """
+        factor, shift = np.ones(channels), np.zeros(channels)
+        while (node := self.node(name)) is not None:
+            if node.operator == "BatchNormalization":
+                scale, offset, mean, variance = (self.array(layer, n) for n in node.inputs[1:])
+                variance = variance + np.float64(node["epsilon"])
+                plain = not shift.any() and (factor == 1).all()
+                if plain and norm is not None and norm.scale and min(variance) > norm.epsilon:
+                    own = scale, offset, mean, variance - norm.epsilon
+                    return own, factor, shift, node.inputs[0]
+                scale = scale / np.sqrt(variance)
+                factor, shift = factor * scale, shift + factor * (offset - mean * scale)
+                name = node.inputs[0]
+                continue
+            constants = [n for n in node.inputs if n in self.static]
+            if node.operator not in CHANNELWISE or len(constants) != 1:
+                break
+            values = self.static[constants[0]].plain.astype(np.float64).reshape(-1)
+            if values.size not in (1, channels):
+                break
+            position = node.inputs.index(constants[0])
+            if node.operator == "Add":
+                shift = shift + factor * values
+            elif node.operator == "Sub" and position == 1:
+                shift = shift - factor * values
+            elif node.operator == "Mul":
+                factor = factor * values
+            elif node.operator == "Div" and position == 1:
+                factor = factor / values
+            else:
+                break
+            name = node.inputs[1 - position]
+        return None, factor, shift, name
+
+    def fill(self, norm, scale, shift, mean, variance):
+        """Give a batch norm its numbers."""
+        if norm.scale is not None:
+            norm.scale.view(self.theta)[...] = scale
+        norm.shift.view(self.theta)[...] = shift
+        norm.mean.view(self.stats)[...] = mean
+        norm.variance.view(self.stats)[...] = variance
+
+    def window(self, layer, node, shape):
+        """Hold a window of the file against that of a layer; returns the input's name.
+
+        shape   of the weights (O, C/group, kh, kw), or None for pooling
+        """
+        size = self.size[id(layer)]
+        name, pads = self.outer_border(layer, node.inputs[0])
+        kernel = node["kernel_shape"] or list(shape[2:])
+        height, width = (n + sum(pad) for n, pad in zip(size[:2], pads, strict=True))
+        try:
+            window = operators.Window(node, (height, width), kernel)
+        except (OnnxError, ValueError) as error:
+            raise self.part(layer, self.settings_of(layer), name, f"{node}: {error}") from None
+        theirs = [
+            (own[0] + pad[0], own[1] + pad[1])
+            for own, pad in zip(window.padding, pads, strict=True)
+        ]
+        dilation = layer.dilation
+        ours = borders(layer.padding, size[:2], _window_of(layer), layer.stride, dilation)
+        found = [tuple(kernel), window.stride, window.dilation]
+        found.append(_needed(size, tuple(kernel), window.stride, window.dilation, theirs))
+        wanted = [_window_of(layer), layer.stride, dilation]
+        wanted.append(_needed(size, _window_of(layer), layer.stride, dilation, ours))
+        if shape is not None:
+            found.append((*shape[:2], node["group"]))
+            depthwise = isinstance(layer, layers.DepthwiseConv2D)
+            channels = size[-1]
+            outputs = layer.weight.shape[-1]
+            wanted.append((outputs, 1 if depthwise else channels, channels if depthwise else 1))
+        if found != wanted:
+            raise self.part(layer, _window_text(wanted), name, f"{node}, {_window_text(found)}")
+        return name
+
+    def outer_border(self, layer, name):
+        """A Pad node before a window, as part of its border: (name before it, borders)."""
+        node = self.node(name)
+        if node is None or node.operator != "Pad":
+            return name, ((0, 0), (0, 0))
+        pads = node["pads"] if node.version < 11 else None
+        if pads is None and node.inputs[1] in self.static:
+            pads = operators.whole_numbers(self.static[node.inputs[1]])
+        if pads is None or len(pads) != 8 or min(pads) < 0 or len(node.inputs) > 3:
+            raise self.part(layer, "a window with a border of constant width", name)
+        images = [(pads[i], pads[i + 4]) for i in range(4)]
+        images = images[2:] if images[1] == (0, 0) else images[1:3]
+        return node.inputs[0], tuple(images)
+
+    def settings_of(self, layer):
+        return f"a {layer.kind} of {_window_of(layer)}, stride {layer.stride}"
+
+    def pool(self, layer, name):
+        wanted = "AveragePool" if isinstance(layer, layers.MeanPool) else "MaxPool"
+        node = self.node(name)
+        if node is None or node.operator != wanted:
+            raise self.part(layer, wanted, name)
+        if wanted == "AveragePool" and any(map(any, borders_of(layer, self.size[id(layer)]))):
+            counted = bool(node["count_include_pad"])
+            if counted != layer.count_padding:
+                raise self.part(
+                    layer,
+                    f"a mean with count_padding={layer.count_padding}",
+                    name,
+                    f"{node} with count_include_pad={int(counted)} (another variant=…)",
+                )
+        return self.window(layer, node, None)
+
+    def global_mean(self, layer, name):
+        node = self.node(name, RESHAPING)
+        if node is None or node.operator not in ("GlobalAveragePool", "ReduceMean"):
+            raise self.part(layer, "a mean over all pixels", name)
+        return node.inputs[0]
+
+    def dense(self, layer, name):
+        """A dense layer: Gemm, MatMul with or without Add, or a 1×1 convolution of one pixel."""
+        node, bias = self.node(name, RESHAPING), 0
+        if node is not None and node.operator == "Add":
+            constants = [n for n in node.inputs if n in self.static]
+            if len(constants) == 1:
+                bias = self.array(layer, constants[0]).reshape(-1)
+                position = 1 - node.inputs.index(constants[0])
+                node = self.node(node.inputs[position], RESHAPING)
+        if node is None or node.operator not in ("Gemm", "MatMul", "Conv"):
+            raise self.part(layer, "a dense layer", name)
+        weights = self.array(layer, node.inputs[1])
+        if node.operator == "Conv":
+            weights = weights.reshape(len(weights), -1).T
+        elif node.operator == "Gemm":
+            weights = weights.T if node["transB"] else weights
+            if (node["alpha"], node["beta"], node["transA"]) != (1, 1, 0):
+                raise self.part(layer, "a plain dense layer", name)
+        if len(node.inputs) > 2 and node.inputs[2]:
+            bias = bias + self.array(layer, node.inputs[2]).reshape(-1)
+        if weights.shape != layer.weight.shape:
+            found = f"{node} with weights {weights.shape}"
+            raise self.part(layer, f"a dense layer {layer.weight.shape}", name, found)
+        layer.weight.view(self.theta)[...] = weights
+        layer.bias.view(self.theta)[...] = bias
+        return node.inputs[0]
+
+
+def _window_of(layer):
+    """The (rows, columns) of a convolution's kernel or a pooling's window."""
+    return layer.window if isinstance(layer, layers.MaxPool) else layer.kernel
+
+
+def borders_of(layer, size):
+    """A layer's padding as ((top, bottom), (left, right))."""
+    return borders(layer.padding, size[:2], _window_of(layer), layer.stride, layer.dilation)
+
+
+def _needed(size, kernel, stride, dilation, padding):
+    """A border without what no window reaches at its end."""
+    needed = []
+    for n, k, s, d, (before, after) in zip(size, kernel, stride, dilation, padding, strict=False):
+        span = d * (k - 1) + 1
+        last = (n + before + after - span) // s * s + span
+        needed.append((before, max(0, last - n - before)))
+    return tuple(needed)
+
+
+def _window_text(settings):
+    kernel, stride, dilation, padding, *groups = settings
+    text = f"a window of {kernel}, stride {stride}, dilation {dilation}, border {padding}"
+    for outputs, depth, group in groups:
+        text += f", {outputs} outputs of {depth} channels in {group} groups"
+    return text

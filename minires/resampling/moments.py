@@ -1,0 +1,403 @@
+"""The running mean and variance of a network's weights: the heart of the method.
+
+While a network is fine-tuned, every update leaves slightly different weights θ. This file
+keeps their mean θ̄ and variance σ² without keeping the weights themselves (eqs. 2-3 of Liu,
+Tripathi, Kurup and Shah, arXiv:1807.00847, after Welford 1962), and draws new networks from
+the normal distribution they describe.
+
+`literal_update` is the paper's formula, for reading and for testing. `Moments` computes the
+same numbers, made safe for ten thousand updates of millions of float32 weights:
+
+- It accumulates in float64. In float32, after some thousand updates, d/n is too small to be
+  added to θ̄ at all: for a weight of 0.1 that drifts by 3e-5, σ² comes out 20 % too large.
+- It accumulates θ − θ₁, the way a weight has gone since the first θ that was counted. A weight
+  of 300 that moves by 0.08 would otherwise spend four of its sixteen digits on the 300.
+- It accumulates n σ², a sum of squares. Nothing is ever subtracted from it, so the variance
+  cannot become negative and needs no clamp.
+"""
+
+import operator
+
+import numpy as np
+
+from minires.arrays import each_block, empty, run_tiles, to_device, to_host, xp_of
+from minires.arrays.files import load_arrays, save_arrays
+from minires.kernels import kernels_of
+
+
+def literal_update(mean, variance, theta, t):
+    """Eqs. 2 and 3 as they are printed.
+
+    θ̄⁽ᵗ⁺¹⁾ = θ̄⁽ᵗ⁾ + (θ⁽ᵗ⁺¹⁾ − θ̄⁽ᵗ⁾) / (t+1)
+    σ²⁽ᵗ⁺¹⁾ = (σ²⁽ᵗ⁾ t + t/(t+1) (θ⁽ᵗ⁺¹⁾ − θ̄⁽ᵗ⁾)²) / (t+1)
+
+    mean, variance   of the first t updates, any shape; anything finite at t = 0
+    theta            θ⁽ᵗ⁺¹⁾, the weights after update t+1
+    t                how many updates came before this one, from 0
+    Returns          mean and variance of the first t+1 updates
+    Source           eqs. 2-3; population variance (ddof 0)
+    """
+    difference = theta - mean
+    mean = mean + difference / (t + 1)
+    variance = (variance * t + t / (t + 1) * difference**2) / (t + 1)
+    return mean, variance
+
+
+class Moments:
+    """The mean and variance of every weight over the updates seen so far.
+
+        moments = Moments(theta.shape)
+        for images, labels in batches:
+            ...                                  # one step of SGD
+            moments.update(theta)
+        probabilities = model.predict(moments.mean, images)
+        members = moments.sample(10, rng)        # ten networks drawn from N(θ̄, σ²)
+
+    shape     of the weights: (P,), or (R, P) for R networks side by side
+    ddof      0: population variance, Σ(θ−θ̄)²/n, as in eq. 3; 1: sample variance, over n−1
+    burn_in   how many updates at the start are seen but not counted
+    stride    of the updates after the burn-in, every stride-th is counted. With the length of
+              a learning-rate cycle the mean is stochastic weight averaging (arXiv:1803.05407)
+
+    `seen` is the number of calls of `update`, `count` the number of them that count.
+
+    The weights may be float32 or float64, on the CPU or on a GPU, where the accumulators
+    then live too: 20 bytes for each float32 weight. A weight that is infinite or not a number
+    stays so in its accumulators. Looking for it at every update would cost a pass over the
+    weights, so whatever reads the moments looks: `mean`, `variance`, `std`, `sample` and
+    `save` raise FloatingPointError and say how many weights are lost.
+
+    Source    eqs. 2-3; Welford 1962, Technometrics 4(3)
+    """
+
+    def __init__(self, shape, ddof=0, burn_in=0, stride=1):
+        self.shape = tuple(_whole("shape", size, 0) for size in np.ravel(shape).tolist())
+        self.ddof = _whole("ddof", ddof, 0)
+        self.burn_in = _whole("burn_in", burn_in, 0)
+        self.stride = _whole("stride", stride, 1)
+        if self.ddof > 1:
+            raise ValueError(f"Moments: ddof is {ddof}, expected 0 (population) or 1 (sample)")
+        self.seen = 0
+        self.count = 0
+        self._first = None  # θ₁, the first θ counted, in its own dtype
+        self._offset = None  # θ̄ − θ₁, float64
+        self._m2 = None  # Σ (θ − θ̄)² = n σ², float64
+
+    def update(self, theta):
+        """Fold the weights after one more update into the moments (eqs. 2-3).
+
+        d = θ − θ̄,   θ̄ ← θ̄ + d/n,   nσ² ← nσ² + (n−1)/n d²
+
+        theta    of `shape`, float32 or float64; always the same dtype and device
+        Raises   ValueError when shape, dtype or device differ from what was seen before
+        """
+        xp = xp_of(theta)
+        theta = xp.asarray(theta, order="C")
+        self._check(theta, "update")
+        n = self.count_update()
+        if n == 1:
+            self._start(theta)
+        if n > 1:
+            self.fold(theta, n)
+
+    def count_update(self):
+        """Count one more update as seen.
+
+        Returns  its number among those that count, from 1; or 0 if it does not
+        """
+        number = self.next_numbers(1)[0]
+        self.seen += 1
+        self.count += number > 0
+        return number
+
+    def next_numbers(self, updates):
+        """What `count_update` would return for each of the updates to come, in a list."""
+        numbers, count = [], self.count
+        for seen in range(self.seen + 1, self.seen + 1 + updates):
+            counted = seen - self.burn_in
+            counts = counted > 0 and counted % self.stride == 0
+            count += counts
+            numbers.append(count if counts else 0)
+        return numbers
+
+    def prepare(self, theta):
+        """Check θ, and make the arrays if there are none, for `fold` on a GPU to fill."""
+        self._check(theta, "update")
+        if self._first is None:
+            self._start(theta)
+
+    def fold(self, theta, n):
+        """Fold update number n into the arrays, without counting it; on a GPU n may be there."""
+        if xp_of(theta) is not np:
+            n = xp_of(theta).asarray(n, np.int64).reshape(-1)
+            own = self._first, self._offset, self._m2
+            kernels_of(theta).fold_moments(theta, *own, n)
+            return
+
+        def fold(theta, first, offset, m2):
+            d = theta.astype(np.float64)  # float32 minus float32 would be rounded to float32
+            d -= first
+            d -= offset
+            offset += d / n
+            d *= d
+            d *= (n - 1) / n
+            m2 += d
+
+        # Seven short expressions a block: larger blocks spend less time between them.
+        each_block(fold, theta, self._first, self._offset, self._m2, block=1 << 17)
+
+    def merge(self, other):
+        """Add the updates that `other` has counted, as if they had been counted here.
+
+        d = θ̄_b − θ̄_a,   θ̄ = θ̄_a + d n_b/n,   nσ² = n_a σ²_a + n_b σ²_b + d² n_a n_b/n
+
+        The result does not depend on the order but for rounding. `other` is left as it is;
+        so are `seen`, burn-in and stride here.
+
+        other    Moments of the same shape, dtype and device
+        Raises   ValueError when they differ
+        Source   Chan, Golub and LeVeque 1983, The American Statistician 37(3)
+        """
+        if other.shape != self.shape:
+            raise ValueError(f"Moments.merge: other has shape {other.shape}, expected {self.shape}")
+        if other.count == 0:
+            return
+        self._check(other._first, "merge")
+        if self.count == 0:
+            self._first = other._first.copy()
+            self._offset = other._offset.copy()
+            self._m2 = other._m2.copy()
+            self.count = other.count
+            return
+
+        n_a, n_b = self.count, other.count
+        n = n_a + n_b
+
+        def fold(first, offset, m2, other_first, other_offset, other_m2):
+            d = other_first.astype(np.float64)
+            d -= first
+            d += other_offset - offset
+            offset += d * (n_b / n)
+            d *= d
+            d *= n_a * n_b / n
+            m2 += other_m2
+            m2 += d
+
+        mine = self._first, self._offset, self._m2
+        each_block(fold, *mine, other._first, other._offset, other._m2)
+        self.count = n
+
+    def __getitem__(self, network):
+        """The moments of one of R networks: Moments of shape (P,) that share these arrays."""
+        if len(self.shape) < 2:
+            raise IndexError(f"Moments: shape {self.shape} is that of one network, expected (R, P)")
+        own = Moments(self.shape[1:], self.ddof, self.burn_in, self.stride)
+        own.seen, own.count = self.seen, self.count
+        if self._first is not None:
+            own._first, own._offset, own._m2 = (
+                array[network] for array in (self._first, self._offset, self._m2)
+            )
+        return own
+
+    @property
+    def mean(self):
+        """θ̄, a new array of `shape` and of θ's dtype: the mean model."""
+        self._require("mean", 1)
+        return self._finite(self._first + self._offset).astype(self._first.dtype)
+
+    def mean_so_far(self):
+        """θ̄ like `mean`, while updates go on: lost weights are in it, and no GPU is waited for."""
+        self._require("mean_so_far", 1)
+        return (self._first + self._offset).astype(self._first.dtype)
+
+    @property
+    def variance(self):
+        """σ², a new array of `shape` and of θ's dtype. At a count of one: 0, or ddof 1's error."""
+        return self._variance("variance").astype(self._first.dtype)
+
+    @property
+    def std(self):
+        """σ, a new array of `shape` and of θ's dtype."""
+        variance = self._variance("std")
+        return xp_of(variance).sqrt(variance).astype(self._first.dtype)
+
+    def sample(self, k, rng, scale=1.0):
+        """Draw k networks around the mean.
+
+        θⱼ = θ̄ + scale · σ · εⱼ,   εⱼ ~ N(0, 1) for every weight on its own
+
+        Member j has its own random stream, the j-th that `rng` spawns, so it does not depend
+        on k: the first 3 of 10 are the 3 that the same `rng` would have given. Spawning moves
+        `rng` on to new streams; a second call gives other networks. The noise is drawn on the
+        host, so that a GPU gets the same networks.
+
+        k        how many networks, at least 1
+        rng      numpy.random.Generator
+        scale    of the standard deviation, at least 0; 1 is the paper's
+        Returns  (k, *shape), dtype of θ, where θ lives
+        Source   §2, the second approach
+        """
+        k = _whole("k", k, 1)
+        if not isinstance(rng, np.random.Generator):
+            raise TypeError(f"Moments.sample: rng is {rng!r}, expected np.random.default_rng(seed)")
+        if not 0 <= scale < np.inf:
+            raise ValueError(f"Moments.sample: scale is {scale}, expected a finite number >= 0")
+        mean = self.mean.reshape(-1)
+        deviation = float(scale) * self.std.reshape(-1)
+
+        streams = rng.spawn(k)
+        noise = empty((k, mean.size), mean.dtype)
+
+        def draw(member):
+            streams[member].standard_normal(out=noise[member], dtype=noise.dtype)
+
+        run_tiles(draw, k)
+
+        def place(member, deviation, mean):
+            member *= deviation
+            member += mean
+
+        members = xp_of(mean).asarray(noise)
+        for member in members:
+            each_block(place, member, deviation, mean)
+        return members.reshape(k, *self.shape)
+
+    def save(self, path):
+        """Write everything needed to go on later, bit for bit, to one .npz file.
+
+        The file appears under its name only when it is complete.
+
+        path     the file's name, used as it is
+        Raises   FloatingPointError when a weight is not finite; OSError
+        """
+        save_arrays(path, **self.state())
+
+    def state(self):
+        """Everything needed to go on later, bit for bit.
+
+        Returns  dict of arrays on the host, for a file that holds other things besides
+        Raises   FloatingPointError when a weight is not finite
+        """
+        content = {"format": np.array(_FORMAT), "shape": np.array(self.shape, np.int64)}
+        content |= {name: np.array(getattr(self, name), np.int64) for name in _NUMBERS}
+        if self.count:
+            self._finite(self._offset + self._first)
+            self._finite(self._m2)
+            content |= {name: to_host(getattr(self, "_" + name)) for name in _ARRAYS}
+        return content
+
+    @classmethod
+    def load(cls, path, device="cpu"):
+        """Read what `save` wrote, and go on from there.
+
+        path     a file written by `save`
+        device   "cpu" or "gpu": where the weights to come will live
+        Returns  Moments
+        Raises   FileNotFoundError; ValueError when the file is damaged or of another kind
+        """
+        content = load_arrays(path)
+        try:
+            moments = cls.from_state(content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Moments.load: {path} was not written by Moments.save "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        if moments.count:
+            for name in _ARRAYS:
+                setattr(moments, "_" + name, to_device(getattr(moments, "_" + name), device))
+        return moments
+
+    @classmethod
+    def from_state(cls, content):
+        """Go on from what `state` gave, once it is known to make sense.
+
+        content  dict of arrays on the host
+        Returns  Moments
+        Raises   KeyError, TypeError or ValueError when these are no moments
+        """
+        if str(content["format"]) != _FORMAT:
+            raise ValueError(f"format is {str(content['format'])!r}, expected {_FORMAT!r}")
+        ddof, burn_in, stride, seen, count = (content[name].item() for name in _NUMBERS)
+        moments = cls(content["shape"], ddof, burn_in, stride)
+        moments.seen = _whole("seen", seen, 0)
+        moments.count = _whole("count", count, 0)
+        if moments.count == 0:
+            return moments
+        for name in _ARRAYS:
+            array = content[name]
+            if array.shape != moments.shape:
+                raise ValueError(f"{name} is {array.shape}, expected {moments.shape}")
+            if array.dtype != np.float64 and not (name == "first" and array.dtype == np.float32):
+                raise ValueError(f"{name} is {array.dtype}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} is not finite")
+            setattr(moments, "_" + name, array)
+        if (content["m2"] < 0).any():
+            raise ValueError("m2, a sum of squares, is negative")
+        return moments
+
+    def _start(self, theta):
+        self._first = theta.copy()
+        self._offset = xp_of(theta).zeros(theta.shape, np.float64)
+        self._m2 = xp_of(theta).zeros(theta.shape, np.float64)
+
+    def _check(self, theta, where):
+        """Refuse weights that cannot be added to those counted so far."""
+        if theta.shape != self.shape:
+            raise ValueError(
+                f"Moments.{where}: theta is {theta.shape}, expected {self.shape}, "
+                "the shape that Moments was made with"
+            )
+        if theta.dtype not in (np.float32, np.float64):
+            raise ValueError(f"Moments.{where}: theta is {theta.dtype}, not float32 or float64")
+        if self._first is None:
+            return
+        if theta.dtype != self._first.dtype:
+            raise ValueError(
+                f"Moments.{where}: theta is {theta.dtype}, expected {self._first.dtype} as before"
+            )
+        if xp_of(theta) is not xp_of(self._first):
+            raise ValueError(
+                f"Moments.{where}: theta is a {xp_of(theta).__name__} array, expected "
+                f"{xp_of(self._first).__name__} as before (minires.to_device moves it)"
+            )
+
+    def _require(self, what, count):
+        if self.count < count:
+            raise ValueError(
+                f"Moments.{what}: {self.count} updates counted of {self.seen} seen (burn_in "
+                f"{self.burn_in}, stride {self.stride}), ddof {self.ddof} needs {count} or more"
+            )
+
+    def _variance(self, what):
+        self._require(what, 1 + self.ddof)
+        self._finite(self._first)  # after a single update nothing else would show it
+        return self._finite(self._m2 / (self.count - self.ddof))
+
+    @staticmethod
+    def _finite(array):
+        lost = array.size - int(xp_of(array).isfinite(array).sum())
+        if lost:
+            raise FloatingPointError(
+                f"Moments: {lost} of {array.size} weights were infinite or not a number in some "
+                "update (a learning rate too high?); their moments are lost, start anew"
+            )
+        return array
+
+
+# What a file holds.
+_FORMAT = "minires moments 1"
+_NUMBERS = ("ddof", "burn_in", "stride", "seen", "count")
+_ARRAYS = ("first", "offset", "m2")
+
+
+def _whole(name, value, least):
+    """`value` as an int that is at least `least`."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = least - 1
+    if whole < least:
+        raise ValueError(f"Moments: {name} is {value!r}, expected a whole number >= {least}")
+    return whole

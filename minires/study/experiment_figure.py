@@ -1,0 +1,123 @@
+"""Pictures of one experiment. Drawn without a screen, written as PNG."""
+
+import numpy as np
+
+from minires.arrays.files import complete
+from minires.study.experiment import FINETUNED, collect, label_of
+
+INK, GRID, PLAIN, OURS = "#1f2933", "#d9dee3", "#9aa5b1", "#0b7285"
+POLICIES = (OURS, "o"), ("#e8590c", "s"), ("#5f3dc4", "^")  # colour and shape of each
+
+
+def draw_experiment(results, path, history=None, names=()):
+    """Accuracy and NLL of every method, and how a few weights lived.
+
+    results   what `minires.study.experiment.run` returns
+    path      the PNG file
+    history   (updates, K): the watched weights after every fine-tuning update
+    names     K names for them
+    """
+    from matplotlib.figure import Figure
+
+    count = 0 if history is None else history.shape[1]
+    keys = collect(results["records"])
+    crowded = any(policy for _, _, policy in keys)
+    high = 1.2 + (0.7 if crowded else 0.4) * len({key[:2] for key in keys}) + 0.5 * crowded
+    figure = Figure(figsize=(11, high + 3.7 * (count > 0)), layout="constrained", dpi=130)
+    parts = figure.subfigures(2 if count else 1, 1, height_ratios=[high, 3.7] if count else None)
+    top = parts[0] if count else parts
+    _draw_methods(top, results)
+    if count:
+        _draw_lives(parts[1], history, names)
+    with complete(path) as file:
+        figure.savefig(file, format="png")
+
+
+def _draw_methods(part, results):
+    rows = collect(results["records"])
+    config = results["config"]
+    part.suptitle(
+        f"{config['network']} on {config['data']}: ℓ₁ {config['l1']}, ℓ₂ {config['l2']}, "
+        f"{config['updates']} updates, {config['seeds']} seed" + "s" * (config["seeds"] > 1),
+        fontsize=11,
+        color=INK,
+    )
+    methods = list(dict.fromkeys(key[:2] for key in rows))
+    policies = list(dict.fromkeys(key[2] for key in rows if key[2]))
+    for axes, metric, title, factor in zip(
+        part.subplots(1, 2, sharey=True),
+        ("accuracy", "nll"),
+        ("accuracy, % (right is better)", "negative log-likelihood (left is better)"),
+        (100, 1),
+        strict=True,
+    ):
+        for (method, members, policy), row in rows.items():
+            values, y = row[metric] * factor, float(methods.index((method, members)))
+            colour = PLAIN if method in ("pretrained", "finetuned") else OURS
+            style = {"color": colour, "marker": "o", "ls": ""}
+            if policy:  # one below the other, a colour and a shape for each
+                place = policies.index(policy)
+                y += 0.24 * (place - (len(policies) - 1) / 2)
+                style["color"], style["marker"] = POLICIES[place]
+            axes.plot(values, np.full(len(values), y), ms=4, alpha=0.45, **style)
+            spread = values.std(ddof=1) if len(values) > 1 else 0
+            label = policy if (method, metric) == ("mean", "accuracy") else None
+            axes.errorbar(values.mean(), y, xerr=spread, ms=8, capsize=3, label=label, **style)
+        reference = rows[FINETUNED][metric].mean() * factor
+        axes.axvline(reference, color=PLAIN, lw=1, ls=":")
+        axes.set_yticks(range(len(methods)), [label_of(*key, None) for key in methods])
+        axes.set_ylim(len(methods) - 0.5, -0.5)
+        axes.set_title(title, fontsize=10, color=INK)
+        _tidy(axes)
+    if policies:
+        part.legend(
+            title="batch-norm statistics",
+            loc="outside lower center",
+            ncols=len(policies),
+            fontsize=8.5,
+            title_fontsize=8.5,
+            frameon=False,
+        )
+
+
+def _draw_lives(part, history, names):
+    updates, count = history.shape
+    part.suptitle(
+        "Six weights while fine-tuning, and the Gaussian that the moments fit"
+        if count == 6
+        else "Weights while fine-tuning, and the Gaussian that the moments fit",
+        fontsize=11,
+        color=INK,
+    )
+    columns = (count + 1) // 2
+    grid = part.subplots(2, columns, squeeze=False)
+    for axes, values, name in zip(grid.flat, history.T.astype(float), names, strict=False):
+        mean, std = values.mean(), values.std()
+        axes.plot(np.arange(1, updates + 1), values, color=OURS, lw=0.8)
+        axes.axhline(mean, color=INK, lw=0.8)
+        low, high = values.min(), values.max()
+        pad = 0.15 * max(high - low, 1e-12)
+        heights = np.linspace(low - pad, high + pad, 200)
+        if std > 0:
+            bell = np.exp(-0.5 * ((heights - mean) / std) ** 2)
+            start = updates * 1.02
+            axes.fill_betweenx(
+                heights, start, start + bell * updates * 0.22, color=OURS, alpha=0.25
+            )
+            axes.plot(start + bell * updates * 0.22, heights, color=OURS, lw=1)
+        axes.set_title(f"{name}\n{mean:+.4f} ± {std:.1g}", fontsize=8.5, color=INK)
+        axes.set_xlim(0, updates * 1.26)
+        axes.set_xticks([0, updates])
+        _tidy(axes)
+    for axes in grid[-1]:
+        axes.set_xlabel("update", fontsize=8.5, color=INK)
+
+
+def _tidy(axes):
+    axes.grid(axis="x", color=GRID, lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8.5, colors=INK)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(GRID)

@@ -1,0 +1,120 @@
+"""How long a training step, a prediction and the moments' update take on this machine.
+
+Medians of several rounds, after one that does not count. On a GPU a round ends when the device
+has done all that was queued.
+"""
+
+import statistics
+import time
+
+import numpy as np
+
+from minires import arrays
+from minires.resampling.moments import Moments
+from minires.training import capture
+from minires.training.optimizers import SGD
+
+MOMENTS_BYTES = 40  # that one update reads and writes for a float32 weight: θ, θ₁, θ̄ − θ₁, nσ²
+ROUND_UPDATES = 20
+
+
+class Problem:
+    """A network, and random images to train it on.
+
+    model      a Model
+    batch      images in a mini-batch
+    replicas   networks side by side
+    device     "cpu" or "gpu"
+    """
+
+    def __init__(self, model, batch, replicas=1, device="cpu", images=None):
+        rng = np.random.default_rng(0)
+        self.model, self.batch, self.replicas, self.device = model, batch, replicas, device
+        self.xp = arrays.module_for(device)
+        several = None if replicas == 1 else replicas
+        self.theta = model.init(rng, replicas=several, device=device)
+        self.stats = model.init_stats(several, device=device)
+        shape = (images or 4 * batch, *model.input_shape)
+        self.images = arrays.to_device(rng.standard_normal(shape, dtype=np.float32), device)
+        self.labels = arrays.to_device(rng.integers(0, model.classes, shape[0]), device)
+        self.rngs = rng.spawn(replicas) if several else rng
+        lead = (replicas,) if several else ()
+        self.order = rng.integers(0, shape[0], (ROUND_UPDATES, *lead, batch))
+        self.reason = None
+
+    def _step(self, batch, optimizer):
+        data = self.images[batch], self.labels[batch], self.stats
+        _, gradient = self.model.loss_and_gradient(self.theta, *data, rng=self.rngs)
+        optimizer.step(self.theta, gradient)
+
+    def step_seconds(self, rounds, record=True, moments=False):
+        """Seconds of one update of all networks: on a GPU played, or with launches of its own."""
+        optimizer = SGD(1e-4)
+        kept = [(Moments(self.theta.shape), self.theta)] if moments else []
+        if self.xp is np:
+
+            def updates():
+                for batch in self.order:
+                    self._step(batch, optimizer)
+                    for moments, vector in kept:
+                        moments.update(vector)
+
+            return median_seconds(np, updates, rounds) / len(self.order)
+        order = np.concatenate([self.order[: capture.PLAIN + 1], *[self.order] * rounds])
+        arrays = self.theta, self.stats, self.images, self.labels
+        settings = {"rng": self.rngs, "moments": kept, "record": record}
+        updates = capture.Updates(self.model, *arrays, optimizer, order, **settings)
+        times = []
+        for number in updates:
+            if (number - capture.PLAIN) % len(self.order) == 0:
+                self.xp.cuda.get_current_stream().synchronize()
+                times.append(time.perf_counter())
+        self.reason = updates.reason
+        return statistics.median(np.diff(times)) / len(self.order)
+
+    def predict_seconds(self, rounds):
+        """Seconds of predicting all images with all networks."""
+
+        def predict():
+            self.model.logits(self.theta, self.images, self.stats, batch=self.batch)
+
+        return median_seconds(self.xp, predict, rounds)
+
+    def moments_seconds(self, rounds):
+        """Seconds of one update of the moments of all networks."""
+        moments = Moments(self.theta.shape)
+        if self.xp is np:
+            return median_seconds(np, lambda: moments.update(self.theta), max(rounds, 5))
+        moments.prepare(self.theta)
+        number = self.xp.asarray(np.array([2]))
+
+        def fold():
+            for _ in range(ROUND_UPDATES):
+                moments.fold(self.theta, number)
+
+        return median_seconds(self.xp, fold, rounds) / ROUND_UPDATES
+
+
+def median_seconds(xp, function, rounds):
+    """The median time of a function, of all that it makes a GPU do."""
+
+    def once():
+        start = time.perf_counter()
+        function()
+        if xp is not np:
+            xp.cuda.get_current_stream().synchronize()
+        return time.perf_counter() - start
+
+    once()
+    return statistics.median(once() for _ in range(rounds))
+
+
+def copy_seconds(xp, rounds, size=1 << 28):
+    """Seconds of copying memory from one place to another, and how many bytes."""
+    source = xp.zeros(size // 4, np.float32)
+    target = xp.ones(size // 4, np.float32)
+
+    def copy():
+        target[...] = source
+
+    return median_seconds(xp, copy, rounds), source.nbytes
