@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from minires.backend import empty, get_threads
+from minires.backend import empty, get_threads, within_tile
 from minires.kernels import compiled, tiled, winograd
 from minires.kernels.compiled import Strided
 
@@ -26,7 +26,8 @@ def call(name, dtype, *arguments):
 
     Raises   MemoryError when the system has none left for its intermediate results
     """
-    if compiled.functions(dtype)[name](*arguments, get_threads()):
+    count = 1 if within_tile() else get_threads()
+    if compiled.functions(dtype)[name](*arguments, count):
         raise MemoryError(f"{name}: no memory for intermediate results")
 
 
