@@ -180,6 +180,14 @@ def test_separable_convolutions_carry_what_is_no_number(rng):
     assert_same_as_plain(cpu.separable(*case), expected, np.float64)
 
 
+@settings(max_examples=5)
+@given(case=separable_cases())
+def test_separable_convolutions_without_a_compiler(case):
+    with mock.patch.object(compiled, "functions", return_value=None):
+        y = cpu.separable(*case)
+    assert_same_as_plain(y, one_after_another(*case), case[0].dtype.type)
+
+
 # --- batch norm ---------------------------------------------------------------------------
 
 

@@ -214,7 +214,7 @@ def _pointer(kind):
                 return None
             contiguous = not isinstance(array, Strided)
             array = array if contiguous else array.array
-            if array.dtype != kind or contiguous and not array.flags.c_contiguous:
+            if array.dtype != kind or (contiguous and not array.flags.c_contiguous):
                 raise TypeError(f"a kernel got {array.dtype}, not a contiguous array of {kind}")
             return ctypes.c_void_p(array.__array_interface__["data"][0])
 

@@ -17,6 +17,7 @@ import numpy as np
 from minires.backend import empty, get_threads, within_tile
 from minires.kernels import compiled, tiled, winograd
 from minires.kernels.compiled import Strided
+from minires.kernels.separable import convolve as tiled_separable
 
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
 
@@ -77,7 +78,7 @@ def _matrices(array, lead):
     """An array (…, K, L) that C can read as (count, K, L), and its steps."""
     size = array.itemsize
     regular = all(step % size == 0 and step >= 0 for step in array.strides)
-    if array.ndim > 2 and array.shape[:-2] != lead or array.ndim > 3 or not regular:
+    if (array.ndim > 2 and array.shape[:-2] != lead) or array.ndim > 3 or not regular:
         array = np.ascontiguousarray(np.broadcast_to(array, (*lead, *array.shape[-2:])))
         array = array.reshape(math.prod(lead), *array.shape[-2:])
     *first, row, column = (step // size for step in array.strides)
@@ -95,9 +96,7 @@ def _windows(sources, replicas, shape, kernel, stride, padding, dilation):
     before, after = zip(*padding, strict=True)
     output = tuple(
         (size + sum(border) - (d * (k - 1) + 1)) // s + 1
-        for size, border, k, s, d in zip(
-            shape[1:3], padding, kernel, stride, dilation, strict=True
-        )
+        for size, border, k, s, d in zip(shape[1:3], padding, kernel, stride, dilation, strict=True)
     )
     numbers = sources, replicas, *shape, *kernel, *stride, *before, *after, *dilation, *output
     return numbers, output
