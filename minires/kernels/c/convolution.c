@@ -57,10 +57,7 @@ static struct cut cut_outputs(const struct windows *w, int by_columns) {
     wanted = divide_up(LEAST_TILES, most(1, cut.blocks * w->replicas * cut.strips));
     if (!by_columns)
         wanted = 1;
-    cut.part_vectors = round_up(divide_up(vectors, wanted), WIDEST);
-    /* Only before the last WIDEST + 1 vectors do panels of other widths begin: see panel_vectors. */
-    while (WIDEST > 2 && vectors > cut.part_vectors && vectors % cut.part_vectors == 1)
-        cut.part_vectors += WIDEST;
+    cut.part_vectors = whole_panels(divide_up(vectors, wanted), vectors);
     cut.parts = most(1, divide_up(vectors, cut.part_vectors));
     cut.tiles = w->replicas * cut.blocks * cut.strips * cut.parts;
     return cut;

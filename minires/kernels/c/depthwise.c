@@ -42,6 +42,7 @@ struct filter {
     int64_t row, pixel; /* numbers from one tap's row to the next, from one tap to the next */
     int64_t step;       /* numbers from what one output meets to what the next one does */
     int64_t columns;    /* of the kernel */
+    int64_t tap;        /* numbers from one tap's weights to the next one's */
     int64_t channels, activation;
 };
 
@@ -61,7 +62,7 @@ static inline __attribute__((always_inline)) void filter_pixels(
         for (int64_t u = f->up; u < f->down; u++)
             for (int64_t v = left; v < right; v++) {
                 const real *met = x + (u - f->up) * f->row + (v - left) * f->pixel + c;
-                vec w = load(f->w + (u * f->columns + v) * channels + c);
+                vec w = load(f->w + (u * f->columns + v) * f->tap + c);
                 for (int p = 0; p < count; p++)
                     sum[p] += load(met + p * f->step) * w;
             }
@@ -75,19 +76,21 @@ static inline __attribute__((always_inline)) void filter_pixels(
                 for (int64_t u = f->up; u < f->down; u++)
                     for (int64_t v = left; v < right; v++)
                         sum += x[(u - f->up) * f->row + (v - left) * f->pixel + p * f->step + c] *
-                               f->w[(u * f->columns + v) * channels + c];
+                               f->w[(u * f->columns + v) * f->tap + c];
                 y[p * channels + c] = activated(sum, f->activation);
             }
 }
 
-/* One row of outputs (OW, C) from rows of pixels (·, W, C), of which x is what tap `up` meets. */
+/* One row of outputs (OW, C) from rows of pixels (·, W, C), of which x is what tap `up` meets.
+   The weights of one tap follow those of the one before after `tap` numbers. */
 static void filter_row(const struct depthwise *d, const real *x, int64_t up, int64_t down,
-                       const real *w, const real *bias, real *y) {
+                       const real *w, int64_t tap, const real *bias, real *y) {
     int64_t stride = d->stride[1], before = d->before[1], dilation = d->dilation[1];
     struct filter f = {
         .x = x, .w = w, .bias = bias, .up = up, .down = down,
         .row = d->dilation[0] * d->width * d->channels, .pixel = dilation * d->channels,
-        .step = stride * d->channels, .columns = d->kernel[1], .channels = d->channels,
+        .step = stride * d->channels, .columns = d->kernel[1], .tap = tap,
+        .channels = d->channels,
         .activation = d->activation,
     };
     /* Outputs whose taps all meet pixels: met by the first tap, and by the last. */
@@ -132,7 +135,7 @@ static void depthwise_tile(const void *job, int64_t tile, char *scratch) {
         int64_t up, down;
         taps_met(i, d->stride[0], d->before[0], d->dilation[0], d->height, d->kernel[0], &up, &down);
         int64_t met = i * d->stride[0] - d->before[0] + up * d->dilation[0];
-        filter_row(d, x + met * row, up, down, own->w + r * taps,
+        filter_row(d, x + met * row, up, down, own->w + r * taps, d->channels,
                    own->bias ? own->bias + r * d->channels : NULL,
                    y + i * d->output[1] * d->channels);
     }

@@ -107,6 +107,14 @@ static inline int64_t panel_vectors(int64_t left) {
     return left == WIDEST + 1 && WIDEST > 2 ? 2 : WIDEST;
 }
 
+/* At least `vectors` of `all` vectors, so that parts of so many begin and end where panels do. */
+static int64_t whole_panels(int64_t vectors, int64_t all) {
+    int64_t part = round_up(vectors, WIDEST);
+    /* Only before the last WIDEST + 1 vectors do panels of other widths begin. */
+    while (WIDEST > 2 && all > part && all % part == 1) part += WIDEST;
+    return part;
+}
+
 /* For each panel of `columns`: `v`, its first vector, and `vectors`, how many. */
 #define EACH_PANEL(v, vectors, columns)                                                \
     for (int64_t v = 0, all = divide_up(columns, VL), vectors = panel_vectors(all); v < all; \

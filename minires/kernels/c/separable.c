@@ -4,7 +4,13 @@
    five megabytes an image at 112 × 112 pixels. A tile is some rows of outputs, or some small
    images: a thread computes the wide rows behind them, filters these, projects them, and goes on.
    What is wide never leaves the cache. Wide rows that two tiles of one image need are computed
-   twice, which costs less than waiting for one another. */
+   twice, which costs less than waiting for one another.
+
+   A few small images make few such tiles. Then each tile has a part of the wide channels, and the
+   parts' projections are added up at the end. */
+
+#define LEAST_PART 6 /* vectors of wide channels in a part */
+#define SUM_PIXELS 64
 
 struct separable {
     int64_t sources, replicas, images; /* sources: 1 where all replicas see the same images */
@@ -23,22 +29,27 @@ struct separable_job {
     real *y;
     int64_t rows, strips;          /* of outputs in a tile; tiles of an image */
     int64_t together, blocks;      /* images in a tile; tiles of a batch of small images */
+    int64_t parts, part;           /* of the wide channels; how many one has */
+    real *partial;                 /* (parts, R, N, OH, OW, O) where there are several */
 };
 
-/* c[m, o] = f( bias[o] + Σ_k a[m, k] · b[k, o] ) for `count` rows; b and bias packed. */
-static void multiply_rows(const real *a, int64_t count, int64_t size, const real *b,
-                          const real *bias, int64_t columns, int64_t activation, real *c) {
+/* c[m, o] = f( bias[o] + Σ_k a[m, k] · b[first + k, o] ) for `count` rows, k < size; b (rows, ·)
+   and bias are packed. */
+static void multiply_rows(const real *a, int64_t count, int64_t size, const real *b, int64_t rows,
+                          int64_t first, const real *bias, int64_t columns, int64_t activation,
+                          real *c) {
     const int64_t nowhere = 0;
     const struct runs runs = {&nowhere, 1, size, 1};
     EACH_PANEL(v, vectors, columns) {
-        struct results to = {.ldc = columns, .columns = columns - v * VL, .bias = bias + v * VL,
-                             .activation = activation};
+        struct results to = {.ldc = columns, .columns = columns - v * VL,
+                             .bias = bias ? bias + v * VL : NULL, .activation = activation};
+        const real *panel = b + rows * v * VL + first * vectors * VL;
         for (int64_t q = 0; q < count; q += MR) {
             const real *row[MR];
             for (int64_t m = 0; m < MR; m++) row[m] = a + least(q + m, count - 1) * size;
             to.c = c + q * columns + v * VL;
             to.rows = count - q;
-            product(row, runs, b + size * v * VL, vectors * VL, to, vectors);
+            product(row, runs, panel, vectors * VL, to, vectors);
         }
     }
 }
@@ -55,14 +66,16 @@ static void rows_behind(const struct separable *s, int64_t first, int64_t last, 
 static void separable_tile(const void *pointer, int64_t tile, char *scratch) {
     const struct separable_job *job = pointer;
     const struct separable *s = job->s;
-    const struct depthwise *d = &job->filters;
-    int64_t strip = tile % job->strips, block = tile / job->strips % job->blocks;
-    int64_t r = tile / job->strips / job->blocks, source = s->sources == 1 ? 0 : r;
+    struct depthwise d = job->filters;
+    int64_t part = tile % job->parts, strip = tile / job->parts % job->strips;
+    int64_t block = tile / job->parts / job->strips % job->blocks;
+    int64_t r = tile / job->parts / job->strips / job->blocks, source = s->sources == 1 ? 0 : r;
     int64_t image = block * job->together, images = least(job->together, s->images - image);
     int64_t first = strip * job->rows, last = least(first + job->rows, s->output[0]);
+    int64_t from = part * job->part, wide = least(job->part, s->wide - from); /* channels */
     int64_t top, bottom;
     rows_behind(s, first, last, &top, &bottom);
-    int64_t row = s->width * s->wide, out_row = s->output[1] * s->wide, rows = bottom - top;
+    int64_t row = s->width * wide, out_row = s->output[1] * wide, rows = bottom - top;
     const real *x = job->x + ((source * s->images + image) * s->height + top) * s->width * s->channels;
     const real *hidden = x;
     int64_t hidden_image = s->height * row; /* numbers from one image to the next */
@@ -71,28 +84,50 @@ static void separable_tile(const void *pointer, int64_t tile, char *scratch) {
         int64_t width = round_up(s->wide, VL);
         real *expanded = carve(&scratch, images * rows * row * sizeof(real));
         multiply_rows(x, images * rows * s->width, s->channels,
-                      job->expand + r * s->channels * width, job->expand_bias + r * width, s->wide,
-                      s->activations[0], expanded);
+                      job->expand + r * s->channels * width + s->channels * from, s->channels, 0,
+                      job->expand_bias + r * width + from, wide, s->activations[0], expanded);
         hidden = expanded;
         hidden_image = rows * row;
     }
     real *filtered = carve(&scratch, images * (last - first) * out_row * sizeof(real));
     real *next = filtered;
-    const real *taps = job->taps + r * s->kernel[0] * s->kernel[1] * s->wide;
+    const real *taps = job->taps + r * s->kernel[0] * s->kernel[1] * s->wide + from;
+    d.channels = wide;
     for (int64_t n = 0; n < images; n++)
         for (int64_t i = first; i < last; i++, next += out_row) {
             int64_t up, down;
-            taps_met(i, d->stride[0], d->before[0], 1, s->height, s->kernel[0], &up, &down);
+            taps_met(i, d.stride[0], d.before[0], 1, s->height, s->kernel[0], &up, &down);
             int64_t met = i * s->stride[0] - s->before[0] + up - top;
-            filter_row(d, hidden + n * hidden_image + met * row, up, down, taps,
-                       job->taps_bias + r * s->wide, next);
+            filter_row(&d, hidden + n * hidden_image + met * row, up, down, taps, s->wide,
+                       job->taps_bias + r * s->wide + from, next);
         }
-    int64_t width = round_up(s->out_channels, VL);
-    multiply_rows(filtered, images * (last - first) * s->output[1], s->wide,
-                  job->project + r * s->wide * width, job->project_bias + r * width,
-                  s->out_channels, s->activations[2],
-                  job->y + ((r * s->images + image) * s->output[0] + first) * s->output[1] *
-                               s->out_channels);
+    int64_t width = round_up(s->out_channels, VL), whole = job->parts == 1;
+    int64_t pixel = ((r * s->images + image) * s->output[0] + first) * s->output[1];
+    int64_t pixels = s->replicas * s->images * s->output[0] * s->output[1];
+    multiply_rows(filtered, images * (last - first) * s->output[1], wide,
+                  job->project + r * s->wide * width, s->wide, from,
+                  whole ? job->project_bias + r * width : NULL, s->out_channels,
+                  whole ? s->activations[2] : LINEAR,
+                  (whole ? job->y : job->partial + part * pixels * s->out_channels) +
+                      pixel * s->out_channels);
+}
+
+/* y = f( bias + Σ partial ) for some pixels. */
+static void add_parts_tile(const void *pointer, int64_t tile, char *scratch) {
+    const struct separable_job *job = pointer;
+    const struct separable *s = job->s;
+    int64_t each = s->images * s->output[0] * s->output[1], pixels = s->replicas * each;
+    int64_t channels = s->out_channels;
+    (void)scratch;
+    for (int64_t p = tile * SUM_PIXELS; p < least((tile + 1) * SUM_PIXELS, pixels); p++) {
+        const real *bias = job->project_bias + p / each * round_up(channels, VL);
+        for (int64_t c = 0; c < channels; c++) {
+            real sum = bias[c];
+            for (int64_t part = 0; part < job->parts; part++)
+                sum += job->partial[(part * pixels + p) * channels + c];
+            job->y[p * channels + c] = activated(sum, s->activations[2]);
+        }
+    }
 }
 
 /* Weights (R, rows, columns), laid out for `product`. */
@@ -118,20 +153,6 @@ EXPORT int separable(const real *x, const real *expand, const real *expand_bias,
         .dilation = {1, 1}, .output = {s->output[0], s->output[1]},
         .activation = s->activations[1],
     };
-    int64_t wide = round_up(s->wide, VL), out = round_up(s->out_channels, VL);
-    char *memory = own_memory(FOR_JOB, s->replicas * sizeof(real) * (
-        (s->channels + 1) * wide + (s->wide + 1) * out) + 4 * 64);
-    if (!memory)
-        return -1;
-    int failed = 0;
-    if (s->expands) {
-        job.expand_bias = fill_up(expand_bias, s->replicas, s->wide, &memory);
-        job.expand = packed(expand, s->replicas, s->channels, s->wide, &memory, threads, &failed);
-    }
-    job.project_bias = fill_up(project_bias, s->replicas, s->out_channels, &memory);
-    job.project = packed(project, s->replicas, s->wide, s->out_channels, &memory, threads, &failed);
-    if (failed)
-        return -1;
     /* Rows of outputs and the wide rows behind them: as many as stay in the cache. */
     int64_t hidden = s->expands ? sizeof(real) * s->width * s->wide : 0;
     int64_t row = sizeof(real) * s->output[1] * s->wide + s->stride[0] * hidden;
@@ -142,7 +163,33 @@ EXPORT int separable(const real *x, const real *expand, const real *expand_bias,
     job.strips = divide_up(high, job.rows);
     job.together = job.strips > 1 ? 1 : most(1, least(fitting / high, s->images / LEAST_TILES));
     job.blocks = divide_up(s->images, job.together);
+    int64_t tiles = s->replicas * job.blocks * job.strips, vectors = divide_up(s->wide, VL);
+    int64_t part = vectors;
+    if (s->expands && tiles > 0 && tiles < LEAST_TILES)
+        part = whole_panels(most(divide_up(vectors * tiles, LEAST_TILES), LEAST_PART), vectors);
+    job.parts = most(1, divide_up(vectors, part));
+    job.part = job.parts > 1 ? part * VL : s->wide;
+    int64_t pixels = s->replicas * s->images * s->output[0] * s->output[1];
+    int64_t wide = round_up(s->wide, VL), out = round_up(s->out_channels, VL);
+    size_t partial = job.parts > 1 ? job.parts * pixels * s->out_channels * sizeof(real) : 0;
+    char *memory = own_memory(FOR_JOB, partial + s->replicas * sizeof(real) * (
+        (s->channels + 1) * wide + (s->wide + 1) * out) + 5 * 64);
+    if (!memory)
+        return -1;
+    job.partial = carve(&memory, partial);
+    int failed = 0;
+    if (s->expands) {
+        job.expand_bias = fill_up(expand_bias, s->replicas, s->wide, &memory);
+        job.expand = packed(expand, s->replicas, s->channels, s->wide, &memory, threads, &failed);
+    }
+    job.project_bias = fill_up(project_bias, s->replicas, s->out_channels, &memory);
+    job.project = packed(project, s->replicas, s->wide, s->out_channels, &memory, threads, &failed);
+    if (failed)
+        return -1;
     size_t bytes = job.together * ((job.rows - 1) * s->stride[0] + s->kernel[0]) * hidden +
                    job.together * job.rows * sizeof(real) * s->output[1] * s->wide + 4 * 64;
-    return run_tiles(separable_tile, &job, s->replicas * job.blocks * job.strips, bytes, threads);
+    if (run_tiles(separable_tile, &job, tiles * job.parts, bytes, threads))
+        return -1;
+    return job.parts == 1 ? 0 : run_tiles(add_parts_tile, &job, divide_up(pixels, SUM_PIXELS), 0,
+                                          threads);
 }
