@@ -150,7 +150,7 @@ def test_tiles_and_threads_change_nothing(rng, monkeypatch):
         return y, *pull_back(lambda *a: trained(*a, "relu"), (x, scale, shift), y)
 
     whole = everything()
-    monkeypatch.setattr(cpu, "NORM_TILE", 64)
+    monkeypatch.setattr(cpu, "PART", 64)
     with threads(1):
         one = everything()
     with threads(3):
@@ -165,7 +165,7 @@ def test_tiles_and_threads_change_nothing(rng, monkeypatch):
 
 def test_a_small_variance_beside_a_large_mean_keeps_its_digits(rng, monkeypatch):
     """E[x²] − E[x]² in float32 would lose all of them: 1e8 against 1."""
-    monkeypatch.setattr(cpu, "NORM_TILE", 100)
+    monkeypatch.setattr(cpu, "PART", 100)
     x = (1e4 + rng.standard_normal((8, 16, 16, 3))).astype(np.float32)
     mean, variance = batch_moments(x)
     assert variance.dtype == np.float32

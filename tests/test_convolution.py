@@ -69,7 +69,7 @@ def convolutions(draw):
     b = rng.standard_normal((*lead, out_channels)) if draw(st.booleans()) else None
     settings = {"stride": stride, "padding": padding, "dilation": dilation}
     # So few bytes of windows that images are cut into rows, so that tiles do not divide them.
-    window_bytes = draw(st.sampled_from([1, 1000, 6000, cpu.WINDOW_BYTES]))
+    window_bytes = draw(st.sampled_from([1, 1000, 6000, cpu.TILE_BYTES]))
     return x, w, b, settings, window_bytes, rng
 
 
@@ -101,7 +101,7 @@ def expected_conv2d(x, w, b, settings):
 @given(case=convolutions())
 def test_conv2d_is_the_sum_in_its_definition(case):
     x, w, b, options, window_bytes, _ = case
-    with mock.patch.object(cpu, "WINDOW_BYTES", window_bytes):
+    with mock.patch.object(cpu, "TILE_BYTES", window_bytes):
         y = conv2d(x, w, b, **options)
     assert_close(y, expected_conv2d(x, w, b, options), 1e-13, scale=10)
 
@@ -111,20 +111,20 @@ def test_conv2d_is_the_sum_in_its_definition(case):
 def test_conv2d_gradients_are_its_adjoints(case):
     """In x, in w, and in b: all three are linear."""
     x, w, b, options, window_bytes, rng = case
-    with mock.patch.object(cpu, "WINDOW_BYTES", window_bytes):
+    with mock.patch.object(cpu, "TILE_BYTES", window_bytes):
         assert_adjoint(lambda x, w: conv2d(x, w, **options), x, w, rng=rng)
         if b is not None:
             assert_adjoint(lambda b: conv2d(0 * x, w, b, **options), b, rng=rng)
 
 
 @settings(max_examples=150)
-@given(case=convolutions(), strip_bytes=st.sampled_from([1, 500, cpu.STRIP_BYTES]))
-def test_depthwise_is_a_convolution_with_diagonal_kernels(case, strip_bytes):
+@given(case=convolutions(), parts=st.sampled_from([1, 3, cpu.WEIGHT_PARTS]))
+def test_depthwise_is_a_convolution_with_diagonal_kernels(case, parts):
     x, w, _, options, _, rng = case
     w = w[..., 0]  # (…, kh, kw, C)
     b = rng.standard_normal((*w.shape[:-3], w.shape[-1]))
     diagonal = w[..., None] * np.eye(w.shape[-1])
-    with mock.patch.object(cpu, "STRIP_BYTES", strip_bytes):
+    with mock.patch.object(cpu, "WEIGHT_PARTS", parts):
         y = depthwise_conv2d(x, w, b, **options)
         assert_close(y, expected_conv2d(x, diagonal, b, options), 1e-13, scale=10)
         assert_adjoint(lambda x, w: depthwise_conv2d(x, w, **options), x, w, rng=rng)
@@ -136,8 +136,8 @@ def winograd_convolutions(draw):
     """3×3 and 5×5 with enough channels; sizes that no piece divides; tiles of many images."""
     kernel = draw(st.sampled_from([3, 5]))
     size = draw(st.tuples(st.integers(4, 14), st.integers(4, 14)))
-    if size[0] * size[1] < 36:
-        size = (9, size[1])
+    if size[0] * size[1] < 64:
+        size = (16, size[1])
     padding = draw(paddings(most=kernel - 1))
     if padding not in ("same", "valid"):
         sides = naive_borders(padding, None, None, None, None)
@@ -159,39 +159,41 @@ def winograd_convolutions(draw):
 
 
 # Tiles of one row of pieces, of a few rows, of whole images.
-tile_bytes = st.sampled_from([1, 100_000, winograd.TILE_BYTES])
+tile_bytes = st.sampled_from([1, 100_000, cpu.PIECES_BYTES])
 
 
 @given(case=winograd_convolutions(), tile_bytes=tile_bytes)
 def test_winograd_is_the_sum_in_the_definition(case, tile_bytes):
     x, w, b, options, _ = case
     with (
-        mock.patch.object(winograd, "convolve", wraps=winograd.convolve) as used,
-        mock.patch.object(winograd, "TILE_BYTES", tile_bytes),
+        mock.patch.object(cpu, "call", wraps=cpu.call) as used,
+        mock.patch.object(cpu, "PIECES_BYTES", tile_bytes),
     ):
         y = conv2d(x, w, b, **options)
-    assert used.called
+    assert "convolve_winograd" in {call.args[0] for call in used.call_args_list}
     assert_close(y, expected_conv2d(x, w, b, options), 1e-12)
 
 
 @given(case=winograd_convolutions(), tile_bytes=tile_bytes)
 def test_winograd_gradients_are_its_adjoints(case, tile_bytes):
     x, w, b, options, rng = case
-    wraps = winograd.convolve_weight_gradient
     with (
-        mock.patch.object(winograd, "convolve_weight_gradient", wraps=wraps) as used,
-        mock.patch.object(winograd, "TILE_BYTES", tile_bytes),
+        mock.patch.object(cpu, "call", wraps=cpu.call) as used,
+        mock.patch.object(cpu, "PIECES_BYTES", tile_bytes),
     ):
         assert_adjoint(lambda x, w: conv2d(x, w, **options), x, w, rng=rng, tolerance=1e-11)
-    assert used.called
+    assert "convolve_weight_gradient_winograd" in {call.args[0] for call in used.call_args_list}
     if b is not None:
         assert_adjoint(lambda b: conv2d(0 * x, w, b, **options), b, rng=rng)
+
+
+winograd_points = winograd.POINTS[5]
 
 
 @pytest.mark.parametrize(("m", "r"), [(2, 3), (3, 5), (4, 3), (1, 3), (3, 1)])
 def test_winograd_transforms_filter_exactly(rng, m, r):
     """Aᵀ[(G g) ⊙ (Bᵀ d)] is the m outputs of r taps over n = m + r − 1 inputs."""
-    to_output, filter_side, input_side = winograd.transforms(m, r)
+    to_output, filter_side, input_side = winograd.transforms(winograd_points[: m + r - 2], m, r)
     g, d = rng.standard_normal(r), rng.standard_normal(m + r - 1)
     expected = [sum(d[i + k] * g[k] for k in range(r)) for i in range(m)]
     assert_close(to_output @ ((filter_side @ g) * (input_side @ d)), expected, 1e-13, scale=10)
@@ -201,8 +203,9 @@ def test_winograd_transforms_filter_exactly(rng, m, r):
     ("x", "w", "stride", "dilation", "applies"),
     [
         ((8, 8, 16), (3, 3, 16, 16), (1, 1), (1, 1), True),
-        ((4, 4, 16), (3, 3, 16, 16), (1, 1), (1, 1), True),
-        ((3, 5, 16), (3, 3, 16, 16), (1, 1), (1, 1), False),
+        ((16, 4, 16), (3, 3, 16, 16), (1, 1), (1, 1), True),
+        ((7, 9, 16), (3, 3, 16, 16), (1, 1), (1, 1), False),
+        ((8, 8, 256), (3, 3, 256, 256), (1, 1), (1, 1), False),
         ((8, 8, 15), (3, 3, 15, 16), (1, 1), (1, 1), False),
         ((8, 8, 16), (3, 3, 16, 15), (1, 1), (1, 1), False),
         ((8, 8, 16), (3, 5, 16, 16), (1, 1), (1, 1), False),
@@ -351,7 +354,7 @@ def test_networks_at_once_are_networks_one_by_one(rng, route, own, dtype):
 
 @every_route
 @pytest.mark.parametrize("window", [(2, 2), (3, 2), (1, 4)])
-@pytest.mark.parametrize("tile_bytes", [1, 5000, cpu.WINDOW_BYTES])
+@pytest.mark.parametrize("tile_bytes", [1, 5000, cpu.TILE_BYTES])
 @pytest.mark.parametrize("lead", [(), (2,)])
 def test_pooling_in_the_same_pass_is_pooling_after_it(rng, route, window, tile_bytes, lead):
     """To the bit, though tiles of rows end where windows end, and bias and ReLU come last."""
@@ -367,8 +370,8 @@ def test_pooling_in_the_same_pass_is_pooling_after_it(rng, route, window, tile_b
         return max_pool(conv2d(x, w, b, activation="relu", **options), window=window)
 
     with (
-        mock.patch.object(cpu, "WINDOW_BYTES", tile_bytes),
-        mock.patch.object(winograd, "TILE_BYTES", tile_bytes),
+        mock.patch.object(cpu, "TILE_BYTES", tile_bytes),
+        mock.patch.object(cpu, "PIECES_BYTES", tile_bytes),
     ):
         y = at_once(x, w, b)
         np.testing.assert_array_equal(y, one_by_one(x, w, b))
@@ -397,7 +400,7 @@ def test_a_pool_that_exceeds_the_outputs():
         conv2d(np.ones((1, 20, 20, 2)), np.ones((3, 3, 2, 2)), pool=(16, 17))
 
 
-@pytest.mark.parametrize("window_bytes", [1, 3000, cpu.WINDOW_BYTES])
+@pytest.mark.parametrize("window_bytes", [1, 3000, cpu.TILE_BYTES])
 @every_route
 def test_weight_gradients_land_in_each_network_s_own_vector(rng, route, window_bytes):
     """Inside a model the place for a gradient is a slice of (R, P): not contiguous."""
@@ -408,7 +411,7 @@ def test_weight_gradients_land_in_each_network_s_own_vector(rng, route, window_b
     whole = np.full((3, 11 + w[0].size + 5), np.nan)
     out = whole[:, 11:-5].reshape(shape)
     assert np.shares_memory(out, whole)
-    with mock.patch.object(cpu, "WINDOW_BYTES", window_bytes):
+    with mock.patch.object(cpu, "TILE_BYTES", window_bytes):
         place = variable(w, out)
         y = conv2d(x, place, **options)
         g = rng.standard_normal(y.shape)
@@ -452,7 +455,7 @@ def test_the_number_of_threads_changes_no_bit(rng, route, lead):
 
     results = []
     g = None
-    with mock.patch.object(cpu, "WINDOW_BYTES", 1000):
+    with mock.patch.object(cpu, "TILE_BYTES", 1000):
         for count in (1, 2, 3):
             with arrays.threads(count):
                 y = function(x, w, b)
@@ -482,13 +485,13 @@ def test_a_batch_of_one_and_of_none(rng, route, images):
         np.testing.assert_array_equal(gw, np.zeros_like(w))
 
 
-@pytest.mark.parametrize("window_bytes", [1, 2000, cpu.WINDOW_BYTES])
+@pytest.mark.parametrize("window_bytes", [1, 2000, cpu.TILE_BYTES])
 @pytest.mark.parametrize("padding", [7, ((9, 0), (0, 9)), ((0, 9), (9, 0))])
 def test_a_border_wider_than_the_image(rng, window_bytes, padding):
     """Then some tiles are rows of nothing but border."""
     x, w = rng.standard_normal((2, 5, 4, 6)), rng.standard_normal((3, 2, 6, 3))
     options = {"stride": (1, 2), "padding": padding, "dilation": (2, 1)}
-    with mock.patch.object(cpu, "WINDOW_BYTES", window_bytes):
+    with mock.patch.object(cpu, "TILE_BYTES", window_bytes):
         assert_close(conv2d(x, w, **options), expected_conv2d(x, w, None, options), 1e-13, scale=10)
         assert_adjoint(lambda x, w: conv2d(x, w, **options), x, w, rng=rng)
 

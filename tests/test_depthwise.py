@@ -125,9 +125,7 @@ def test_tiles_and_threads_change_nothing(stride, rng, monkeypatch):
         )
 
     whole = everything()
-    monkeypatch.setattr(cpu, "STRIP_BYTES", 4000)
-    monkeypatch.setattr(cpu, "LANES", 2)  # so that a lane adds up several tiles
-    monkeypatch.setattr(cpu, "RUN", 15)
+    monkeypatch.setattr(cpu, "WEIGHT_PARTS", 2)  # so that a part adds up several rows
     with threads(1):
         one = everything()
     with threads(3):

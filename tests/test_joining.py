@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minires import lenet, mobilenet_v2
-from minires.arrays import scratch, threads
+from minires.arrays import threads
 from minires.engine import ops
 from minires.engine.autodiff import gradients
-from minires.kernels import cpu, separable, winograd
+from minires.kernels import cpu
 from minires.networks.folding import JoinedConv2D, joined_network
 from minires.networks.layers import (
     BatchNorm,
@@ -159,7 +159,7 @@ def one_after_another(x, expand, depthwise, project, stride, padding, activation
 @settings(max_examples=200)
 @given(case=separable_convolutions(), tile_bytes=st.sampled_from([1, 500, 1 << 20]))
 def test_separable_convolutions_are_one_after_another(case, tile_bytes):
-    with mock.patch.object(separable, "TILE_BYTES", tile_bytes):
+    with mock.patch.object(cpu, "WIDE_BYTES", tile_bytes):
         assert_close(cpu.separable(*case), one_after_another(*case), 1e-12)
 
 
@@ -186,7 +186,7 @@ def test_separable_convolutions_are_the_same_bits_on_any_number_of_threads(rng):
     ]
     results = []
     for count in (1, 2, 3):
-        with threads(count), mock.patch.object(separable, "TILE_BYTES", 1500):
+        with threads(count), mock.patch.object(cpu, "WIDE_BYTES", 1500):
             results.append(
                 cpu.separable(x, *parts, (2, 1), ((1, 1), (1, 1)), ("relu6", None, "relu"))
             )
@@ -203,8 +203,7 @@ def test_what_a_thread_s_buffers_held_before_is_no_input(rng):
     ]
     case = x, *parts, (2, 2), ((1, 1), (1, 1)), ("relu", "relu", None)
     with threads(1):
-        for name in ("pixels", "expanded", "hidden", "filtered", "more"):
-            scratch(name, (1 << 12,), float)[...] = np.inf
+        cpu.separable(np.full((1, 2, 17, 17, 3), np.inf), *case[1:])
         result = cpu.separable(*case)
     assert_close(result, one_after_another(*case), 1e-12)
 
@@ -319,10 +318,9 @@ def test_any_network_joined_and_folded_is_the_network_as_written(case, tile_byte
     labels = rng.integers(0, 3, images.shape[:-3])
     with (
         threads(count),
-        mock.patch.object(separable, "TILE_BYTES", tile_bytes),
-        mock.patch.object(cpu, "WINDOW_BYTES", tile_bytes),
-        mock.patch.object(cpu, "STRIP_BYTES", tile_bytes),
-        mock.patch.object(winograd, "TILE_BYTES", tile_bytes),
+        mock.patch.object(cpu, "WIDE_BYTES", tile_bytes),
+        mock.patch.object(cpu, "TILE_BYTES", tile_bytes),
+        mock.patch.object(cpu, "PIECES_BYTES", tile_bytes),
     ):
         plain = model.network.apply(images, ForwardPass(model.layout, theta, stats))
         assert_close(model.logits(theta, images, stats), plain, 1e-9)

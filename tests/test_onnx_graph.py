@@ -169,6 +169,34 @@ def test_softmax_before_opset_13_is_over_all_axes_from_one_on(path, rng, operato
     agrees(path, normal(rng, 2, 3, 8, 8))
 
 
+def test_separable_convolutions_are_done_in_one_pass(path, rng):
+    """A chain as in MobileNetV2: without expansion; after it one with batch norms; a residual."""
+    norm = {"s": normal(rng, 6), "o": normal(rng, 6), "m": normal(rng, 6)}
+    norm["v"] = normal(rng, 6) ** 2
+    arrays = {"d1": normal(rng, 3, 1, 3, 3), "p1": normal(rng, 4, 3, 1, 1), "b1": normal(rng, 4)}
+    arrays |= {"e": normal(rng, 6, 4, 1, 1), "d2": normal(rng, 6, 1, 3, 3), "b2": normal(rng, 6)}
+    arrays |= {"p2": normal(rng, 4, 6, 1, 1), "zero": np.float32(0), "six": np.float32(6), **norm}
+    around = {"pads": [1, 1, 1, 1]}
+    nodes = [
+        node("Conv", "x d1", "c1", group=3, strides=[2, 1], **around),
+        node("Conv", "c1 p1 b1", "c2"),
+        node("Conv", "c2 e", "c3"),
+        node("BatchNormalization", "c3 s o m v", "c4"),
+        node("Clip", "c4 zero six", "c5"),
+        node("Conv", "c5 d2 b2", "c6", group=6, **around),
+        node("Relu", "c6", "c7"),
+        node("Conv", "c7 p2", "c8"),
+        node("Add", "c2 c8", "y"),
+    ]
+    write(path, nodes, arrays)
+    network = agrees(path, normal(rng, 2, 3, 8, 8))
+    assert [len(step.parts) for step in network.joined] == [2, 3, 0]
+    # What others look at is not joined, and stays what it was.
+    write(path, nodes, arrays, outputs=["y", "c7", "c1"])
+    network = agrees(path, normal(rng, 2, 3, 8, 8))
+    assert [len(step.parts) for step in network.joined] == [0] * 6
+
+
 def test_a_convolution_that_others_look_at_keeps_its_own_output(path, rng):
     nodes = [node("Conv", "x w", "c"), node("Relu", "c", "r"), node("Add", "r c", "y")]
     write(path, nodes, {"w": normal(rng, 4, 3, 3, 3)})

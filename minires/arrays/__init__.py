@@ -19,6 +19,7 @@ from minires.arrays.workers import (
     set_threads,
     single_threaded_blas,
     threads,
+    within_tile,
 )
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "threads",
     "to_device",
     "to_host",
+    "within_tile",
     "xp_of",
 ]

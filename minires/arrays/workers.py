@@ -108,6 +108,11 @@ class _SingleThreadedBlas(contextlib.ContextDecorator):
 single_threaded_blas = _SingleThreadedBlas()
 
 
+def within_tile():
+    """Whether this thread runs a tile: then other threads run others, and a kernel uses one."""
+    return bool(getattr(_working, "depth", 0))
+
+
 def run_tiles(function, count):
     """Call `function(0)` … `function(count - 1)`, shared among the threads.
 
@@ -115,7 +120,7 @@ def run_tiles(function, count):
     raised here once every thread has stopped.
     """
     global _pool
-    if getattr(_working, "depth", 0):  # a tile that calls a kernel: no threads within threads
+    if within_tile():  # a tile that calls a kernel: no threads within threads
         for tile in range(count):
             function(tile)
         return

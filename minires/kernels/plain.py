@@ -363,7 +363,7 @@ def norm_sums(g, y, rows, center, activation):
     Returns  g', or what else `norm_gradient` is to be given for g; the sums, (R, 1, C) float64
     """
     if activation is not None:
-        g = g * ((y > 0) & (y < (6 if activation == "relu6" else np.inf)))
+        g = g * ((y > 0) & (y < 6) if activation == "relu6" else y > 0)
     total = g.sum(axis=1, keepdims=True, dtype=np.float64)
     return g, total, (g * (rows - center)).sum(axis=1, keepdims=True, dtype=np.float64)
 

@@ -9,7 +9,8 @@ Loading goes through four steps.
    too: it prepares the images. A weight may reach its slot through nodes that only re-shape it (Transpose,
    Reshape, Cast …); then the array they start from is the weight, and they stay in the graph.
    An array used in many places is one weight, and its gradients add.
-3. *Fuse.* A convolution takes the batch norm and the activation behind it along.
+3. *Fuse.* A convolution takes the batch norm and the activation behind it along. For predictions
+   on a CPU the convolutions of a separable one (pointwise, depthwise, pointwise) are one step.
 4. *Try.* One image of zeros goes through, within limits of memory and arithmetic, so that
    whatever does not fit shows now and not in the middle of a long run. A graph that takes long
    is not tried to its end.
@@ -37,11 +38,12 @@ import numpy as np
 from minires.arrays import device_of, empty, single_threaded_blas, to_device, to_host, xp_of
 from minires.engine import ops
 from minires.engine.autodiff import data_of, gradients, variable
+from minires.kernels import kernels_of
 from minires.onnx import operators as operators_of
 from minires.onnx import reading
 from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError, shown
 from minires.onnx.operators import CALL, OPERATORS, TOUCH
-from minires.onnx.values import KERNEL, Value
+from minires.onnx.values import CHANNELS_LAST, KERNEL, Value
 
 MEMORY = 1 << 31  # bytes at once, for one image
 COPIES = 4  # arrays of the size of its largest one that an operator may need at once
@@ -105,6 +107,7 @@ class Step:
     norm: reading.Node | None = None  # with five more inputs
     activation: str | None = None
     done: tuple = ()  # names that nobody needs after this step
+    parts: tuple = ()  # the steps that are done together in this one
 
     def __call__(self, run, values):
         """Compute: Values in, a list of Values out."""
@@ -113,27 +116,112 @@ class Step:
             return list(result) if isinstance(result, tuple) else [result]
         x, w, *rest = values
         operators_of.expect_images(self.node, x)
-        norm = rest[-4:] if self.norm is not None else None
         bias = rest[0] if len(rest) % 4 else None
-        if norm is not None and any(value.shape != w.shape[:1] for value in norm):
+        if self.norm is None or not run.training:
+            w, bias = self.folded(w, *rest)
+            y = operators_of.conv(run, self.node, x, w, bias, activation=self.activation)
+            return [y]
+        self.expect_norm(w, rest[-4:])
+        y = operators_of.conv(run, self.node, x, w, bias)
+        return [
+            operators_of.batch_normalization(
+                run, self.norm, y, *rest[-4:], activation=self.activation
+            )
+        ]
+
+    def expect_norm(self, w, norm):
+        if any(value.shape != w.shape[:1] for value in norm):
             raise ValueError(
                 f"a batch norm over {norm[0].shape} channels stands behind a convolution with "
                 f"{w.shape[0]} outputs"
             )
-        if norm is not None and not run.training:
-            # The running statistics are constants: they go into the weights.
-            factor, shift = operators_of.as_affine(self.norm, *norm)
-            if bias is not None:
-                shift = ops.add(shift, ops.multiply(factor, bias.data))
-            w = Value(ops.multiply(w.stored(KERNEL), factor), KERNEL)
-            bias, norm = Value(shift), None
-        activation = self.activation if norm is None else None
-        y = operators_of.conv(run, self.node, x, w, bias, activation=activation)
-        if norm is not None:
-            y = operators_of.batch_normalization(
-                run, self.norm, y, *norm, activation=self.activation
-            )
-        return [y]
+
+    def folded(self, w, *rest):
+        """A convolution's weights and bias (or None), the batch norm behind it in both."""
+        bias = rest[0] if len(rest) % 4 else None
+        if self.norm is None:
+            return w, bias
+        self.expect_norm(w, rest[-4:])
+        # The running statistics are constants.
+        factor, shift = operators_of.as_affine(self.norm, *rest[-4:])
+        if bias is not None:
+            shift = ops.add(shift, ops.multiply(factor, bias.data))
+        return Value(ops.multiply(w.stored(KERNEL), factor), KERNEL), Value(shift)
+
+    def is_pointwise(self, static):
+        """Whether it is a convolution that mixes the channels of each pixel by itself."""
+        node = self.node
+        shape = self._kernel(static)
+        plain = set(node["strides"] or [1]) == {1} and not any(node["pads"] or [0])
+        return shape is not None and shape[2:] == (1, 1) and node["group"] == 1 and plain
+
+    def is_depthwise(self, static):
+        """Whether it is a convolution that filters each channel by itself."""
+        node, shape = self.node, self._kernel(static)
+        each = shape is not None and len(shape) == 4 and shape[0] == node["group"] and shape[1] == 1
+        return each and set(node["dilations"] or [1]) == {1}
+
+    def _kernel(self, static):
+        """The shape of a convolution's weights, where all of its arrays are in the file."""
+        alone = self.node.operator == "Conv" and not self.parts
+        known = alone and all(name in static for name in self.inputs[1:])
+        return static[self.inputs[1]].shape if known else None
+
+
+@dataclass
+class Separable(Step):
+    """A pointwise convolution or none, a depthwise and a pointwise one: done in one pass."""
+
+    @classmethod
+    def of(cls, *parts):
+        inputs = parts[0].inputs + [name for part in parts[1:] for name in part.inputs[1:]]
+        between = {part.outputs[0] for part in parts[:-1]}
+        done = tuple(name for part in parts for name in part.done if name not in between)
+        return cls(parts[0].node, inputs, parts[-1].outputs, done=done, parts=parts)
+
+    def __call__(self, run, values):
+        x, *rest = values
+        each = []
+        for part in self.parts:
+            each.append((part, rest[: len(part.inputs) - 1]))
+            rest = rest[len(part.inputs) - 1 :]
+        channels = each[0][1][0].shape[1 if len(self.parts) > 2 else 0]
+        if x.rank != 4 or x.shape[1] != channels or x.data.dtype != run.dtype:
+            for part, more in each:  # the first one says what is wrong
+                (x,) = part(run, [x, *more])
+            return [x]
+        images = x.stored(CHANNELS_LAST)
+        shape, given = images.shape, []
+        for part, more in each:
+            with named(part.node):
+                w, bias = part.folded(*more)
+                outputs, depth, *kernel = w.shape
+                window = operators_of.Window(part.node, shape[1:3], kernel)
+                window.reserve(run, shape, outputs, depth)
+                if part is self.parts[-2]:
+                    how = window.stride, window.padding
+                shape = (shape[0], *window.output, outputs)
+                w = w.stored(KERNEL)
+                own = w.shape[:2] if part is self.parts[-2] else w.shape[2:3]
+                w = w.reshape(1, *own, outputs)
+                zeros = np.zeros(outputs, w.dtype)
+                given.append((w, (zeros if bias is None else bias.data).reshape(1, -1)))
+        activations = [part.activation for part in self.parts]
+        if len(given) == 2:
+            given, activations = [None, *given], [None, *activations]
+        y = kernels_of(images).separable(images[None], *given, *how, activations)
+        return [Value(y[0], CHANNELS_LAST)]
+
+
+@contextlib.contextmanager
+def named(node):
+    """Whatever goes wrong within is named after a node."""
+    try:
+        yield
+    except OnnxError as error:
+        raise type(error)(f"{node}: {error}", *error.args[1:]) from None
+    except ValueError as error:
+        raise FormatError(f"{node}: {error}") from error
 
 
 class TooLong(SecurityError):
@@ -452,7 +540,7 @@ class Network:
         for i, step in enumerate(steps):
             names = {name for name in (*step.inputs, *step.outputs) if last[name] == i}
             step.done = tuple(names - kept)
-        self.steps = steps
+        self.steps, self.joined = steps, self._join_separable(steps)
         live = {name for step in steps for name in step.inputs} | wanted
         live.difference_update(self.layout)
         self.constants = {name: v for name, v in self.static.items() if name in live}
@@ -475,6 +563,30 @@ class Network:
             if step.node.operator == "Conv" and len([n for n in step.inputs if n]) >= 2:
                 step.inputs = [name for name in step.inputs if name]
                 heads[step.outputs[0]] = step
+        return joined
+
+    def _join_separable(self, steps):
+        """The same steps, those of a separable convolution as one: for predictions on a CPU."""
+        uses = Counter(name for step in steps for name in step.inputs)
+        uses.update(value.name for value in self.outputs)
+
+        def follows(before, step):
+            return step.inputs[0] == before.outputs[0] and uses[step.inputs[0]] == 1
+
+        joined = []
+        for step in steps:
+            middle = joined[-1] if joined else None
+            if (
+                step.is_pointwise(self.static)
+                and middle is not None
+                and middle.is_depthwise(self.static)
+                and follows(middle, step)
+            ):
+                parts = [joined.pop(), step]
+                if joined and joined[-1].is_pointwise(self.static) and follows(joined[-1], middle):
+                    parts.insert(0, joined.pop())
+                step = Separable.of(*parts)
+            joined.append(step)
         return joined
 
     def _joins(self, head, step):
@@ -696,7 +808,7 @@ class Network:
             run.spend(TOUCH * sum(value.array.size for value in results))
             return results
         except OnnxError as error:
-            if str(error).startswith(str(step.node)):
+            if str(error).startswith(tuple(str(part.node) for part in (step, *step.parts))):
                 raise
             raise type(error)(f"{step.node}: {error}", *error.args[1:]) from None
         except MemoryError as error:
@@ -730,7 +842,8 @@ class Network:
         for entry in self.statistics:
             values[entry.name] = Value(entry.view(stats), entry.order)
         values.update(constants)
-        for step in self.steps:
+        predicts = gradient is None and not run.training and xp_of(theta) is np
+        for step in self.joined if predicts else self.steps:
             arguments = [values[name] if name else None for name in step.inputs]
             skip = step.node is before
             results = [arguments[0]] if skip else self._compute(step, run, arguments)

@@ -1,0 +1,55 @@
+/* `vec`: as many neighbouring numbers as the processor works on at once, VL of them.
+
+   +, -, *, / work on a vec, and on a vec and a number, number by number. */
+
+#if defined __AVX512F__
+#define VECTOR_BYTES 64
+#elif defined __AVX__
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+#define VL ((int64_t)(VECTOR_BYTES / sizeof(real)))
+
+typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
+/* The same anywhere in memory: arrays begin where they begin. */
+typedef real vec_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+static inline vec load(const real *from) { return *(const vec_anywhere *)from; }
+static inline void store(real *to, vec value) { *(vec_anywhere *)to = value; }
+static inline vec spread(real value) { return value - (vec){0}; } /* VL times the same */
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+/* Activations: what cpu.py calls None, "relu", "relu6". A NaN stays a NaN. */
+enum { LINEAR, RELU, RELU6 };
+
+static inline real activated(real x, int64_t activation) {
+    if (activation != LINEAR)
+        x = x < 0 ? 0 : x;
+    if (activation == RELU6)
+        x = x > 6 ? 6 : x;
+    return x;
+}
+
+/* A whole number as wide as `real`. Comparing gives VL of them: all bits set, or none. */
+typedef __typeof__(__builtin_choose_expr(sizeof(real) == 4, (int32_t)0, (int64_t)0)) whole;
+typedef whole vec_mask __attribute__((vector_size(VECTOR_BYTES)));
+
+/* `yes` where the mask is set, `no` elsewhere */
+static inline vec chosen(vec_mask mask, vec yes, vec no) {
+    return (vec)(((vec_mask)yes & mask) | ((vec_mask)no & ~mask));
+}
+
+static inline vec activated_vec(vec x, int64_t activation) {
+    if (activation != LINEAR)
+        x = chosen(x < 0, (vec){0}, x);
+    if (activation == RELU6)
+        x = chosen(x > 6, spread(6), x);
+    return x;
+}
+
+typedef uint8_t vec_bytes __attribute__((vector_size(VECTOR_BYTES / sizeof(real)))); /* VL bytes */

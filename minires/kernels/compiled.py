@@ -1,0 +1,308 @@
+"""Compiles the kernels in C at their first use, and lets Python call them.
+
+`cpu.c` is compiled for this very processor by whatever C compiler is there, once for float and
+once for double, and the libraries are kept in the user's cache. What goes wrong on the way, such
+as a missing compiler, costs speed only: there is one warning, and NumPy does the work.
+
+In the cache an index file `<key>.txt` holds the digest of a library `<key>-<digest>.so`. The key
+is a hash of everything that the library depends on: source, compiler, flags and processor. The
+index is written last, and both appear by renaming. So a library is there as a whole or not at
+all, several processes may compile at once, and a damaged file is noticed and compiled again.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+SOURCE = Path(__file__).with_name("cpu.c")
+PARTS = Path(__file__).with_name("c")
+
+# A product and the sum behind it may round once ("contract"): always, so that it is always the
+# same. Never -ffast-math, with which a NaN may get lost.
+FLAGS = (
+    "-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
+    "-fPIC", "-shared", "-pthread",
+)  # fmt: skip
+# How compilers are told to use all that this processor can do; the last is for any other.
+MACHINE = (("-march=native",), ("-mcpu=native",), ())
+REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+TIMEOUT = 300  # seconds for one compilation
+
+
+class Unavailable(Exception):
+    """Why there is no compiled library, and what helps: one line."""
+
+
+# --- compiling ----------------------------------------------------------------------------
+
+
+def compilers():
+    """The commands of all C compilers here, the preferred one first."""
+    if os.environ.get("CC"):
+        return [shlex.split(os.environ["CC"])]
+    found = [[path] for name in ("cc", "clang", "gcc") if (path := shutil.which(name))]
+    if importlib.util.find_spec("ziglang") is not None:
+        found.append([sys.executable, "-m", "ziglang", "cc"])
+    return found
+
+
+def cache_folder():
+    """The private folder for compiled libraries, made where it is missing.
+
+    Raises   Unavailable where it cannot be made, or where others could put a library into it
+    """
+    base = os.environ.get("MINIRES_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    folder = Path(base or Path.home() / ".cache") / "minires" / "kernels"
+    remedy = "name another folder with MINIRES_CACHE"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise Unavailable(f"the cache {folder} cannot be made ({error}): {remedy}") from error
+    if hasattr(os, "getuid") and status.st_uid != os.getuid():
+        raise Unavailable(f"the cache {folder} belongs to another user: {remedy}")
+    if os.name == "posix" and status.st_mode & 0o022:
+        raise Unavailable(f"others may write into the cache {folder}: chmod 700 it, or {remedy}")
+    return folder
+
+
+def sources():
+    """The files that a library is made of."""
+    return [SOURCE, *sorted(PARTS.iterdir())]
+
+
+def processor():
+    """What this processor can do, as text: a library for one may not run on another."""
+    lines = [platform.machine(), platform.processor()]
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith(("model name", "flags", "Features", "CPU part")):
+                    lines.append(line)
+                if not line.strip():  # the next core
+                    break
+    except OSError:
+        pass
+    return "\n".join(lines)
+
+
+def _key(command, flags):
+    """A name for the library that a compiler makes of the present source for this processor."""
+    digest = hashlib.sha256()
+    where = shutil.which(command[0])
+    status = os.stat(where) if where else None
+    compiler = (command, where, status and (status.st_size, status.st_mtime_ns))
+    for part in (repr(compiler), repr(flags), processor(), sys.platform):
+        digest.update(part.encode() + b"\0")
+    for path in sources():
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:24]
+
+
+def _compile(command, real, flags, path):
+    """Compile `cpu.c` to a shared library.
+
+    Raises   Unavailable with the compiler's first error
+    """
+    said = ""
+    for machine in MACHINE:
+        full = [*command, *FLAGS, *flags, *machine, f"-Dreal={real}", "-o", str(path), str(SOURCE)]
+        try:
+            done = subprocess.run(
+                [*full, "-lm"], capture_output=True, text=True, timeout=TIMEOUT, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise Unavailable(f"the C compiler {command[0]!r} does not run ({error})") from error
+        if done.returncode == 0:
+            return
+        said = said or done.stderr
+    lines = [line for line in said.splitlines() if "error" in line.lower()] or said.splitlines()
+    reason = lines[0].strip() if lines else f"exit status {done.returncode}"
+    raise Unavailable(f"the C compiler {shlex.join(command)!r} fails: {reason}")
+
+
+def _cached(folder, key):
+    """The library of a key, if it is whole."""
+    try:
+        digest = (folder / f"{key}.txt").read_text("ascii").strip()
+        path = folder / f"{key}-{digest[:16]}.so"
+        whole = hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    except (OSError, UnicodeDecodeError):
+        return None
+    return path if whole else None
+
+
+def _write(folder, name, content):
+    """A file in the cache: as a whole, or not at all."""
+    number, part = tempfile.mkstemp(prefix=".part-", dir=folder)
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(content)
+        os.replace(part, folder / name)
+    except BaseException:
+        os.unlink(part)
+        raise
+
+
+def build(real, flags=()):
+    """The path of the library for one precision, compiled unless the cache has it.
+
+    real     "float" or "double"
+    flags    more of them for the compiler
+    Raises   Unavailable with the reason and the remedy
+    """
+    commands, folder, problems = compilers(), cache_folder(), []
+    for command in commands:
+        key = f"{real}-{_key(command, (*FLAGS, *flags))}"
+        path = _cached(folder, key)
+        if path is not None:
+            return path
+        try:
+            with tempfile.TemporaryDirectory() as work:
+                made = Path(work) / "kernels.so"
+                _compile(command, real, flags, made)
+                content = made.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            _write(folder, f"{key}-{digest[:16]}.so", content)
+            _write(folder, f"{key}.txt", digest.encode())
+        except OSError as error:
+            raise Unavailable(
+                f"the cache {folder} cannot be written to ({error}): "
+                "name another folder with MINIRES_CACHE"
+            ) from error
+        except Unavailable as error:
+            problems.append(str(error))
+            continue
+        return folder / f"{key}-{digest[:16]}.so"
+    if problems:
+        raise Unavailable(f"{problems[0]}; pip install 'minires[fast]' brings another")
+    raise Unavailable("there is no C compiler: pip install 'minires[fast]' brings one, or set CC")
+
+
+# --- calling ------------------------------------------------------------------------------
+
+EXPORTED = re.compile(r"^EXPORT\s+int\s+(\w+)\(([^)]*)\)", re.MULTILINE)
+
+
+class Strided:
+    """Says that C knows the steps of an array, which need not be contiguous."""
+
+    def __init__(self, array):
+        self.array = array
+
+
+def _pointer(kind):
+    """A ctypes argument: None, or a contiguous array of one type."""
+
+    class Pointer:
+        @staticmethod
+        def from_param(array):
+            if array is None:
+                return None
+            contiguous = not isinstance(array, Strided)
+            array = array if contiguous else array.array
+            if array.dtype != kind or (contiguous and not array.flags.c_contiguous):
+                raise TypeError(f"a kernel got {array.dtype}, not a contiguous array of {kind}")
+            return ctypes.c_void_p(array.__array_interface__["data"][0])
+
+    return Pointer
+
+
+@functools.cache
+def _whole_numbers(count):
+    return ctypes.c_int64 * count
+
+
+class _Numbers:
+    """A ctypes argument: a sequence of whole numbers, for a struct of int64_t."""
+
+    @staticmethod
+    def from_param(numbers):
+        return _whole_numbers(len(numbers))(*numbers)
+
+
+def _argument_types(parameters, dtype):
+    """The ctypes of a C function's parameters, as its declaration in the source has them."""
+    kinds = {
+        "real *": _pointer(dtype),
+        "double *": _pointer(np.dtype(np.float64)),
+        "uint8_t *": _pointer(np.dtype(np.uint8)),
+        "int64_t": ctypes.c_int64,
+        "real": np.ctypeslib.as_ctypes_type(dtype),
+        "double": ctypes.c_double,
+    }
+    types = []
+    for parameter in parameters.split(","):
+        words = parameter.replace("const ", "").split()
+        if words[0] == "struct":
+            types.append(_Numbers)
+            continue
+        kind = words[0] + (" *" if "*" in parameter else "")
+        types.append(kinds[kind])
+    return types
+
+
+def load(path, dtype):
+    """The functions of a compiled library, by name.
+
+    Raises   Unavailable where the system refuses to load it
+    """
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(
+            f"the compiled library cannot be loaded ({error}): name a folder on a disk that "
+            "allows programs with MINIRES_CACHE"
+        ) from error
+    functions = {}
+    for source in sources():
+        for name, parameters in EXPORTED.findall(source.read_text("utf-8")):
+            function = getattr(library, name)
+            function.restype = ctypes.c_int
+            function.argtypes = _argument_types(parameters, dtype)
+            functions[name] = function
+    return functions
+
+
+_lock = threading.Lock()
+_loaded = {}  # dtype → functions, or None where there are none
+
+
+def functions(dtype):
+    """The compiled functions for arrays of a type: {name: function}; None without.
+
+    The first time, the library is compiled and loaded; where that fails there is one warning.
+    """
+    if dtype in _loaded:
+        return _loaded[dtype]
+    with _lock:
+        if dtype in _loaded:
+            return _loaded[dtype]
+        if dtype not in REAL:
+            return None
+        try:
+            found = load(build(REAL[dtype]), dtype)
+        except Unavailable as error:
+            _loaded.update(dict.fromkeys(REAL))
+            warnings.warn(
+                f"the fast kernels are not used, NumPy computes instead, more slowly: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        _loaded[dtype] = found
+        return found
