@@ -10,6 +10,8 @@ import warnings
 from dataclasses import fields
 from pathlib import Path
 
+import minires
+
 # What the user can mend is told in one line; anything else is our mistake and shows its trace.
 MENDABLE = (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError, ImportError)
 
@@ -28,6 +30,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         prog="minires", description="Better networks by weight resampling (arXiv:1807.00847)."
     )
+    parser.add_argument("--version", action="version", version=f"minires {minires.__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(subparsers)
     _add_info(subparsers)
@@ -217,7 +220,6 @@ def _info(options):
 
     import numpy as np
 
-    import minires
     from minires import arrays
 
     facts = {
