@@ -1,13 +1,13 @@
-"""Folding: batch norm at test is a factor and an offset a channel, and so is a convolution's.
+"""Folding: in prediction, batch norm multiplies each channel by a number and adds another.
 
     scale · (w ∗ x − mean) / √(variance + ε) + shift  =  (a · w) ∗ x + (shift − a · mean)
 
-with a = scale / √(variance + ε). So the weights of the convolution in front take in the
-factor, its bias the offset, and the layer is gone: the same numbers, up to rounding, without
-reading and writing every image once more for each layer.
+with a = scale / √(variance + ε). So the weights of the convolution before it are multiplied by
+the factor, and its bias takes the offset. Then the batch norm is no longer needed. The numbers
+are the same, up to rounding, and every image is read and written once less.
 
-Joining: likewise max pooling and ReLU behind a convolution are done with it, in training too;
-and at prediction separable convolutions are one pass: pointwise, depthwise, pointwise.
+Joining: a max pooling and a ReLU after a convolution are computed in the same pass, in training
+too. In prediction, a pointwise, a depthwise and a pointwise convolution are one pass.
 """
 
 import copy

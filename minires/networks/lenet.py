@@ -1,7 +1,7 @@
 """LeNet: two convolutions, two poolings, dense layers.
 
-ReLU stands *after* each pooling. The largest of four values, then cut at zero, is the same
-number as each cut at zero, then the largest; but it is a quarter of the work.
+ReLU comes *after* each pooling: max(0, the largest of four values) is the largest of the four
+max(0, value). The numbers are the same, and ReLU has a quarter of the work.
 """
 
 from minires.networks.layers import (

@@ -1,8 +1,8 @@
 """MobileNet V1 and V2: a convolution split in two, one within channels, one across them.
 
-A 3×3 convolution from C to O channels multiplies 9·C·O times a pixel. Filtering every channel
-by itself (depthwise, 9·C) and then mixing the channels of each pixel (pointwise, 1×1, C·O)
-costs an eighth of that, and a network of such pairs is nearly as good.
+A 3×3 convolution from C to O channels needs 9·C·O multiplications per pixel. Filtering every
+channel by itself (depthwise, 9·C) and then mixing the channels of each pixel (pointwise, 1×1,
+C·O) needs about an eighth of them, and a network of such pairs is nearly as good.
 
 Two frameworks published these networks with small differences, chosen by `variant`:
 
@@ -10,8 +10,8 @@ Two frameworks published these networks with small differences, chosen by `varia
     "tf"     at the end only        1e-3   0.99       of the batch
     "torch"  one pixel all round    1e-5   0.9        of the population (unbiased)
 
-Images of up to 64 pixels leave the first convolution at full size: five halvings would leave
-nothing of 28×28. So the same function makes the network for ImageNet and one for MNIST.
+For images of up to 64 pixels the first convolution keeps the size: after five halvings nothing
+would be left of 28×28. So the same function makes the network for ImageNet and one for MNIST.
 """
 
 from minires.networks.layers import (
@@ -140,7 +140,7 @@ def mobilenet_v2(
 
     Its blocks are inverted residuals: a 1×1 convolution to six times the channels, a depthwise
     convolution, and a 1×1 convolution back, without an activation. What a block adds is few
-    channels wide; what is wide lives only within the block.
+    channels wide; the wide arrays live only within the block.
 
     width        multiplies the channels of every layer (the last only upwards)
     input_shape  (H, W, C): any resolution; up to 64 pixels the first stride is 1

@@ -98,8 +98,8 @@ def ece(probabilities: Any, labels: Any, bins: int = 15) -> Any:
 
     # One bincount for all networks: network r has the bins r·bins … (r+1)·bins − 1.
     networks = gap.size // len(labels)
-    # Edges and confidences are compared in float32: 9/15 is an edge there as in float64, so that
-    # both dtypes give the same bins.
+    # Edges and confidences are compared in float32: 0.6 in float32 is 0.60000002, which in
+    # float64 would lie above the edge 9/15 and so in another bin.
     inner_edges = (xp.arange(1, bins) / bins).astype(np.float32)
     rounded = confidence.reshape(networks, -1).astype(np.float32)
     bin_of = xp.searchsorted(inner_edges, rounded, side="left")

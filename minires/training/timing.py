@@ -1,7 +1,7 @@
 """How long a training step, a prediction and the moments' update take on this machine.
 
-Medians of several rounds, after one that does not count. On a GPU a round ends when the device
-has done all that was queued.
+Medians of several rounds, after one round that does not count. On a GPU a round ends when the
+device has finished all that was queued.
 """
 
 import statistics
