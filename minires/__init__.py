@@ -13,13 +13,25 @@ Source   Liu, Tripathi, Kurup and Shah, "Make (Nearly) Every Neural Network Bett
          Neural Network Ensembles by Weight Parameter Resampling", arXiv:1807.00847
 """
 
-import importlib
+import importlib as _importlib
 
 from minires.arrays import set_threads, to_device, to_host, xp_of
-from minires.networks import inception_v3, lenet, lenet_classic, mobilenet_v1, mobilenet_v2
+from minires.networks import (
+    inception_v3,
+    layers,
+    lenet,
+    lenet_classic,
+    mobilenet_v1,
+    mobilenet_v2,
+)
 from minires.networks.model import Model
 from minires.networks.running_statistics import batch_norm_policies, reestimate_stats
+from minires.resampling.averages import average
+from minires.resampling.baselines import EMA, SWAG
 from minires.resampling.moments import Moments
+from minires.training import metrics, schedules
+from minires.training.loop import Task, fine_tune, train
+from minires.training.metrics import evaluate
 from minires.training.optimizers import SGD, Adam
 
 __version__ = "0.2.0"
@@ -28,24 +40,38 @@ __version__ = "0.2.0"
 def __getattr__(name):
     """`minires.onnx` is read when it is first asked for."""
     if name == "onnx":
-        return importlib.import_module("minires.onnx")
+        return _importlib.import_module("minires.onnx")
     raise AttributeError(f"module 'minires' has no attribute {name!r}")
 
 
+def __dir__():
+    return [*__all__, "onnx", "__version__"]
+
+
 __all__ = [
+    "EMA",
     "SGD",
+    "SWAG",
     "Adam",
     "Model",
     "Moments",
+    "Task",
+    "average",
     "batch_norm_policies",
+    "evaluate",
+    "fine_tune",
     "inception_v3",
+    "layers",
     "lenet",
     "lenet_classic",
+    "metrics",
     "mobilenet_v1",
     "mobilenet_v2",
     "reestimate_stats",
+    "schedules",
     "set_threads",
     "to_device",
     "to_host",
+    "train",
     "xp_of",
 ]

@@ -235,8 +235,8 @@ def batch_of(where: str, batch: Any) -> int | None:
 def probabilities_of(where: str, probabilities: Any, axes: int = 2) -> Any:
     """Class probabilities: floats from 0 up, and each row sums to 1.
 
-    A row of NaN passes: it is the prediction of a network whose weights are lost, and whoever
-    asked decides what that means.
+    A row of NaN passes: it is the prediction of a network whose weights are lost. The caller
+    decides what that means.
 
     where          the function that was called
     probabilities  what was given: (…, classes), an array or a list

@@ -6,31 +6,46 @@ line of mathematics runs on both.
 
 import importlib
 import sys
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import threadpoolctl
 
 
-def xp_of(array):
-    """The module whose functions work on `array`: `numpy`, or `cupy` for a CuPy array."""
+def xp_of(array: Any) -> ModuleType:
+    """The module whose functions work on an array.
+
+    array    of any kind
+    Returns  `cupy` for a CuPy array, else `numpy`
+    """
     if type(array).__module__.partition(".")[0] == "cupy":
         return sys.modules["cupy"]
     return np
 
 
-def device_of(array):
-    """Where an array lives: "cpu" or "gpu"."""
+def device_of(array: Any) -> str:
+    """Where an array lives.
+
+    array    of any kind
+    Returns  "gpu" for a CuPy array, else "cpu"
+    """
     return "cpu" if xp_of(array) is np else "gpu"
 
 
-def to_host(array):
-    """`array` as a NumPy array (the same object if it is one already)."""
+def to_host(array: Any) -> Any:
+    """An array in the memory of the CPU.
+
+    array    NumPy or CuPy
+    Returns  a NumPy array: the same object if it is one already
+    """
     return array if xp_of(array) is np else array.get()
 
 
-def to_device(array, device="cpu"):
-    """`array` on a device.
+def to_device(array: Any, device: str = "cpu") -> Any:
+    """An array on a device.
 
+    array    NumPy or CuPy
     device   "cpu" or "gpu"
     Returns  a NumPy or a CuPy array
     Raises   RuntimeError when a GPU is asked for and CuPy or the GPU is missing
@@ -40,9 +55,11 @@ def to_device(array, device="cpu"):
     return module_for(device).asarray(array)
 
 
-def module_for(device):
-    """The module whose arrays live on a device: `numpy` for "cpu", `cupy` for "gpu".
+def module_for(device: str) -> ModuleType:
+    """The module whose arrays live on a device.
 
+    device   "cpu" or "gpu"
+    Returns  `numpy` or `cupy`
     Raises   RuntimeError when a GPU is asked for and CuPy or the GPU is missing
     """
     if device not in ("cpu", "gpu"):
@@ -70,7 +87,7 @@ def _import_cupy():
     return cupy
 
 
-def describe_gpus():
+def describe_gpus() -> list[str] | str:
     """What `minires info` says of the GPUs: a list of cards, or the reason why there is none."""
     try:
         runtime = _import_cupy().cuda.runtime
@@ -84,7 +101,7 @@ def describe_gpus():
     ]
 
 
-def describe_cuda():
+def describe_cuda() -> str:
     """The versions of CuPy and CUDA, where there is a GPU."""
     cupy = _import_cupy()
     runtime = cupy.cuda.runtime
@@ -93,7 +110,7 @@ def describe_cuda():
     return f"CuPy {cupy.__version__}, CUDA {numbers[0]}, driver for CUDA {numbers[1]}"
 
 
-def describe_blas():
+def describe_blas() -> list[str]:
     """The BLAS libraries in this process, with their kernels' architecture and threads."""
     return [
         f"{library['internal_api']} {library['version']} "

@@ -7,6 +7,8 @@ import sys
 
 from minires.arrays.text import prepare_streams, say
 
+import minires
+
 # What the user can mend is told in one line; anything else is our mistake and shows its trace.
 MENDABLE = (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError, ImportError)
 
@@ -25,6 +27,18 @@ COMMANDS = (
 )
 
 
+def parser() -> argparse.ArgumentParser:
+    """The words that the command line understands."""
+    parser = argparse.ArgumentParser(
+        prog="minires", description="Better networks by weight resampling (arXiv:1807.00847)."
+    )
+    parser.add_argument("--version", action="version", version=f"minires {minires.__version__}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"minires.commands.{name}").add_parser(subparsers)
+    return parser
+
+
 def main(arguments: list | None = None) -> int:
     """Run one command.
 
@@ -32,13 +46,7 @@ def main(arguments: list | None = None) -> int:
     Returns     the exit code: 0, 2 for bad input, 130 after Ctrl-C
     """
     prepare_streams()
-    parser = argparse.ArgumentParser(
-        prog="minires", description="Better networks by weight resampling (arXiv:1807.00847)."
-    )
-    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        importlib.import_module(f"minires.commands.{name}").add_parser(subparsers)
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return options.run(options)
     except KeyboardInterrupt:

@@ -230,17 +230,14 @@ def _calibration(outcomes, resamplings=200):
 
     if np.isnan(outcomes.confidence).any():
         return math.nan, math.nan
-    # All that the error asks of a prediction is its confidence and whether it is right, so two
-    # classes do: "what the network says", and "anything else".
-    pairs = np.stack([outcomes.confidence, np.zeros(len(outcomes))], axis=1)
-    labels = (~outcomes.top1).astype(np.int64)
+    confidence, correct, count = outcomes.confidence, outcomes.top1.astype(bool), len(outcomes)
     rng = np.random.default_rng(0)
     draws = []
     for _ in range(resamplings):
-        chosen = rng.integers(len(labels), size=len(labels))
-        draws.append(metrics.ece(pairs[chosen], labels[chosen]))
-    error = float(np.std(draws, ddof=1)) if len(labels) > 1 else math.nan
-    return float(metrics.ece(pairs, labels)), error
+        chosen = rng.integers(count, size=count)
+        draws.append(metrics.calibration_error(confidence[chosen], correct[chosen]))
+    error = float(np.std(draws, ddof=1)) if count > 1 else math.nan
+    return float(metrics.calibration_error(confidence, correct)), error
 
 
 def is_no_better_than_chance(outcomes, classes):

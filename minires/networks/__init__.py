@@ -1,5 +1,6 @@
-"""The networks of the paper, by name."""
+"""The networks of the paper, by name; and what they are made of: `layers`, `model`."""
 
+from minires.networks import layers
 from minires.networks.inception import inception_v3
 from minires.networks.lenet import lenet, lenet_classic
 from minires.networks.mobilenet import mobilenet_v1, mobilenet_v2
@@ -12,4 +13,12 @@ NETWORKS = {
     "inception_v3": inception_v3,
 }
 
-__all__ = ["NETWORKS", "inception_v3", "lenet", "lenet_classic", "mobilenet_v1", "mobilenet_v2"]
+__all__ = [
+    "NETWORKS",
+    "inception_v3",
+    "layers",
+    "lenet",
+    "lenet_classic",
+    "mobilenet_v1",
+    "mobilenet_v2",
+]

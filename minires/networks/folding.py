@@ -1,17 +1,18 @@
-"""Folding: batch norm at test is a factor and an offset a channel, and so is a convolution's.
+"""Folding: in prediction, batch norm multiplies each channel by a number and adds another.
 
     scale · (w ∗ x − mean) / √(variance + ε) + shift  =  (a · w) ∗ x + (shift − a · mean)
 
-with a = scale / √(variance + ε). So the weights of the convolution in front take in the
-factor, its bias the offset, and the layer is gone: the same numbers, up to rounding, without
-reading and writing every image once more for each layer.
+with a = scale / √(variance + ε). So the weights of the convolution before it are multiplied by
+the factor, and its bias takes the offset. Then the batch norm is no longer needed. The numbers
+are the same, up to rounding, and every image is read and written once less.
 
-Joining: likewise max pooling and ReLU behind a convolution are done with it, in training too;
-and at prediction separable convolutions are one pass: pointwise, depthwise, pointwise.
+Joining: a max pooling and a ReLU after a convolution are computed in the same pass, in training
+too. In prediction, a pointwise, a depthwise and a pointwise convolution are one pass.
 """
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 
@@ -34,14 +35,21 @@ from minires.networks.layers import (
 
 
 class JoinedConv2D(Layer):
-    """A convolution that is connected, and the pooling and activation behind it, in one pass."""
+    """A convolution, and the pooling and activation after it, in one pass.
 
-    def __init__(self, convolution):
+    convolution   a Conv2D
+    """
+
+    def __init__(self, convolution: Conv2D):
         self.convolution = convolution
         self.activation, self.pool = convolution.activation, None
 
-    def takes(self, layer):
-        """Take in the layer that follows, if it can be; return whether it was."""
+    def takes(self, layer: Layer) -> bool:
+        """Take in the layer that follows, if possible.
+
+        layer    the one after the convolution
+        Returns  whether it was taken in
+        """
         is_relu = isinstance(layer, Activation) and layer.function in ("relu", "relu6")
         if is_relu and self.activation is None:
             self.activation = layer.function
@@ -108,7 +116,7 @@ def _join_separable(layers):
     return joined
 
 
-def joined_network(network):
+def joined_network(network: Layer) -> Layer:
     """The same network, pooling and activations done together with the convolutions before them.
 
     network  a layer, with all its parts
@@ -131,7 +139,7 @@ def joined_network(network):
 # --- folding ------------------------------------------------------------------------------
 
 
-def folded_network(network):
+def folded_network(network: Layer) -> tuple[Layer, list[tuple[Layer, tuple]]]:
     """The same network without batch norm and auxiliary heads, and where its weights come from.
 
     network  a layer, with all its parts
@@ -169,7 +177,14 @@ def _merges(layer, follows):
     return convolution and isinstance(follows, BatchNorm)
 
 
-def fold_weights(origins, layout, folded_layout, theta, stats, result):
+def fold_weights(
+    origins: list[tuple[Layer, tuple]],
+    layout: Any,
+    folded_layout: Any,
+    theta: Any,
+    stats: Any,
+    result: Any,
+) -> None:
     """Write the weights of a folded network.
 
     origins        as from `folded_network`

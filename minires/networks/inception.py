@@ -22,6 +22,7 @@ from minires.networks.layers import (
     MaxPool,
     MeanPool,
     Sequential,
+    Shape,
 )
 from minires.networks.model import Model
 
@@ -30,7 +31,7 @@ VARIANTS = {
     "torch": {"momentum": 0.9, "unbiased": True, "scale": True},
 }
 
-SMALL = 64  # pixels: up to here the small stem and one block of each kind
+SMALL_IMAGE = 64  # pixels: up to this size a small stem and one block of each kind
 
 
 class _Maker:
@@ -119,22 +120,23 @@ class _Maker:
 
 
 def inception_v3(
-    width=1.0,
-    input_shape=(299, 299, 3),
-    classes=1000,
-    dropout=0.5,
-    smoothing=0.1,
-    auxiliary=False,
-    variant="tf",
-    scale=None,
-    momentum=None,
-    frozen=False,
-):
+    width: float = 1.0,
+    input_shape: Shape = (299, 299, 3),
+    classes: int = 1000,
+    dropout: float = 0.5,
+    smoothing: float = 0.1,
+    auxiliary: bool = False,
+    variant: str = "tf",
+    scale: bool | None = None,
+    momentum: float | None = None,
+    frozen: bool = False,
+) -> Model:
     """Inception-V3: 23,834,568 weights with batch-norm scales, 23,817,352 without.
 
     width        multiplies the channels of every layer
     input_shape  (H, W, C): 75 pixels or more; up to 64 a smaller network is built, with a stem
                  that halves once and one block of each kind
+    classes      how many outputs
     dropout      share of the 2,048 features dropped in training
     smoothing    label smoothing of the training loss
     auxiliary    add the auxiliary head: 27,161,264 weights; its loss counts 0.4
@@ -142,11 +144,12 @@ def inception_v3(
     scale        whether batch norm has a trainable scale; the variant's without it
     momentum     of the running statistics; the variant's without it
     frozen       train with the running statistics, and leave them as they are
+    Returns      Model
     Source       Szegedy et al. 2015, arXiv:1512.00567, table 1, §4 and §7
     """
     make = _Maker(width, variant, scale, momentum, frozen)
     head = [make.auxiliary_head(classes)] if auxiliary else []
-    if min(input_shape[:2]) <= SMALL:
+    if min(input_shape[:2]) <= SMALL_IMAGE:
         layers = [
             make.way((32, 3), (64, 3), MaxPool(3, 2), (192, 3)),
             make.block_a(64),

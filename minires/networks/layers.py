@@ -25,11 +25,12 @@ from minires.engine.convolution import (
 )
 
 Shape = tuple[int, ...]  # of one image, without the batch axis
+Pixels = int | tuple[int, int]  # one number, or (rows, columns)
 
 # --- initial weights ----------------------------------------------------------------------
 
 
-def glorot_uniform(rng, shape: Shape, fan_in: int, fan_out: int):
+def glorot_uniform(rng: Any, shape: Shape, fan_in: int, fan_out: int) -> Any:
     """U(−a, a) with a = √(6 / (fan_in + fan_out)).
 
     rng      numpy.random.Generator
@@ -43,7 +44,7 @@ def glorot_uniform(rng, shape: Shape, fan_in: int, fan_out: int):
     return rng.uniform(-limit, limit, shape)
 
 
-def he_normal(rng, shape: Shape, fan_in: int, fan_out: int):
+def he_normal(rng: Any, shape: Shape, fan_in: int, fan_out: int) -> Any:
     """N(0, 2 / fan_in).
 
     rng, shape, fan_in, fan_out   as for `glorot_uniform`
@@ -53,7 +54,7 @@ def he_normal(rng, shape: Shape, fan_in: int, fan_out: int):
     return rng.normal(0, math.sqrt(2 / fan_in), shape)
 
 
-def truncated_normal(rng, shape: Shape, fan_in: int, fan_out: int, std: float = 0.1):
+def truncated_normal(rng: Any, shape: Shape, fan_in: int, fan_out: int, std: float = 0.1) -> Any:
     """N(0, std²), sampled again beyond two standard deviations.
 
     rng, shape, fan_in, fan_out   as for `glorot_uniform`; the fans do not matter here
@@ -66,7 +67,7 @@ def truncated_normal(rng, shape: Shape, fan_in: int, fan_out: int, std: float = 
     return values
 
 
-def zeros(rng, shape: Shape, fan_in: int, fan_out: int) -> float:
+def zeros(rng: Any, shape: Shape, fan_in: int, fan_out: int) -> float:
     """All zeros.
 
     rng, shape, fan_in, fan_out   as for `glorot_uniform`; none of them matters
@@ -74,7 +75,7 @@ def zeros(rng, shape: Shape, fan_in: int, fan_out: int) -> float:
     return 0.0
 
 
-def ones(rng, shape: Shape, fan_in: int, fan_out: int) -> float:
+def ones(rng: Any, shape: Shape, fan_in: int, fan_out: int) -> float:
     """All ones.
 
     rng, shape, fan_in, fan_out   as for `glorot_uniform`; none of them matters
@@ -238,10 +239,10 @@ class Conv2D(_Convolution):
     def __init__(
         self,
         channels: int,
-        kernel,
-        stride=1,
-        padding="same",
-        dilation=1,
+        kernel: Pixels,
+        stride: Pixels = 1,
+        padding: Any = "same",
+        dilation: Pixels = 1,
         bias: bool = True,
         activation: str | None = None,
         initializer: str = "glorot",
@@ -269,10 +270,10 @@ class DepthwiseConv2D(_Convolution):
 
     def __init__(
         self,
-        kernel,
-        stride=1,
-        padding="same",
-        dilation=1,
+        kernel: Pixels,
+        stride: Pixels = 1,
+        padding: Any = "same",
+        dilation: Pixels = 1,
         bias: bool = True,
         activation: str | None = None,
         initializer: str = "glorot",
@@ -344,7 +345,7 @@ class MaxPool(_Pool):
     padding  as for `Conv2D`; a padded pixel is never the largest
     """
 
-    def __init__(self, window=2, stride=None, padding=0):
+    def __init__(self, window: Pixels = 2, stride: Pixels | None = None, padding: Any = 0):
         super().__init__(window, stride, padding)
 
     def apply(self, x, forward):
@@ -358,7 +359,13 @@ class MeanPool(_Pool):
     count_padding   whether padded pixels count as zeros; if not, they are left out
     """
 
-    def __init__(self, window=2, stride=None, padding=0, count_padding: bool = False):
+    def __init__(
+        self,
+        window: Pixels = 2,
+        stride: Pixels | None = None,
+        padding: Any = 0,
+        count_padding: bool = False,
+    ):
         super().__init__(window, stride, padding)
         self.count_padding = count_padding
 

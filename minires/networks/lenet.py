@@ -1,21 +1,30 @@
 """LeNet: two convolutions, two poolings, dense layers.
 
-ReLU stands *after* each pooling. The largest of four values, then cut at zero, is the same
-number as each cut at zero, then the largest; but it is a quarter of the work.
+ReLU comes *after* each pooling: max(0, the largest of four values) is the largest of the four
+max(0, value). The numbers are the same, and ReLU has a quarter of the work.
 """
 
-from minires.networks.layers import Conv2D, Dense, Dropout, Flatten, MaxPool, ReLU, Sequential
+from minires.networks.layers import (
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPool,
+    ReLU,
+    Sequential,
+    Shape,
+)
 from minires.networks.model import Model
 
 
 def lenet(
-    channels=(32, 64),
-    hidden=1024,
-    dropout=0.5,
-    initializer="glorot",
-    input_shape=(28, 28, 1),
-    classes=10,
-):
+    channels: tuple[int, int] = (32, 64),
+    hidden: int = 1024,
+    dropout: float = 0.5,
+    initializer: str = "glorot",
+    input_shape: Shape = (28, 28, 1),
+    classes: int = 10,
+) -> Model:
     """The network of the paper's MNIST study, in the shape that TF-slim gave it.
 
     5×5 convolutions with padding "same", each followed by 2×2 pooling, one dense layer with
@@ -24,7 +33,10 @@ def lenet(
     channels     of the two convolutions
     hidden       units of the dense layer
     dropout      share of the hidden units dropped in training; 0 for none
-    initializer  "glorot", "he" or "truncated_normal"
+    initializer  of the weights: "glorot", "he" or "truncated_normal"
+    input_shape  (H, W, C) of one image
+    classes      how many outputs
+    Returns      Model
     Source       LeCun et al. 1998; the slim models of TensorFlow 1.8, the paper's framework
     """
     first, second = channels
@@ -46,9 +58,19 @@ def lenet(
     )
 
 
-def lenet_classic(dropout=0.0, initializer="glorot", input_shape=(28, 28, 1), classes=10):
+def lenet_classic(
+    dropout: float = 0.0,
+    initializer: str = "glorot",
+    input_shape: Shape = (28, 28, 1),
+    classes: int = 10,
+) -> Model:
     """The 1998 proportions, 6-16-120-84, with ReLU and max pooling: 61,706 weights.
 
+    dropout      share of the last hidden units dropped in training
+    initializer  of the weights: "glorot", "he" or "truncated_normal"
+    input_shape  (H, W, C) of one image
+    classes      how many outputs
+    Returns      Model
     Source   LeCun, Bottou, Bengio and Haffner 1998, fig. 2
     """
     return Model(

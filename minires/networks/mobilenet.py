@@ -1,8 +1,8 @@
 """MobileNet V1 and V2: a convolution split in two, one within channels, one across them.
 
-A 3×3 convolution from C to O channels multiplies 9·C·O times a pixel. Filtering every channel
-by itself (depthwise, 9·C) and then mixing the channels of each pixel (pointwise, 1×1, C·O)
-costs an eighth of that, and a network of such pairs is nearly as good.
+A 3×3 convolution from C to O channels needs 9·C·O multiplications per pixel. Filtering every
+channel by itself (depthwise, 9·C) and then mixing the channels of each pixel (pointwise, 1×1,
+C·O) needs about an eighth of them, and a network of such pairs is nearly as good.
 
 Two frameworks published these networks with small differences, chosen by `variant`:
 
@@ -10,8 +10,8 @@ Two frameworks published these networks with small differences, chosen by `varia
     "tf"     at the end only        1e-3   0.99       of the batch
     "torch"  one pixel all round    1e-5   0.9        of the population (unbiased)
 
-Images of up to 64 pixels leave the first convolution at full size: five halvings would leave
-nothing of 28×28. So the same function makes the network for ImageNet and one for MNIST.
+For images of up to 64 pixels the first convolution keeps the size: after five halvings nothing
+would be left of 28×28. So the same function makes the network for ImageNet and one for MNIST.
 """
 
 from minires.networks.layers import (
@@ -23,6 +23,7 @@ from minires.networks.layers import (
     GlobalMeanPool,
     Residual,
     Sequential,
+    Shape,
 )
 from minires.networks.model import Model
 
@@ -31,7 +32,7 @@ VARIANTS = {
     "torch": {"epsilon": 1e-5, "momentum": 0.9, "unbiased": True},
 }
 
-SMALL = 64  # pixels: up to here the first convolution does not halve the image
+SMALL_IMAGE = 64  # pixels: up to this size the first convolution does not halve the image
 
 # MobileNet V1: channels and stride of each pair.
 V1 = (
@@ -83,32 +84,38 @@ class _Maker:
 
 
 def _first_stride(input_shape):
-    return 1 if min(input_shape[:2]) <= SMALL else 2
+    return 1 if min(input_shape[:2]) <= SMALL_IMAGE else 2
 
 
-def round_channels(channels, multiple=8):
-    """The nearest multiple of 8, at least 8, and not below nine tenths of `channels`."""
+def round_channels(channels: float, multiple: int = 8) -> int:
+    """A number of channels that divides well: at least `multiple`, at least 0.9 · channels.
+
+    channels  the number that is wanted
+    multiple  of which the result is the nearest multiple
+    """
     rounded = max(multiple, int(channels + multiple / 2) // multiple * multiple)
     return rounded + multiple if rounded < 0.9 * channels else rounded
 
 
 def mobilenet_v1(
-    width=1.0,
-    input_shape=(224, 224, 3),
-    classes=1000,
-    dropout=0.001,
-    variant="tf",
-    momentum=None,
-    frozen=False,
-):
+    width: float = 1.0,
+    input_shape: Shape = (224, 224, 3),
+    classes: int = 1000,
+    dropout: float = 0.001,
+    variant: str = "tf",
+    momentum: float | None = None,
+    frozen: bool = False,
+) -> Model:
     """MobileNet V1: 4,231,976 weights at width 1.0 for 1,000 classes.
 
     width        multiplies the channels of every layer
     input_shape  (H, W, C): any resolution; up to 64 pixels the first stride is 1
+    classes      how many outputs
     dropout      share of the 1,024 features dropped in training
     variant      "tf" or "torch"
     momentum     of the running statistics; the variant's without it
     frozen       train with the running statistics, and leave them as they are
+    Returns      Model
     Source       Howard et al. 2017, arXiv:1704.04861, table 1
     """
     make = _Maker(variant, momentum, frozen)
@@ -121,26 +128,28 @@ def mobilenet_v1(
 
 
 def mobilenet_v2(
-    width=1.0,
-    input_shape=(224, 224, 3),
-    classes=1000,
-    dropout=0.2,
-    variant="tf",
-    momentum=None,
-    frozen=False,
-):
+    width: float = 1.0,
+    input_shape: Shape = (224, 224, 3),
+    classes: int = 1000,
+    dropout: float = 0.2,
+    variant: str = "tf",
+    momentum: float | None = None,
+    frozen: bool = False,
+) -> Model:
     """MobileNet V2: 3,504,872 weights at width 1.0 for 1,000 classes.
 
     Its blocks are inverted residuals: a 1×1 convolution to six times the channels, a depthwise
     convolution, and a 1×1 convolution back, without an activation. What a block adds is few
-    channels wide; what is wide lives only within the block.
+    channels wide; the wide arrays live only within the block.
 
     width        multiplies the channels of every layer (the last only upwards)
     input_shape  (H, W, C): any resolution; up to 64 pixels the first stride is 1
+    classes      how many outputs
     dropout      share of the 1,280 features dropped in training
     variant      "tf" or "torch"
     momentum     of the running statistics; the variant's without it
     frozen       train with the running statistics, and leave them as they are
+    Returns      Model
     Source       Sandler et al. 2018, arXiv:1801.04381, table 2
     """
     make = _Maker(variant, momentum, frozen)

@@ -1,11 +1,11 @@
-"""Batch-norm statistics for weights that no network ever trained with.
+"""Batch-norm statistics for averaged weights, which no network was trained with.
 
 The running mean and variance of a batch-norm layer belong to the weights in front of it. An
-averaged θ̄ has other activations than any of the θ it was made from, so which statistics go
-with it? The paper does not say. There are three answers, and a careful study reports them all:
+averaged θ̄ has other activations than each θ that it was made from. So which statistics belong
+to it? The paper does not say. There are three answers, and a careful study reports them all:
 
     "averaged"     averaged over the updates, like the weights
-    "recomputed"   measured again: θ̄ looks at training batches, nothing else changes
+    "recomputed"   measured again, on batches of training images; the weights do not change
     "last"         those of the last iterate, as they are
 
 Source   Izmailov et al. 2018, arXiv:1803.05407, §3.2, for the second

@@ -1,1 +1,1 @@
-"""The method: running moments of the weights, drawn ensembles, and the methods beside it."""
+"""The method: running moments of the weights, ensembles sampled from them, and other methods."""

@@ -1,4 +1,4 @@
-"""What stands beside the mean model: EMA, SWAG, and noise that knows nothing of single weights.
+"""Methods to compare the mean model with: EMA, SWAG, and noise of one strength per array.
 
 Stochastic weight averaging (SWA) is `Moments` with a stride.
 """
@@ -20,8 +20,8 @@ class EMA:
 
     m ← m + w (θ − m),   w = (1 − β) / (1 − βⁿ)
 
-    That is a ← β a + (1 − β) θ from a = 0, divided by 1 − βⁿ: the weights of θ₁ … θₙ sum to
-    one, and nothing of the start is left. As β goes to 1, w goes to 1/n: eq. 2.
+    That is a ← β a + (1 − β) θ from a = 0, divided by 1 − βⁿ. So the weights of θ₁ … θₙ sum
+    to one, and the start a = 0 has no influence. As β goes to 1, w goes to 1/n, which is eq. 2.
 
         ema = EMA(0.999)
         ema.update(theta)                # after every step
@@ -61,7 +61,7 @@ class EMA:
         return (1 - self.decay) / (1 - self.decay**count)
 
     def ready(self, theta: Any) -> Any:
-        """Check θ, and make the array if there is none; the first w is 1, so nothing of it stays.
+        """Check θ, and make the array if there is none.
 
         theta    as for `update`
         Returns  the average so far in float64, which an update changes
@@ -131,12 +131,12 @@ class SWAG:
 
     Two normal distributions with the same mean θ̄, that of the T weights collected:
 
-    diagonal    N(θ̄, diag σ²): the paper's, but for its collecting seldom; `swag.moments`
+    diagonal    N(θ̄, diag σ²): as in the paper, but only every stride-th θ counts; `swag.moments`
     low rank    N(θ̄, ½ diag σ² + D Dᵀ / (2 (K − 1))): `swag`
                 θ̃ = θ̄ + σ z₁ / √2 + D z₂ / √(2 (K − 1)),   z₁ ~ N(0, I_P), z₂ ~ N(0, I_K)
 
     The K columns of D are θᵢ − θ̄ᵢ for the last K collected, θ̄ᵢ being the mean of the first i.
-    So it knows which weights move together.
+    So it keeps which weights change at the same time.
 
         swag = SWAG(theta.shape, rank=10, stride=25)
         swag.update(theta)                           # after every step
@@ -220,8 +220,8 @@ def isotropic_members(mean: Any, std: Any, arrays: Sequence[slice], k: int, rng:
     θⱼ = θ̄ + s εⱼ,   s² = mean of σ² over the array that the weight belongs to
 
     The expected squared norm of the noise in each array is that of σ ε. If these networks are
-    as good as those of `Moments.sample`, then σ says nothing about single weights. The same
-    `rng` gives the same ε as there.
+    as good as those of `Moments.sample`, then the σ of a single weight does not matter. The same
+    `rng` gives the same ε as in `Moments.sample`.
 
     mean, std  θ̄ and σ, (P,)
     arrays     slices that cut θ into its arrays

@@ -10,8 +10,8 @@ same numbers, made safe for ten thousand updates of millions of float32 weights:
 
 - It accumulates in float64. In float32, after some thousand updates, d/n is too small to be
   added to θ̄ at all: for a weight of 0.1 that drifts by 3e-5, σ² comes out 20 % too large.
-- It accumulates θ − θ₁, the way a weight has gone since the first θ that was counted. A weight
-  of 300 that moves by 0.08 would otherwise spend four of its sixteen digits on the 300.
+- It accumulates θ − θ₁, how far a weight has moved from the first θ that was counted. A weight
+  of 300 that moves by 0.08 would otherwise use four of its sixteen digits for the 300.
 - It accumulates n σ², a sum of squares. Nothing is ever subtracted from it, so the variance
   cannot become negative and needs no clamp.
 """
@@ -65,9 +65,9 @@ class Moments:
 
     The weights may be float32 or float64, on the CPU or on a GPU, where the accumulators
     then live too: 20 bytes for each float32 weight. A weight that is infinite or not a number
-    stays so in its accumulators. Looking for it at every update would cost a pass over the
-    weights, so whatever reads the moments looks: `mean`, `variance`, `std`, `sample` and
-    `save` raise FloatingPointError and say how many weights are lost.
+    stays so in its accumulators. To look for it at every update would cost a pass over the
+    weights. So `mean`, `variance`, `std`, `sample` and `save` look for it: they raise
+    FloatingPointError and say how many weights are lost.
 
     Source    eqs. 2-3; Welford 1962, Technometrics 4(3)
     """
@@ -208,7 +208,7 @@ class Moments:
         return self._finite(self._first + self._offset).astype(self._first.dtype)
 
     def mean_so_far(self) -> Any:
-        """θ̄ like `mean`, while updates go on: lost weights are in it, and no GPU is waited for."""
+        """θ̄ like `mean`, for use between updates: it is not checked, so no GPU is waited for."""
         self._require("mean_so_far", 1)
         return (self._first + self._offset).astype(self._first.dtype)
 
@@ -230,7 +230,7 @@ class Moments:
 
         Member j has its own random stream, the j-th that `rng` spawns, so it does not depend
         on k: the first 3 of 10 are the 3 that the same `rng` would have given. Spawning moves
-        `rng` on to new streams; a second call gives other networks. The noise is drawn on the
+        `rng` on to new streams; a second call gives other networks. The noise is made on the
         host, so that a GPU gets the same networks.
 
         k        how many networks, at least 1
@@ -258,10 +258,10 @@ class Moments:
         streams = rng.spawn(k)
         noise = empty((k, mean.size), mean.dtype)
 
-        def draw(member):
+        def fill(member):
             streams[member].standard_normal(out=noise[member], dtype=noise.dtype)
 
-        run_tiles(draw, k)
+        run_tiles(fill, k)
 
         def place(member, deviation, mean):
             member *= deviation

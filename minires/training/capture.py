@@ -1,9 +1,9 @@
 """Many updates of θ on a GPU: one is recorded as a CUDA graph, the others play it again.
 
-A small network keeps a GPU busy for a fraction of a millisecond, and Python takes several to tell
-it what to do: a hundred launches, each some microseconds. But every update launches the same
-kernels on the same memory. So the third update is *recorded*: nothing runs, CUDA notes what would
-have, a graph. From then on an update is one launch.
+A small network keeps a GPU busy for a fraction of a millisecond. Python needs several milliseconds
+to tell it what to do: a hundred launches of kernels, each some microseconds. But every update
+launches the same kernels on the same memory. So the third update is *recorded*: nothing is
+computed, CUDA only notes the launches, in a graph. From then on an update is one launch.
 
 What differs between updates must lie on the device beforehand: the images of every batch, the
 rates, the number of updates in the moments, the seeds of dropout. They are rows of tables; the
@@ -11,7 +11,7 @@ graph begins by copying the current row to a fixed place, and ends by adding one
 The losses gather in an array that the host looks at when an epoch is over.
 
 The graph keeps the addresses of all that it worked with. So the memory of the recorded update comes
-from a pool of its own, which nobody else uses while the graph lives.
+from a pool of its own, which nothing else uses while the graph lives.
 """
 
 from collections.abc import Callable, Sequence

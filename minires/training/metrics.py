@@ -91,21 +91,33 @@ def ece(probabilities: Any, labels: Any, bins: int = 15) -> Any:
     Source    Guo et al. 2017, arXiv:1706.04599, eq. 3
     """
     probabilities, labels = _checked("ece", probabilities, labels)
+    confidence = probabilities.max(axis=-1)
+    return calibration_error(confidence, _correct(probabilities, labels), bins)
+
+
+def calibration_error(confidence: Any, correct: Any, bins: int = 15) -> Any:
+    """The expected calibration error, from all that it needs to know of a prediction.
+
+    confidence  (…, N) float, the largest probability of each image
+    correct     (…, N) bool, whether that class is the label
+    bins        how many, at least 1, as for `ece`
+    Returns     (…) float64, in [0, 1]
+    """
     bins = checks.whole_number("ece", "bins", bins, 1)
-    xp = xp_of(probabilities)
-    confidence = probabilities.max(axis=-1).astype(np.float64)
-    gap = confidence - _correct(probabilities, labels)
+    xp = xp_of(confidence)
+    confidence = confidence.astype(np.float64)
+    gap, count = confidence - correct, confidence.shape[-1]
 
     # One bincount for all networks: network r has the bins r·bins … (r+1)·bins − 1.
-    networks = gap.size // len(labels)
-    # Edges and confidences are compared in float32: 9/15 is an edge there as in float64, so that
-    # both dtypes give the same bins.
+    networks = gap.size // count
+    # Edges and confidences are compared in float32: 0.6 in float32 is 0.60000002, which in
+    # float64 would lie above the edge 9/15 and so in another bin.
     inner_edges = (xp.arange(1, bins) / bins).astype(np.float32)
     rounded = confidence.reshape(networks, -1).astype(np.float32)
     bin_of = xp.searchsorted(inner_edges, rounded, side="left")
     bin_of += bins * xp.arange(networks)[:, None]
     gaps = xp.bincount(bin_of.reshape(-1), weights=gap.reshape(-1), minlength=networks * bins)
-    error = abs(gaps.reshape(networks, bins)).sum(axis=-1) / len(labels)
+    error = abs(gaps.reshape(networks, bins)).sum(axis=-1) / count
     return _on_host(error.reshape(gap.shape[:-1]))
 
 

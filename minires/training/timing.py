@@ -1,11 +1,13 @@
 """How long a training step, a prediction and the moments' update take on this machine.
 
-Medians of several rounds, after one that does not count. On a GPU a round ends when the device
-has done all that was queued.
+Medians of several rounds, after one round that does not count. On a GPU a round ends when the
+device has finished all that was queued.
 """
 
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +29,17 @@ class Problem:
     batch      images in a mini-batch
     replicas   networks side by side
     device     "cpu" or "gpu"
+    images     how many; four batches without it
     """
 
-    def __init__(self, model, batch, replicas=1, device="cpu", images=None):
+    def __init__(
+        self,
+        model: Any,
+        batch: int,
+        replicas: int = 1,
+        device: str = "cpu",
+        images: int | None = None,
+    ):
         rng = np.random.default_rng(0)
         self.model, self.batch, self.replicas, self.device = model, batch, replicas, device
         self.xp = arrays.module_for(device)
@@ -49,8 +59,13 @@ class Problem:
         _, gradient = self.model.loss_and_gradient(self.theta, *data, rng=self.rngs)
         optimizer.step(self.theta, gradient)
 
-    def step_seconds(self, rounds, record=True, moments=False):
-        """Seconds of one update of all networks: on a GPU played, or with launches of its own."""
+    def step_seconds(self, rounds: int, record: bool = True, moments: bool = False) -> float:
+        """Seconds of one update of all networks.
+
+        rounds    how many times to measure
+        record    on a GPU: whether to record the update and play it again
+        moments   whether to update the moments of θ, too
+        """
         optimizer = SGD(1e-4)
         kept = [(Moments(self.theta.shape), self.theta)] if moments else []
         if self.xp is np:
@@ -77,16 +92,22 @@ class Problem:
         self.reason = steps.reason
         return statistics.median(np.diff(times)) / len(self.order)
 
-    def predict_seconds(self, rounds):
-        """Seconds of predicting all images with all networks."""
+    def predict_seconds(self, rounds: int) -> float:
+        """Seconds of predicting all images with all networks.
+
+        rounds   how many times to measure
+        """
 
         def predict():
             self.model.logits(self.theta, self.images, self.stats, batch=self.batch)
 
         return median_seconds(self.xp, predict, rounds)
 
-    def moments_seconds(self, rounds):
-        """Seconds of one update of the moments of all networks."""
+    def moments_seconds(self, rounds: int) -> float:
+        """Seconds of one update of the moments of all networks.
+
+        rounds   how many times to measure
+        """
         moments = Moments(self.theta.shape)
         if self.xp is np:
             return median_seconds(np, lambda: moments.update(self.theta), max(rounds, 5))
@@ -100,8 +121,13 @@ class Problem:
         return median_seconds(self.xp, several, rounds) / ROUND_UPDATES
 
 
-def median_seconds(xp, function, rounds):
-    """The median time of a function, of all that it makes a GPU do."""
+def median_seconds(xp: Any, function: Callable[[], Any], rounds: int) -> float:
+    """The median time of a function, with all that it makes a GPU do.
+
+    xp        the array module that it uses: numpy or cupy
+    function  called without arguments
+    rounds    how many times to measure, after one call that does not count
+    """
 
     def once():
         start = time.perf_counter()
@@ -114,8 +140,14 @@ def median_seconds(xp, function, rounds):
     return statistics.median(once() for _ in range(rounds))
 
 
-def copy_seconds(xp, rounds, size=1 << 28):
-    """Seconds of copying memory from one place to another, and how many bytes."""
+def copy_seconds(xp: Any, rounds: int, size: int = 1 << 28) -> tuple[float, int]:
+    """How long it takes to copy memory from one place to another.
+
+    xp       the array module: numpy or cupy
+    rounds   how many times to measure
+    size     bytes to copy
+    Returns  seconds, and how many bytes were copied
+    """
     source = xp.zeros(size // 4, np.float32)
     target = xp.ones(size // 4, np.float32)
 

@@ -1,0 +1,202 @@
+"""What `import minires` offers, what is said of it, and how its objects show themselves."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minires
+from minires.commands import cli
+from minires.networks.layers import Dense, Flatten, Sequential
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "minires"
+
+# Rooms and files whose public functions document every argument. The list may only grow.
+DOCUMENTED = (
+    "arrays/device.py",
+    "arrays/checks.py",
+    "networks",
+    "resampling",
+    "training",
+    "kernels/vectors.py",
+)
+# Rooms whose public functions carry type hints.
+TYPED = ("arrays/device.py", "arrays/checks.py", "networks", "resampling", "training")
+
+
+def sources(places):
+    for place in places:
+        path = PACKAGE / place
+        yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+def public_functions(path):
+    """(name, node, docstring that must name the arguments) of all that is public in a file."""
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name, node, ast.get_docstring(node)
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name, None, ast.get_docstring(node)
+            for inner in node.body:
+                if not isinstance(inner, ast.FunctionDef):
+                    continue
+                if inner.name == "__init__":
+                    yield node.name, inner, ast.get_docstring(node)
+                elif not inner.name.startswith("_"):
+                    yield f"{node.name}.{inner.name}", inner, ast.get_docstring(inner)
+
+
+def arguments_of(node):
+    arguments = node.args
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    every += [extra for extra in (arguments.vararg, arguments.kwarg) if extra]
+    return [argument for argument in every if argument.arg not in ("self", "cls")]
+
+
+INHERITED = {"apply", "connect", "settings"}  # of layers: said once, in `Layer`
+
+
+def undocumented(path):
+    found = []
+    for name, node, text in public_functions(path):
+        if name.rpartition(".")[2] in INHERITED and not name.startswith("Layer."):
+            continue
+        if not text:
+            found.append(f"{path.name}: {name} has no docstring")
+            continue
+        if node is not None:
+            # Where a description begins: at the start of a line, alone or in a list of names.
+            words = set()
+            for line in text.splitlines():
+                head = re.match(
+                    r"\s*((?:\*{0,2}\w+,\s+)*\*{0,2}\w+)\s{2,}|\s*((?:\w+,\s+)*\w+)$", line
+                )
+                if head:
+                    words |= set(re.findall(r"\w+", head.group(0)))
+            found += [
+                f"{path.name}: {name} says nothing of {argument.arg}"
+                for argument in arguments_of(node)
+                if argument.arg not in words
+            ]
+    return found
+
+
+def untyped(path):
+    found = []
+    for name, node, _ in public_functions(path):
+        if node is None or name.rpartition(".")[2] in INHERITED:
+            continue
+        lacks = [a.arg for a in arguments_of(node) if a.annotation is None and a.arg != "layers"]
+        if node.returns is None and node.name != "__init__":
+            lacks.append("the result")
+        found += [f"{path.name}: {name} has no type for {what}" for what in lacks]
+    return found
+
+
+def test_every_public_function_documents_every_argument():
+    assert [line for path in sources(DOCUMENTED) for line in undocumented(path)] == []
+
+
+def test_public_functions_carry_type_hints():
+    assert [line for path in sources(TYPED) for line in untyped(path)] == []
+
+
+def test_what_is_missing_is_found(tmp_path):
+    path = tmp_path / "sample.py"
+    path.write_text(
+        'def f(x, y):\n    """Adds.\n\n    x   a number\n    """\n\n\ndef g():\n    pass\n'
+    )
+    assert undocumented(path) == [
+        "sample.py: f says nothing of y",
+        "sample.py: g has no docstring",
+    ]
+    assert len(untyped(path)) == 4
+
+
+def test_the_face_offers_what_it_lists_and_nothing_else():
+    code = (
+        "import minires, types\n"
+        "inner = {n for n, v in vars(minires).items() if isinstance(v, types.ModuleType)\n"
+        "         and v.__name__ == f'minires.{n}'}\n"
+        "public = {n for n in vars(minires) if not n.startswith('_')}\n"
+        "print(sorted(public - inner - set(minires.__all__)), set(minires.__all__) - public,\n"
+        "      'minires.onnx' in __import__('sys').modules, minires.onnx.__name__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[] set() False minires.onnx"
+    assert set(minires.__all__) <= set(dir(minires))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = minires.nothing
+
+
+def test_the_parts_of_a_first_program_are_at_hand(rng):
+    """A network, a task, training, fine-tuning, averages and scores, all from `minires.…`."""
+    layers = minires.layers
+    network = layers.Sequential(layers.Flatten(), layers.Dense(3))
+    model = minires.Model((2, 3, 1), network)
+    images = rng.standard_normal((40, 2, 3, 1)).astype(np.float32)
+    labels = (images.sum(axis=(1, 2, 3)) > 0).astype(int)
+    task = minires.Task(model, images, labels, batch=8, quiet=True)
+    theta, stats = model.init(rng), model.init_stats()
+    schedule = minires.schedules.cosine(30)
+    minires.train(task, theta, stats, minires.SGD(0.5), 30, schedule=schedule)
+    tuned = minires.fine_tune(task, theta, stats, minires.SGD(0.1), 20)
+    members = tuned.moments.sample(4, rng)
+    ensemble = minires.average(model.predict(members, images))
+    assert minires.evaluate(ensemble, labels)["accuracy"] > 0.8
+    assert minires.metrics.accuracy(ensemble, labels) > 0.8
+
+
+def test_objects_show_what_they_are():
+    model = minires.Model((2, 3, 1), Sequential(Flatten(), Dense(3)))
+    assert repr(model) == "<Model: input 2×3×1, 21 weights, 3 classes, 2 layers>"
+    moments = minires.Moments((3,), stride=2)
+    assert repr(moments) == ("<Moments: shape (3,), ddof 0, burn_in 0, stride 2, seen 0, count 0>")
+    assert repr(minires.EMA(0.9)) == "<EMA: decay 0.9, 0 updates>"
+    assert repr(minires.SWAG((3,), 4)) == (
+        "<SWAG: shape (3,), rank 4, stride 1, 0 weights collected>"
+    )
+    assert repr(minires.SGD(0.1)) == (
+        "SGD(rate=0.1, momentum=0.0, weight_decay=0.0)  # 0 steps taken"
+    )
+    assert repr(minires.Adam()).startswith("Adam(rate=0.001, beta1=0.9, beta2=0.999, eps")
+
+
+def test_notebooks_show_tables_in_which_names_are_escaped():
+    layer = Dense(3)
+    layer.name = "<script>"
+    model = minires.Model((2, 3, 1), Sequential(Flatten(), layer))
+    table = model._repr_html_()
+    assert "<td>&lt;script&gt;</td><td>3</td><td>21</td>" in table
+    assert "<script>" not in table
+    assert "<tr><th>stride</th><td>1</td></tr>" in minires.Moments((3,))._repr_html_()
+
+
+def test_arrays_of_replicas_keep_the_leading_axis(rng):
+    model = minires.Model((2, 3, 1), Sequential(Flatten(), Dense(3)))
+    theta = model.init(rng, replicas=2)
+    arrays = model.arrays(theta)
+    assert {name: array.shape for name, array in arrays.items()} == {
+        "dense_1.weight": (2, 6, 3),
+        "dense_1.bias": (2, 3),
+    }
+
+
+def test_the_version_is_said_once_and_alike(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"minires {minires.__version__}\n"
+    assert f'version = "{minires.__version__}"' in (ROOT / "pyproject.toml").read_text("utf-8")
+    assert f"version: {minires.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
+def test_type_checkers_are_told_that_there_are_hints():
+    assert (PACKAGE / "py.typed").exists()
