@@ -2,10 +2,10 @@
 
     compute(cells, profile, source, starts) → [Outcome, …]
 
-It touches no file but the data's, and takes every random number from a stream named by a cell's
+It reads no file but the data's, and takes every random number from a stream named by a cell's
 seed. So it does not matter where, when or how often it runs: the record is the same, bit for bit,
-but for its seconds. The same seed has the same initial weights, order of images and dropout at
-every rate and for every method, so methods are compared in pairs.
+except for its seconds. One seed has the same initial weights, order of images and dropout at every
+rate and for every method, so methods can be compared in pairs.
 
 Cells that differ in seed and rates only are `alike`: they can train side by side, as θ (R, P). Then
 each is measured alone. On a CPU a call has one cell, and the cores share the calls; a GPU needs
@@ -41,19 +41,19 @@ from minires.training.metrics import nll
 
 FEW_MEMBERS = 3  # members of the cheap ensemble: the first of the large one's
 EMA_DECAY = 0.99  # about the last 100 updates count
-SWAG_COLLECTED = 20  # weights that SWAG collects, evenly over the updates …
-SWAG_RANK = 10  # … and columns of its low-rank part
+SWAG_COLLECTED = 20  # weights that SWAG collects, evenly over the updates
+SWAG_RANK = 10  # columns of SWAG's low-rank part
 LOWEST = 0.01  # the cyclic rate falls to this share of ℓ₂
-WATCHED = 64  # weights whose every value is kept, to check the moments
+WATCHED = 64  # weights whose values are kept after every update, to check the moments
 BINS = 15  # of the reliability diagram
 AVERAGED = (1, 2, 5, 10, 20, 50, 100, 200, 300, 400, 500, 1000, 2000)  # updates, for a curve
-NOISE = tuple(quarter / 4 for quarter in range(9))  # scales of σ, for another …
-NOISE_DRAWS = 3  # … over which scores are averaged
+NOISE = tuple(quarter / 4 for quarter in range(9))  # scales of σ, for another curve
+NOISE_DRAWS = 3  # networks drawn at each scale, over which scores are averaged
 LANDSCAPE_IMAGES = 2_000  # on which losses of the portrait are measured
 LINE = tuple(step / 10 - 0.5 for step in range(31))
 PLANE = 21  # points along each axis
 FILTERS = 128  # values of σ at most for each array
-TOGETHER = 64  # images at once where ten networks predict: all that they make stays in the cache
+TOGETHER = 64  # images at once when ten networks predict, so that their results fit in the cache
 
 
 # --- the data -----------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def compute(cells, profile, source, starts=None, device="cpu"):
 
 
 def alike(cell, profile):
-    """What cells must have in common to train side by side."""
+    """What must be the same in cells that train side by side."""
     optimizer = cell.optimizer if cell.is_pretraining else cell.finetune_optimizer
     parts = profile.parts(cell) & {"baselines", "curves"}  # a portrait is made afterwards
     return cell.is_pretraining, optimizer, cell.dropout, parts
@@ -279,11 +279,11 @@ class Cohort:
         return self.train(theta, optimizer, updates, phase="fine-tuning", **options)
 
     def outcomes(self, measure):
-        """What `measure(place, probe)` says of each cell; of a lost one, that it diverged."""
+        """`measure(place, probe)` of each cell; a record that it diverged where it is lost."""
         return [self._outcome(measure, place, probe) for place, probe in enumerate(self.probes)]
 
     def _outcome(self, measure, place, probe):
-        # To raise what `lost` holds would tie it to this frame, and keep the cohort's memory.
+        # Raising the error would tie it to this frame, and keep the cohort's memory in use.
         error = self.lost.get(place)
         if error is None:
             try:
