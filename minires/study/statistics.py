@@ -35,7 +35,7 @@ def spread(values):
 
 
 def p_greater(differences, than=0.0):
-    """How probable are such large differences, if values above and below `than` were equally likely?
+    """How probable are such large differences, if above and below `than` were equally likely?
 
     Wilcoxon's signed-rank test, exact also where there are ties: all 2ⁿ signs are tried, for
     more than 13 seeds 2¹³ at random. Differences that equal `than` do not count.
