@@ -309,9 +309,11 @@ def _keywords(function):
     if isinstance(function, real.ufunc):
         return {"out", "casting", "dtype"}
     try:
-        return set(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters
     except ValueError:
         return None
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return None if any_name else set(parameters)
 
 
 class _Function:
@@ -723,6 +725,18 @@ PROPERTIES = {
     "multiProcessorCount": 1,
 }
 
+
+def _as_strided(x, shape=None, strides=None):
+    view = np.lib.stride_tricks.as_strided(x._array, shape, strides)
+    low, high = np.lib.array_utils.byte_bounds(x._array)
+    assert view.size == 0 or (
+        np.lib.array_utils.byte_bounds(view)[0] >= low
+        and np.lib.array_utils.byte_bounds(view)[1] <= high
+    ), "out of bounds"
+    return ndarray(view)
+
+
+lib = types.SimpleNamespace(stride_tricks=types.SimpleNamespace(as_strided=_as_strided))
 cuda = types.SimpleNamespace(
     Stream=Stream,
     Graph=Graph,

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from minires.engine import ops
-from minires.engine.autodiff import Node, Tensor, data_of, gradients, op, variable
+from minires.engine.autodiff import (
+    Tensor,
+    Variable,
+    data_of,
+    gradients,
+    op,
+    takes_out,
+    variable,
+)
 
 
 @contextmanager
@@ -149,6 +157,7 @@ def test_a_pullback_with_a_place_for_its_result_gets_it_once():
 
     @op
     def twice(x):
+        @takes_out
         def pullback(g, out=None):
             given.append(out)
             return np.multiply(g, 2, out=out)
@@ -161,6 +170,53 @@ def test_a_pullback_with_a_place_for_its_result_gets_it_once():
     assert given[0] is out
     assert given[1] is None
     np.testing.assert_array_equal(out, [4, 4, 4])
+
+
+def test_an_argument_called_out_says_nothing_without_the_mark():
+    @op
+    def twice(x):
+        return 2 * x, (lambda g, out=None: pytest.fail("not marked") if out is not None else 2 * g,)
+
+    x = variable(np.ones(3), np.zeros(3))
+    np.testing.assert_array_equal(gradients(twice(x), [x])[0], [2, 2, 2])
+
+
+def test_what_all_pullbacks_begin_with_is_done_once():
+    calls = []
+
+    @op
+    def product_of_squares(x, y):
+        """(x y)²: both gradients begin with 2 x y g."""
+
+        def first(g):
+            calls.append(g)
+            return 2 * x * y * g
+
+        return (x * y) ** 2, (lambda g: g * y, lambda g: g * x), first
+
+    x, y = variable(np.array([3.0])), variable(np.array([5.0]))
+    found = gradients(product_of_squares(x, y) + product_of_squares(x, 1.0), [x, y])
+    np.testing.assert_array_equal(found, [[2 * 3 * 25 + 2 * 3], [2 * 9 * 5]])
+    assert len(calls) == 2
+
+
+def test_what_a_first_step_made_is_gone_after_the_walk():
+    made = []
+
+    @op
+    def identity(x):
+        def first(g):
+            copy = g.copy()
+            made.append(weakref.ref(copy))
+            return copy
+
+        return x + 0, (lambda g: g * 1,), first
+
+    x = variable(np.ones(2))
+    y = identity(identity(x))
+    with no_garbage_collector():
+        gradients(y, [x])
+        assert [reference() for reference in made] == [None, None]
 
 
 def test_pullbacks_of_constants_are_dropped_and_never_called():
@@ -345,7 +401,7 @@ def test_a_constant_input_is_not_kept(rng):
 def test_nodes_cannot_point_forward():
     x = variable(np.ones(2))
     y = x * x
-    assert [type(parent) for parent, _ in y.node.parents] == [Node, Node]
+    assert [type(parent) for parent, _ in y.node.parents] == [Variable, Variable]
     assert all(parent.serial < y.node.serial for parent, _ in y.node.parents)
 
 

@@ -21,7 +21,7 @@ from minires.networks.layers import (
     ReLU,
     Sequential,
 )
-from minires.networks.model import Model, Run
+from minires.networks.model import ForwardPass, Model
 from minires.networks.running_statistics import POLICIES, batch_norm_policies, reestimate_stats
 
 
@@ -312,7 +312,7 @@ def test_folding_changes_no_prediction(replicas, rng):
     images = rng.standard_normal((6, 8, 8, 3), np.float32)
     folded, folded_theta = model.fold(theta, stats)
     assert folded.stats_size == 0
-    plainly = model.network.apply(images, Run(theta, stats))
+    plainly = model.network.apply(images, ForwardPass(model.layout, theta, stats))
     assert_close(folded.logits(folded_theta, images), plainly, 1e-5)
     assert_close(model.logits(theta, images, stats), plainly, 1e-5)
 

@@ -373,11 +373,9 @@ def test_training_and_fine_tuning(device, make):
         theta = model.init(np.random.default_rng(1), dtype=np.float64, device=where)
         stats = model.init_stats(dtype=np.float64, device=where)
         data = to_device(images, where), to_device(labels, where)
-        settings = {"batch": 8, "seed": 5, "quiet": True}
-        loop.train(model, theta, stats, *data, make(), 10, **settings)
-        moments, _, history = loop.fine_tune(
-            model, theta, stats, *data, make(), 20, watch=[0, 7], **settings
-        )
+        task = loop.Task(model, *data, 8, 5, quiet=True)
+        loop.train(task, theta, stats, make(), 10)
+        moments, _, history = loop.fine_tune(task, theta, stats, make(), 20, watch=[0, 7])
         found.append((theta, moments.mean, moments.std, history))
     for ours, theirs in zip(found[1], found[0], strict=True):
         assert_close(to_host(ours), theirs, 1e-9)
@@ -391,8 +389,8 @@ def test_runs_repeat_bit_for_bit(device, name):
         rng = np.random.default_rng(2)
         theta, stats = model.init(rng, device="gpu"), model.init_stats(device="gpu")
         images, labels = map(device.asarray, batch_for(model, rng, np.float32, count=12))
-        settings = {"batch": 4, "seed": 3, "quiet": True}
-        loop.train(model, theta, stats, images, labels, SGD(0.1), 4, **settings)
+        task = loop.Task(model, images, labels, 4, 3, quiet=True)
+        loop.train(task, theta, stats, SGD(0.1), 4)
         return theta.get(), stats.get()
 
     for once, again in zip(run(), run(), strict=True):

@@ -353,6 +353,7 @@ def test_evaluate_gives_the_scores_of_the_cpu(device, tmp_path, capsys, options)
     folder, found = write_pictures(tmp_path / "val"), []
     for where in ("cpu", "gpu"):
         line = ["evaluate", model, "--images", folder, "--batch", 7, "--json", "--device", where]
+        line += ["--background"] if "classes" in options else []
         assert command(*line) == 0
         found.append(json.loads(capsys.readouterr().out))
     ours, theirs = reversed(found)

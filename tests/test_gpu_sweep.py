@@ -480,7 +480,9 @@ def test_a_full_card_says_what_to_lower(device, command, tmp_path, capsys, monke
     def full(*arguments, **settings):
         raise device.cuda.memory.OutOfMemoryError(1 << 30, 1 << 31)
 
-    where = "minires.training.timing.capture.Updates" if dry else "minires.training.loop.train"
+    where = (
+        "minires.training.timing.capture.RecordedSteps" if dry else "minires.training.loop.train"
+    )
     monkeypatch.setattr(where, full)
     more = ["--dry-run"] if dry else []
     assert command("--device", "gpu", "--together", 7, "--out", tmp_path, *more) == 2

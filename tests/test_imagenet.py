@@ -144,6 +144,108 @@ def test_files_that_are_no_pictures_are_listed_and_hidden_ones_too(tmp_path):
     assert pictures.ignored == ["n01000007/._0.JPEG", "n01000007/readme.txt", "synsets.txt"]
 
 
+def test_pictures_in_folders_of_a_class_folder_are_read(tmp_path):
+    write_folder(tmp_path)
+    deep = tmp_path / "n02000001" / "2024" / "march"
+    deep.mkdir(parents=True)
+    (deep / "a.png").write_bytes(encoded(photograph()))
+    (tmp_path / "__MACOSX" / "n02000001").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "n02000001" / "b.png").write_bytes(encoded(photograph()))
+    pictures = imagenet.load(tmp_path)
+    assert len(pictures) == 7
+    place = pictures.names.index("n02000001/2024/march/a.png")
+    assert pictures.labels[place] == 1
+
+
+def test_links_that_lead_nowhere_or_in_circles_are_listed(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "n01000007" / "gone.JPEG").symlink_to(tmp_path / "nowhere.JPEG")
+    (tmp_path / "n01000007" / "loop.JPEG").symlink_to(tmp_path / "n01000007" / "loop.JPEG")
+    (tmp_path / "n02000001" / "up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "n09000000").symlink_to(tmp_path / "n09000000")
+    pictures = imagenet.load(tmp_path)
+    assert pictures.ignored == ["n02000001/up/", "n09000000"]
+    images, _, _, notes = gather(pictures)
+    assert len(images) == 6
+    assert notes.counts == {"unreadable": 2}
+    assert [line.partition(":")[0] for line in notes.lines()] == [
+        "n01000007/gone.JPEG",
+        "n01000007/loop.JPEG",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_class_names_may_have_spaces_accents_and_marks(tmp_path, encoding):
+    names = ("golden retriever", "cafe\u0301", "tabby")  # the second as macOS writes it
+    write_folder(tmp_path / "val", names=names)
+    lines = "tabby\ngolden retriever\ncaf\u00e9\nother thing\n"
+    (tmp_path / "synsets").write_bytes(lines.encode(encoding))
+    pictures = imagenet.load(tmp_path / "val", tmp_path / "synsets")
+    np.testing.assert_array_equal(pictures.labels, [0, 1, 1, 2, 2, 2])
+    # With more words behind a tab.
+    lines = lines.replace("\n", "\tand more words\n")
+    (tmp_path / "synsets").write_text(lines, "utf-8")
+    pictures = imagenet.load(tmp_path / "val", tmp_path / "synsets")
+    np.testing.assert_array_equal(pictures.labels, [0, 1, 1, 2, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("lines", "labels"),
+    [
+        ("a.png 2\nb.png 0\nc.png 2\n", [2, 0, 2]),
+        ("file,label\nb.png,n01000007\na.png,n03000003\nc.png,n03000003\n", [2, 0, 2]),
+        ("ImageId,PredictionString\nc,n03000003 1 2 3 4\na,n03000003 8\nb,n01000007 9\n", [2, 0, 2]),
+        ("a.png\tn02000001\nb.png\tn02000001\nc.png\tn01000007\n", [1, 1, 0]),
+    ],
+)  # fmt: skip
+def test_labels_by_the_name_of_the_picture(tmp_path, lines, labels):
+    (tmp_path / "val").mkdir()
+    for name in "abc":
+        (tmp_path / "val" / f"{name}.png").write_bytes(encoded(photograph()))
+    (tmp_path / "synsets").write_text("n01000007\nn02000001\nn03000003\n")
+    (tmp_path / "labels").write_text(lines)
+    pictures = imagenet.load(tmp_path / "val", tmp_path / "synsets", tmp_path / "labels")
+    np.testing.assert_array_equal(pictures.labels, labels)
+    (tmp_path / "labels").write_text(lines.replace("c", "d"))
+    with pytest.raises(ValueError, match=r"does not say the class of c\.png"):
+        imagenet.load(tmp_path / "val", tmp_path / "synsets", tmp_path / "labels")
+
+
+def test_numbers_of_classes_need_the_order_of_the_classes(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(photograph()))
+    (tmp_path / "labels").write_text("a.png 5\n")
+    with pytest.raises(ValueError, match="--synsets"):
+        imagenet.load(tmp_path, None, tmp_path / "labels")
+    (tmp_path / "synsets").write_text("n01000007\n")
+    with pytest.raises(ValueError, match="the class 5"):
+        imagenet.load(tmp_path, tmp_path / "synsets", tmp_path / "labels")
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF", "JPEG2000"])
+def test_other_formats_where_pillow_can(tmp_path, kind):
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow was built without {kind}")
+    content = encoded(photograph(), kind)
+    (tmp_path / "n01000007").mkdir()
+    suffix = {"JPEG2000": "jp2"}.get(kind, kind.lower())
+    (tmp_path / "n01000007" / f"a.{suffix}").write_bytes(content)
+    images, *_ = gather(imagenet.load(tmp_path))
+    assert len(images) == 1
+
+
+@pytest.mark.parametrize("classes", [3, 9, 999])
+def test_one_output_more_is_a_background_only_when_told(classes):
+    """A folder may lack a class: then every label would be one too high, without a word."""
+    with pytest.raises(ValueError, match=r"--synsets.*--background"):
+        imagenet.match_outputs(classes, classes + 1)
+    offset, words = imagenet.match_outputs(classes, classes + 1, background=True)
+    assert offset == 1
+    assert "output 0 is the background" in words
+    with pytest.raises(ValueError, match="1001 outputs"):
+        imagenet.match_outputs(1000, 1001, background=False)
+
+
 @pytest.mark.parametrize(
     ("outputs", "offset", "words"),
     [(1000, 0, "class n is output n"), (1001, 1, "output 0 is the background and left out")],
@@ -307,6 +409,48 @@ def test_slim_cuts_first_and_reads_between_pixels(shape):
     np.testing.assert_allclose(imagenet.tf_slim(picture, size), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("cut", ["short side", "square"])
+def test_a_preparation_of_ones_own_in_plain_steps(cut, interpolation):
+    picture = photograph(size=(60, 40))
+    prepare = imagenet.Preparation(
+        cut, crop=0.8, interpolation=interpolation, divisor=2.0, mean=(1, 2, 3), std=(4, 5, 6),
+        channels="bgr",
+    )  # fmt: skip
+    resample = Image.Resampling[interpolation.upper()]
+    if cut == "square":
+        pixels = picture.resize((16, 16), resample, (6, 4, 54, 36))
+    else:
+        pixels = picture.resize((30, 20), resample).crop((7, 2, 23, 18))
+    expected = np.asarray(pixels)[..., ::-1] / 2.0
+    expected = (expected - np.array([1, 2, 3])) / np.array([4, 5, 6])
+    np.testing.assert_allclose(prepare(picture, 16), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_numbers_of_each_preset():
+    white, red = (Image.new("RGB", (40, 40), colour) for colour in ("white", "red"))
+    seen = {name: prepare(white, 8)[0, 0] for name, prepare in imagenet.PRESETS.items()}
+    np.testing.assert_allclose(seen["keras-raw"], 255)
+    np.testing.assert_allclose(seen["keras"], 1)
+    np.testing.assert_allclose(seen["tf-slim"], 1)
+    np.testing.assert_allclose(seen["keras-caffe"], [151.061, 138.221, 131.32], rtol=1e-6)
+    np.testing.assert_allclose(seen["keras-torch"], seen["torchvision"])
+    np.testing.assert_allclose(seen["torchvision"], [2.2489, 2.4286, 2.64], rtol=1e-4)
+    np.testing.assert_allclose(imagenet.PRESETS["keras-caffe"](red, 8)[0, 0, 2], 131.32, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"crop": 0}, {"crop": 1.1}, {"std": (1, 0, 1)}, {"mean": (1, 2)}, {"channels": "gbr"},
+        {"interpolation": "area"}, {"divisor": 0}, {"resize": 0}, {"cut": "round"},
+    ],
+)  # fmt: skip
+def test_a_preparation_that_makes_no_sense_is_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings)).replace("divisor", "scale")):
+        imagenet.Preparation(**settings)
+
+
 @given(
     width=st.integers(1, 80), height=st.integers(1, 80), preset=st.sampled_from([*imagenet.PRESETS])
 )
@@ -349,7 +493,7 @@ ODD = {
     "text.JPEG": ("corrupt", b"<!DOCTYPE html><html>"),
     "pointer.JPEG": ("corrupt", b"version https://git-lfs.github.com/spec/v1\n"),
     "script.JPEG": ("corrupt", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"),
-    "other_format.JPEG": ("corrupt", encoded(photograph(), "TIFF")),
+    "other_format.JPEG": ("corrupt", encoded(photograph(), "PPM")),
     "bomb.png": ("too large", png_header(60_000, 60_000)),
     "warned.png": ("too large", png_header(10_000, 10_000)),
     "large.png": ("too large", png_header(8_200, 8_200)),

@@ -19,7 +19,7 @@ from minires.networks.layers import (
     MeanPool,
     Sequential,
 )
-from minires.networks.model import Layout, Model, Run
+from minires.networks.model import ForwardPass, Layout, Model
 
 
 def test_published_numbers_of_weights():
@@ -85,7 +85,7 @@ def test_the_auxiliary_head_adds_its_share_of_the_loss(rng):
     target = 0.9 * np.eye(5)[labels] + 0.1 / 5
     assert np.isclose(none, -(target * log_p).sum(axis=1).mean())
     # What the head adds is the cross-entropy of its own logits, with a plus.
-    run = Run(theta, None)
+    run = ForwardPass(model.layout, theta)
     below, head = model.network.layers[:2]
     log_p = log_softmax(Sequential.apply(head, below.apply(images, run), run))
     assert np.isclose(some - none, -0.4 * (target * log_p).sum(axis=1).mean())
@@ -124,8 +124,8 @@ def test_branches_lie_side_by_side_in_order(rng):
     assert branches.connect((5, 5, 3), layout) == (5, 5, 6)
     theta = rng.standard_normal(sum(e.size for e in layout.weights))
     x = rng.standard_normal((2, 5, 5, 3))
-    y = branches.apply(x, Run(theta, None))
-    run = Run(theta, None)
+    run = ForwardPass(layout, theta)
+    y = branches.apply(x, run)
     parts = [layer.apply(x, run) for layer in branches.layers]
     assert_close(y, np.concatenate(parts, axis=-1))
 

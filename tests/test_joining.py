@@ -30,7 +30,7 @@ from minires.networks.layers import (
     Residual,
     Sequential,
 )
-from minires.networks.model import Model, Run
+from minires.networks.model import ForwardPass, Model
 
 
 def kinds(network):
@@ -48,7 +48,7 @@ def connected(*layers, shape=(9, 8, 2)):
 def plain_gradient(model, theta, images, labels, stats=None):
     """Loss and gradient of the network as it was written, no layer joined with another."""
     gradient = np.zeros_like(theta)
-    run = Run(theta, stats, training=True, gradient=gradient)
+    run = ForwardPass(model.layout, theta, stats, "train", gradient=gradient)
     loss = ops.softmax_cross_entropy(model.network.apply(images, run), labels)
     gradients(loss, run.variables.values())
     return loss.data, gradient
@@ -109,7 +109,8 @@ def test_joined_and_plain_networks_are_equal(rng, replicas, own):
     expected_loss, expected = plain_gradient(model, theta, images, labels)
     assert_close(loss, expected_loss, 1e-13)
     assert_close(gradient, expected, 1e-12)
-    assert_close(model.logits(theta, images), model.network.apply(images, Run(theta, None)), 1e-12)
+    forward = ForwardPass(model.layout, theta)
+    assert_close(model.logits(theta, images), model.network.apply(images, forward), 1e-12)
 
 
 # --- separable convolutions ---------------------------------------------------------------
@@ -159,7 +160,7 @@ def one_after_another(x, expand, depthwise, project, stride, padding, activation
 @given(case=separable_convolutions(), tile_bytes=st.sampled_from([1, 500, 1 << 20]))
 def test_separable_convolutions_are_one_after_another(case, tile_bytes):
     with mock.patch.object(separable, "TILE_BYTES", tile_bytes):
-        assert_close(separable.convolve(*case), one_after_another(*case), 1e-12)
+        assert_close(cpu.separable(*case), one_after_another(*case), 1e-12)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -174,7 +175,7 @@ def test_separable_convolutions_of_every_width(rng, stride, expands):
             parts[0] = None
         x, padding = rng.standard_normal((1, 2, 4, width, 2)), ((1, 0), (left, right))
         case = x, *parts, (1, stride), padding, ("relu", "relu6", None)
-        assert_close(separable.convolve(*case), one_after_another(*case), 1e-12)
+        assert_close(cpu.separable(*case), one_after_another(*case), 1e-12)
 
 
 def test_separable_convolutions_are_the_same_bits_on_any_number_of_threads(rng):
@@ -187,7 +188,7 @@ def test_separable_convolutions_are_the_same_bits_on_any_number_of_threads(rng):
     for count in (1, 2, 3):
         with threads(count), mock.patch.object(separable, "TILE_BYTES", 1500):
             results.append(
-                separable.convolve(x, *parts, (2, 1), ((1, 1), (1, 1)), ("relu6", None, "relu"))
+                cpu.separable(x, *parts, (2, 1), ((1, 1), (1, 1)), ("relu6", None, "relu"))
             )
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
@@ -204,7 +205,7 @@ def test_what_a_thread_s_buffers_held_before_is_no_input(rng):
     with threads(1):
         for name in ("pixels", "expanded", "hidden", "filtered", "more"):
             scratch(name, (1 << 12,), float)[...] = np.inf
-        result = separable.convolve(*case)
+        result = cpu.separable(*case)
     assert_close(result, one_after_another(*case), 1e-12)
 
 
@@ -235,8 +236,8 @@ def test_a_joined_mobilenet_predicts_the_same(rng, variant, replicas):
     theta = model.init(rng, replicas, dtype=float)
     stats = model.init_stats(replicas, dtype=float)
     images = rng.standard_normal((2, 66, 67, 3))
-    plain = model.network.apply(images, Run(theta, stats))
-    with mock.patch.object(separable, "convolve", wraps=separable.convolve) as used:
+    plain = model.network.apply(images, ForwardPass(model.layout, theta, stats))
+    with mock.patch.object(cpu, "separable", wraps=cpu.separable) as used:
         assert_close(model.logits(theta, images, stats), plain, 1e-10)
     assert used.call_count == 17
 
@@ -323,7 +324,7 @@ def test_any_network_joined_and_folded_is_the_network_as_written(case, tile_byte
         mock.patch.object(cpu, "STRIP_BYTES", tile_bytes),
         mock.patch.object(winograd, "TILE_BYTES", tile_bytes),
     ):
-        plain = model.network.apply(images, Run(theta, stats))
+        plain = model.network.apply(images, ForwardPass(model.layout, theta, stats))
         assert_close(model.logits(theta, images, stats), plain, 1e-9)
         expected_stats = stats.copy()
         loss, gradient = model.loss_and_gradient(theta, images, labels, stats=stats)

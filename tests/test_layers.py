@@ -1,6 +1,7 @@
 """Layers: the shapes they announce and keep, the weights they ask for, initial weights, errors."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from minires.engine.convolution import conv2d, max_pool, mean_pool
 from minires.networks.layers import (
     INITIALIZERS,
     Activation,
+    AuxiliaryHead,
+    BatchNorm,
     Branches,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
     GlobalMeanPool,
@@ -27,7 +31,7 @@ from minires.networks.layers import (
     ones,
     zeros,
 )
-from minires.networks.model import Layout, Model, Run
+from minires.networks.model import ForwardPass, Layout, Model
 
 
 def connect(layer, shape):
@@ -41,7 +45,8 @@ def apply(layer, layout, x, rng=None, training=False):
     """The output, and θ: normal numbers in every array."""
     size = sum(entry.size for entry in layout.weights)
     theta = np.random.default_rng(0).standard_normal(size)
-    return layer.apply(x, Run(theta, np.empty(0), training=training, rng=rng)), theta
+    mode = "train" if training else "predict"
+    return layer.apply(x, ForwardPass(layout, theta, np.empty(0), mode, rng)), theta
 
 
 IMAGES = (11, 9, 3)
@@ -163,7 +168,7 @@ def test_branches_on_images_that_networks_share(rng):
 def test_a_weight_that_a_pass_does_not_use_has_gradient_zero(rng):
     class Idle(Layer):
         def connect(self, shape, layout):
-            layout.add("weight", (40_000,), zeros)
+            layout.add(self, "weight", (40_000,), zeros)
             return shape
 
         def apply(self, x, run):
@@ -179,7 +184,7 @@ def test_a_weight_that_a_pass_does_not_use_has_gradient_zero(rng):
 
 @pytest.mark.parametrize("rate", [-0.1, 1, 1.5])
 def test_dropout_rates(rate):
-    with pytest.raises(ValueError, match="expected 0 ≤ rate < 1"):
+    with pytest.raises(ValueError, match=r"Dropout: rate is .*, expected 0 <= rate < 1"):
         Dropout(rate)
 
 
@@ -205,8 +210,64 @@ def test_settings_that_mean_nothing():
     for make in (lambda: Conv2D(3, 0), lambda: MaxPool(0), lambda: MaxPool(2, stride=0)):
         with pytest.raises(ValueError, match="expected one or two whole numbers from 1 up"):
             make()
-    with pytest.raises(KeyError):
-        Dense(3, initializer="none such")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Dense(3, initializer="xavier"),
+            "Dense: initializer is 'xavier', expected one of 'glorot', 'he', 'truncated_normal'",
+        ),
+        (lambda: Dense(0), "Dense: units is 0, expected a whole number >= 1"),
+        (lambda: Dense(2.5), "Dense: units is 2.5"),
+        (lambda: Conv2D(0, 3), "Conv2D: channels is 0"),
+        (lambda: Conv2D(3, "3"), "Conv2D: kernel is '3', expected one or two whole numbers"),
+        (lambda: Conv2D(3, 3, stride=None), "Conv2D: stride is None"),
+        (lambda: Conv2D(3, 3, dilation=0), "Conv2D: dilation is 0"),
+        (lambda: Conv2D(3, 3, padding="full"), "Conv2D: padding is 'full', expected pixels"),
+        (lambda: Conv2D(3, 3, padding=-1), "Conv2D: padding is -1"),
+        (
+            lambda: Conv2D(3, 3, activation="tanh"),
+            "Conv2D: activation is 'tanh', expected one of None, 'relu', 'relu6'",
+        ),
+        (lambda: DepthwiseConv2D(3, initializer="x"), "DepthwiseConv2D: initializer is 'x'"),
+        (lambda: DepthwiseConv2D(3, activation="elu"), "DepthwiseConv2D: activation is 'elu'"),
+        (lambda: MaxPool(2, padding="x"), "MaxPool: padding is 'x'"),
+        (lambda: MeanPool(0), "MeanPool: window is 0"),
+        (
+            lambda: Activation("gelu"),
+            "Activation: function is 'gelu', expected one of 'relu', 'relu6', 'tanh', 'sigmoid'",
+        ),
+        (lambda: Dropout("half"), "Dropout: rate is 'half', expected 0 <= rate < 1"),
+        (lambda: Dropout(float("nan")), "Dropout: rate is nan"),
+        (lambda: BatchNorm(momentum=1.5), "BatchNorm: momentum is 1.5"),
+        (lambda: BatchNorm(epsilon=-1), "BatchNorm: epsilon is -1"),
+        (lambda: BatchNorm(activation="tanh"), "BatchNorm: activation is 'tanh'"),
+        (lambda: AuxiliaryHead(Dense(2), weight=-1), "AuxiliaryHead: weight is -1"),
+        (lambda: Model((8, 0, 1), Flatten()), "Model: input_shape is 0"),
+        (lambda: Model((8, 8, 1), Flatten(), smoothing=1), "Model: smoothing is 1"),
+    ],
+)
+def test_a_bad_setting_is_refused_where_it_is_given(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+def test_what_is_no_layer_is_refused():
+    with pytest.raises(
+        TypeError, match=r"Sequential: argument 2 is <class .*Flatten'>, expected a"
+    ):
+        Sequential(Dense(3), Flatten)
+
+
+def test_layers_show_their_settings():
+    assert repr(Dense(3)) == "Dense(units=3, bias=True, initializer='glorot')"
+    assert repr(Sequential(Dropout(0.5), ReLU())) == (
+        "Sequential(Dropout(rate=0.5), Activation(function='relu'))"
+    )
+    assert repr(MaxPool(2)) == "MaxPool(window=(2, 2), stride=(2, 2), padding=0)"
+    assert repr(Flatten()) == "Flatten()"
 
 
 def test_a_layer_without_arithmetic_says_so():

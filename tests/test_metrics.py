@@ -102,7 +102,7 @@ def test_calibration_bins_are_closed_on_the_right():
     edge, above = 9 / 15, 0.61
     probabilities = np.array([[edge, 1 - edge], [above, 1 - above]])
     assert ece(probabilities, np.array([0, 1])) == pytest.approx((1 - edge + above) / 2)
-    below = np.nextafter(8 / 15, 1)
+    below = 8 / 15 + 1e-7
     probabilities = np.array([[edge, 1 - edge], [below, 1 - below]])
     assert ece(probabilities, np.array([0, 1])) == pytest.approx(abs(edge - 1 + below) / 2)
 
@@ -127,11 +127,14 @@ def test_a_prediction_that_is_not_a_number_is_wrong():
     [
         (HAND, [0, 1, 2, 3], "labels go from 0 to 3, expected 0 to 2"),
         (HAND, [0, 1, 2, -1], "labels go from -1 to 2"),
-        (HAND, [0, 1, 2], r"probabilities are \(4, 3\), labels \(3,\)"),
-        (HAND, [[0, 1, 2, 0]], r"labels \(1, 4\)"),
+        (HAND, [0, 1, 2], r"4 images, but labels are \(3,\)"),
+        (HAND, [[0, 1, 2, 0]], r"4 images, but labels are \(1, 4\)"),
         (HAND[0], [0], r"probabilities are \(3,\)"),
-        (HAND[:0], [], "labels are float64|labels"),
-        (HAND[:0], np.zeros(0, int), "N >= 1"),
+        (HAND[:0], [], r"probabilities are \(0, 3\), .* none empty"),
+        (HAND, [], "labels are float64"),
+        (HAND * 2, HAND_LABELS, "row 0 of the probabilities sums to 2 .*are these logits"),
+        (HAND - [[0.7, 0, -0.7]], HAND_LABELS, "row 0 .* its smallest number is -0.1"),
+        (np.where(HAND > 0.7, np.inf, HAND), HAND_LABELS, "row 1 of the probabilities sums to inf"),
         (HAND, [0.0, 1.0, 2.0, 0.0], "labels are float64, expected integers"),
         (HAND.astype(int), HAND_LABELS, "probabilities are int64"),
     ],

@@ -9,7 +9,7 @@ from minires.data import load, scale
 from minires.networks import NETWORKS, mobilenet_v1, mobilenet_v2
 from minires.networks import model as module
 from minires.networks.mobilenet import round_channels
-from minires.networks.model import Run
+from minires.networks.model import ForwardPass
 
 
 @pytest.mark.parametrize("variant", ["tf", "torch"])
@@ -53,7 +53,7 @@ def test_tensorflow_pads_at_the_end(rng):
     for variant, reach in (("tf", 3), ("torch", 2)):
         model = mobilenet_v2(0.1, input_shape=(96, 96, 1), variant=variant)
         first = model.network.layers[0]
-        run = Run(model.init(rng), None)
+        run = ForwardPass(model.layout, model.init(rng))
         image = np.zeros((1, 96, 96, 1), np.float32)
         image[0, reach - 1, 0] = 1
         touched = first.apply(image, run)[0, 0, 0]

@@ -113,14 +113,29 @@ def test_one_name_twice_is_an_error():
         Model((4,), Sequential(first, second))
 
 
-def test_one_layer_twice_is_an_error_unless_it_has_no_weights():
+def test_one_layer_twice_shares_its_weights(rng):
     dense, relu = Dense(4), ReLU()
-    with pytest.raises(ValueError, match="dense_2: this very layer stands in the network already"):
-        Model((4,), Sequential(dense, dense))
-    with pytest.raises(ValueError, match="make another one with the same settings"):
-        Model((4,), Sequential(dense, Sequential(relu, dense)))
-    model = Model((4,), Sequential(Dense(4), relu, Dense(4), relu))
-    assert model.size == 40
+    model = Model((1, 1, 4), Sequential(Flatten(), dense, relu, Sequential(dense, relu), Dense(2)))
+    assert model.size == 20 + 10
+    layers_of_two = [Flatten(), Dense(4), relu, Sequential(Dense(4), relu), Dense(2)]
+    apart = Model((1, 1, 4), Sequential(*layers_of_two))
+    assert apart.size == 20 + 20 + 10
+    theta = model.init(rng, dtype=np.float64)
+    twice = np.concatenate([theta[:20], theta])
+    images, labels = rng.standard_normal((3, 1, 1, 4)), np.array([0, 1, 1])
+    loss, gradient = model.loss_and_gradient(theta, images, labels)
+    expected_loss, both = apart.loss_and_gradient(twice, images, labels)
+    assert_close(loss, expected_loss, 1e-14)
+    assert_close(gradient[:20], both[:20] + both[20:40], 1e-13)
+    assert_close(gradient[20:], both[40:], 1e-13)
+    assert_close(model.logits(theta, images), apart.logits(twice, images), 1e-14)
+
+
+def test_one_layer_in_two_places_that_need_other_shapes():
+    dense = Dense(4)
+    message = r"dense_2: this very layer stands in the network already, with weight \(9, 4\), and h"
+    with pytest.raises(ValueError, match=message):
+        Model((9,), Sequential(dense, dense))
 
 
 def test_layers_may_serve_several_models(rng):
@@ -138,9 +153,10 @@ def test_layers_may_serve_several_models(rng):
 
 def test_statistics_have_a_vector_of_their_own():
     layout = Layout()
-    layout.add("weight", (2, 3), layers.zeros)
-    layout.add_statistic("mean", (3,), layers.zeros)
-    layout.add_statistic("variance", (3,), layers.ones)
+    layer = Dense(3)
+    layout.add(layer, "weight", (2, 3), layers.zeros)
+    layout.add_statistic(layer, "mean", (3,), layers.zeros)
+    layout.add_statistic(layer, "variance", (3,), layers.ones)
     assert [entry.start for entry in layout.statistics] == [0, 3]
     assert layout["variance"].shape == (3,)
 
@@ -359,7 +375,8 @@ def test_batches_of_predictions_change_nothing(rng):
         assert_close(model.logits(theta, images, batch=batch), whole, 1e-13)
     model.batch = 3
     assert_close(model.logits(theta, images), whole, 1e-13)
-    assert model.logits(theta, images[:0]).shape == (2, 0, 4)
+    with pytest.raises(ValueError, match="there is no image, pass at least 1"):
+        model.logits(theta, images[:0])
     own = np.stack([images, images[::-1]])
     assert_close(model.logits(theta, own, batch=4)[1], whole[1, ::-1], 1e-13)
 
@@ -433,7 +450,7 @@ def test_images_of_another_type_say_what_to_do(rng):
     images, labels = data(rng, model)
     with pytest.raises(ValueError, match=r"images are float64, theta is float32: convert"):
         model.loss_and_gradient(theta, images, labels)
-    with pytest.raises(ValueError, match=r"images are uint8, theta is float32.*data_tools\.scale"):
+    with pytest.raises(ValueError, match=r"images are uint8, theta.*minires\.data\.scale"):
         model.predict(theta, images.astype(np.uint8))
 
 

@@ -544,7 +544,7 @@ def test_a_file_with_a_changed_weight_is_refused(saved):
         ({"seen": np.array(1.5)}, "seen is 1.5"),
         ({"stride": np.array(0)}, "stride is 0"),
         ({"ddof": np.array([0, 1])}, "ValueError"),
-        ({"first": np.full(30, None)}, "allow_pickle"),
+        ({"first": np.full(30, None)}, "Python objects"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused(saved, changes, complaint):

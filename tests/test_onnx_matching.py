@@ -31,7 +31,7 @@ class Exporter:
     """
 
     def __init__(self, model, theta, stats, rng, norms="live", padded=False):
-        self.theta, self.stats, self.rng = theta, stats, rng
+        self.layout, self.theta, self.stats, self.rng = model.layout, theta, stats, rng
         self.norms, self.padded = norms, padded
         self.nodes, self.arrays, self.count = [], {}, 0
         self.sizes = {id(layer): before for _, layer, before, _ in model.layout.rows}
@@ -53,7 +53,7 @@ class Exporter:
         if isinstance(layer, layers.Residual):
             parts = [x, self.sequence(layer.layers, x)]
             return self.add("Add", " ".join(parts[:: self.rng.choice([1, -1])]))
-        if isinstance(layer, layers.Sequential):
+        if isinstance(layer, layers.Sequential | layers.AuxiliaryHead):
             return self.sequence(layer.layers, x)
         if isinstance(layer, layers.Branches):
             # Computed in any order, laid side by side in the layer's.
@@ -66,7 +66,8 @@ class Exporter:
         if isinstance(layer, layers.GlobalMeanPool):
             return self.add("Flatten", self.add("GlobalAveragePool", x))
         if isinstance(layer, layers.Dense):
-            w, b = layer.weight.view(self.theta), layer.bias.view(self.theta)
+            own = self.layout.of(layer)
+            w, b = (own[name].view(self.theta) for name in ("weight", "bias"))
             if self.norms == "folded":
                 product = self.add("MatMul", f"{x} {self.constant(w)}")
                 return self.add("Add", f"{self.constant(b)} {product}")
@@ -99,14 +100,15 @@ class Exporter:
         return x, pads
 
     def convolution(self, layer, norm, x):
-        w = layer.weight.view(self.theta)
+        w = self.layout[layer, "weight"].view(self.theta)
         depthwise = isinstance(layer, layers.DepthwiseConv2D)
         w = w[:, :, None] if depthwise else w
         x, pads = self.border(layer, layer.kernel, x)
         settings = {"strides": layer.stride, "pads": pads, "group": w.shape[3] if depthwise else 1}
-        scale = norm.scale.view(self.theta) if norm.scale else np.ones(w.shape[3], np.float32)
-        shift = norm.shift.view(self.theta)
-        mean, variance = norm.mean.view(self.stats), norm.variance.view(self.stats)
+        own, ones = self.layout.of(norm), np.ones(w.shape[3], np.float32)
+        scale = own["scale"].view(self.theta) if norm.has_scale else ones
+        shift = own["shift"].view(self.theta)
+        mean, variance = own["mean"].view(self.stats), own["variance"].view(self.stats)
         factor = scale / np.sqrt(variance + norm.epsilon)
         offset = shift - mean * factor
         if self.norms == "folded":

@@ -98,7 +98,7 @@ def test_of_equal_probabilities_a_network_chooses_the_first():
 
 def test_what_does_not_fit_is_refused(logits):
     for function in (average, prefix_averages):
-        with pytest.raises(ValueError, match="rule is 'median', expected one of probabilities, "):
+        with pytest.raises(ValueError, match="rule is 'median', expected one of 'probabilities', "):
             function(softmax(logits), "median")
         with pytest.raises(ValueError, match=r"probabilities are \(0, 20, 4\)"):
             function(softmax(logits)[:0])

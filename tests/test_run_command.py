@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import minires
 from minires import arrays, reestimate_stats
 from minires import data as data_tools
 from minires.arrays import limits
@@ -95,6 +96,7 @@ def test_results_json_is_exactly_what_is_promised(finished):
     assert set(results) == {"config", "records"}
     kept = load_json(out / "config.json")
     assert re.fullmatch("[0-9a-f]{64}", kept.pop("data_sha256"))
+    assert kept.pop("kernels") == "cpu"
     assert kept.pop("format") == 2
     assert results["config"] == kept
     expected = {
@@ -169,13 +171,12 @@ def test_the_stages_are_training_and_fine_tuning(finished):
     model = config.model((28, 28, 1))
     theta = model.init(loop.stream(6, "initial weights"))
     stats = model.init_stats()
-    loop.train(model, theta, stats, *arrays, SGD(0.2), 8, 32, 6, quiet=True)
+    task = loop.Task(model, *arrays, 32, 6, quiet=True)
+    loop.train(task, theta, stats, SGD(0.2), 8)
     kept = load_arrays(out / "seed_6_pretrained.npz")
     np.testing.assert_array_equal(kept["theta"], theta)
     kept = load_arrays(out / "seed_6_finetuned.npz")
-    moments, _, history = loop.fine_tune(
-        model, theta, stats, *arrays, SGD(0.25), 4, 32, 6, watch=kept["watched"], quiet=True
-    )
+    moments, _, history = loop.fine_tune(task, theta, stats, SGD(0.25), 4, watch=kept["watched"])
     np.testing.assert_array_equal(kept["theta"], theta)
     np.testing.assert_array_equal(kept["history"], history)
     np.testing.assert_array_equal(kept["history"][-1], theta[kept["watched"]])
@@ -687,15 +688,12 @@ def test_networks_with_batch_norm_compare_every_policy(tmp_path, capsys, monkeyp
     images, labels = data_tools.scale(data.train_images), data.train_labels
     model = config.model((28, 28, 1))
     theta, stats = model.init(loop.stream(5, "initial weights")), model.init_stats()
-    loop.train(
-        model, theta, stats, images, labels, SGD(config.l1, 0.5), 2, 32, 5, quiet=True
-    )  # fmt: skip
+    task = loop.Task(model, images, labels, 32, 5, quiet=True)
+    loop.train(task, theta, stats, SGD(config.l1, 0.5), 2)
     kept = load_arrays(tmp_path / "out" / "seed_5_pretrained.npz")
     np.testing.assert_array_equal(kept["theta"], theta)
     np.testing.assert_array_equal(kept["stats"], stats)
-    moments, of_stats, _ = loop.fine_tune(
-        model, theta, stats, images, labels, SGD(config.l2, 0.5), 3, 32, 5, quiet=True
-    )
+    moments, of_stats, _ = loop.fine_tune(task, theta, stats, SGD(config.l2, 0.5), 3)
     order = loop.batches(64, 32, loop.stream(5, "statistics order"))
     looks = (images[next(order)] for _ in range(experiment.STATISTICS_BATCHES))
     expected = {
@@ -842,6 +840,16 @@ def test_a_resume_with_other_data_is_refused(tmp_path):
     open_folder(tmp_path, config, model, True, experiment.fingerprint(one))
     with pytest.raises(ValueError, match="data_sha256 was"):
         open_folder(tmp_path, config, model, True, experiment.fingerprint(other))
+
+
+def test_a_resume_on_other_kernels_is_refused(tmp_path):
+    config = Config(network="lenet_classic", train=64, test=32)
+    model = config.model((28, 28, 1))
+    with minires.kernels("plain"):
+        open_folder(tmp_path, config, model)
+        open_folder(tmp_path, config, model, True)
+    with pytest.raises(ValueError, match="kernels was 'plain', now 'cpu'"):
+        open_folder(tmp_path, config, model, True)
 
 
 def test_stages_without_their_settings_are_not_taken_for_ones_own(tmp_path):

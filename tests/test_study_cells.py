@@ -133,18 +133,8 @@ def assert_scores(reference, found, probabilities):
 def test_a_pre_training_is_training(source, pretrained):
     model, data = TINY.model(0.5, (28, 28, 1)), source.data()
     theta = model.init(loop.stream(1, "initial weights"))
-    loop.train(
-        model,
-        theta,
-        model.init_stats(),
-        data.train_images,
-        data.train_labels,
-        SGD(0.2),
-        32,
-        16,
-        1,
-        quiet=True,
-    )
+    task = loop.Task(model, data.train_images, data.train_labels, 16, 1, quiet=True)
+    loop.train(task, theta, model.init_stats(), SGD(0.2), 32)
     assert np.array_equal(pretrained.theta, theta)
     expected = loop.score(model.predict(theta, data.test_images), data.test_labels)
     assert pretrained.record["methods"] == {"pretrained": expected}
@@ -232,7 +222,7 @@ def test_mc_dropout_is_ten_passes_with_dropout(outcome, reference, path):
     model, images = reference.model, reference.data.test_images
     *before, dropout, _ = model.network.layers
     assert dropout.rate == 0.5
-    run = cells.Run(path[-1], model.init_stats())
+    run = cells.ForwardPass(model.layout, path[-1], model.init_stats())
     hidden = images
     for layer in before:
         hidden = layer.apply(hidden, run)
@@ -258,7 +248,7 @@ def test_without_dropout_there_is_no_mc_dropout(source, monkeypatch):
 
 
 def test_schedules_at_their_ends():
-    line = cells.decayed(500)
+    line = cells.linear(500)
     assert line(0) == 1
     assert line(499) == pytest.approx(1 / 500)
     saw = cells.cyclic(50)

@@ -92,7 +92,7 @@ def test_weights_that_rest_stay(rng):
 
 
 def test_swag_says_what_is_missing(rng):
-    with pytest.raises(ValueError, match="rank is 1, expected 2 or more"):
+    with pytest.raises(ValueError, match="rank is 1, expected a whole number >= 2"):
         SWAG((3,), 1)
     swag = collected(walk(rng, 5, 3), 4, 2)
     with pytest.raises(ValueError, match="2 weights are collected, rank 4 needs as many"):

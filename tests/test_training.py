@@ -12,7 +12,16 @@ from minires.networks.layers import Dense, Dropout, ReLU, Sequential
 from minires.networks.model import Model
 from minires.resampling.moments import Moments, literal_update
 from minires.training import loop, metrics
-from minires.training.loop import STREAMS, batches, choose_weights, fine_tune, score, stream, train
+from minires.training.loop import (
+    STREAMS,
+    Task,
+    batches,
+    choose_weights,
+    fine_tune,
+    score,
+    stream,
+    train,
+)
 from minires.training.optimizers import SGD, Adam
 
 
@@ -45,17 +54,13 @@ def run(model, task, updates=20, seed=3, rate=0.2, phase="training", optimizer=N
     stats = model.init_stats()
     losses = []
     train(
-        model,
+        Task(model, *task, batch, seed, quiet=True),
         theta,
         stats,
-        *task,
         optimizer or SGD(rate),
         updates,
-        batch,
-        seed,
         phase=phase,
         after_update=lambda number, theta, loss: losses.append(float(loss)),
-        quiet=True,
     )
     return theta, losses
 
@@ -97,7 +102,7 @@ def test_streams_are_apart_and_repeatable():
     assert len(set(first.values())) == len(STREAMS)
     assert first == {purpose: stream(5, purpose).integers(1 << 60) for purpose in STREAMS}
     assert all(stream(6, purpose).integers(1 << 60) != first[purpose] for purpose in STREAMS)
-    with pytest.raises(ValueError, match="not in tuple"):
+    with pytest.raises(ValueError, match=r"purpose is .weather., expected one of .initial"):
         stream(5, "weather")
 
 
@@ -163,7 +168,7 @@ def test_the_rate_to_lower_is_the_one_that_was_given(task):
         pytest.raises(FloatingPointError, match=r"at update 3 of 4: lower the rate, 0\.1$"),
     ):
         train(
-            model, theta, stats, images, labels, SGD(0.1), 4, 8, seed=3,
+            Task(model, images, labels, 8, seed=3), theta, stats, SGD(0.1), 4,
             schedule=shares.__getitem__,
         )  # fmt: skip
 
@@ -178,8 +183,8 @@ def test_no_progress_bar_off_a_terminal(task, capsys):
     model = small()
     for quiet in (True, False):
         train(
-            model, model.init(stream(0, "initial weights")), model.init_stats(), *task,
-            SGD(0.1), 3, 8, 0, quiet=quiet,
+            Task(model, *task, 8, 0, quiet), model.init(stream(0, "initial weights")),
+            model.init_stats(), SGD(0.1), 3,
         )  # fmt: skip
         loop.predict(model, model.init(stream(0, "initial weights")), task[0], quiet=quiet)
     assert capsys.readouterr() == ("", "")
@@ -194,13 +199,13 @@ def test_fine_tuning_folds_every_update_into_the_moments(task, options):
     path = []
     theta = model.init(stream(3, "initial weights"))
     train(
-        model, theta.copy(), model.init_stats(), *task, SGD(0.1), 15, 8, 3,
-        phase="fine-tuning", quiet=True,
+        Task(model, *task, 8, 3, quiet=True), theta.copy(), model.init_stats(), SGD(0.1), 15,
+        phase="fine-tuning",
         after_update=lambda number, theta, loss: path.append(theta.astype(float)),
     )  # fmt: skip
     moments, of_stats, history = fine_tune(
-        model, theta, model.init_stats(), *task, SGD(0.1), 15, 8, 3,
-        watch=[0, 5, 80], quiet=True, **options,
+        Task(model, *task, 8, 3, quiet=True), theta, model.init_stats(), SGD(0.1), 15,
+        watch=[0, 5, 80], **options,
     )  # fmt: skip
     np.testing.assert_array_equal(theta, path[-1].astype(np.float32))
     stride = options.get("stride", 1)

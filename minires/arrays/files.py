@@ -102,7 +102,9 @@ def _headers(file):
                     (2, 0): np.lib.format.read_array_header_2_0,
                 }[version]
                 shape, _, dtype = read(array)
-                if math.prod(shape) * dtype.itemsize > entry.file_size or dtype.hasobject:
+                if dtype.hasobject:
+                    raise ValueError(f"{entry.filename} holds Python objects, not numbers")
+                if math.prod(shape) * dtype.itemsize > entry.file_size:
                     raise ValueError(f"{entry.filename} is not the array that it says it is")
             found[entry.filename.removesuffix(".npy")] = shape, dtype
     file.seek(0)

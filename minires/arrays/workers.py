@@ -6,6 +6,7 @@ threads, and no two tiles write the same memory. So one thread and eight give th
 """
 
 import contextlib
+import contextvars
 import itertools
 import os
 import threading
@@ -140,7 +141,8 @@ def run_tiles(function, count):
         with _pool_lock:  # another thread may be setting the number of threads
             if _pool is None:
                 _pool = ThreadPoolExecutor(max(get_threads() - 1, 1), thread_name_prefix="minires")
-            running = [_pool.submit(work) for _ in range(helpers)]
+            # In a copy of this thread's context each: what it has chosen holds for its helpers.
+            running = [_pool.submit(contextvars.copy_context().run, work) for _ in range(helpers)]
         try:
             work()
         finally:

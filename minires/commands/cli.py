@@ -12,7 +12,17 @@ MENDABLE = (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError, 
 
 # Each module has `add_parser(subparsers)`, which sets `run` to what carries the command out, and
 # may set `kept` to what becomes of the work when Ctrl-C stops it.
-COMMANDS = ("run", "sweep", "report", "evaluate", "improve", "bench", "info")
+COMMANDS = (
+    "run",
+    "sweep",
+    "report",
+    "evaluate",
+    "improve",
+    "lessons",
+    "check",
+    "bench",
+    "info",
+)
 
 
 def main(arguments: list | None = None) -> int:

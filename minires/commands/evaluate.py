@@ -10,6 +10,8 @@ An accuracy without its error is half a number: 78 % of 1,000 photographs is 78 
 cannot be told from 77 %. So every score here carries its standard error.
 """
 
+import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -20,6 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from minires.arrays import describe_gpus, module_for, set_threads, to_device, to_host, xp_of
+from minires.engine import ops
+from minires.onnx.errors import shown
 
 BATCH = 32  # photographs at once: more is not faster, and takes more memory
 
@@ -27,16 +31,22 @@ BATCH = 32  # photographs at once: more is not faster, and takes more memory
 class Examination:
     """A network and the photographs it is shown: sizes, layout and numbering made to agree.
 
-    network   as minires.onnx.load gives it
-    pictures  data_tools.imagenet.Pictures
-    preset    how photographs are prepared, a name in data_tools.imagenet.PRESETS
-    size      of the input, pixels; None: as the network's file says
-    threads   how many decode photographs; None: one for each core
-    device    "cpu" or "gpu": where the network computes
-    Raises    ValueError when the network is not one for photographs, or knows other classes
+    network     as minires.onnx.load gives it
+    pictures    minires.data.imagenet.Pictures
+    preset      how photographs are prepared: a name in imagenet.PRESETS, or a Preparation
+    size        of the input, pixels; None: as the network's file says
+    threads     how many decode photographs; None: one for each core
+    device      "cpu" or "gpu": where the network computes
+    among       compare only the classes that the pictures show; the others are left out of the
+                softmax, as is usual for ImageNet-A, ImageNet-R and Imagenette
+    background  whether output 0 is a background class; see imagenet.match_outputs
+    Raises      ValueError when the network is not one for photographs, or knows other classes
     """
 
-    def __init__(self, network, pictures, preset, size=None, threads=None, device="cpu"):
+    def __init__(
+        self, network, pictures, preset, size=None, threads=None, device="cpu", among=False,
+        background=None,
+    ):  # fmt: skip
         from minires.data import imagenet
 
         self.network, self.pictures = network, pictures
@@ -53,10 +63,28 @@ class Examination:
         if network.classes is None:
             raise ValueError(
                 f"{network.path}: the outputs are {[value.name for value in network.outputs]} of "
-                "unknown shape; a classifier has one, (N, classes)"
+                "unknown shape; a classifier has one, (N, classes). Name it with --output"
             )
-        self.offset, self.outputs = imagenet.match_outputs(len(pictures.classes), network.classes)
+        self.offset, self.outputs = imagenet.match_outputs(
+            len(pictures.classes), network.classes, background
+        )
         self.notes = imagenet.Notes()
+        self.compared = np.arange(len(pictures.classes))  # the classes that compete
+        if among:
+            self.compared = np.unique(pictures.labels)
+            self.outputs += f"; compared among the {len(self.compared)} classes of the pictures"
+
+    def outcomes(self, probabilities, labels):
+        """What became of photographs: Outcomes.
+
+        probabilities  (n, classes compared), as from `predict`
+        labels         (n,) numbers of classes
+        Raises         ValueError for a class that is not compared
+        """
+        place = np.minimum(np.searchsorted(self.compared, labels), len(self.compared) - 1)
+        if not np.array_equal(self.compared[place], labels):
+            raise ValueError("--among: the pictures to compare on show classes that others lack")
+        return Outcomes.of(probabilities, place)
 
     def batches(self, plan, pictures=None):
         """Photographs as the network expects them, in the layout of its file, batch by batch.
@@ -90,18 +118,16 @@ class Examination:
         return [array[xp_of(array).asarray(shown)] for array in arrays]
 
     def predict(self, theta, images, stats=None):
-        """Probabilities of the classes that the photographs know: (n, classes), on the host.
+        """Probabilities of the classes that are compared: (n, classes), on the host.
 
-        A background class is left out, and the others made to sum to one: as if its logit were
-        left out of the softmax.
+        The logits of all others, and of a background class, are left out of the softmax.
         """
         count = len(images)
         (images,) = self.whole_batches(images)
-        probabilities = to_host(self.network.predict(theta, images, stats))[:count]
-        if self.offset:
-            probabilities = probabilities[:, self.offset :]
-            probabilities = probabilities / probabilities.sum(axis=-1, keepdims=True)
-        return probabilities
+        if len(self.compared) == self.network.classes:
+            return to_host(self.network.predict(theta, images, stats))[:count]
+        logits = to_host(self.network.logits(theta, images, stats))[:count]
+        return ops.softmax(logits[:, self.compared + self.offset])
 
     def own_vectors(self):
         """The weights and statistics of the network's file, on the device."""
@@ -228,6 +254,28 @@ def is_no_better_than_chance(outcomes, classes):
     return outcomes.top5.mean() <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
 
 
+def better_preset(examination, most=60):
+    """A sentence that names another preset under which a network knows what it sees, or "".
+
+    most   photographs to try, spread over all
+    """
+    from minires.data import imagenet
+
+    tried, preset = {}, examination.preset
+    notes = examination.notes
+    try:
+        for name in imagenet.PRESETS:
+            examination.preset, examination.notes = name, imagenet.Notes()
+            tried[name] = examine(examination, limit=most, quiet=True)[0]
+    finally:
+        examination.preset, examination.notes = preset, notes
+    best = max(tried, key=lambda name: tried[name].top1.mean())
+    if is_no_better_than_chance(tried[best], len(examination.compared)) or best == preset:
+        return ""
+    found = tried[best]
+    return f"--preset {best} gives {100 * found.top1.mean():.0f} % on {len(found)} of the pictures"
+
+
 # --- one network ----------------------------------------------------------------------------
 
 
@@ -261,7 +309,7 @@ def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=
                 begun = time.perf_counter()
                 probabilities = examination.predict(theta, images, stats)
                 computing += time.perf_counter() - begun
-                parts.append(Outcomes.of(probabilities, labels))
+                parts.append(examination.outcomes(probabilities, labels))
             bar.update(len(planned))
     if not parts:
         raise ValueError(
@@ -338,17 +386,67 @@ def add_picture_options(parser):
     parser.add_argument("--images", type=Path, required=True, metavar="DIR",
                         help="folder with one folder for each class, or a tar")  # fmt: skip
     parser.add_argument("--synsets", type=Path, metavar="FILE",
-                        help="line n begins with the name (WordNet id) of class n; needed when "
-                        "the folder lacks classes")  # fmt: skip
+                        help="line n is, or begins with, the name (WordNet id) of class n; needed "
+                        "when the folder lacks classes")  # fmt: skip
     parser.add_argument("--labels", type=Path, metavar="FILE",
-                        help="ground truth of a validation tar: line n is the class of the n-th "
-                        "picture by name")  # fmt: skip
-    parser.add_argument("--preset", choices=("keras", "torchvision", "tf-slim"), default="keras",
+                        help="classes of pictures in no class folders: lines \"picture class\" or "
+                        "CSV; or line n is the class of the n-th picture by name")  # fmt: skip
+    parser.add_argument("--among", action="store_true",
+                        help="compare only the classes that the pictures show")  # fmt: skip
+    parser.add_argument("--background", action="store_true", default=None,
+                        help="output 0 is a background class")  # fmt: skip
+    parser.add_argument("--output", metavar="NAME",
+                        help="the output that holds the classes, where a file has several")  # fmt: skip
+    parser.add_argument("--preset", choices=PRESETS, default="keras",
                         help="how pictures are prepared: as for networks from this program "
-                        "(%(default)s); the first and the last scale to [-1, 1]")  # fmt: skip
+                        "(%(default)s)")  # fmt: skip
+    own = parser.add_argument_group("preparation", "Each replaces a part of the preset.")
+    own.add_argument("--scale", type=_number, help="factor of the bytes 0 … 255: 1/255, perhaps")
+    own.add_argument("--mean", type=_three, metavar="A,B,C", help="then subtracted")
+    own.add_argument("--std", type=_three, metavar="A,B,C", help="then divided by")
+    own.add_argument("--channels", choices=("rgb", "bgr"), help="their order")
+    own.add_argument("--resize", type=int, metavar="PIXELS", help="of the short side")
+    own.add_argument("--crop", type=float, metavar="SHARE", help="of the picture that is seen")
+    own.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic", "lanczos"))
     parser.add_argument("--size", type=int, help="pixels, for a network that takes any")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where (cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
+
+
+# Names in imagenet.PRESETS: `--help` does not load what reads photographs.
+PRESETS = ("keras", "torchvision", "tf-slim", "keras-raw", "keras-caffe", "keras-torch")
+
+
+def _number(text):
+    """A number, or a fraction such as 1/255."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / (float(below) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number or fraction") from None
+
+
+def _three(text):
+    """Numbers for three channels from "a,b,c" or, for all, "a"."""
+    numbers = [_number(part) for part in text.split(",")]
+    if len(numbers) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected one number or three, as 1,2,3")
+    return tuple(numbers * 3 if len(numbers) == 1 else numbers)
+
+
+def preparation_of(options):
+    """The preset that the command line names, or a Preparation where options change it."""
+    from minires.data import imagenet
+
+    names = "mean", "std", "channels", "resize", "crop", "interpolation"
+    own = {name: getattr(options, name) for name in names}
+    own["divisor"] = None if options.scale is None else 1 / options.scale if options.scale else 0
+    own = {name: value for name, value in own.items() if value is not None}
+    if not own:
+        return options.preset
+    if "crop" in own and "resize" in own:
+        raise ValueError("--crop and --resize both say how large a part is seen: give one of them")
+    return dataclasses.replace(imagenet.PRESETS[options.preset], **own)
 
 
 def check_counts(options, *names):
@@ -368,11 +466,13 @@ def open_examination(options):
     module_for(options.device)  # before anything is loaded: is there a GPU?
     if options.threads is not None:
         set_threads(options.threads)
-    network = minires.onnx.load(options.model)
+    preset = preparation_of(options)
+    network = minires.onnx.load(options.model, output=options.output)
     pictures = imagenet.load(options.images, options.synsets, options.labels)
     return Examination(
-        network, pictures, options.preset, options.size, options.threads, options.device
-    )
+        network, pictures, preset, options.size, options.threads, options.device, options.among,
+        options.background,
+    )  # fmt: skip
 
 
 def describe_notes(examination, most=10):
@@ -380,9 +480,12 @@ def describe_notes(examination, most=10):
     notes, ignored = examination.notes, examination.pictures.ignored
     lines = []
     if ignored:
-        lines.append(f"{len(ignored)} files are no pictures by their names: {ignored[0]} …")
+        lines.append(
+            f"{len(ignored)} files or folders are no pictures by their names, or cannot be opened: "
+            f"{shown(ignored[0])} …"
+        )
     if notes.counts:
-        found = notes.lines()
+        found = [shown(line) for line in notes.lines()]
         lines += [f"pictures: {notes}", *(f"  {line}" for line in found[:most])]
         if len(found) > most:
             lines.append(f"  and {len(found) - most} more")
@@ -406,21 +509,25 @@ def run(options):
     pictures = examination.pictures
     for line in describe_notes(examination):
         say(line)
-    if is_no_better_than_chance(outcomes, len(pictures.classes)):
+    if is_no_better_than_chance(outcomes, len(examination.compared)):
         say(
             "guessing would do as well: is the order of the classes "
-            f"({options.synsets or 'sorted by name'}) the network's own, and the preset "
+            f"({shown(options.synsets or 'sorted by name')}) the network's own, and the preset "
             f"({options.preset}) that of the program it comes from?"
         )
+        better = better_preset(examination)
+        if better:
+            say(better)
     scores = summarize(outcomes)
     if options.json:
         result = {
             "model": str(options.model),
             "pictures": pictures.where,
-            "preset": options.preset,
+            "preset": str(examination.preset),
             "size": examination.size,
             "device": options.device,
             "outputs": examination.outputs,
+            "among": len(examination.compared),
             **scores,
             "left_out": examination.notes.skipped,
             "notes": examination.notes.counts,
@@ -431,8 +538,10 @@ def run(options):
         print(json.dumps(_without_nan(result), ensure_ascii=False, allow_nan=False))
         return 0
     size = examination.size
-    print(f"{options.model} on {counted(len(outcomes), 'picture')} of {pictures.where}")
-    print(f"preset {options.preset}, {size} × {size}; ± is one standard error")
+    print(
+        f"{shown(options.model)} on {counted(len(outcomes), 'picture')} of {shown(pictures.where)}"
+    )
+    print(f"preset {examination.preset}, {size} × {size}; ± is one standard error")
     for name, key in (("top-1", "top1"), ("top-5", "top5"), ("ECE", "ece")):
         print(f"  {name:<6} {with_error(scores, key, 2, 100):>13} %")
     print(f"  NLL      {with_error(scores, 'nll', 4)} nats")

@@ -350,11 +350,12 @@ def compare(examination, networks, pictures, indices, batch):
                 if name.startswith("member"):
                     drawn.append(probabilities)
                 else:
-                    parts.setdefault(name, []).append(Outcomes.of(probabilities, labels))
+                    outcomes = examination.outcomes(probabilities, labels)
+                    parts.setdefault(name, []).append(outcomes)
             if drawn:
                 mean = np.mean(drawn, axis=0, dtype=np.float64)
                 name = f"ensemble of {len(drawn)}"
-                parts.setdefault(name, []).append(Outcomes.of(mean, labels))
+                parts.setdefault(name, []).append(examination.outcomes(mean, labels))
     if not parts:
         raise ValueError(f"none of {len(indices)} held-out pictures can be used")
     return {name: Outcomes.joined(found) for name, found in parts.items()}
@@ -628,7 +629,7 @@ def _settings(options, examination, training):
     return {
         "model": model.hexdigest(),
         "pictures": shown.hexdigest(),
-        "preset": options.preset,
+        "preset": str(examination.preset),
         "size": examination.size,
         "rate": options.rate,
         "batch": options.batch,

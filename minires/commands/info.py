@@ -17,12 +17,14 @@ def run(options) -> int:
 
     import minires
     from minires import arrays
+    from minires.kernels import chosen_kernels
 
     facts = {
         "minires": minires.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "threads": arrays.get_threads(),
+        "kernels": chosen_kernels(),
         "blas": arrays.describe_blas(),
         "gpus": arrays.describe_gpus(),
     }

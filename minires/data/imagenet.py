@@ -19,12 +19,15 @@ Pictures are decoded by threads ahead of the caller. What comes out, and in whic
 not depend on their number.
 """
 
+import csv
+import functools
 import importlib.util
 import io
 import math
 import os
 import re
 import tarfile
+import unicodedata
 import warnings
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -33,15 +36,27 @@ from pathlib import Path
 
 import numpy as np
 
-from minires.data import cores, scale
+from minires.data import cores
 
-__all__ = ["PRESETS", "Batch", "Notes", "Pictures", "batches", "decode", "load", "match_outputs"]
+__all__ = [
+    "PRESETS",
+    "Batch",
+    "Notes",
+    "Pictures",
+    "Preparation",
+    "batches",
+    "decode",
+    "load",
+    "match_outputs",
+]
 
 LARGEST_FILE = 1 << 28  # bytes; ImageNet's largest file has 15 million
 LARGEST_PICTURE = 1 << 26  # pixels, also after resizing; 200 MB decoded. ImageNet: 61 million
 
-_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp")
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # by content, whatever the suffix says
+_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
+# By content, whatever the suffix says. The last three only where Pillow was built with them.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+DEEPEST = 32  # folders within folders
 
 
 # --- which pictures there are ---------------------------------------------------------------
@@ -55,7 +70,8 @@ class Pictures:
     names    of the files, in order
     labels   (N,) int64, the class of each
     classes  name of every class, in order: WordNet ids
-    ignored  names of files that are no pictures, by their suffix
+    ignored  names of files that are no pictures, by their suffix; and of folders and links that
+             cannot be opened
     read     read(index) returns a file's bytes; safe to call from several threads
     """
 
@@ -73,14 +89,17 @@ class Pictures:
 def load(images, synsets=None, labels=None):
     """List the pictures of a folder of class folders, or of a tar.
 
-    images   a folder that holds one folder for each class (val/n01440764/….JPEG); a tar with
-             such folders in it; or the tar of the validation set, with `labels`
-    synsets  a file whose line n (from 0) begins with the name of class n. Without it the names
-             must be WordNet ids, and their sorted order is the order of the classes
-    labels   for pictures that lie in no class folders: a file whose line n is the class of the
+    images   a folder that holds one folder for each class (val/n01440764/….JPEG), which may hold
+             folders of their own; a tar with such folders in it; or pictures in no class
+             folders, with `labels`
+    synsets  a file whose line n (from 0) is, or begins with, the name of class n. Without it the
+             names must be WordNet ids, and their sorted order is the order of the classes
+    labels   for pictures that lie in no class folders. Either a file of lines "picture class"
+             (val.txt, or CSV with or without a head line); the class is a name, or a number n
+             that stands for line n of `synsets`. Or a file whose line n is the class of the
              n-th picture by name, either a WordNet id, or the number in
-             ILSVRC2012_validation_ground_truth.txt. Those numbers are in an order of their own,
-             which meta.mat of the same development kit explains: it must lie beside the file
+             ILSVRC2012_validation_ground_truth.txt. Those last numbers are in an order of their
+             own, which meta.mat of the same development kit explains: it must lie beside the file
     Returns  Pictures, sorted by class and name; with `labels`, by name
     Raises   FileNotFoundError; ValueError when the order of the classes is not known
     """
@@ -96,8 +115,9 @@ def load(images, synsets=None, labels=None):
             f"imagenet: {path} holds no picture ({', '.join(_SUFFIXES)}) in a class folder: "
             "name the folder that holds one folder for each class"
         )
+    listed = None if synsets is None else _lines(Path(synsets).expanduser())
     if labels is None:
-        keys = [name.rpartition("/")[0].rpartition("/")[2] for name in names]
+        keys = [_class_of(name, path.is_dir(), listed or ()) for name in names]
         if "" in keys:
             raise ValueError(
                 f"imagenet: {names[keys.index('')]} in {path} lies in no class folder: name the "
@@ -105,8 +125,8 @@ def load(images, synsets=None, labels=None):
                 "folder for each class"
             )
     else:
-        keys = _read_labels(Path(labels).expanduser(), len(names), path)
-    classes = _class_order(keys, synsets, path)
+        keys = _read_labels(Path(labels).expanduser(), names, path, listed)
+    classes = _class_order(keys, synsets, listed, path)
     number = {name: index for index, name in enumerate(classes)}
     found = np.array([number[key] for key in keys], np.int64)
     order = range(len(names)) if labels is not None else np.argsort(found, kind="stable")
@@ -120,43 +140,69 @@ def load(images, synsets=None, labels=None):
     )
 
 
-def match_outputs(classes, outputs):
+def match_outputs(classes, outputs, background=None):
     """Tell how the outputs of a network belong to the classes.
 
-    classes  how many classes the pictures know
-    outputs  how many outputs the network has
-    Returns  offset, sentence: class c is output c + offset; the sentence says so in words
-    Raises   ValueError when the numbers do not fit
+    classes     how many classes the pictures know
+    outputs     how many outputs the network has
+    background  whether output 0 is a background class, of which there are no pictures. None: only
+                for the 1,001 outputs of TF-slim's ImageNet networks. One output more than there
+                are classes means nothing otherwise: one class folder may be missing
+    Returns     offset, sentence: class c is output c + offset; the sentence says so in words
+    Raises      ValueError when the numbers do not fit
     """
-    if outputs == classes:
-        return 0, f"{outputs} outputs for {classes} classes: class n is output n"
-    if outputs == classes + 1:
-        return 1, (
-            f"{outputs} outputs for {classes} classes: output 0 is the background and left out, "
-            "class n is output n + 1"
-        )
+    if background is None:
+        background = (classes, outputs) == (1000, 1001)
+    if outputs == classes + background:
+        words = f"{outputs} outputs for {classes} classes: "
+        if background:
+            return 1, words + "output 0 is the background and left out, class n is output n + 1"
+        return 0, words + "class n is output n"
+    more = (
+        ". If output 0 is a background class, say so with --background"
+        if outputs == classes + 1
+        else ""
+    )
     raise ValueError(
         f"imagenet: the pictures know {classes} classes, the network has {outputs} outputs: name "
         "the order of all its classes with a synsets file (--synsets), line n (from 0) beginning "
-        "with the name of class n"
+        f"with the name of class n{more}"
     )
 
 
 def _scan_folder(folder):
-    """The files one level down, sorted, and how to read one."""
+    """The pictures of a folder and of all folders in it, sorted, and how to read one."""
     names, ignored = [], []
-    with os.scandir(folder) as entries:
-        inner = sorted(entries, key=lambda entry: entry.name)
-    for entry in inner:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            with os.scandir(entry.path) as files:
-                found = [f"{entry.name}/{file.name}" for file in files if file.is_file()]
-        else:
-            found = [entry.name] if entry.is_file() else []
-        for name in sorted(found):
-            (names if _is_picture(name) else ignored).append(name)
+
+    def scan(prefix, above):
+        """Look through one folder. `above`: the real paths of the folders that it lies in."""
+        place = os.path.join(folder, prefix)
+        real = os.path.realpath(place)
+        try:
+            if real in above or len(above) == DEEPEST:
+                raise OSError("a link to a folder above it, or too deep")
+            with os.scandir(place) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            if not above:
+                raise
+            ignored.append(prefix)
+            return
+        for entry in found:
+            name = prefix + entry.name
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link to itself
+                is_folder = False
+            if is_folder:
+                if not entry.name.startswith(".") and entry.name != "__MACOSX":
+                    scan(name + "/", (*above, real))
+            elif _is_picture(name):  # a link that leads nowhere shows when it is read
+                names.append(name)
+            elif above or not entry.name.startswith("."):
+                ignored.append(name)
+
+    scan("", ())
 
     def read(name):
         with open(folder / name, "rb") as file:
@@ -167,6 +213,19 @@ def _scan_folder(folder):
     return names, ignored, read
 
 
+def _class_of(name, in_folder, listed):
+    """The class folder in a picture's name, "" for none.
+
+    in_folder   whether the picture lies in a folder: then the first part is the class. In a tar,
+                it is the first part that is a WordNet id or one of `listed`, or the last part
+    """
+    parts = [unicodedata.normalize("NFC", part) for part in name.split("/")[:-1]]
+    if in_folder or not parts:
+        return parts[0] if parts else ""
+    known = {part for part in parts if part in listed or _is_wordnet_id(part)}
+    return next((part for part in parts if part in known), parts[-1])
+
+
 def _scan_tar(path):
     """The pictures in a tar, sorted, and how to read one where it lies: nothing is unpacked."""
     places, ignored = {}, []
@@ -174,7 +233,8 @@ def _scan_tar(path):
         # "r:" refuses compression: a compressed tar can only be read from its start.
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                if _is_picture(member.name) and member.isreg() and not member.issparse():
+                usable = member.isreg() and not member.issparse()
+                if usable and _is_picture(member.name) and "__MACOSX" not in member.name:
                     places[member.name.removeprefix("./")] = member.offset_data, member.size
                 elif not member.isdir():
                     ignored.append(member.name)
@@ -199,10 +259,10 @@ def _is_picture(name):
     return name.lower().endswith(_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
-def _class_order(keys, synsets, where):
+def _class_order(keys, synsets, listed, where):
     """The names of all classes in order, from the file or, for WordNet ids, by sorting."""
     names = sorted(set(keys))
-    if synsets is None:
+    if listed is None:
         odd = [name for name in names if not _is_wordnet_id(name)]
         if odd:
             raise ValueError(
@@ -211,25 +271,30 @@ def _class_order(keys, synsets, where):
                 "synsets file (--synsets), line n (from 0) beginning with the name of class n"
             )
         return names
-    synsets = Path(synsets).expanduser()
-    classes = [line.split()[0] for line in _lines(synsets)]
+    for separator in ("\n", "\t", ",", None):  # the whole line may be a name, or a part of it
+        classes = [line.split(separator)[0].strip() for line in listed]
+        if len(set(classes)) == len(classes) and set(names) <= set(classes):
+            return classes
     twice = [name for name, count in Counter(classes).items() if count > 1]
     if twice:
         raise ValueError(f"imagenet: {synsets} names the class {twice[0]!r} more than once")
     missing = sorted(set(names) - set(classes))
-    if missing:
-        raise ValueError(
-            f"imagenet: {where} has the class {missing[0]!r} (and {len(missing) - 1} more) that is "
-            f"not among the {len(classes)} of {synsets}"
-        )
-    return classes
+    raise ValueError(
+        f"imagenet: {where} has the class {missing[0]!r} (and {len(missing) - 1} more) that is "
+        f"not among the {len(classes)} of {synsets}"
+    )
 
 
-def _read_labels(path, count, where):
+def _read_labels(path, names, where, listed):
     """The class name of each picture, from a ground-truth file."""
-    words = [line.split()[0] for line in _lines(path)]
-    if len(words) != count:
-        raise ValueError(f"imagenet: {path} has {len(words)} labels, {where} {count} pictures")
+    lines = _lines(path)
+    separator = next((mark for mark in ",\t;" if mark in lines[0]), None)
+    rows = list(csv.reader(lines, delimiter=separator)) if separator else [x.split() for x in lines]
+    if all(len(row) > 1 for row in rows):
+        return _labels_by_name(path, rows, names, where, listed)
+    words = [line.split()[0] for line in lines]
+    if len(words) != len(names):
+        raise ValueError(f"imagenet: {path} has {len(words)} labels, {where} {len(names)} pictures")
     if not all(word.isdecimal() for word in words):
         return words
     meta = path.with_name("meta.mat")
@@ -252,11 +317,45 @@ def _read_labels(path, count, where):
     return [wordnet[int(word)] for word in words]
 
 
+def _labels_by_name(path, rows, names, where, listed):
+    """The class name of each picture, from rows (picture, class, …)."""
+
+    def stem(name):
+        return os.path.splitext(name.replace("\\", "/").rpartition("/")[2])[0]
+
+    # A class may have more words behind it: "n03995372 85 1 499 272".
+    known = {stem(row[0].strip()): (row[1].split() or [""])[0] for row in rows}
+    missing = [name for name in names if stem(name) not in known]
+    if missing:
+        raise ValueError(
+            f"imagenet: {path} does not say the class of {missing[0]} in {where} (and of "
+            f"{len(missing) - 1} more)"
+        )
+    words = [known[stem(name)] for name in names]
+    if not all(word.isdecimal() for word in words):
+        return words
+    if listed is None:
+        raise ValueError(
+            f"imagenet: {path} holds numbers of classes: name the order of the classes with a "
+            "synsets file (--synsets), line n (from 0) beginning with the name of class n"
+        )
+    most = max(map(int, words))
+    if most >= len(listed):
+        raise ValueError(f"imagenet: {path} has the class {most}, --synsets only {len(listed)}")
+    return [listed[int(word)].split()[0] for word in words]
+
+
 def _lines(path):
-    """The lines of a text file, of which none but the last ones may be empty."""
+    """The lines of a text file, of which none but the last ones may be empty.
+
+    It is UTF-8, or UTF-16 that begins with its mark, as Windows writes it.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"imagenet: there is no file {path}")
-    lines = path.read_text("utf-8", errors="replace").rstrip().splitlines()
+    content = path.read_bytes()
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = content.decode("utf-16" if wide else "utf-8-sig", errors="replace")
+    lines = unicodedata.normalize("NFC", text).rstrip().splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise ValueError(f"imagenet: line {number} of {path} is empty")
@@ -329,7 +428,7 @@ def decode(content):
     file (EXIF) is ignored, as all published accuracies do. JPEG is decoded at full size:
     decoding to a half or a quarter is faster, and gives other pixels.
 
-    content  bytes of a JPEG, PNG, WebP, GIF or BMP file
+    content  bytes of a file in one of _FORMATS
     Returns  a PIL image of mode RGB, and a list of (kind, text), what had to be converted
     Raises   an exception with a kind and a text, when the picture cannot be used
     """
@@ -338,7 +437,7 @@ def decode(content):
     if not content:
         raise _Refused("empty", "0 bytes")
     try:
-        picture = Image.open(io.BytesIO(content), formats=_FORMATS)
+        picture = Image.open(io.BytesIO(content), formats=_formats())
         _check_pixels(*picture.size)
         remarks = []
         if getattr(picture, "is_animated", False):
@@ -354,6 +453,15 @@ def decode(content):
         raise _Refused("too large", str(error)) from None
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise _Refused("corrupt", f"{type(error).__name__}: {error}") from None
+
+
+@functools.cache
+def _formats():
+    """The formats that are read here and that this Pillow can decode."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _to_rgb(picture, remarks):
@@ -393,110 +501,163 @@ def _check_pixels(width, height, why=""):
 # --- from a picture to what a network expects -----------------------------------------------
 
 
-def torchvision(picture, size):
-    """As the networks of torchvision were evaluated: standardised channels.
+@dataclass(frozen=True)
+class Preparation:
+    """How a photograph becomes what a network expects: how it is cut, and how it is scaled.
 
-    1. Short side S = round(size/0.875) (224 → 256, 299 → 342), long side
-       int(S · long/short), bilinear with Pillow, which averages when it shrinks.
-    2. The middle size × size, from column round((width − size)/2), row round((height − size)/2);
-       a half is rounded to the even number.
-    3. y = (x/255 − mean)/std, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225).
+    The size first. "short side": the picture's short side becomes `resize` pixels, or
+    round(size / crop) without it, and the middle size × size is cut out. "square": the middle
+    share `crop` of both sides is cut out, and squeezed into size × size whatever its shape.
 
-    picture  a PIL image of mode RGB
-    size     of the network's input, pixels
-    Returns  (size, size, 3) float32
-    Source   the evaluation transforms that torchvision's weights document
+    Then the numbers: y = (x · scale − mean) / std for each channel, x from 0 to 255.
+
+    cut            "short side" or "square"
+    rounding       "pillow" or "floor", of "short side" only: the long side becomes int(…) or
+                   round(…), the cut begins at round(…) or ⌊…⌋. That moves it by a pixel, and some
+                   predictions of a hundred change with it
+    crop           share of the picture that is seen, in (0, 1]
+    resize         pixels of the short side; None: by `crop`
+    interpolation  "nearest", "bilinear", "bicubic" or "lanczos" of Pillow, which averages when it
+                   shrinks; "legacy" with "square": two neighbours, pixels measured from their
+                   corner, nothing averaged (TensorFlow 1)
+    divisor        1 / scale: 255 for numbers from 0 to 1, 1 for 0 to 255
+    mean, std      of the channels, in the order in which the network takes them
+    channels       "rgb" or "bgr"
     """
-    scaled = _resize_then_crop(picture, size, int, round).astype(np.float32)
-    scaled /= np.float32(255)
-    scaled -= np.array([0.485, 0.456, 0.406], np.float32)
-    scaled /= np.array([0.229, 0.224, 0.225], np.float32)
-    return scaled
+
+    cut: str = "short side"
+    rounding: str = "floor"
+    crop: float = 0.875
+    resize: int | None = None
+    interpolation: str = "bilinear"
+    divisor: float = 255.0
+    mean: tuple = (0.0, 0.0, 0.0)
+    std: tuple = (1.0, 1.0, 1.0)
+    channels: str = "rgb"
+
+    def __post_init__(self):
+        for name, known in (
+            ("interpolation", INTERPOLATIONS),
+            ("channels", ("rgb", "bgr")),
+            ("cut", ("short side", "square")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected {', '.join(known)}")
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+                raise ValueError(f"{name} is {numbers}, expected one number for each of 3 channels")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop is {self.crop}, expected a share from above 0 to 1")
+        if self.resize is not None and self.resize < 1:
+            raise ValueError(f"resize is {self.resize}, expected pixels")
+        if 0 in self.std or not 0 < self.divisor < math.inf:
+            raise ValueError(f"std {self.std} and scale 1/{self.divisor} may not be 0")
+
+    def __call__(self, picture, size):
+        """Prepare one picture.
+
+        picture  a PIL image of mode RGB
+        size     of the network's input, pixels
+        Returns  (size, size, 3) float32
+        """
+        cut = self._square if self.cut == "square" else self._middle
+        pixels = cut(picture, size).astype(np.float32)
+        if self.channels == "bgr":
+            pixels = pixels[..., ::-1].copy()
+        if self.divisor != 1:
+            pixels /= np.float32(self.divisor)
+        if any(self.mean):
+            pixels -= np.array(self.mean, np.float32)
+        if self.std != (1, 1, 1):
+            pixels /= np.array(self.std, np.float32)
+        return pixels
+
+    def _middle(self, picture, size):
+        """Scale the short side, then cut out the middle: (size, size, 3) uint8."""
+        short = self.resize or round(size / self.crop)
+        if short < size:
+            raise ValueError(f"the short side becomes {short} pixels, the network takes {size}")
+        exact = self.rounding == "pillow"
+        whole_side, whole_offset = (int, round) if exact else (round, math.floor)
+        width, height = picture.size
+        if width <= height:
+            width, height = short, whole_side(short * height / width)
+        else:
+            width, height = whole_side(short * width / height), short
+        # A line of 1 × 60000 pixels is harmless until it is 256 wide.
+        _check_pixels(width, height, " once resized")
+        picture = picture.resize((width, height), _resampling(self.interpolation))
+        left, top = whole_offset((width - size) / 2), whole_offset((height - size) / 2)
+        return np.asarray(picture.crop((left, top, left + size, top + size)))
+
+    def _square(self, picture, size):
+        """Cut out the middle, then squeeze it into a square: (size, size, 3)."""
+        if self.interpolation != "legacy":
+            width, height = picture.size
+            left, top = (int((n - n * self.crop) / 2) for n in (width, height))
+            box = left, top, width - left, height - top
+            return np.asarray(picture.resize((size, size), _resampling(self.interpolation), box))
+        pixels = np.asarray(picture)
+        rows, columns = (_legacy_places(length, size, self.crop) for length in pixels.shape[:2])
+        upper, lower, down = rows
+        left, right, across = columns
+        across = across[:, None]
+
+        def along_rows(chosen):
+            """The chosen rows, interpolated along themselves."""
+            a = pixels[chosen[:, None], left].astype(np.float32)
+            b = pixels[chosen[:, None], right].astype(np.float32)
+            return a + (b - a) * across
+
+        top = along_rows(upper)
+        return top + (along_rows(lower) - top) * down[:, None, None]
 
 
-def keras(picture, size):
-    """As the networks of Keras expect it: numbers in [−1, 1].
-
-    1. Short side S = round(size/0.875), long side round(S · long/short), bilinear with Pillow.
-    2. The middle size × size, from column ⌊(width − size)/2⌋, row ⌊(height − size)/2⌋.
-    3. y = x/127.5 − 1.
-
-    Keras fixes step 3 only; 1 and 2 are the usual ones, the central 87.5 %.
-
-    picture  a PIL image of mode RGB
-    size     of the network's input, pixels
-    Returns  (size, size, 3) float32
-    """
-    return scale(_resize_then_crop(picture, size, round, math.floor))
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "legacy")
 
 
-def tf_slim(picture, size):
-    """As TF-slim evaluated Inception and MobileNet: cut first, then squash into a square.
-
-    1. Cut the central 87.5 %: the first int((n − 0.875 n)/2) rows and as many of the last are
-       left out; columns likewise. The cut keeps the picture's proportions.
-    2. Resize to size × size whatever the proportions: pixel i is read at the place i · n/size of
-       the cut, between its two neighbours, linearly. Nothing is averaged when shrinking, and
-       the place is measured from the pixel's corner: old TensorFlow's bilinear rule.
-    3. y = 2 (x/255 − 0.5).
-
-    picture  a PIL image of mode RGB
-    size     of the network's input, pixels
-    Returns  (size, size, 3) float32
-    Source   TF-slim's Inception preprocessing for evaluation; TensorFlow 1's central_crop and
-             resize_bilinear without align_corners
-    """
-    pixels = np.asarray(picture)
-    rows, columns = (_legacy_places(length, size) for length in pixels.shape[:2])
-    upper, lower, down = rows
-    left, right, across = columns
-    across = across[:, None]
-
-    def along_rows(chosen):
-        """The chosen rows, interpolated along themselves."""
-        a = pixels[chosen[:, None], left].astype(np.float32)
-        b = pixels[chosen[:, None], right].astype(np.float32)
-        return a + (b - a) * across
-
-    top = along_rows(upper)
-    result = top + (along_rows(lower) - top) * down[:, None, None]
-    return scale(result)
-
-
-PRESETS = {"torchvision": torchvision, "keras": keras, "tf-slim": tf_slim}
-
-
-def _resize_then_crop(picture, size, whole_side, whole_offset):
-    """Scale the short side to round(size/0.875), then cut out the middle.
-
-    The programs differ in how they make the long side and the offset whole numbers, which moves
-    the cut by a pixel: some predictions of a hundred change with it.
-
-    Returns  (size, size, 3) uint8
-    """
+def _resampling(name):
     from PIL import Image
 
-    short = round(size / 0.875)
-    width, height = picture.size
-    if width <= height:
-        width, height = short, whole_side(short * height / width)
-    else:
-        width, height = whole_side(short * width / height), short
-    # A line of 1 × 60000 pixels is harmless until it is 256 wide.
-    _check_pixels(width, height, " once resized")
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = whole_offset((width - size) / 2), whole_offset((height - size) / 2)
-    return np.asarray(picture.crop((left, top, left + size, top + size)))
+    # Where the whole picture becomes larger or smaller by a short side, "legacy" has no meaning.
+    return Image.Resampling["BILINEAR" if name == "legacy" else name.upper()]
 
 
-def _legacy_places(length, size):
+def _legacy_places(length, size, crop):
     """Where `size` pixels are read from the central cut of `length`: below, above, and between."""
-    start = int((length - length * 0.875) / 2)
+    start = int((length - length * crop) / 2)
     cut = length - 2 * start
     place = np.arange(size, dtype=np.float32) * np.float32(cut / size)
     below = np.minimum(place.astype(np.int64), cut - 1)
     above = np.minimum(below + 1, cut - 1)
     return start + below, start + above, place - below.astype(np.float32)
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# As the networks of torchvision were evaluated. Short side round(size/0.875) (224 → 256,
+# 299 → 342). Source: the evaluation transforms that torchvision's weights document.
+torchvision = Preparation(rounding="pillow", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+# Numbers in [−1, 1]: Keras' MobileNet V1 and V2, Inception, Xception, NASNet. Keras fixes the
+# numbers only; the central 87.5 % are usual.
+keras = Preparation(divisor=127.5, mean=(1.0, 1.0, 1.0))
+# As TF-slim evaluated Inception and MobileNet: cut first, then squeeze into a square. Source:
+# TF-slim's Inception preprocessing; TensorFlow 1's central_crop, and resize_bilinear without
+# align_corners.
+tf_slim = Preparation("square", interpolation="legacy", divisor=127.5, mean=(1.0, 1.0, 1.0))
+
+PRESETS = {
+    "torchvision": torchvision,
+    "keras": keras,
+    "tf-slim": tf_slim,
+    # 0 … 255, for networks that scale within: Keras' EfficientNet, MobileNetV3, ConvNeXt, RegNet.
+    "keras-raw": Preparation(divisor=1.0),
+    # Blue, green, red, less the mean of each: Keras' VGG and ResNet, and networks from Caffe.
+    "keras-caffe": Preparation(divisor=1.0, mean=(103.939, 116.779, 123.68), channels="bgr"),
+    # Standardised, cut as by Keras: Keras' DenseNet.
+    "keras-torch": Preparation(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+}
 
 
 # --- ahead of the caller --------------------------------------------------------------------
@@ -525,7 +686,7 @@ def batches(pictures, plan, preset, size, notes=None, threads=None, ahead=2):
 
     pictures  Pictures
     plan      iterable of integer arrays, the indices of the pictures of each batch
-    preset    a name in PRESETS
+    preset    a name in PRESETS, or a Preparation
     size      of the network's input, pixels
     notes     Notes, to be added to
     threads   how many decode; None: one for each core of this process
@@ -536,10 +697,11 @@ def batches(pictures, plan, preset, size, notes=None, threads=None, ahead=2):
     """
     if importlib.util.find_spec("PIL") is None:
         raise ImportError("photographs are decoded with Pillow: pip install 'minires[onnx]'")
-    if preset not in PRESETS:
+    if not isinstance(preset, Preparation) and preset not in PRESETS:
         raise ValueError(f"batches: preset is {preset!r}, expected one of {', '.join(PRESETS)}")
     notes = Notes() if notes is None else notes
-    return _batches(pictures, iter(plan), PRESETS[preset], size, notes, threads, ahead)
+    prepare = PRESETS.get(preset, preset) if isinstance(preset, str) else preset
+    return _batches(pictures, iter(plan), prepare, size, notes, threads, ahead)
 
 
 def _batches(pictures, plan, prepare, size, notes, threads, ahead):

@@ -34,40 +34,56 @@ _serial = itertools.count()
 class Node:
     """One recorded step: where gradients gather, and how they go on to the inputs."""
 
-    __slots__ = ("gradient", "out", "owned", "parents", "serial", "shape")
+    __slots__ = ("first", "gradient", "owned", "parents", "serial", "shape")
 
-    def __init__(self, shape, parents, out=None):
+    def __init__(self, shape, parents, first=None):
         self.serial = next(_serial)  # inputs are always older than what is made from them
         self.shape = shape
         self.parents = parents  # [(node, pullback), …]; None once used
-        self.out = out  # where a variable's gradient is to be written, if anywhere
+        self.first = first  # what is done to the gradient before every pullback, if anything
         self.gradient = None
         self.owned = False  # may `gradient` be changed in place?
 
     def receive(self, pullback, gradient):
         """Pull `gradient` back and add the result to this node's own."""
-        if self.out is not None and self.gradient is None and takes_out(pullback):
-            pulled = pullback(gradient, self.out)
-        else:
-            pulled = pullback(gradient)
-        pulled = sum_to_shape(pulled, self.shape)
+        pulled = sum_to_shape(pullback(gradient), self.shape)
         if self.gradient is None:
-            if self.out is None:
-                self.gradient = pulled
-                return
-            if pulled is not self.out:
-                self.out[...] = pulled
-            self.gradient, self.owned = self.out, True
+            self.gradient = pulled
         elif self.owned:
             self.gradient += pulled
         else:
             self.gradient, self.owned = self.gradient + pulled, True
 
 
+class Variable(Node):
+    """The node of a variable: it has no inputs, and keeps its gradient, perhaps in `out`."""
+
+    __slots__ = ("out",)
+
+    def __init__(self, shape, out=None):
+        super().__init__(shape, parents=())
+        self.out = out
+
+    def receive(self, pullback, gradient):
+        """As `Node.receive`; what comes first is written to `out`."""
+        if self.out is None or self.gradient is not None:
+            super().receive(pullback, gradient)
+            return
+        takes_out = getattr(pullback, "takes_out", False)
+        pulled = pullback(gradient, self.out) if takes_out else pullback(gradient)
+        pulled = sum_to_shape(pulled, self.shape)
+        if pulled is not self.out:
+            self.out[...] = pulled
+        self.gradient, self.owned = self.out, True
+
+
 def takes_out(pullback):
-    """Whether a pullback has an argument `out`, an array to write its result into."""
-    code = getattr(pullback, "__code__", None)
-    return code is not None and "out" in code.co_varnames[: code.co_argcount]
+    """Marks a pullback(g, out=None) that may write its result to the array `out`, if that fits.
+
+    It returns the result in any case. So a large gradient is written where it belongs, not copied.
+    """
+    pullback.takes_out = True
+    return pullback
 
 
 class Tensor:
@@ -107,7 +123,7 @@ def variable(array, out=None):
     array    its value
     out      an array of the same shape in which to write its gradient, instead of a new one
     """
-    return Tensor(array, Node(array.shape, parents=(), out=out))
+    return Tensor(array, Variable(array.shape, out))
 
 
 def data_of(value):
@@ -120,13 +136,14 @@ def op(function):
 
     function   takes arrays first, settings by keyword; returns (result, pullbacks) with one
                pullback for each array argument, in order. A pullback maps the gradient of the
-               result to that of the argument. One with a second argument named `out` may
-               write there if the shape fits, and returns what it wrote.
+               result to that of the argument; see also `takes_out`. Where all pullbacks begin
+               with the same step, it may stand behind them: (result, pullbacks, first). It is
+               done once, and each pullback is given what it returns
     """
 
     @functools.wraps(function)
     def recorded(*inputs, **settings):
-        result, pullbacks = function(*map(data_of, inputs), **settings)
+        result, pullbacks, *first = function(*map(data_of, inputs), **settings)
         # Only the pullbacks that lead to a variable are kept, and with them only their arrays.
         parents = [
             (value.node, pullback)
@@ -134,7 +151,7 @@ def op(function):
             if isinstance(value, Tensor) and value.node is not None
         ]
         if parents:
-            return Tensor(result, Node(result.shape, parents))
+            return Tensor(result, Node(result.shape, parents, *first))
         return Tensor(result) if any(isinstance(i, Tensor) for i in inputs) else result
 
     return recorded
@@ -149,12 +166,23 @@ def gradients(output, variables, seed=None):
     Returns    a list of arrays, one a variable, zeros where the output does not depend on it.
                To be read, not changed: two of them, or one and the seed, may be the same array
     Raises     RuntimeError when this graph has been used before: its memory is gone;
-               ValueError for a Tensor that is not a variable
+               ValueError for a Tensor that is not a variable, for integers, and for a seed of
+               another shape than the output
     """
     variables = list(variables)
     for wanted in variables:
-        if wanted.node is None or wanted.node.parents != ():
+        if not isinstance(wanted.node, Variable):
             raise ValueError(f"gradients: {wanted!r} is no variable: make it with `variable`")
+        if wanted.dtype.kind not in "fc":
+            raise ValueError(
+                f"gradients: {wanted!r} holds integers, which have no gradient: convert them with "
+                ".astype(float)"
+            )
+    if seed is not None and (seed.shape != output.shape or seed.dtype.kind not in "fc"):
+        raise ValueError(
+            f"gradients: seed is {seed.dtype} {seed.shape}, expected floats {output.shape}, the "
+            "shape of the output"
+        )
     reached = []
     try:
         if output.node is not None:
@@ -181,10 +209,12 @@ def _walk(last, reached):
                 "gradients: this graph has been walked before and its memory released; "
                 "compute the output again"
             )
-        if not node.parents:  # a variable keeps its gradient
+        if isinstance(node, Variable):  # it keeps its gradient
             continue
         gradient, node.gradient = node.gradient, None
         parents, node.parents = node.parents, None
+        if node.first is not None:
+            gradient, node.first = node.first(gradient), None
         while parents:
             parent, pullback = parents.pop()
             if parent.gradient is None:

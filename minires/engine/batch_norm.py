@@ -18,7 +18,6 @@ import numpy as np
 
 from minires.arrays import xp_of
 from minires.engine.autodiff import op
-from minires.engine.convolution import once
 from minires.kernels import kernels_of
 
 
@@ -32,13 +31,9 @@ def _rows(x):
 def batch_moments(x):
     """The mean and the population variance of every channel of a batch.
 
-    Each part's are computed in two passes, mean first, then squared deviations; parts are
-    merged in float64. So a variance much smaller than the mean keeps its digits.
-
     x        (…, N, H, W, C) or (…, N, C)
     Returns  mean and variance, each (…, C), dtype of x
     Raises   ValueError for fewer than two values a channel
-    Source   Chan, Golub and LeVeque 1983, eq. 1.5, for the merging
     """
     rows = _rows(x)
     count = rows.shape[1]
@@ -47,12 +42,8 @@ def batch_moments(x):
             f"batch norm: the batch {x.shape} has {count} value a channel, whose variance is 0: "
             "train on larger batches, or freeze the statistics"
         )
-    sizes, means, squares = kernels_of(x).norm_moments(rows)
-    weights = sizes / count
-    mean = (weights * means).sum(axis=0)
-    variance = (squares.sum(axis=0) / count) + (weights * (means - mean) ** 2).sum(axis=0)
     shape = (*x.shape[: x.ndim - (4 if x.ndim >= 4 else 2)], x.shape[-1])
-    return tuple(v.reshape(shape).astype(x.dtype) for v in (mean, variance))
+    return tuple(v.reshape(shape).astype(x.dtype) for v in kernels_of(x).norm_moments(rows))
 
 
 @op
@@ -90,11 +81,9 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
     inverse = of_channels(1 / xp.sqrt(variance + x.dtype.type(epsilon)))
     factor = inverse if scale is None else of_channels(scale) * inverse
     offset = of_channels(shift) - center * factor
-    # Backwards: what `batch_moments` touched last is still in the cache.
-    y = kernels.normalize(rows, factor, offset, replicas, activation, backwards=of_batch)
+    y = kernels.normalize(rows, factor, offset, replicas, activation)
 
-    @once
-    def backward(g):
+    def first(g):
         g = g.reshape(y.shape)
         passed, total, product = kernels.norm_sums(g, y, rows, center, activation)
         through_moments = None
@@ -113,8 +102,12 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
         gradient = gradient.reshape(replicas, channels)
         return gradient.reshape(like.shape) if like.size == gradient.size else gradient.sum(axis=0)
 
-    return y.reshape(*lead, *own), (
-        lambda g: backward(g)[0].reshape(*lead, *own),
-        lambda g: to_channels(backward(g)[1], scale),
-        lambda g: to_channels(backward(g)[2], shift),
+    return (
+        y.reshape(*lead, *own),
+        (
+            lambda gradients: gradients[0].reshape(*lead, *own),
+            lambda gradients: to_channels(gradients[1], scale),
+            lambda gradients: to_channels(gradients[2], shift),
+        ),
+        first,
     )

@@ -11,7 +11,7 @@ import functools
 import numpy as np
 
 from minires.arrays import xp_of
-from minires.engine.autodiff import op
+from minires.engine.autodiff import op, takes_out
 from minires.kernels import kernels_of
 from minires.kernels.sums import sum_rows
 
@@ -106,29 +106,12 @@ def _arrange(name, axes, x, w, b, stride, padding, dilation, activation):
     return source, w.reshape(-1, *own), bias, settings, outer
 
 
-def once(function):
-    """Remember the last result, for pullbacks of one op that begin with the same step."""
-    last = [None, None]
-
-    def remembered(g):
-        if last[0] is not g:
-            last[:] = g, function(g)
-        return last[1]
-
-    return remembered
-
-
-def _before_activation(y, activation):
-    """The step all pullbacks of a convolution share: zero where the activation is flat."""
-
-    @once
-    def before_activation(g):
-        g = g.reshape(y.shape)
-        if activation is None:
-            return g
-        return g * (y > 0 if activation == "relu" else (y > 0) & (y < 6))
-
-    return before_activation
+def _before_activation(g, y, activation):
+    """The gradient of what an activation was applied to, given that of its result y."""
+    g = g.reshape(y.shape)
+    if activation is None:
+        return g
+    return g * (y > 0 if activation == "relu" else (y > 0) & (y < 6))
 
 
 # --- convolution --------------------------------------------------------------------------
@@ -163,7 +146,6 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, po
     kernels, kernel = kernels_of(x), weights.shape[1:3]
     if pool is None:
         y = kernels.convolve(source, weights, bias, *settings, activation)
-        before_activation = before_pool = _before_activation(y, activation)
     else:
         stride, padding, dilation = settings
         size = output_size(x.shape[-3:-1], kernel, stride, padding, dilation)
@@ -177,29 +159,30 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, po
                 f"conv2d: pool {pool} exceeds the outputs of {size[0]}×{size[1]} (x {x.shape})"
             )
         y, winners = kernels.convolve_and_pool(source, weights, bias, *settings, activation, pool)
-        before_activation = _before_activation(y, activation)
 
-        @once
-        def before_pool(g):
-            return kernels.unpool(before_activation(g), winners, pool, size)
+    def first(g):
+        """The gradients of y before its activation, and before its pooling."""
+        g = _before_activation(g, y, activation)
+        return g, g if pool is None else kernels.unpool(g, winners, pool, size)
 
-    def x_gradient(g):
-        g = before_pool(g)
+    def x_gradient(gradients):
+        _, g = gradients
         gradient = kernels.convolve_input_gradient(g, weights, source.shape[1:], *settings)
         return gradient.reshape(*outer, *x.shape[-3:])
 
-    def w_gradient(g, out=None):
-        g = before_pool(g)
+    @takes_out
+    def w_gradient(gradients, out=None):
+        _, g = gradients
         if out is not None:
             out = out.reshape(weights.shape)
         gradient = kernels.convolve_weight_gradient(source, g, kernel, *settings, out)
         return gradient.reshape(w.shape)
 
-    def b_gradient(g):
-        g = before_activation(g)
+    def b_gradient(gradients):
+        g, _ = gradients
         return sum_rows(g.reshape(len(g), -1, g.shape[-1])).reshape(b.shape)
 
-    return y.reshape(*outer, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient)
+    return y.reshape(*outer, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient), first
 
 
 @op
@@ -225,22 +208,21 @@ def depthwise_conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activatio
     )
     kernels, kernel = kernels_of(x), weights.shape[1:3]
     y = kernels.depthwise(source, weights, bias, *settings, activation)
-    before_activation = _before_activation(y, activation)
+
+    def first(g):
+        return _before_activation(g, y, activation)
 
     def x_gradient(g):
-        g = before_activation(g)
         gradient = kernels.depthwise_input_gradient(g, weights, source.shape[1:], *settings)
         return gradient.reshape(*outer, *x.shape[-3:])
 
     def w_gradient(g):
-        g = before_activation(g)
         return kernels.depthwise_weight_gradient(source, g, kernel, *settings).reshape(w.shape)
 
     def b_gradient(g):
-        g = before_activation(g)
         return sum_rows(g.reshape(len(g), -1, g.shape[-1])).reshape(b.shape)
 
-    return y.reshape(*outer, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient)
+    return y.reshape(*outer, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient), first
 
 
 # --- pooling ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from minires.arrays import each_block, empty, xp_of
-from minires.engine.autodiff import Tensor, data_of, op
+from minires.engine.autodiff import Tensor, data_of, op, takes_out
 from minires.kernels import kernels_of
 from minires.kernels.sums import sum_rows
 
@@ -39,7 +39,7 @@ def multiply(x, y):
 @op
 def divide(x, y):
     """x / y"""
-    return x / y, (lambda g: g / y, lambda g: -g * x / (y * y))
+    return x / y, (lambda g: g / y, lambda g: -(g / y) * (x / y))  # y² may underflow
 
 
 @op
@@ -51,6 +51,8 @@ def negative(x):
 @op
 def power(x, *, exponent):
     """x to a constant power"""
+    if exponent == 0:  # 0 · 0⁻¹ would be NaN
+        return x**exponent, (lambda g: 0 * g,)
     return x**exponent, (lambda g: g * (exponent * x ** (exponent - 1)),)
 
 
@@ -146,8 +148,8 @@ def matmul(x, w):
         )
     product = kernels_of(x).matmul
     return product(x, w), (
-        lambda g, out=None: product(g, w.swapaxes(-1, -2), out),
-        lambda g, out=None: product(x.swapaxes(-1, -2), g, out),
+        takes_out(lambda g, out=None: product(g, w.swapaxes(-1, -2), out)),
+        takes_out(lambda g, out=None: product(x.swapaxes(-1, -2), g, out)),
     )
 
 
@@ -307,12 +309,7 @@ def dropout(x, *, rate, rng):
             f"dropout: {len(generators)} generators for x {x.shape}: one is needed for each of "
             f"the {x.shape[0]} networks"
         )
-    if xp_of(x) is not np:  # drawn where the data is, from seeds out of the host's streams
-        draw = kernels_of(x).uniform(rng, x.shape, like=x)
-    elif generators is None:
-        draw = rng.random(x.shape, np.float32)
-    else:
-        draw = np.stack([g.random(x.shape[1:], np.float32) for g in generators])
+    draw = kernels_of(x).uniform(rng, x.shape, like=x)
     factor = (draw >= rate) * x.dtype.type(1 / (1 - rate))
     return x * factor, (lambda g: g * factor,)
 
@@ -363,7 +360,10 @@ def softmax_cross_entropy(logits, labels, *, smoothing=0.0):
     target = (labels[..., None] == xp.arange(classes)).astype(logits.dtype)
     if smoothing:
         target = target * logits.dtype.type(1 - smoothing) + logits.dtype.type(smoothing / classes)
-    loss = -(target * log_p).sum(axis=-1).mean(axis=-1)
+    # A logit of −∞ is a class with probability 0: with target 0 it adds 0, not 0 · ∞ = NaN.
+    with np.errstate(invalid="ignore"):
+        products = xp.where((target == 0) & (log_p == -math.inf), 0 * target, target * log_p)
+    loss = -products.sum(axis=-1).mean(axis=-1)
     return xp.asarray(loss), (lambda g: (xp.exp(log_p) - target) * (g / count)[..., None, None],)
 
 

@@ -1,10 +1,88 @@
-"""The few functions that are written for one processor: `cpu` and `gpu`, with the same names."""
+"""What a network spends its time in. Every kernel exists in three modules with the same names:
 
+    plain   the definition, a few lines each, for NumPy and CuPy arrays alike
+    cpu     the same for NumPy arrays, fast
+    gpu     the same for CuPy arrays, fast
+
+The fast ones are used unless somebody chooses otherwise, for a block of code or for a process:
+
+    with minires.kernels("plain"): ...
+    MINIRES_KERNELS=plain python …
+
+With "plain" a network also runs as it is written: no two layers are joined, no batch norm is
+folded into the layer in front of it.
+"""
+
+import contextlib
+import contextvars
 import importlib
+import os
+import sys
+import types
 
 from minires.arrays import device_of
 
+KERNELS = (
+    *("matmul", "sum_rows"),
+    *("convolve", "convolve_weight_gradient", "convolve_input_gradient"),
+    *("convolve_and_pool", "unpool"),
+    *("depthwise", "depthwise_weight_gradient", "depthwise_input_gradient", "separable"),
+    *("max_pool", "max_pool_gradient", "mean_pool", "mean_pool_gradient"),
+    *("norm_moments", "normalize", "norm_sums", "norm_gradient"),
+    *("uniform", "step_sgd", "step_adam", "fold_moments"),
+)
+CHOICES = ("plain", "cpu")
+VARIABLE = "MINIRES_KERNELS"
+
+# None: what the environment says. `run_tiles` hands it on to the threads that it starts.
+_chosen = contextvars.ContextVar("minires.kernels", default=None)
+
+
+def chosen_kernels():
+    """Which kernels are in use here: "plain", or "cpu", which means the fast ones.
+
+    Returns  what the innermost `with minires.kernels(…)` says, else the environment variable
+             MINIRES_KERNELS, else "cpu". On a GPU "cpu" means the kernels of `gpu`
+    Raises   ValueError when the environment variable has another value
+    """
+    return _chosen.get() or _valid(os.environ.get(VARIABLE) or "cpu", VARIABLE)
+
+
+def runs_as_written():
+    """Whether networks run layer by layer, nothing joined, nothing folded: with plain kernels."""
+    return chosen_kernels() == "plain"
+
 
 def kernels_of(array):
-    """The kernel module for `array`: `minires.kernels.cpu` or `minires.kernels.gpu`."""
-    return importlib.import_module(f"minires.kernels.{device_of(array)}")
+    """The kernel module for `array`: `minires.kernels.plain`, `.cpu` or `.gpu`."""
+    name = "plain" if chosen_kernels() == "plain" else device_of(array)
+    return importlib.import_module(f"minires.kernels.{name}")
+
+
+@contextlib.contextmanager
+def use_kernels(name):
+    """Within a `with` block of this thread, use the kernels called `name`, "plain" or "cpu".
+
+    Raises   ValueError for another name
+    """
+    token = _chosen.set(_valid(name, "minires.kernels"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _valid(name, where):
+    if name not in CHOICES:
+        raise ValueError(f"{where} is {name!r}, expected 'plain' or 'cpu'")
+    return name
+
+
+class _Kernels(types.ModuleType):
+    """This package, which can also be called: `minires.kernels("plain")`, see `use_kernels`."""
+
+    def __call__(self, name):
+        return use_kernels(name)
+
+
+sys.modules[__name__].__class__ = _Kernels

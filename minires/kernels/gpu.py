@@ -4,9 +4,8 @@ Products go to cuBLAS (`cublas.py`). All else is a page of CUDA C, `gpu.cu`, com
 when it is first needed. A convolution copies every window of the images into a row ("im2col") and
 multiplies; on a GPU many images at once, in pieces only where the windows would fill its memory.
 
-Some functions here have no twin in `cpu.py`, where NumPy's own expressions do as well: random
-numbers, a step of an optimizer, an update of the moments. Here each is one kernel, which reads and
-writes every number once, where the expression would launch one for each of its operators.
+A step of an optimizer and an update of the moments are one kernel each, which reads and writes
+every number once, where an expression would launch a kernel for each of its operators.
 """
 
 import functools
@@ -17,6 +16,7 @@ import numpy as np
 
 from minires.arrays import xp_of
 from minires.kernels import cublas
+from minires.kernels.sums import merge_moments
 
 WINDOW_BYTES = 1 << 28  # of windows at once; a batch that has more is cut
 THREADS = 256  # in a block
@@ -393,11 +393,10 @@ def _rows_a_thread(shape):
 
 
 def norm_moments(rows):
-    """The moments of every channel of a batch, of some rows at a time.
+    """The mean and the population variance of every channel of a batch.
 
     rows     (R, M, C)
-    Returns  how many rows each part has, (parts, 1, 1, 1); their means and their sums of squared
-             deviations, (parts, R, 1, C): all float64
+    Returns  mean and variance, each (R, 1, C) float64
     """
     xp, rows = xp_of(rows), _contiguous(rows)
     replicas, count, channels = rows.shape
@@ -407,15 +406,14 @@ def norm_moments(rows):
     given = Index(count), channels, replicas, step
     _launch("norm_moments", means.size, rows, means, squares, *given)
     sizes = xp.minimum(step, count - step * xp.arange(parts, dtype=np.float64))
-    return sizes.reshape(-1, 1, 1, 1), means, squares
+    return merge_moments(count, sizes.reshape(-1, 1, 1, 1), means, squares)
 
 
-def normalize(rows, factor, offset, replicas, activation, backwards=False):
+def normalize(rows, factor, offset, replicas, activation):
     """y = f(factor · x + offset).
 
     rows            x (1 | R, M, C)
     factor, offset  (R, 1, C)
-    backwards       of no use here
     Returns         (R, M, C)
     """
     rows, factor, offset = map(_contiguous, (rows, factor, offset))
@@ -461,7 +459,29 @@ def norm_gradient(g, y, rows, factor, through_moments, activation):
     return x_gradient
 
 
-# --- without a twin on the CPU ------------------------------------------------------------
+# --- separable convolutions ---------------------------------------------------------------
+
+
+def separable(x, expand, filters, project, stride, padding, activations):
+    """Expand each pixel, filter every channel by itself, project each pixel: three convolutions.
+
+    x            (1 | R, N, H, W, C) float
+    expand       weights (R, C, E) and bias (R, E), or None: E = C, x is filtered itself
+    filters      weights (R, kh, kw, E) and bias (R, E)
+    project      weights (R, E, O) and bias (R, O)
+    stride       (rows, columns), pixels, of the depthwise convolution
+    padding      ((top, bottom), (left, right)), pixels of zeros around what it filters
+    activations  after each of the three: None, "relu" or "relu6"
+    Returns      (R, N, OH, OW, O)
+    """
+    one = (1, 1), ((0, 0), (0, 0)), (1, 1)  # stride, padding and dilation of a 1×1 kernel
+    if expand is not None:
+        x = convolve(x, expand[0][:, None, None], expand[1], *one, activations[0])
+    x = depthwise(x, *filters, stride, padding, (1, 1), activations[1])
+    return convolve(x, project[0][:, None, None], project[1], *one, activations[2])
+
+
+# --- sums, random numbers, optimizers, moments --------------------------------------------
 
 
 def sum_rows(array):

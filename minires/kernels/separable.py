@@ -113,19 +113,19 @@ class _Workspace:
 
 
 @single_threaded_blas
-def convolve(x, expand, depthwise, project, stride, padding, activations):
+def convolve_separably(x, expand, filters, project, stride, padding, activations):
     """Expand each pixel, filter every channel by itself, project each pixel.
 
     x            (1 | R, N, H, W, C) float
     expand       weights (R, C, E) and bias (R, E), or None: E = C, x is filtered itself
-    depthwise    weights (R, kh, kw, E) and bias (R, E)
+    filters      weights (R, kh, kw, E) and bias (R, E)
     project      weights (R, E, O) and bias (R, O)
     stride       (rows, columns), pixels, of the depthwise convolution
     padding      ((top, bottom), (left, right)), pixels of zeros around what it filters
     activations  after each of the three: None, "relu" or "relu6"
     Returns      (R, N, OH, OW, O)
     """
-    taps, taps_bias = depthwise
+    taps, taps_bias = filters
     projection, offset = project
     replicas, *kernel, wide = taps.shape
     tiles = _Tiles(x.shape[1:], wide, x.itemsize, tuple(kernel), stride, padding)

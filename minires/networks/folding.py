@@ -17,7 +17,7 @@ import numpy as np
 
 from minires.arrays import run_tiles, xp_of
 from minires.engine.convolution import MOST_POOLED, borders
-from minires.kernels import separable
+from minires.kernels import kernels_of
 from minires.networks.layers import (
     Activation,
     Affine,
@@ -27,7 +27,7 @@ from minires.networks.layers import (
     DepthwiseConv2D,
     Layer,
     MaxPool,
-    Sequential,
+    _Chain,
 )
 
 # --- joining ------------------------------------------------------------------------------
@@ -47,31 +47,29 @@ class JoinedConv2D(Layer):
             self.activation = layer.function
             return True
         # The largest of all, then cut at zero, is the same in either order.
-        tiles = type(layer) is MaxPool and layer.stride == layer.window and layer.padding == 0
+        tiles = isinstance(layer, MaxPool) and layer.stride == layer.window and layer.padding == 0
         if tiles and self.pool is None and math.prod(layer.window) <= MOST_POOLED:
             self.pool = layer.window
             return True
         return False
 
-    def apply(self, x, run):
-        return self.convolution.apply(x, run, activation=self.activation, pool=self.pool)
+    def apply(self, x, forward):
+        return self.convolution.apply(x, forward, activation=self.activation, pool=self.pool)
 
 
-class JoinedSeparable(Sequential):
-    """A pointwise convolution or none, a depthwise and a pointwise one: see `separable`."""
+class JoinedSeparable(_Chain):
+    """A pointwise convolution or none, a depthwise and a pointwise one, in one pass."""
 
-    def apply(self, x, run):
+    def apply(self, x, forward):
         *first, middle, last = self.layers
-        if run.gradient is not None or xp_of(x) is not np:
-            return super().apply(x, run)
+        if forward.gradient is not None:
+            return super().apply(x, forward)
 
         def weights(layer, axes):
-            return (
-                run[layer.weight].reshape(-1, *layer.weight.shape[-axes:]),
-                run[layer.bias].reshape(-1, layer.bias.size),
-            )
+            weight, bias = forward[layer, "weight"], forward[layer, "bias"]
+            return weight.reshape(-1, *weight.shape[-axes:]), bias.reshape(-1, bias.shape[-1])
 
-        y = separable.convolve(
+        y = kernels_of(x).separable(
             x.reshape(-1, *x.shape[-4:]),
             weights(first[0].convolution, 2) if first else None,
             weights(middle, 3),
@@ -80,14 +78,16 @@ class JoinedSeparable(Sequential):
             borders(middle.padding, x.shape[-3:-1], middle.kernel, middle.stride),
             [first[0].activation if first else None, middle.activation, last.activation],
         )
-        return y.reshape(*run.theta.shape[:-1], *y.shape[1:])
+        return y.reshape(*forward.theta.shape[:-1], *y.shape[1:])
 
 
 def _is_pointwise(layer):
     if not isinstance(layer, JoinedConv2D) or layer.pool is not None:
         return False
     own = layer.convolution
-    return own.kernel == own.stride == (1, 1) and own.padding in (0, "same", "valid") and own.bias
+    return (
+        own.kernel == own.stride == (1, 1) and own.padding in (0, "same", "valid") and own.has_bias
+    )
 
 
 def _join_separable(layers):
@@ -99,7 +99,7 @@ def _join_separable(layers):
             _is_pointwise(layer)
             and isinstance(middle, DepthwiseConv2D)
             and middle.dilation == (1, 1)
-            and middle.bias
+            and middle.has_bias
         ):
             start = -2 if len(joined) > 1 and _is_pointwise(joined[-2]) else -1
             layer = JoinedSeparable(*joined[start:], layer)
@@ -111,19 +111,20 @@ def _join_separable(layers):
 def joined_network(network):
     """The same network, pooling and activations done together with the convolutions before them.
 
-    network  a layer that a model has connected
-    Returns  a layer with the very same weights
+    network  a layer, with all its parts
+    Returns  a layer that takes the very same weights from the same layout
     """
-    if not hasattr(network, "layers"):
+    if not network.parts:
         return network
     twin = copy.copy(network)
+    is_chain = isinstance(network, _Chain)
     layers = []
-    for layer in map(joined_network, network.layers):
-        before = layers[-1] if layers and isinstance(network, Sequential) else None
+    for layer in map(joined_network, network.parts):
+        before = layers[-1] if layers and is_chain else None
         if isinstance(before, JoinedConv2D) and before.takes(layer):
             continue
-        layers.append(JoinedConv2D(layer) if type(layer) is Conv2D else layer)
-    twin.layers = tuple(_join_separable(layers) if isinstance(network, Sequential) else layers)
+        layers.append(JoinedConv2D(layer) if isinstance(layer, Conv2D) else layer)
+    twin.layers = tuple(_join_separable(layers) if is_chain else layers)
     return twin
 
 
@@ -133,8 +134,8 @@ def joined_network(network):
 def folded_network(network):
     """The same network without batch norm and auxiliary heads, and where its weights come from.
 
-    network  a layer that a model has connected
-    Returns  a layer that is not connected yet, and a list of (layer, origin): the origin is
+    network  a layer, with all its parts
+    Returns  a layer that no model knows yet, and a list of (layer, origin): the origin is
              (the layer it was,), or (convolution, batch norm)
     """
     origins = []
@@ -142,16 +143,16 @@ def folded_network(network):
 
 
 def _folded(layer, origins):
-    if not hasattr(layer, "layers"):
+    if not layer.parts:
         twin = Affine(layer.activation) if isinstance(layer, BatchNorm) else copy.copy(layer)
         origins.append((twin, (layer,)))
         return twin
     twin = copy.copy(layer)
-    waiting = [part for part in layer.layers if not isinstance(part, AuxiliaryHead)]
+    waiting = [part for part in layer.parts if not isinstance(part, AuxiliaryHead)]
     layers = []
     while waiting:
         part = waiting.pop(0)
-        if isinstance(layer, Sequential) and waiting and _merges(part, waiting[0]):
+        if isinstance(layer, _Chain) and waiting and _merges(part, waiting[0]):
             norm = waiting.pop(0)
             merged = copy.copy(part)
             merged.has_bias, merged.activation = True, norm.activation
@@ -168,33 +169,36 @@ def _merges(layer, follows):
     return convolution and isinstance(follows, BatchNorm)
 
 
-def fold_weights(origins, theta, stats, result):
+def fold_weights(origins, layout, folded_layout, theta, stats, result):
     """Write the weights of a folded network.
 
-    origins  as from `folded_network`, its layers connected by now
-    theta    (P,) or (R, P), stats (S,) or (R, S): of the network it was
-    result   (P',) or (R, P'), written to
+    origins        as from `folded_network`
+    layout         of the network it was
+    folded_layout  of the folded network
+    theta          (P,) or (R, P): weights of the network it was
+    stats          (S,) or (R, S): its statistics
+    result         (P',) or (R, P'), written to
     """
 
     def fold(number):
         layer, (first, *norm) = origins[number]
+        own, new = layout.of(first), folded_layout.of(layer)
         if norm:
-            factor, offset = _factor_and_offset(norm[0], theta, stats)
-            if first.bias:
-                offset = offset + factor * first.bias.view(theta)
-            weight = first.weight.view(theta)
+            factor, offset = _factor_and_offset(norm[0], layout, theta, stats)
+            if first.has_bias:
+                offset = offset + factor * own["bias"].view(theta)
+            weight = own["weight"].view(theta)
             ones = (1,) * (weight.ndim - factor.ndim)
             across = factor.reshape(*factor.shape[:-1], *ones, factor.shape[-1])
-            xp_of(theta).multiply(weight, across, out=layer.weight.view(result))
-            layer.bias.view(result)[...] = offset
+            xp_of(theta).multiply(weight, across, out=new["weight"].view(result))
+            new["bias"].view(result)[...] = offset
         elif isinstance(first, BatchNorm):
-            factor, offset = _factor_and_offset(first, theta, stats)
-            layer.scale.view(result)[...] = factor
-            layer.shift.view(result)[...] = offset
+            factor, offset = _factor_and_offset(first, layout, theta, stats)
+            new["scale"].view(result)[...] = factor
+            new["shift"].view(result)[...] = offset
         else:
-            for name, entry in vars(first).items():
-                if hasattr(entry, "view"):
-                    getattr(layer, name).view(result)[...] = entry.view(theta)
+            for name, entry in own.items():
+                new[name].view(result)[...] = entry.view(theta)
 
     if xp_of(theta) is np:
         run_tiles(fold, len(origins))
@@ -203,10 +207,11 @@ def fold_weights(origins, theta, stats, result):
             fold(number)
 
 
-def _factor_and_offset(norm, theta, stats):
+def _factor_and_offset(norm, layout, theta, stats):
     """What a batch norm does to each channel: y = factor · x + offset."""
-    mean, variance = norm.mean.view(stats), norm.variance.view(stats)
+    own = layout.of(norm)
+    mean, variance = own["mean"].view(stats), own["variance"].view(stats)
     factor = 1 / xp_of(theta).sqrt(variance + theta.dtype.type(norm.epsilon))
-    if norm.scale:
-        factor = factor * norm.scale.view(theta)
-    return factor, norm.shift.view(theta) - factor * mean
+    if norm.has_scale:
+        factor = factor * own["scale"].view(theta)
+    return factor, own["shift"].view(theta) - factor * mean

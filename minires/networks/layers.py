@@ -2,12 +2,15 @@
 
 A layer holds settings only. `connect` tells it the shape of its input (without the batch); it
 then declares, in a `Layout`, the weights it needs, and answers with the shape of its output.
-`apply` computes, taking the weights from a `Run`. So one layer serves any number of networks,
-one after another or side by side.
+`apply` computes, taking the weights from a `ForwardPass`. So one layer serves any number of
+networks, one after another or side by side. A layer that stands twice in one network has one
+set of weights, which both places share.
 """
 
 import math
+from typing import Any
 
+from minires.arrays.checks import number_in, one_of, whole_number
 from minires.engine import ops
 from minires.engine.autodiff import data_of
 from minires.engine.batch_norm import batch_moments, batch_norm
@@ -21,35 +24,61 @@ from minires.engine.convolution import (
     pair,
 )
 
+Shape = tuple[int, ...]  # of one image, without the batch axis
+
 # --- initial weights ----------------------------------------------------------------------
 
 
-def glorot_uniform(rng, shape, fan_in, fan_out):
-    """U(−a, a) with a = √(6 / (fan_in + fan_out)): Glorot and Bengio 2010."""
+def glorot_uniform(rng, shape: Shape, fan_in: int, fan_out: int):
+    """U(−a, a) with a = √(6 / (fan_in + fan_out)).
+
+    rng      numpy.random.Generator
+    shape    of the array
+    fan_in   how many inputs each output adds up
+    fan_out  how many outputs each input goes to
+    Returns  float64 array of `shape`
+    Source   Glorot and Bengio 2010
+    """
     limit = math.sqrt(6 / (fan_in + fan_out))
     return rng.uniform(-limit, limit, shape)
 
 
-def he_normal(rng, shape, fan_in, fan_out):
-    """N(0, 2 / fan_in): He et al. 2015."""
+def he_normal(rng, shape: Shape, fan_in: int, fan_out: int):
+    """N(0, 2 / fan_in).
+
+    rng, shape, fan_in, fan_out   as for `glorot_uniform`
+    Returns  float64 array of `shape`
+    Source   He et al. 2015
+    """
     return rng.normal(0, math.sqrt(2 / fan_in), shape)
 
 
-def truncated_normal(rng, shape, fan_in, fan_out, std=0.1):
-    """N(0, std²), drawn again beyond two standard deviations."""
+def truncated_normal(rng, shape: Shape, fan_in: int, fan_out: int, std: float = 0.1):
+    """N(0, std²), sampled again beyond two standard deviations.
+
+    rng, shape, fan_in, fan_out   as for `glorot_uniform`; the fans do not matter here
+    std      standard deviation before the tails are cut off
+    Returns  float64 array of `shape`
+    """
     values = rng.normal(0, std, shape)
     while (outside := abs(values) > 2 * std).any():
         values[outside] = rng.normal(0, std, int(outside.sum()))
     return values
 
 
-def zeros(rng, shape, fan_in, fan_out):
-    """All zeros."""
+def zeros(rng, shape: Shape, fan_in: int, fan_out: int) -> float:
+    """All zeros.
+
+    rng, shape, fan_in, fan_out   as for `glorot_uniform`; none of them matters
+    """
     return 0.0
 
 
-def ones(rng, shape, fan_in, fan_out):
-    """All ones."""
+def ones(rng, shape: Shape, fan_in: int, fan_out: int) -> float:
+    """All ones.
+
+    rng, shape, fan_in, fan_out   as for `glorot_uniform`; none of them matters
+    """
     return 1.0
 
 
@@ -59,91 +88,130 @@ INITIALIZERS = {
     "truncated_normal": truncated_normal,
 }
 
+FUSED = (None, "relu", "relu6")  # activations that a convolution or a batch norm can do itself
+FUNCTIONS = ("relu", "relu6", "tanh", "sigmoid")  # of `Activation`
+
 # --- layers -------------------------------------------------------------------------------
 
 
 class Layer:
-    """What all layers share: a kind, a name, and a place in one network."""
+    """What all layers share: a kind, a name, and perhaps parts.
 
-    name = None  # given by the network that holds it, unless the maker gave one
+    To write your own, override `connect` if it has weights or changes the shape, and `apply`.
+    """
+
+    name = None  # given by the network that holds it, unless its maker gave it one
+    parts: tuple = ()  # the layers that it consists of
 
     @property
-    def kind(self):
+    def kind(self) -> str:
+        """The word that names are made from: "Dense", "relu" …"""
         return type(self).__name__
 
-    def connect(self, shape, layout):
-        """Declare weights for an input of `shape` (no batch); return the output's shape."""
+    def settings(self) -> dict[str, Any]:
+        """What it was made with, for `repr`: {argument: value}."""
+        return {}
+
+    def __repr__(self) -> str:
+        inner = [repr(part) for part in self.parts]
+        inner += [f"{name}={value!r}" for name, value in self.settings().items()]
+        return f"{type(self).__name__}({', '.join(inner)})"
+
+    def connect(self, shape: Shape, layout) -> Shape:
+        """Declare the weights.
+
+        shape    of the input, without the batch
+        layout   the `Layout` that takes the declarations
+        Returns  the shape of the output, without the batch
+        Raises   ValueError when the layer cannot take this input
+        """
         return shape
 
-    def apply(self, x, run):
-        """The output for input `x` (…, N, *shape); `run[entry]` are the weights."""
+    def apply(self, x, forward):
+        """Compute the output.
+
+        x        (…, N, *shape): an array, or a Tensor in training
+        forward  the `ForwardPass`: `forward[self, "weight"]` is an array of this layer
+        Returns  (…, N, *output shape)
+        """
         raise NotImplementedError
 
-    def expect(self, shape, axes):
-        """Raise unless the input has this many axes."""
+    def expect(self, shape: Shape, axes: int) -> None:
+        """Raise ValueError unless the input has this many axes.
+
+        shape   of the input
+        axes    1 for features, 3 for images
+        """
         if len(shape) != axes:
             wanted = {1: "(features,)", 3: "(H, W, C)"}[axes]
             raise ValueError(f"{self.kind}: the input is {shape}, expected {wanted}")
 
 
 class Dense(Layer):
-    """A fully connected layer: y = x @ weight + bias."""
+    """A fully connected layer: y = x @ weight + bias.
 
-    def __init__(self, units, bias=True, initializer="glorot"):
-        self.units, self.has_bias, self.initializer = units, bias, INITIALIZERS[initializer]
+    units        how many outputs
+    bias         whether a bias is added
+    initializer  of the weights: "glorot", "he" or "truncated_normal"
+    """
 
-    def connect(self, shape, layout):
+    def __init__(self, units: int, bias: bool = True, initializer: str = "glorot"):
+        self.units = whole_number("Dense", "units", units, 1)
+        self.has_bias = bias
+        self.initializer = one_of("Dense", "initializer", initializer, INITIALIZERS)
+
+    def settings(self) -> dict[str, Any]:
+        return {"units": self.units, "bias": self.has_bias, "initializer": self.initializer}
+
+    def connect(self, shape: Shape, layout) -> Shape:
         self.expect(shape, 1)
         fans = shape[0], self.units
-        self.weight = layout.add("weight", fans, self.initializer, fans)
-        self.bias = layout.add("bias", (self.units,), zeros) if self.has_bias else None
+        layout.add(self, "weight", fans, INITIALIZERS[self.initializer], fans)
+        if self.has_bias:
+            layout.add(self, "bias", (self.units,), zeros)
         return (self.units,)
 
-    def apply(self, x, run):
-        return ops.dense(x, run[self.weight], run[self.bias] if self.bias else None)
+    def apply(self, x, forward):
+        bias = forward[self, "bias"] if self.has_bias else None
+        return ops.dense(x, forward[self, "weight"], bias)
 
 
 class _Convolution(Layer):
-    """What both kinds share: settings, bias and activation (see `minires.engine.convolution`).
+    """What both kinds of convolution share: all settings but the number of channels."""
 
-    kernel, stride, dilation   pixels: a number, or (rows, columns)
-    padding                    pixels: a number, (rows, columns), ((top, bottom), (left, right)),
-                               "same" or "valid"
-    bias                       whether there is one
-    activation                 None, "relu" or "relu6"
-    initializer                of the weights: a name in `INITIALIZERS`
-    """
+    def __init__(self, kernel, stride, padding, dilation, bias, activation, initializer):
+        self.kernel = _pair_of(self, "kernel", kernel)
+        self.stride = _pair_of(self, "stride", stride)
+        self.dilation = _pair_of(self, "dilation", dilation)
+        self.padding = _padding_of(self, padding, self.kernel, self.stride, self.dilation)
+        self.has_bias = bias
+        self.activation = one_of(self.kind, "activation", activation, FUSED)
+        self.initializer = one_of(self.kind, "initializer", initializer, INITIALIZERS)
 
-    def __init__(
-        self,
-        kernel,
-        stride=1,
-        padding="same",
-        dilation=1,
-        bias=True,
-        activation=None,
-        initializer="glorot",
-    ):
-        self.kernel, self.padding = pair(kernel, "kernel"), padding
-        self.stride, self.dilation = pair(stride), pair(dilation, "dilation")
-        self.has_bias, self.activation = bias, activation
-        self.initializer = INITIALIZERS[initializer]
+    def settings(self) -> dict[str, Any]:
+        names = ("kernel", "stride", "padding", "dilation")
+        found = {name: getattr(self, name) for name in names}
+        return found | {
+            "bias": self.has_bias,
+            "activation": self.activation,
+            "initializer": self.initializer,
+        }
 
     def declare(self, shape, layout, channels, fans):
         """Declare weights (kh, kw, *channels) and a bias; return the output's shape."""
-        self.expect(shape, 3)
         weight = (*self.kernel, *channels)
-        self.weight = layout.add("weight", weight, self.initializer, fans)
-        self.bias = layout.add("bias", channels[-1:], zeros) if self.has_bias else None
+        layout.add(self, "weight", weight, INITIALIZERS[self.initializer], fans)
+        if self.has_bias:
+            layout.add(self, "bias", channels[-1:], zeros)
         return (*_output_size(self, shape, self.kernel), channels[-1])
 
-    def apply(self, x, run, **joined):
-        """`joined`: the activation and the pooling of layers behind, done in the same pass."""
+    def apply(self, x, forward, **joined):
+        # `joined`: the activation and the pooling of the layers behind, done in the same pass.
         settings = {"activation": self.activation, **joined}
         return self.function(
             x,
-            run[self.weight],
-            run[self.bias] if self.bias else None,
+            forward[self, "weight"],
+            forward[self, "bias"] if self.has_bias else None,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -152,18 +220,40 @@ class _Convolution(Layer):
 
 
 class Conv2D(_Convolution):
-    """A convolution that mixes all channels into `channels` new ones.
+    """A convolution that mixes all input channels into new ones.
 
-    Conv2D(channels, kernel, stride=1, padding="same", …), the rest as in `_Convolution`.
+    channels     how many new channels
+    kernel       pixels: a number, or (rows, columns)
+    stride       pixels from one window to the next: a number, or (rows, columns)
+    padding      pixels of zeros around the image: a number, (rows, columns), ((top, bottom),
+                 (left, right)), "same" (the output has the input's size / stride) or "valid" (0)
+    dilation     pixels from one tap of the kernel to the next: a number, or (rows, columns)
+    bias         whether a bias is added to each channel
+    activation   None, "relu" or "relu6"
+    initializer  of the weights: "glorot", "he" or "truncated_normal"
     """
 
     function = staticmethod(conv2d)
 
-    def __init__(self, channels, kernel, *settings, **named):
-        super().__init__(kernel, *settings, **named)
-        self.channels = channels
+    def __init__(
+        self,
+        channels: int,
+        kernel,
+        stride=1,
+        padding="same",
+        dilation=1,
+        bias: bool = True,
+        activation: str | None = None,
+        initializer: str = "glorot",
+    ):
+        super().__init__(kernel, stride, padding, dilation, bias, activation, initializer)
+        self.channels = whole_number("Conv2D", "channels", channels, 1)
 
-    def connect(self, shape, layout):
+    def settings(self) -> dict[str, Any]:
+        return {"channels": self.channels, **super().settings()}
+
+    def connect(self, shape: Shape, layout) -> Shape:
+        self.expect(shape, 3)
         taps, inputs = math.prod(self.kernel), shape[-1]
         fans = taps * inputs, taps * self.channels
         return self.declare(shape, layout, (inputs, self.channels), fans)
@@ -172,14 +262,49 @@ class Conv2D(_Convolution):
 class DepthwiseConv2D(_Convolution):
     """A convolution of every channel with a kernel of its own.
 
-    DepthwiseConv2D(kernel, stride=1, padding="same", …), the rest as in `_Convolution`.
+    kernel, stride, padding, dilation, bias, activation, initializer   as for `Conv2D`
     """
 
     function = staticmethod(depthwise_conv2d)
 
-    def connect(self, shape, layout):
+    def __init__(
+        self,
+        kernel,
+        stride=1,
+        padding="same",
+        dilation=1,
+        bias: bool = True,
+        activation: str | None = None,
+        initializer: str = "glorot",
+    ):
+        super().__init__(kernel, stride, padding, dilation, bias, activation, initializer)
+
+    def connect(self, shape: Shape, layout) -> Shape:
+        self.expect(shape, 3)
         taps = math.prod(self.kernel)
         return self.declare(shape, layout, (shape[-1],), (taps, taps))
+
+
+def _pair_of(layer, name, value):
+    """(rows, columns) of a setting in pixels."""
+    try:
+        return pair(value, name)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{layer.kind}: {name} is {value!r}, expected one or two whole numbers from 1 up"
+        ) from error
+
+
+def _padding_of(layer, padding, window, stride, dilation):
+    """The padding as it was given, once it is known to make sense."""
+    try:
+        borders(padding, window, window, stride, dilation)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{layer.kind}: padding is {padding!r}, expected pixels from 0 up (a number, "
+            "(rows, columns) or ((top, bottom), (left, right))), 'same' or 'valid'"
+        ) from error
+    return padding
 
 
 def _output_size(layer, shape, window):
@@ -193,29 +318,54 @@ def _output_size(layer, shape, window):
     return size
 
 
-class MaxPool(Layer):
-    """The largest value of every window."""
+class _Pool(Layer):
+    """What both kinds of pooling share: the windows."""
 
-    def __init__(self, window=2, stride=None, padding=0):
-        self.window, self.padding, self.dilation = pair(window, "window"), padding, (1, 1)
-        self.stride = pair(window if stride is None else stride)
+    dilation = (1, 1)
 
-    def connect(self, shape, layout):
+    def __init__(self, window, stride, padding):
+        self.window = _pair_of(self, "window", window)
+        self.stride = _pair_of(self, "stride", window if stride is None else stride)
+        self.padding = _padding_of(self, padding, self.window, self.stride, self.dilation)
+
+    def settings(self) -> dict[str, Any]:
+        return {"window": self.window, "stride": self.stride, "padding": self.padding}
+
+    def connect(self, shape: Shape, layout) -> Shape:
         self.expect(shape, 3)
         return (*_output_size(self, shape, self.window), shape[-1])
 
-    def apply(self, x, run):
+
+class MaxPool(_Pool):
+    """The largest value of every window.
+
+    window   pixels: a number, or (rows, columns)
+    stride   pixels from one window to the next; the window's own size without it
+    padding  as for `Conv2D`; a padded pixel is never the largest
+    """
+
+    def __init__(self, window=2, stride=None, padding=0):
+        super().__init__(window, stride, padding)
+
+    def apply(self, x, forward):
         return max_pool(x, window=self.window, stride=self.stride, padding=self.padding)
 
 
-class MeanPool(MaxPool):
-    """The mean of every window."""
+class MeanPool(_Pool):
+    """The mean of every window.
 
-    def __init__(self, window=2, stride=None, padding=0, count_padding=False):
+    window, stride, padding   as for `MaxPool`
+    count_padding   whether padded pixels count as zeros; if not, they are left out
+    """
+
+    def __init__(self, window=2, stride=None, padding=0, count_padding: bool = False):
         super().__init__(window, stride, padding)
         self.count_padding = count_padding
 
-    def apply(self, x, run):
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"count_padding": self.count_padding}
+
+    def apply(self, x, forward):
         return mean_pool(
             x,
             window=self.window,
@@ -228,92 +378,121 @@ class MeanPool(MaxPool):
 class GlobalMeanPool(Layer):
     """The mean over all pixels: (H, W, C) → (C,)."""
 
-    def connect(self, shape, layout):
+    def connect(self, shape: Shape, layout) -> Shape:
         self.expect(shape, 3)
         return (shape[-1],)
 
-    def apply(self, x, run):
+    def apply(self, x, forward):
         return ops.global_mean(x)
 
 
 class Flatten(Layer):
     """(H, W, C) → (H·W·C,), pixel by pixel."""
 
-    def connect(self, shape, layout):
+    def connect(self, shape: Shape, layout) -> Shape:
         self.expect(shape, 3)
         return (math.prod(shape),)
 
-    def apply(self, x, run):
+    def apply(self, x, forward):
         return ops.flatten(x)
 
 
 class Activation(Layer):
-    """A function of each value: "relu", "relu6", "tanh" or "sigmoid"."""
+    """A function of each value.
 
-    def __init__(self, function):
-        self.function = function
+    function   "relu", "relu6", "tanh" or "sigmoid"
+    """
+
+    def __init__(self, function: str):
+        self.function = one_of("Activation", "function", function, FUNCTIONS)
 
     @property
-    def kind(self):
+    def kind(self) -> str:
+        """The function's name."""
         return self.function
 
-    def apply(self, x, run):
+    def settings(self) -> dict[str, Any]:
+        return {"function": self.function}
+
+    def apply(self, x, forward):
         return getattr(ops, self.function)(x)
 
 
-def ReLU():
+def ReLU() -> Activation:
     """max(x, 0)"""
     return Activation("relu")
 
 
-def ReLU6():
+def ReLU6() -> Activation:
     """min(max(x, 0), 6)"""
     return Activation("relu6")
 
 
 class Dropout(Layer):
-    """In training, zero a share of the values at random; at test, do nothing."""
+    """In training, set a share of the values to zero at random; in prediction, do nothing.
 
-    def __init__(self, rate=0.5):
-        if not 0 <= rate < 1:
-            raise ValueError(f"Dropout: rate is {rate}, expected 0 ≤ rate < 1")
-        self.rate = rate
+    rate     the share, 0 <= rate < 1; the values that stay are divided by 1 − rate
+    Source   Srivastava et al. 2014
+    """
 
-    def connect(self, shape, layout):
-        self.axes = len(shape)
-        return shape
+    def __init__(self, rate: float = 0.5):
+        self.rate = number_in("Dropout", "rate", rate, 0, 1)
 
-    def apply(self, x, run):
-        if not run.training or self.rate == 0:
+    def settings(self) -> dict[str, Any]:
+        return {"rate": self.rate}
+
+    def apply(self, x, forward):
+        if forward.mode != "train" or self.rate == 0:
             return x
-        if run.rng is None:
+        if forward.rng is None:
             raise ValueError(
                 f"Dropout: a training pass with rate {self.rate} needs random numbers: pass "
                 "rng=numpy.random.default_rng(…), or build the network with dropout=0"
             )
-        if run.theta.ndim == 2 and x.ndim == self.axes + 1:
-            # No layer with weights came before: R networks share x, but each drops its own.
-            x = ops.broadcast_to(x, shape=(len(run.theta), *x.shape))
-        return ops.dropout(x, rate=self.rate, rng=run.rng)
+        if forward.theta.ndim == 2 and x.ndim in (2, 4):
+            # (N, features) or (N, H, W, C): no layer with weights came before, so R networks
+            # share x. Each must drop its own values.
+            x = ops.broadcast_to(x, shape=(len(forward.theta), *x.shape))
+        return ops.dropout(x, rate=self.rate, rng=forward.rng)
 
 
-class Sequential(Layer):
-    """Layers one after another."""
+class _Chain(Layer):
+    """Layers one after another: what `Sequential` is, and what others are made from."""
 
-    def __init__(self, *layers):
-        self.layers = layers
+    def __init__(self, *layers: Layer):
+        self.layers = _layers_of(self, layers)
 
-    def connect(self, shape, layout):
+    @property
+    def parts(self) -> tuple[Layer, ...]:
+        """The layers, from the input to the output."""
+        return self.layers
+
+    def connect(self, shape: Shape, layout) -> Shape:
         for layer in self.layers:
-            with layout.scope(layer):
-                before, shape = shape, layer.connect(shape, layout)
-                layout.record(layer, before, shape)
+            shape = layout.connect(layer, shape)
         return shape
 
-    def apply(self, x, run):
+    def apply(self, x, forward):
         for layer in self.layers:
-            x = layer.apply(x, run)
+            x = layer.apply(x, forward)
         return x
+
+
+def _layers_of(container, layers):
+    for place, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise TypeError(
+                f"{container.kind}: argument {place + 1} is {layer!r}, expected a layer, such as "
+                "Dense(10)"
+            )
+    return tuple(layers)
+
+
+class Sequential(_Chain):
+    """Layers one after another.
+
+    layers   from the input to the output
+    """
 
 
 # --- layers of the larger networks --------------------------------------------------------
@@ -326,42 +505,61 @@ class BatchNorm(Layer):
 
         running ← momentum · running + (1 − momentum) · batch
 
-    At test the running ones are used; with `frozen`, in training too: then they stay as they
-    are, and gradients flow as through any other constants.
+    In prediction the running ones are used; with `frozen`, in training too: then they stay as
+    they are, and gradients flow as through any other constants.
 
-    momentum    of the running statistics: the share of the old value that is kept
-    epsilon     added to the variance
-    scale       whether there is a trainable scale (a shift there always is)
-    unbiased    whether the running variance is that of the population the batch was drawn
-                from, n/(n−1) times the batch's own: as in PyTorch, not in Keras and ONNX
+    momentum    of the running statistics, 0 <= momentum <= 1: the share of the old value kept
+    epsilon     added to the variance, above 0
+    scale       whether there is a trainable scale (there always is a trainable shift)
+    activation  None, "relu" or "relu6"
+    unbiased    whether the running variance is that of the population the batch comes from,
+                n/(n−1) times the batch's own: as in PyTorch, not in Keras and ONNX
+    frozen      train with the running statistics, and leave them as they are
     """
 
     def __init__(
         self,
-        momentum=0.9,
-        epsilon=1e-3,
-        scale=True,
-        activation=None,
-        unbiased=False,
-        frozen=False,
+        momentum: float = 0.9,
+        epsilon: float = 1e-3,
+        scale: bool = True,
+        activation: str | None = None,
+        unbiased: bool = False,
+        frozen: bool = False,
     ):
-        self.momentum, self.epsilon, self.has_scale = momentum, epsilon, scale
-        self.activation, self.unbiased, self.frozen = activation, unbiased, frozen
+        self.momentum = (
+            momentum if momentum == 1 else number_in("BatchNorm", "momentum", momentum, 0, 1)
+        )
+        self.epsilon = number_in("BatchNorm", "epsilon", epsilon, 0)
+        self.has_scale = scale
+        self.activation = one_of("BatchNorm", "activation", activation, FUSED)
+        self.unbiased, self.frozen = unbiased, frozen
 
-    def connect(self, shape, layout):
+    def settings(self) -> dict[str, Any]:
+        return {
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "scale": self.has_scale,
+            "activation": self.activation,
+            "unbiased": self.unbiased,
+            "frozen": self.frozen,
+        }
+
+    def connect(self, shape: Shape, layout) -> Shape:
         channels = (shape[-1],)
-        self.scale = layout.add("scale", channels, ones) if self.has_scale else None
-        self.shift = layout.add("shift", channels, zeros)
-        self.mean = layout.add_statistic("mean", channels, zeros)
-        self.variance = layout.add_statistic("variance", channels, ones)
+        if self.has_scale:
+            layout.add(self, "scale", channels, ones)
+        layout.add(self, "shift", channels, zeros)
+        layout.add_statistic(self, "mean", channels, zeros)
+        layout.add_statistic(self, "variance", channels, ones)
         return shape
 
-    def apply(self, x, run):
-        running = self.mean.view(run.stats), self.variance.view(run.stats)
-        of_batch = run.momentum is not None or (run.training and not self.frozen)
+    def apply(self, x, forward):
+        running = forward.statistic(self, "mean"), forward.statistic(self, "variance")
+        measures = forward.mode == "measure"
+        of_batch = measures or (forward.mode == "train" and not self.frozen)
         if of_batch:
             mean, variance = batch_moments(data_of(x))
-            momentum = self.momentum if run.momentum is None else run.momentum
+            momentum = forward.momentum if measures else self.momentum
             count = math.prod(x.shape) / mean.size
             correction = count / (count - 1) if self.unbiased else 1
             for old, new in zip(running, (mean, variance * correction), strict=True):
@@ -371,8 +569,8 @@ class BatchNorm(Layer):
             mean, variance = running
         return batch_norm(
             x,
-            run[self.scale] if self.scale else None,
-            run[self.shift],
+            forward[self, "scale"] if self.has_scale else None,
+            forward[self, "shift"],
             mean=mean,
             variance=variance,
             epsilon=self.epsilon,
@@ -382,18 +580,24 @@ class BatchNorm(Layer):
 
 
 class Affine(Layer):
-    """scale · x + shift for every channel: what is left of a batch norm once it is folded."""
+    """scale · x + shift for every channel: what is left of a batch norm after folding.
 
-    def __init__(self, activation=None):
-        self.activation = activation
+    activation   None, "relu" or "relu6"
+    """
 
-    def connect(self, shape, layout):
-        self.scale = layout.add("scale", (shape[-1],), ones)
-        self.shift = layout.add("shift", (shape[-1],), zeros)
+    def __init__(self, activation: str | None = None):
+        self.activation = one_of("Affine", "activation", activation, FUSED)
+
+    def settings(self) -> dict[str, Any]:
+        return {"activation": self.activation}
+
+    def connect(self, shape: Shape, layout) -> Shape:
+        layout.add(self, "scale", (shape[-1],), ones)
+        layout.add(self, "shift", (shape[-1],), zeros)
         return shape
 
-    def apply(self, x, run):
-        scale, shift = run[self.scale], run[self.shift]
+    def apply(self, x, forward):
+        scale, shift = forward[self, "scale"], forward[self, "shift"]
         nothing = 0 * data_of(shift)
         return batch_norm(
             x,
@@ -406,10 +610,13 @@ class Affine(Layer):
         )
 
 
-class Residual(Sequential):
-    """x + f(x), f being layers one after another that keep the shape."""
+class Residual(_Chain):
+    """x + f(x), f being layers one after another that keep the shape.
 
-    def connect(self, shape, layout):
+    layers   of f, from the input to the output
+    """
+
+    def connect(self, shape: Shape, layout) -> Shape:
         output = super().connect(shape, layout)
         if output != shape:
             raise ValueError(
@@ -417,55 +624,64 @@ class Residual(Sequential):
             )
         return shape
 
-    def apply(self, x, run):
-        return ops.residual_sum(x, super().apply(x, run))
+    def apply(self, x, forward):
+        return ops.residual_sum(x, super().apply(x, forward))
 
 
 class Branches(Layer):
-    """Several ways from one input, their channels side by side."""
+    """Several layers that take the same input; their output channels stand side by side.
 
-    def __init__(self, *layers):
-        self.layers = layers
+    layers   one per branch, often a `Sequential`
+    """
 
-    def connect(self, shape, layout):
-        outputs = []
-        for layer in self.layers:
-            with layout.scope(layer):
-                outputs.append(layer.connect(shape, layout))
-                layout.record(layer, shape, outputs[-1])
+    def __init__(self, *layers: Layer):
+        self.layers = _layers_of(self, layers)
+
+    @property
+    def parts(self) -> tuple[Layer, ...]:
+        """The branches."""
+        return self.layers
+
+    def connect(self, shape: Shape, layout) -> Shape:
+        outputs = [layout.connect(layer, shape) for layer in self.layers]
         if len({output[:-1] for output in outputs}) > 1:
             raise ValueError(f"Branches: the branches end with {outputs}: only channels may differ")
         return (*outputs[0][:-1], sum(output[-1] for output in outputs))
 
-    def apply(self, x, run):
-        outputs = [layer.apply(x, run) for layer in self.layers]
+    def apply(self, x, forward):
+        outputs = [layer.apply(x, forward) for layer in self.layers]
         axes = max(output.ndim for output in outputs)
         if any(output.ndim < axes for output in outputs):
-            # R networks share x, and some of the branches have no weights to tell them apart.
-            lead = (len(run.theta),)
+            # R networks share x, and a branch without weights has one output for all of them.
+            lead = (len(forward.theta),)
             outputs = [
                 y if y.ndim == axes else ops.broadcast_to(y, shape=lead + y.shape) for y in outputs
             ]
         return ops.concatenate(outputs)
 
 
-class AuxiliaryHead(Sequential):
+class AuxiliaryHead(_Chain):
     """A second classifier, halfway, that trains the layers below; x itself passes unchanged.
 
     The training loss is that of the logits plus `weight` times that of this head's.
 
+    layers   of the head, from its input to its logits
+    weight   of its loss, at least 0
     Source   Szegedy et al. 2015, arXiv:1512.00567, §4
     """
 
-    def __init__(self, *layers, weight=0.4):
+    def __init__(self, *layers: Layer, weight: float = 0.4):
         super().__init__(*layers)
-        self.weight = weight
+        self.weight = number_in("AuxiliaryHead", "weight", weight, 0)
 
-    def connect(self, shape, layout):
+    def settings(self) -> dict[str, Any]:
+        return {"weight": self.weight}
+
+    def connect(self, shape: Shape, layout) -> Shape:
         super().connect(shape, layout)
         return shape
 
-    def apply(self, x, run):
-        if run.training or run.momentum is not None:
-            run.auxiliary.append((self.weight, super().apply(x, run)))
+    def apply(self, x, forward):
+        if forward.mode != "predict":
+            forward.auxiliary.append((self.weight, super().apply(x, forward)))
         return x

@@ -9,120 +9,209 @@ running moments, resampling and checkpoints are then expressions on vectors.
 import contextlib
 import copy
 import functools
+import html
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from minires.arrays import empty, run_tiles, single_threaded_blas, to_device, xp_of
+from minires.arrays import (
+    checks,
+    empty,
+    run_tiles,
+    single_threaded_blas,
+    to_device,
+    to_host,
+    xp_of,
+)
+from minires.arrays.files import load_arrays, save_arrays
 from minires.engine import ops
 from minires.engine.autodiff import gradients, variable
+from minires.kernels import runs_as_written
 from minires.networks.folding import fold_weights, folded_network, joined_network
+from minires.networks.layers import Layer, Shape
+from minires.networks.protocol import Array
 
-GROUP_PIXELS = 8 * 224 * 224  # of the images that one thread takes through a network at once
-LEAST_GROUPS = 4
+GROUP_PIXELS = 8 * 224 * 224  # how many pixels one thread takes through a network at once
+LEAST_GROUPS = 4  # with fewer groups of images than this, threads share each layer instead
+
+MODES = ("train", "predict", "measure")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One named array within a vector."""
+    """One named array within a vector.
+
+    name         such as "conv2d_1.weight"
+    start        the place of its first number in the vector
+    shape        of the array
+    initializer  a function from `minires.networks.layers` that makes its first values
+    fans         (inputs, outputs) of a weight, which some initializers need
+    """
 
     name: str
     start: int
-    shape: tuple
-    initializer: object
-    fans: tuple
+    shape: Shape
+    initializer: Callable
+    fans: tuple[int, int]
 
     @property
-    def size(self):
+    def size(self) -> int:
+        """How many numbers it has."""
         return math.prod(self.shape)
 
-    def view(self, vector):
-        """This array as a view of `vector` (…, P): (…, *shape)."""
+    def view(self, vector: Array) -> Array:
+        """This array as a view of a vector.
+
+        vector   (…, P)
+        Returns  (…, *shape)
+        """
         part = vector[..., self.start : self.start + self.size]
         return part.reshape(*vector.shape[:-1], *self.shape)
 
 
 class Layout:
-    """From names to slices: where each weight lies in θ, each statistic in `stats`."""
+    """Where each array lies: the weights in θ, the statistics in `stats`.
+
+    weights      [Entry, …] in the order of θ
+    statistics   [Entry, …] in the order of stats
+    rows         [(name, layer, input shape, output shape), …]: every layer, in order
+    """
 
     def __init__(self):
-        self.weights = []
-        self.statistics = []
-        self.rows = []  # (name, layer, input shape, output shape) in order
-        self._path = []
-        self._used = {}
-        self._layers = []
+        self.weights: list[Entry] = []
+        self.statistics: list[Entry] = []
+        self.rows: list[tuple[str, Layer, Shape, Shape]] = []
+        self._of: dict[Layer, dict[str, Entry]] = {}
+        self._path: list[str] = []
+        self._used: dict[tuple[str, str], int] = {}
+
+    def connect(self, layer: Layer, shape: Shape) -> Shape:
+        """Let one part of a network declare its arrays, under its own name.
+
+        layer    the part
+        shape    of its input, without the batch
+        Returns  the shape of its output
+        """
+        with self._scope(layer):
+            output = layer.connect(shape, self)
+            self.rows.append((".".join(self._path), layer, shape, output))
+        return output
 
     @contextlib.contextmanager
-    def scope(self, layer):
+    def _scope(self, layer):
         """Within, names begin with that of `layer`."""
         prefix = ".".join(self._path)
         kind = layer.name or layer.kind.lower()
         number = self._used[prefix, kind] = self._used.get((prefix, kind), 0) + 1
         self._path.append(layer.name or f"{kind}_{number}")
-        declared = len(self.weights)
         try:
             yield
-            if layer in self._layers and len(self.weights) > declared:
-                raise ValueError(
-                    f"{'.'.join(self._path)}: this very layer stands in the network already, and "
-                    "would forget its weights there: make another one with the same settings"
-                )
-            self._layers.append(layer)
         finally:
             self._path.pop()
 
-    def add(self, name, shape, initializer, fans=(1, 1)):
-        """Declare a trainable array."""
-        return self._declare(self.weights, name, shape, initializer, fans)
+    def add(
+        self,
+        layer: Layer,
+        name: str,
+        shape: Shape,
+        initializer: Callable,
+        fans: tuple[int, int] = (1, 1),
+    ) -> Entry:
+        """Declare a trainable array.
 
-    def add_statistic(self, name, shape, initializer):
-        """Declare an array that training updates but no gradient reaches."""
-        return self._declare(self.statistics, name, shape, initializer, (1, 1))
+        layer        whose it is
+        name         within the layer, such as "weight"
+        shape        of the array
+        initializer  a function from `minires.networks.layers`
+        fans         (inputs, outputs), which some initializers need
+        Returns      Entry; a layer that stands in the network twice gets the same one again
+        Raises       ValueError when the two places need different shapes
+        """
+        return self._declare(self.weights, layer, name, shape, initializer, fans)
 
-    def _declare(self, entries, name, shape, initializer, fans):
+    def add_statistic(self, layer: Layer, name: str, shape: Shape, initializer: Callable) -> Entry:
+        """Declare an array that training updates but no gradient reaches.
+
+        layer, name, shape, initializer, Returns, Raises   as for `add`
+        """
+        return self._declare(self.statistics, layer, name, shape, initializer, (1, 1))
+
+    def _declare(self, entries, layer, name, shape, initializer, fans):
+        own, shape = self._of.setdefault(layer, {}), tuple(shape)
+        if name in own:
+            if own[name].shape != shape:
+                raise ValueError(
+                    f"{'.'.join(self._path)}: this very layer stands in the network already, with "
+                    f"{name} {own[name].shape}, and here it would need {shape}: make another "
+                    "layer with the same settings"
+                )
+            return own[name]
         start = entries[-1].start + entries[-1].size if entries else 0
-        name = ".".join([*self._path, name])
-        if any(entry.name == name for entry in entries):
-            raise ValueError(f"two layers want the name {name!r}: give one another name")
-        entries.append(Entry(name, start, tuple(shape), initializer, fans))
+        full_name = ".".join([*self._path, name])
+        if any(entry.name == full_name for entry in entries):
+            raise ValueError(f"two layers want the name {full_name!r}: give one another name")
+        entries.append(Entry(full_name, start, shape, initializer, fans))
+        own[name] = entries[-1]
         return entries[-1]
 
-    def record(self, layer, before, after):
-        """Note a connected layer for `summary`."""
-        self.rows.append((".".join(self._path), layer, before, after))
+    def of(self, layer: Layer) -> dict[str, Entry]:
+        """The arrays of one layer: {"weight": Entry, …}.
 
-    def __getitem__(self, name):
+        layer    a part of the network
+        """
+        return self._of.get(layer, {})
+
+    def __getitem__(self, key: "str | tuple[Layer, str]") -> Entry:
+        """An entry by its full name, or by (layer, name within it)."""
+        if not isinstance(key, str):
+            layer, name = key
+            return self._of[layer][name]
         for entry in (*self.weights, *self.statistics):
-            if entry.name == name:
+            if entry.name == key:
                 return entry
         known = ", ".join(entry.name for entry in (*self.weights, *self.statistics))
-        raise KeyError(f"no array is named {name!r}; there are {known}")
+        raise KeyError(f"no array is named {key!r}; there are {known}")
 
 
-class Run:
-    """One pass through a network: its weights, and whether it trains.
+class ForwardPass:
+    """One pass through a network: where layers find their weights, and what it is for.
 
+    layout     the Layout of the network
     theta      (P,) or (R, P)
-    stats      (S,) or (R, S), updated in place by a pass that trains
-    training   whether dropout drops and batch norm uses the batch's own statistics
-    rng        for dropout
+    stats      (S,) or (R, S)
+    mode       "predict": dropout does nothing, batch norm uses the running statistics;
+               "train": dropout drops, batch norm uses the batch's own and updates `stats` in place;
+               "measure": like "predict", but batch norm as in "train", with `momentum`
+    rng        for dropout: a Generator, or a list of R
     gradient   like theta: record the pass, its gradient is to be written here
-    momentum   take the statistics of this batch, training or not, with this momentum
-               instead of each layer's own
-    auxiliary  [(weight, logits), …]: what auxiliary heads add to the loss
+    momentum   in "measure": the share of the old statistics that is kept
+
+    `auxiliary` collects [(weight, logits), …], which auxiliary heads add to the loss.
     """
 
-    def __init__(self, theta, stats, training=False, rng=None, gradient=None, momentum=None):
-        self.theta, self.stats = theta, stats
-        self.training, self.rng, self.gradient = training, rng, gradient
-        self.momentum = momentum
+    def __init__(
+        self,
+        layout: Layout,
+        theta: Array,
+        stats: Array = None,
+        mode: str = "predict",
+        rng: Any = None,
+        gradient: Array = None,
+        momentum: float = 0.0,
+    ):
+        self.layout, self.theta, self.stats = layout, theta, stats
+        self.mode = checks.one_of("ForwardPass", "mode", mode, MODES)
+        self.rng, self.gradient, self.momentum = rng, gradient, momentum
         self.variables = {}
         self.auxiliary = []
 
-    def __getitem__(self, entry):
-        """A weight: a plain view of θ, or in training a variable whose gradient is a view too."""
+    def __getitem__(self, key: tuple[Layer, str]) -> Any:
+        """A layer's weights: a view of θ, or in training a variable with a view of the gradient."""
+        entry = self.layout[key]
         if self.gradient is None:
             return entry.view(self.theta)
         if entry.name not in self.variables:
@@ -130,81 +219,122 @@ class Run:
             self.variables[entry.name] = variable(entry.view(self.theta), out)
         return self.variables[entry.name]
 
+    def statistic(self, layer: Layer, name: str) -> Array:
+        """A layer's running statistic, as a view of `stats`.
 
-def _pass_through(network, images, run, result):
-    """Write a network's outputs for `images` (…, N, H, W, C) to `result` (…, N, classes).
+        layer   the layer
+        name    "mean" or "variance"
+        """
+        return self.layout[layer, name].view(self.stats)
+
+
+def _pass_through(model, images, forward, result):
+    """Write a model's outputs for `images` (…, N, H, W, C) to `result` (…, N, classes).
 
     What a few images need stays in the cache from layer to layer, so each thread takes a group
-    of them through the whole network. Where that makes few groups, threads share each layer.
+    of images through the whole network. With few groups, the threads share each layer instead.
     """
     count, height, width = images.shape[-4:-1]
     group = max(1, GROUP_PIXELS // (height * width))
 
     def pass_group(number):
         part = slice(number * group, (number + 1) * group)
-        result[..., part, :] = network.apply(images[..., part, :, :, :], run)
+        result[..., part, :] = model.apply(images[..., part, :, :, :], forward)
 
     if xp_of(images) is np and count >= LEAST_GROUPS * group:
         run_tiles(pass_group, -(-count // group))
     else:
-        result[...] = network.apply(images, run)
+        result[...] = model.apply(images, forward)
 
 
 class Model:
-    """A network for images of one shape.
+    """A network for images of one shape: a `minires.networks.protocol.Classifier`.
+
+        model = Model((28, 28, 1), Sequential(Flatten(), Dense(10)))
+        theta = model.init(rng)
 
     input_shape   (H, W, C)
-    network       the layer that maps (…, N, H, W, C) to logits (…, N, classes); the model takes
-                  a copy, so that layers, which remember where their weights lie, may be used
-                  for another model too
-    smoothing     label smoothing of the training loss
+    network       the layer that maps (…, N, H, W, C) to logits (…, N, classes). Layers hold no
+                  weights, so they may stand in other models too
+    smoothing     label smoothing of the training loss, 0 <= smoothing < 1
     """
 
-    batch = 256  # images that `logits` and `predict` take at once
+    batch = 256  # how many images `logits` and `predict` take at once
 
-    def __init__(self, input_shape, network, smoothing=0.0):
-        self.smoothing = smoothing
-        self._connect(input_shape, copy.deepcopy(network))
+    def __init__(self, input_shape: Shape, network: Layer, smoothing: float = 0.0):
+        shape = (checks.whole_number("Model", "input_shape", n, 1) for n in input_shape)
+        self.input_shape: Shape = tuple(shape)
+        self.smoothing = checks.number_in("Model", "smoothing", smoothing, 0, 1)
+        self._connect(network)
 
-    def _connect(self, input_shape, network):
-        """Lay out the weights of a network that nobody else has."""
-        self.input_shape, self.network = tuple(input_shape), network
+    def _connect(self, network):
+        """Lay out the weights of a network."""
+        self.network = network
         self.layout = Layout()
         output = network.connect(self.input_shape, self.layout)
         if len(output) != 1:
             raise ValueError(f"Model: the network ends with {output}, expected (classes,)")
-        self.classes = output[0]
-        self._joined = joined_network(network)  # what is computed
+        self.classes: int = output[0]
+        self._joined = joined_network(network)
+
+    def apply(self, images: Array, forward: ForwardPass) -> Any:
+        """One pass through the network: as it is written with plain kernels, else joined.
+
+        images   (…, N, H, W, C)
+        forward  a ForwardPass: the weights, and what the pass is for
+        Returns  logits (…, N, classes)
+        """
+        return (self.network if runs_as_written() else self._joined).apply(images, forward)
 
     @property
-    def size(self):
+    def size(self) -> int:
         """P, the number of trainable weights."""
         return sum(entry.size for entry in self.layout.weights)
 
     @property
-    def stats_size(self):
+    def stats_size(self) -> int:
         """S, the number of statistics (0 without batch norm)."""
         return sum(entry.size for entry in self.layout.statistics)
 
-    def init(self, rng, replicas=None, dtype=np.float32, device="cpu"):
-        """Draw initial weights.
+    def init(
+        self,
+        rng: Any,
+        replicas: int | None = None,
+        dtype: Any = np.float32,
+        device: str = "cpu",
+    ) -> Array:
+        """Choose random initial weights.
 
         rng       a Generator, or a list of R of them for R networks
-        replicas  R, to draw R networks from one Generator
+        replicas  R, to make R networks from one Generator
+        dtype     float32 or float64
+        device    "cpu" or "gpu": where they are to live. They are made on the host, so both
+                  get the same
         Returns   theta (P,) or (R, P)
+        Raises    TypeError when rng is no Generator
         """
         if replicas is not None:
-            rng = rng.spawn(replicas)
+            replicas = checks.whole_number("Model.init", "replicas", replicas, 1)
+            rng = checks.generator_of("Model.init", rng).spawn(replicas)
         if isinstance(rng, (list, tuple)):
             theta = np.stack([self.init(generator, dtype=dtype) for generator in rng])
         else:
+            checks.generator_of("Model.init", rng)
             theta = np.empty(self.size, dtype)
             for entry in self.layout.weights:
                 entry.view(theta)[...] = entry.initializer(rng, entry.shape, *entry.fans)
         return to_device(theta, device)
 
-    def init_stats(self, replicas=None, dtype=np.float32, device="cpu"):
-        """The statistics of an untrained network: (S,) or (R, S)."""
+    def init_stats(
+        self, replicas: int | None = None, dtype: Any = np.float32, device: str = "cpu"
+    ) -> Array:
+        """The statistics of an untrained network: mean 0 and variance 1.
+
+        replicas  R, for R networks
+        dtype     float32 or float64
+        device    "cpu" or "gpu": where they are to live
+        Returns   stats (S,) or (R, S)
+        """
         stats = np.empty(self.stats_size, dtype)
         for entry in self.layout.statistics:
             entry.view(stats)[...] = entry.initializer(None, entry.shape, 1, 1)
@@ -213,57 +343,125 @@ class Model:
         return to_device(stats, device)
 
     @single_threaded_blas
-    def loss_and_gradient(self, theta, images, labels, stats=None, rng=None):
+    def loss_and_gradient(
+        self, theta: Array, images: Array, labels: Array, stats: Array = None, rng: Any = None
+    ) -> tuple[Any, Array]:
         """The mean training loss of a batch, and its gradient (the bracket of eq. 1).
 
-        theta    (P,), or (R, P) for R networks at once
-        images   (N, H, W, C), dtype of theta; or (R, N, H, W, C), one batch a network
-        labels   (N,) or (R, N) integers
+        theta    (P,), or (R, P) for R networks at once; float32 or float64
+        images   (N, H, W, C), dtype of theta; or (R, N, H, W, C), one batch per network
+        labels   (N,) or (R, N) integers, or a list of them
         stats    (S,) or (R, S), updated in place; needed with batch norm only
         rng      a Generator, or a list of R; needed with dropout only
         Returns  loss: a number, or (R,); gradient: like theta
-        Raises   ValueError when a shape or a type disagrees
+        Raises   ValueError when a shape, a dtype or a label does not fit
         """
-        stats = self._check(theta, images, stats)
+        stats = self._check("loss_and_gradient", theta, images, stats)
+        if rng is not None:
+            checks.generator_of("loss_and_gradient", rng)
         gradient = empty(theta.shape, theta.dtype, like=theta)
-        run = Run(theta, stats, training=True, rng=rng, gradient=gradient)
-        logits = self._joined.apply(images, run)
+        forward = ForwardPass(self.layout, theta, stats, "train", rng, gradient)
+        logits = self.apply(images, forward)
         loss = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
-        for weight, logits in run.auxiliary:
+        for weight, logits in forward.auxiliary:
             head = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
             loss = loss + weight * head
-        gradients(loss, run.variables.values())
+        gradients(loss, forward.variables.values())
         for entry in self.layout.weights:
-            if entry.name not in run.variables:  # a weight that this pass had no use for
+            if entry.name not in forward.variables:  # a weight that this pass did not use
                 entry.view(gradient)[...] = 0
         return loss.data[()], gradient  # a number, not an array of no axes
 
     @single_threaded_blas
-    def logits(self, theta, images, stats=None, batch=None):
-        """The network's outputs before the softmax, `batch` images at a time.
+    def logits(
+        self, theta: Array, images: Array, stats: Array = None, batch: int | None = None
+    ) -> Array:
+        """The network's outputs before the softmax.
 
         theta    (P,), or (R, P): R networks in one pass over the images
-        images   (N, H, W, C), or (R, N, H, W, C)
-        Returns  (N, classes), or (R, N, classes)
+        images   (N, H, W, C), or (R, N, H, W, C), dtype of theta
+        stats    (S,) or (R, S); needed with batch norm only
+        batch    how many images to take at once; 256 without it
+        Returns  (N, classes), or (R, N, classes), dtype of theta
+        Raises   ValueError when a shape or a dtype does not fit, or batch is below 1
         """
-        stats = self._check(theta, images, stats)
-        model = self
-        if self.stats_size:
+        stats = self._check("logits", theta, images, stats)
+        step = checks.batch_of("logits", batch) or self.batch
+        model, forward = self, ForwardPass(self.layout, theta, stats)
+        if self.stats_size and not runs_as_written():
             model, theta = self.fold(theta, stats)
-        xp = xp_of(theta)
-        count, step = images.shape[-4], batch or self.batch
-        result = xp.empty((*theta.shape[:-1], count, self.classes), theta.dtype)
-        run = Run(theta, None)
+            forward = ForwardPass(model.layout, theta)
+        count = images.shape[-4]
+        result = xp_of(theta).empty((*theta.shape[:-1], count, self.classes), theta.dtype)
         for start in range(0, count, step):
             part = slice(start, start + step)
-            _pass_through(model._joined, images[..., part, :, :, :], run, result[..., part, :])
+            _pass_through(model, images[..., part, :, :, :], forward, result[..., part, :])
         return result
 
-    def predict(self, theta, images, stats=None, batch=None):
-        """Class probabilities: (N, classes), or (R, N, classes). Arguments as for `logits`."""
+    def predict(
+        self, theta: Array, images: Array, stats: Array = None, batch: int | None = None
+    ) -> Array:
+        """Class probabilities: softmax(logits).
+
+        theta, images, stats, batch, Raises   as for `logits`
+        Returns  (N, classes), or (R, N, classes), dtype of theta; each row sums to 1
+        """
         return ops.softmax(self.logits(theta, images, stats, batch))
 
-    def fold(self, theta, stats):
+    def arrays(self, theta: Array) -> dict[str, Array]:
+        """Every weight array by name.
+
+        theta    (P,) or (R, P)
+        Returns  {"conv2d_1.weight": view of theta, …}: writing into an array changes theta
+        Raises   ValueError when theta does not fit
+        """
+        checks.theta_for("arrays", theta, self.size)
+        return {entry.name: entry.view(theta) for entry in self.layout.weights}
+
+    def save(self, path: str | Path, theta: Array, stats: Array = None) -> None:
+        """Write weights and statistics to one .npz file, with the layout that they belong to.
+
+        path     the file's name, used as it is; it appears only when it is complete
+        theta    (P,) or (R, P)
+        stats    (S,) or (R, S); needed with batch norm only
+        Raises   ValueError when theta or stats does not fit; OSError
+        """
+        checks.theta_for("save", theta, self.size)
+        stats = checks.stats_for("save", stats, theta, self.stats_size)
+        arrays = {"theta": to_host(theta), "stats": to_host(stats)}
+        save_arrays(path, format=np.array(_FORMAT), layout=np.array(self._described()), **arrays)
+
+    def load(self, path: str | Path, device: str = "cpu") -> tuple[Array, Array]:
+        """Read what `save` wrote, once the file's layout is known to be this model's.
+
+        path     a file written by `save`
+        device   "cpu" or "gpu": where the arrays are to live
+        Returns  theta, stats
+        Raises   FileNotFoundError; ValueError when the file is damaged, or another network's
+        """
+        content = load_arrays(path, "format", "layout", "theta", "stats")
+        if str(content["format"]) != _FORMAT:
+            raise ValueError(f"{path} was not written by Model.save: expected format {_FORMAT!r}")
+        theirs, ours = str(content["layout"]).split("\n"), self._described().split("\n")
+        if theirs != ours:
+            only = [line for line in theirs if line not in ours]
+            lacks = [line for line in ours if line not in theirs]
+            raise ValueError(
+                f"{path} holds another network's weights: it has "
+                f"{', '.join(only[:3]) or 'the arrays in another order'}, this model has "
+                f"{', '.join(lacks[:3]) or 'nothing else'}"
+            )
+        theta = checks.theta_for(f"load: {path}", content["theta"], self.size)
+        stats = checks.stats_for(f"load: {path}", content["stats"], theta, self.stats_size)
+        return to_device(theta, device), to_device(stats, device)
+
+    def _described(self):
+        """The layout as text: what `load` compares."""
+        entries = *self.layout.weights, *self.layout.statistics
+        shape = f"input {_times(self.input_shape)}"
+        return "\n".join([shape, *(f"{entry.name} {_times(entry.shape)}" for entry in entries)])
+
+    def fold(self, theta: Array, stats: Array) -> "tuple[Model, Array]":
         """A network without batch norm that predicts the same, up to rounding.
 
         theta    (P,) or (R, P)
@@ -272,62 +470,43 @@ class Model:
         """
         folded, origins = self._folded
         result = empty((*theta.shape[:-1], folded.size), theta.dtype, like=theta)
-        fold_weights(origins, theta, stats, result)
+        fold_weights(origins, self.layout, folded.layout, theta, stats, result)
         return folded, result
 
     @functools.cached_property
     def _folded(self):
         network, origins = folded_network(self.network)
         folded = copy.copy(self)
-        folded._connect(self.input_shape, network)  # these very layers: `origins` names them
+        folded._connect(network)
         return folded, origins
 
-    def _check(self, theta, images, stats):
+    def _check(self, where, theta, images, stats):
         """Raise unless the arrays fit the model and one another; return the statistics."""
-        if theta.ndim not in (1, 2) or theta.shape[-1] != self.size:
-            raise ValueError(
-                f"theta is {theta.shape}, this model has {self.size:,} weights: "
-                f"expected ({self.size},) or (R, {self.size})"
-            )
-        lead = theta.shape[:-1]
-        shapes = [4, 5] if lead else [4]
-        if (
-            images.ndim not in shapes
-            or images.shape[-3:] != self.input_shape
-            or (images.ndim == 5 and images.shape[0] != lead[0])
-        ):
-            wanted = ", ".join(map(str, self.input_shape))
-            also = f" or ({lead[0]}, N, {wanted})" if lead else ""
-            raise ValueError(f"images are {images.shape}, expected (N, {wanted}){also}")
-        if images.dtype != theta.dtype:
-            raise ValueError(
-                f"images are {images.dtype}, theta is {theta.dtype}: convert the images "
-                "(data_tools.scale makes float32 in [−1, 1] of bytes)"
-            )
-        if stats is None:
-            if self.stats_size:
-                raise ValueError(
-                    f"this model has {self.stats_size:,} batch-norm statistics: "
-                    "pass stats=, from model.init_stats()"
-                )
-            return xp_of(theta).empty((*lead, 0), theta.dtype)
-        if stats.shape != (*lead, self.stats_size):
-            raise ValueError(f"stats is {stats.shape}, expected {(*lead, self.stats_size)}")
-        return stats
+        checks.theta_for(where, theta, self.size)
+        checks.images_for(where, images, theta, self.input_shape)
+        return checks.stats_for(where, stats, theta, self.stats_size)
 
-    def summary(self):
-        """The layers as a table: name, output shape, number of weights."""
+    def _rows(self):
+        """The cells of `summary`: (name, output shape, number of weights, arrays)."""
         rows = []
         for name, layer, _, after in self.layout.rows:
             own = [e for e in self.layout.weights if e.name.rpartition(".")[0] == name]
-            if hasattr(layer, "layers") and not own:
+            if layer.parts and not own:
                 continue  # its parts have rows of their own
             shapes = ", ".join(f"{e.name.rpartition('.')[2]} {_times(e.shape)}" for e in own)
             rows.append(
                 (name, _times(after), f"{sum(e.size for e in own):,}" if own else "", shapes)
             )
-        head = ("layer", "output", "weights", "arrays")
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(4)]
+        return rows
+
+    def _total(self):
+        total = f"input {_times(self.input_shape)}, {self.size:,} weights"
+        return total + (f", {self.stats_size:,} statistics" if self.stats_size else "")
+
+    def summary(self) -> str:
+        """The layers as a table: name, output shape, number of weights, their arrays."""
+        rows = self._rows()
+        widths = [max(len(row[i]) for row in [_HEAD, *rows]) for i in range(4)]
         line = "  ".join("─" * width for width in widths)
 
         def text(row):
@@ -335,10 +514,24 @@ class Model:
             cells += [row[2].rjust(widths[2]), row[3].ljust(widths[3])]
             return "  ".join(cells).rstrip()
 
-        total = f"input {_times(self.input_shape)}, {self.size:,} weights"
-        if self.stats_size:
-            total += f", {self.stats_size:,} statistics"
-        return "\n".join([text(head), line, *map(text, rows), line, total])
+        return "\n".join([text(_HEAD), line, *map(text, rows), line, self._total()])
+
+    def __repr__(self) -> str:
+        return f"<Model: {self._total()}, {self.classes} classes, {len(self._rows())} layers>"
+
+    def _repr_html_(self) -> str:
+        """The table of `summary`, for a notebook."""
+
+        def row(cells, tag):
+            return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+        body = "".join(row(cells, "td") for cells in self._rows())
+        caption = f"<caption>{html.escape(self._total())}</caption>"
+        return f"<table>{caption}<thead>{row(_HEAD, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+_HEAD = ("layer", "output", "weights", "arrays")
+_FORMAT = "minires weights 1"
 
 
 def _times(shape):

@@ -19,13 +19,14 @@ from minires.onnx.errors import (
     OnnxError,
     SecurityError,
     UnsupportedError,
+    shown,
 )
 from minires.onnx.graph import MEMORY, WORK, Network
 from minires.onnx.transfer import transfer
 from minires.onnx.writing import save
 
 
-def load(path, memory=MEMORY, work=WORK):
+def load(path, memory=MEMORY, work=WORK, output=None):
     """Read a network from an ONNX file.
 
     path     of the file
@@ -35,6 +36,7 @@ def load(path, memory=MEMORY, work=WORK):
     work     time that one image may take, counted in multiplications of large matrices (a core
              does 2 · 10¹⁰ of them a second, or more); a tenth of it may pass at loading. A
              gradient takes two to four times as long
+    output   name of the output that is wanted, of a file with several; None: all
     Returns  a Network
     Raises   FormatError when the file is damaged or breaks the rules, UnsupportedError with the
              complete list when it uses operators that are not implemented, SecurityError when
@@ -43,19 +45,22 @@ def load(path, memory=MEMORY, work=WORK):
              OSError when it cannot be read
     """
     try:
-        return Network(path, memory, work)
+        return Network(path, memory, work, output)
     except OnnxError as error:
-        text = str(error)
-        if text.startswith(str(path)):
+        text = shown(error)  # names in a file come from outside
+        if text.startswith(shown(path)) and text == str(error):
             raise
+        text = text.removeprefix(f"{shown(path)}: ")
         if len(text) > 10_000:  # names in a file may be as long as the file
             text = f"{text[:10_000]} … and more"
-        raise type(error)(f"{path}: {text}", *_details(error)) from error
+        raise type(error)(f"{shown(path)}: {text}", *_details(error)) from error
     except MemoryError as error:
-        raise SecurityError(f"{path}: there is not as much memory as this file needs") from error
+        raise SecurityError(
+            f"{shown(path)}: there is not as much memory as this file needs"
+        ) from error
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # What no check foresaw: the file is at fault all the same.
-        raise FormatError(f"{path}: {type(error).__name__}: {error}") from error
+        raise FormatError(f"{shown(path)}: {type(error).__name__}: {shown(error)}") from error
 
 
 def _details(error):

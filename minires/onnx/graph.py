@@ -5,7 +5,8 @@ Loading goes through four steps.
 1. *Fold.* Whatever does not depend on an input is computed once.
 2. *Roles.* What an array is shows in the slot that consumes it: the second input of a
    convolution is a weight, the fourth of a batch norm a statistic, the bound of a Clip a
-   constant. A weight may reach its slot through nodes that only re-shape it (Transpose,
+   constant. What scales or shifts the input before the first product with weights is a constant
+   too: it prepares the images. A weight may reach its slot through nodes that only re-shape it (Transpose,
    Reshape, Cast …); then the array they start from is the weight, and they stay in the graph.
    An array used in many places is one weight, and its gradients add.
 3. *Fuse.* A convolution takes the batch norm and the activation behind it along.
@@ -25,7 +26,9 @@ and tried on the CPU, and computes wherever θ is:
     probabilities = network.predict(theta, images)
 """
 
+import contextlib
 import math
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 
@@ -33,10 +36,10 @@ import numpy as np
 
 from minires.arrays import device_of, empty, single_threaded_blas, to_device, to_host, xp_of
 from minires.engine import ops
-from minires.engine.autodiff import gradients, variable
+from minires.engine.autodiff import data_of, gradients, variable
 from minires.onnx import operators as operators_of
 from minires.onnx import reading
-from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError
+from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError, shown
 from minires.onnx.operators import CALL, OPERATORS, TOUCH
 from minires.onnx.values import KERNEL, Value
 
@@ -51,12 +54,15 @@ TRIAL = 10  # what is done at loading may take this part of it
 VIEWS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"}
 # Inputs of an operator that are weights, and those that are statistics.
 WEIGHTS = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1), "BatchNormalization": (1, 2)}
-WEIGHTS |= {"PRelu": (1,)} | dict.fromkeys(("Add", "Sub", "Mul", "Div"), (0, 1))
-STATISTICS = {"BatchNormalization": (3, 4)}
+WEIGHTS |= {"PRelu": (1,), "LayerNormalization": (1, 2), "ConvTranspose": (1, 2)}
+PRODUCTS = set(WEIGHTS)  # behind these, images are prepared
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
+WEIGHTS |= dict.fromkeys(ARITHMETIC, (0, 1))
+JOINING = ("Expand", "Concat")  # they bring in what many images share: a class token
+STATISTICS = {"BatchNormalization": (3, 4)}
 # Nodes that know which axes are pixels, and nodes whose results have the axes of their inputs.
 ON_IMAGES = {"Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "LRN"}
-ON_IMAGES |= {"BatchNormalization"}
+ON_IMAGES |= {"BatchNormalization", "ConvTranspose"}
 ALIKE = {"Identity", "Cast", "CastLike", "Pad", "Slice", "Split", "Concat", "Clip", "Dropout"}
 ALIKE |= {*ARITHMETIC, "Neg", "Sqrt", "Relu", "Sigmoid", "Tanh", "Max", "Min", "Sum"}
 
@@ -236,6 +242,14 @@ class Run:
             self.held -= owner.nbytes
 
 
+def are_probabilities(rows):
+    """Whether outputs (N, classes, …) are from 0 up and sum to 1 for each image."""
+    rows = to_host(rows).reshape(len(rows), -1)
+    if rows.shape[1] < 2 or not (rows >= 0).all():
+        return False
+    return bool(np.allclose(rows.sum(axis=1, dtype=np.float64), 1, atol=1e-3))
+
+
 def _owner(array):
     """The array that owns the memory that another one is a view of."""
     while isinstance(array.base, type(array)):
@@ -252,18 +266,21 @@ class Network:
     input_name, input_shape, input_dtype
                   of the image input, as the file declares it; None for what is free
     input_layout  "NCHW" or "NHWC", where the file's shape or its first nodes tell
-    output_kind   "logits", "softmax" (the file ends in one; `logits` are taken before it) or
-                  "sigmoid" (no logits: neither loss nor predictions)
+    output_kind   "logits"; "softmax" (the file ends in one; `logits` are taken before it);
+                  "probabilities" (they end otherwise: `logits` are their logarithms); "sigmoid"
+                  or "softmax twice" (no logits: neither loss nor predictions)
     classes       the number of outputs
     batch         None when any number of images can be given at once, or the file's fixed one
     """
 
     chunk = 32  # images that `logits` and `predict` take at once
 
-    def __init__(self, path, memory=MEMORY, work=WORK):
+    def __init__(self, path, memory=MEMORY, work=WORK, output=None):
         self.path, self.limits = path, (memory, work)
         self.serialized, graph = reading.read(path, OPERATORS, memory)
         self.graph = graph
+        if output is not None:
+            self._keep(output)
         self.inputs, self.outputs = graph.inputs, graph.outputs
         self._fold()
         self._assign_roles()
@@ -273,6 +290,20 @@ class Network:
             self.try_size(self.input_shape[1:])
 
     # --- loading ---------------------------------------------------------------------------
+
+    def _keep(self, output):
+        """Leave out all outputs but one, and all nodes that only the others need."""
+        graph = self.graph
+        names = [value.name for value in graph.outputs]
+        if output not in names:
+            raise ValueError(f"the outputs are {names}, there is none named {output!r}")
+        graph.outputs = [value for value in graph.outputs if value.name == output]
+        needed, kept = {output}, []
+        for node in reversed(graph.nodes):
+            if not needed.isdisjoint(node.outputs):
+                needed.update(node.inputs)
+                kept.append(node)
+        graph.nodes = kept[::-1]
 
     def _trial(self, like, images=1):
         """A Run that takes a part of the time of one image, of however many it is."""
@@ -309,7 +340,10 @@ class Network:
     def _check_arrays(self, node):
         """What can be said of a node's arrays before it runs."""
         if node.operator == "BatchNormalization":
-            if node["training_mode"] or any(node.outputs[1:]) or node["spatial"] == 0:
+            scale = self.static.get(node.inputs[1])
+            # Some exporters wrote spatial=0 and meant 1: one number for each channel says so.
+            each_pixel = node["spatial"] == 0 and (scale is None or scale.rank != 1)
+            if node["training_mode"] or any(node.outputs[1:]) or each_pixel:
                 raise UnsupportedError(
                     f"{node}: training mode, more outputs than one, or spatial=0; export the "
                     "network for inference (minires itself trains it)",
@@ -332,11 +366,29 @@ class Network:
     def _assign_roles(self):
         """Find weights and statistics, and lay them out in θ and `stats`."""
         order, kinds = {}, {}
+        # What is made of the input without any weight, if there is a product to prepare it for.
+        has_product = any(
+            node.operator in PRODUCTS and any(name in self.static for name in node.inputs)
+            for node in self.graph.nodes
+        )
+        raw = {value.name for value in self.inputs if has_product}
         for node in self.graph.nodes:
-            if all(name in self.static for name in node.inputs if name):
+            moving = [name for name in node.inputs if name and name not in self.static]
+            if not moving:
                 continue
-            for roles, kind in ((WEIGHTS, "weight"), (STATISTICS, "statistic")):
-                for slot in roles.get(node.operator, ()):
+            is_raw = raw.issuperset(moving)
+            slots = WEIGHTS.get(node.operator, ())
+            if node.operator in ARITHMETIC and is_raw:
+                slots = ()
+            if node.operator == "Expand" or (node.operator == "Concat" and not is_raw):
+                slots = [i for i, name in enumerate(node.inputs) if self._varies(name)]
+            if is_raw and node.operator not in PRODUCTS and not slots:
+                raw.update(node.outputs)
+            for kind, slots in (
+                ("weight", slots),
+                ("statistic", STATISTICS.get(node.operator, ())),
+            ):
+                for slot in slots:
                     name = node.inputs[slot] if slot < len(node.inputs) else ""
                     if name not in self.static or not self.static[name].is_float:
                         continue
@@ -359,6 +411,11 @@ class Network:
         self.statistics, stats = self._lay_out(statistics, order)
         self.theta, self.stats = theta, stats
         self.layout = {entry.name: entry for entry in (*self.weights, *self.statistics)}
+
+    def _varies(self, name):
+        """Whether an array holds floats that are not all equal: not a border of zeros."""
+        value = self.static.get(name)
+        return value is not None and value.is_float and value.size > 1 and np.ptp(value.array) > 0
 
     def _lay_out(self, names, order):
         """Entries for arrays, in the file's order, and the vector that holds them."""
@@ -467,13 +524,22 @@ class Network:
     def _describe(self):
         """What the file declares about its input and output."""
         images = [value for value in self.inputs if value.dtype.kind == "f"]
-        image = images[0] if images else None
+        bytes_ = [v for v in self.inputs if v.dtype == np.uint8 and v.shape and len(v.shape) == 4]
+        image = next(iter(images + bytes_), None)
         self.input_name = image.name if image else None
         self.input_dtype = image.dtype if image else None
         self.input_shape = image.shape if image else None
         self.input_layout = self._layout_of(image) if image else None
         ends = self.softmax.operator if self.softmax else ""
         self.output_kind = {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(ends, "logits")
+        if self.output_kind == "softmax":
+            makers = {name: node for node in self.graph.nodes for name in node.outputs}
+            before = makers.get(self.softmax.inputs[0])
+            while before is not None and before.operator in VIEWS | {"Clip", "Dropout"}:
+                before = makers.get(before.inputs[0])
+            if before is not None and before.operator == "Softmax":
+                self.output_kind = "softmax twice"
+        self._is_known = self.output_kind != "logits"  # which kind of outputs these are
         shape = self.outputs[0].shape
         self.classes = shape[1] if shape and len(shape) > 1 else None
         self.batch = self.input_shape[0] if self.input_shape else None
@@ -547,7 +613,9 @@ class Network:
         run = self._trial(self.theta)
         try:
             run.reserve((count, *size))
-            zeros = np.zeros((count, *size), np.float32)
+            zeros = np.zeros((count, *size), self.input_dtype)
+            if zeros.dtype.kind == "f":
+                zeros = zeros.astype(np.float32)
             outputs = self._forward(run, self.theta, self.stats, {self.input_name: zeros})
         except TooLong:
             return
@@ -563,21 +631,49 @@ class Network:
                     for wanted, size in zip(declared.shape[1:], value.shape[1:], strict=True)
                 )
             ):
-                raise FormatError(
-                    f"the output {declared.name!r} is declared {declared.shape}, but is "
-                    f"{value.shape}"
+                warnings.warn(
+                    f"{shown(self.path)}: the output {shown(declared.name)!r} is declared "
+                    f"{declared.shape}, but is {value.shape}: the declaration is ignored",
+                    stacklevel=2,
                 )
         shape = outputs[0].shape
         if len(shape) < 2 or math.prod(shape[2:]) != 1:
             return
         self.classes = shape[1]
-        if fixed is not None and self._batch_is_free(count, size):
-            self.batch = None
+        if are_probabilities(outputs[0].plain) and not self._is_known:
+            images = np.random.default_rng(0).uniform(0, 1, zeros.shape) * 200
+            images = {self.input_name: images.astype(zeros.dtype)}
+            with contextlib.suppress(OnnxError):  # too long: the first predictions will tell
+                run = self._trial(self.theta, images=2)
+                (output,) = self._forward(run, self.theta, self.stats, images)
+                self._recognise(output.plain)
+        self._is_known = True
+        if fixed is None:
+            binds = any(
+                node.operator == "Reshape" and self._names_one(node) for node in self.graph.nodes
+            )
+        else:
+            binds = True
+        if binds:
+            self.batch = None if self._batch_is_free(count, size) else count
+
+    def _names_one(self, node):
+        """Whether a Reshape may make one image of all."""
+        wanted = self.static.get(node.inputs[1])
+        return wanted is not None and wanted.size > 0 and wanted.array.reshape(-1)[0] == 1
+
+    def _recognise(self, rows):
+        """Note whether outputs (N, classes, …) are probabilities already."""
+        self._is_known = True
+        if self.output_kind == "logits" and are_probabilities(rows):
+            self.output_kind = "probabilities"
 
     def _batch_is_free(self, count, size):
         """Whether a graph with a fixed batch treats each of twice as many images alike."""
         rng = np.random.default_rng(0)
         images = rng.standard_normal((2 * count, *size), np.float32)
+        if self.input_dtype.kind != "f":
+            images = rng.integers(256, size=images.shape).astype(self.input_dtype)
         run = self._trial(self.theta, images=2)
         try:
             both, *halves = (
@@ -754,11 +850,18 @@ class Network:
         if len(self.outputs) != 1:
             raise UnsupportedError(
                 f"{self.path}: the graph has the outputs {[value.name for value in self.outputs]}; "
-                "a classifier has one. Use run(…) for them all"
+                "a classifier has one: name it with load(…, output=…) or --output, or use run(…) "
+                "for them all"
             )
         if self.output_kind == "sigmoid":
             raise UnsupportedError(
-                f"{self.path}: the graph ends in a Sigmoid: no probabilities of one class in many"
+                f"{self.path}: the graph ends in a Sigmoid: no probabilities of one class in many. "
+                "Export the network with a softmax over its classes, or with its logits"
+            )
+        if self.output_kind == "softmax twice":
+            raise UnsupportedError(
+                f"{self.path}: the graph ends in a Softmax of a Softmax: what the second one makes "
+                "is nearly the same for all classes. Export the network with one of them"
             )
         self._check_input(self.inputs[0], images)
         if xp_of(theta) is np and xp_of(images) is not np:
@@ -816,7 +919,13 @@ class Network:
             raise UnsupportedError(
                 f"{self.path}: the output is {output.shape}; logits are (N, classes)"
             )
-        return ops.reshape(output.plain, shape=output.shape[:2])
+        rows = ops.reshape(output.plain, shape=output.shape[:2])
+        if not self._is_known:
+            self._recognise(data_of(rows))
+        if self.output_kind == "probabilities":
+            tiny = float(np.finfo(rows.dtype).tiny)
+            rows = ops.log(ops.clip(rows, low=tiny, high=np.inf))
+        return rows
 
     @single_threaded_blas
     def logits(self, theta, images, stats=None, batch=None):
@@ -841,13 +950,16 @@ class Network:
         theta, stats = self._vectors(theta, stats, theta.dtype)
         for part in parts[:1] + parts[-1:]:
             self._check_images(part, theta)
-        result = xp_of(theta).empty((len(images), self.classes), theta.dtype)
+        result = None
         for i, part in enumerate(parts):
             run = Run(theta.dtype, theta, self.limits, images=len(part))
             inputs = {self.input_name: part}
             (output,) = self._forward(run, theta, stats, inputs, before=self._skipped)
-            result[i * step : i * step + len(part)] = self._as_rows(output)
-        return result
+            rows = self._as_rows(output)
+            if result is None:  # of as many classes as there are, whatever the file declares
+                result = xp_of(theta).empty((len(images), rows.shape[1]), theta.dtype)
+            result[i * step : i * step + len(part)] = rows
+        return xp_of(theta).empty((0, self.classes or 0), theta.dtype) if result is None else result
 
     def predict(self, theta, images, stats=None, batch=None):
         """Class probabilities: (N, classes), or (R, N, classes). Arguments as for `logits`."""
@@ -932,25 +1044,27 @@ class Network:
 
         def text(row):
             cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
-            return "  ".join([*cells, row[2].rjust(widths[2]), row[3]]).rstrip()
+            return shown("  ".join([*cells, row[2].rjust(widths[2]), row[3]]).rstrip())
 
         norms = self.batch_norms()
         sizes = "×".join("N" if n is None else str(n) for n in self.input_shape or ())
         kinds = {
             "logits": "logits",
             "softmax": "a softmax; the loss and logits() take what goes into it",
+            "probabilities": "probabilities; the loss and logits() take their logarithms",
             "sigmoid": "a sigmoid: no loss, no predictions",
+            "softmax twice": "a softmax of a softmax: no loss, no predictions",
         }
         lines = [
             text(head),
             "  ".join("─" * width for width in widths),
             *map(text, rows),
             "",
-            f"file          {self.path}, opset {self.graph.opset}, {len(self.graph.nodes)} nodes "
+            f"file          {shown(self.path)}, opset {self.graph.opset}, {len(self.graph.nodes)} nodes "
             f"in {len(self.steps)} steps",
             f"weights       {self.theta.size:,} in {len(self.weights)} arrays, "
             f"{self.stats.size:,} statistics",
-            f"input         {self.input_name!r} {sizes} {self.input_layout or 'layout unknown'}, "
+            f"input         {shown(self.input_name)!r} {sizes} {self.input_layout or 'layout unknown'}, "
             f"batch {'free' if self.batch is None else self.batch}",
             f"output        {', '.join(repr(v.name) for v in self.outputs)}: "
             f"{self.classes} {kinds[self.output_kind]}",

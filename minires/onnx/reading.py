@@ -17,6 +17,7 @@ Source   https://github.com/onnx/onnx/blob/main/docs/IR.md, docs/ExternalData.md
 """
 
 import functools
+import heapq
 import math
 import os
 import stat
@@ -267,7 +268,9 @@ def read(path, operators, memory):
         location[tensor.name] = tensor
     inputs = [_signature(value) for value in graph.input if value.name not in arrays]
     outputs = [_signature(value, typed=False) for value in graph.output]
+    outputs = list({value.name: value for value in outputs}.values())  # some name one twice
     nodes = [_read_node(n, i, opset, folder) for i, n in enumerate(graph.node)]
+    nodes = _sorted(_without_copies(nodes))
     _check_names(nodes, arrays, inputs, outputs)
     return data, Graph(model, opset, nodes, arrays, inputs, outputs, location, outside)
 
@@ -442,11 +445,52 @@ def _signature(value, typed=True):
     shape = None
     if tensor.HasField("shape"):
         shape = tuple(
-            d.dim_value if d.WhichOneof("value") == "dim_value" else None for d in tensor.shape.dim
+            d.dim_value if d.WhichOneof("value") == "dim_value" and d.dim_value != -1 else None
+            for d in tensor.shape.dim  # some write −1 for any size
         )
         if any(size is not None and size < 0 for size in shape) or len(shape) > RANK:
             raise FormatError(f"{value.name!r} has the shape {shape}")
     return Signature(value.name, dtype, shape)
+
+
+def _without_copies(nodes):
+    """The nodes, of several that do the very same and make the same names only the first."""
+    seen, kept = {}, []
+    for node in nodes:
+        key = node.operator, tuple(node.inputs), tuple(node.outputs)
+        twin = seen.setdefault(key, node)
+        if twin is node or node.operator != "Identity":
+            kept.append(node)
+    return kept
+
+
+def _sorted(nodes):
+    """The nodes in an order in which each comes after those whose results it uses.
+
+    Nodes that are in such an order stay where they are. Nodes in a circle come last.
+    """
+    maker = {}
+    for i, node in enumerate(nodes):
+        maker.update((name, i) for name in reversed(node.outputs) if name and name not in maker)
+    needs = [{maker[name] for name in node.inputs if name in maker} for node in nodes]
+    if all(max(need, default=-1) < i for i, need in enumerate(needs)):
+        return nodes
+    users = [[] for _ in nodes]
+    for i, need in enumerate(needs):
+        for earlier in need:
+            users[earlier].append(i)
+    left = [len(need) for need in needs]
+    ready, order = [i for i, count in enumerate(left) if not count], []
+    heapq.heapify(ready)
+    while ready:
+        order.append(heapq.heappop(ready))
+        for user in users[order[-1]]:
+            left[user] -= 1
+            if not left[user]:
+                heapq.heappush(ready, user)
+    return [nodes[i] for i in order] + [
+        nodes[i] for i in sorted(set(range(len(nodes))) - set(order))
+    ]
 
 
 def _check_names(nodes, arrays, inputs, outputs):
@@ -460,8 +504,8 @@ def _check_names(nodes, arrays, inputs, outputs):
         for name in node.inputs:
             if name and name not in known:
                 raise FormatError(
-                    f"{node}: input {name!r} is not defined before it is used (an input, an "
-                    "initialiser, or the output of an earlier node)"
+                    f"{node}: input {name!r} is not defined before it is used, in any order of the "
+                    "nodes (an input, an initialiser, or the output of another node)"
                 )
         for name in node.outputs:
             if name and name in known:
@@ -470,8 +514,6 @@ def _check_names(nodes, arrays, inputs, outputs):
     for value in outputs:
         if value.name not in known:
             raise FormatError(f"the output {value.name!r} is computed by no node")
-    if len({value.name for value in outputs}) < len(outputs):
-        raise FormatError("two outputs have the same name")
 
 
 # --- arrays -------------------------------------------------------------------------------

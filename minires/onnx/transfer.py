@@ -76,7 +76,7 @@ class _Match:
         self.static, self.maker = network.static, network.maker
         self.theta = np.zeros(model.size, np.float32)
         self.stats = model.init_stats()
-        rows = model.layout.rows
+        self.layout, rows = model.layout, model.layout.rows
         self.path = {id(layer): path for path, layer, _, _ in rows}
         self.size = {id(layer): before for _, layer, before, _ in rows}
         self.matched = 0
@@ -141,7 +141,7 @@ class _Match:
 
     def sequence(self, layer, name):
         """Layers one after another, the last one first; a batch norm with its convolution."""
-        waiting = list(layer.layers)
+        waiting = list(layer.parts)
         while waiting:
             last = waiting.pop()
             if isinstance(last, layers.BatchNorm):
@@ -193,7 +193,7 @@ class _Match:
             if found != activation:
                 raise self.part(norm or layer, f"followed by {activation}", name)
             name = node.inputs[0]
-        channels = layer.weight.shape[-1]
+        channels = self.layout[layer, "weight"].shape[-1]
         live, factor, shift, name = self.affine(layer, norm, name, channels)
         node = self.node(name)
         if node is None or node.operator != "Conv":
@@ -209,11 +209,12 @@ class _Match:
             weights, shift = weights * factor, shift + bias * factor
             if norm is not None:
                 self.fill(norm, 1, shift, 0, 1 - norm.epsilon)
-            elif layer.bias is not None:
-                layer.bias.view(self.theta)[...] = shift
+            elif layer.has_bias:
+                self.layout[layer, "bias"].view(self.theta)[...] = shift
             elif np.any(shift):
                 raise self.part(layer, "without a bias", name, f"{node} with one")
-        layer.weight.view(self.theta)[...] = weights.reshape(layer.weight.shape)
+        own = self.layout[layer, "weight"]
+        own.view(self.theta)[...] = weights.reshape(own.shape)
         self.matched += 1
         return name
 
@@ -229,7 +230,7 @@ class _Match:
                 scale, offset, mean, variance = (self.array(layer, n) for n in node.inputs[1:])
                 variance = variance + np.float64(node["epsilon"])
                 plain = not shift.any() and (factor == 1).all()
-                if plain and norm is not None and norm.scale and min(variance) > norm.epsilon:
+                if plain and norm is not None and norm.has_scale and min(variance) > norm.epsilon:
                     own = scale, offset, mean, variance - norm.epsilon
                     return own, factor, shift, node.inputs[0]
                 scale = scale / np.sqrt(variance)
@@ -258,11 +259,12 @@ class _Match:
 
     def fill(self, norm, scale, shift, mean, variance):
         """Give a batch norm its numbers."""
-        if norm.scale is not None:
-            norm.scale.view(self.theta)[...] = scale
-        norm.shift.view(self.theta)[...] = shift
-        norm.mean.view(self.stats)[...] = mean
-        norm.variance.view(self.stats)[...] = variance
+        own = self.layout.of(norm)
+        if norm.has_scale:
+            own["scale"].view(self.theta)[...] = scale
+        own["shift"].view(self.theta)[...] = shift
+        own["mean"].view(self.stats)[...] = mean
+        own["variance"].view(self.stats)[...] = variance
 
     def window(self, layer, node, shape):
         """Hold a window of the file against that of a layer; returns the input's name.
@@ -291,7 +293,7 @@ class _Match:
             found.append((*shape[:2], node["group"]))
             depthwise = isinstance(layer, layers.DepthwiseConv2D)
             channels = size[-1]
-            outputs = layer.weight.shape[-1]
+            outputs = self.layout[layer, "weight"].shape[-1]
             wanted.append((outputs, 1 if depthwise else channels, channels if depthwise else 1))
         if found != wanted:
             raise self.part(layer, _window_text(wanted), name, f"{node}, {_window_text(found)}")
@@ -356,17 +358,19 @@ class _Match:
                 raise self.part(layer, "a plain dense layer", name)
         if len(node.inputs) > 2 and node.inputs[2]:
             bias = bias + self.array(layer, node.inputs[2]).reshape(-1)
-        if weights.shape != layer.weight.shape:
+        own = self.layout.of(layer)
+        if weights.shape != own["weight"].shape:
             found = f"{node} with weights {weights.shape}"
-            raise self.part(layer, f"a dense layer {layer.weight.shape}", name, found)
-        layer.weight.view(self.theta)[...] = weights
-        layer.bias.view(self.theta)[...] = bias
+            raise self.part(layer, f"a dense layer {own['weight'].shape}", name, found)
+        own["weight"].view(self.theta)[...] = weights
+        own["bias"].view(self.theta)[...] = bias
         return node.inputs[0]
 
 
 def _window_of(layer):
     """The (rows, columns) of a convolution's kernel or a pooling's window."""
-    return layer.window if isinstance(layer, layers.MaxPool) else layer.kernel
+    pools = layers.MaxPool, layers.MeanPool
+    return layer.window if isinstance(layer, pools) else layer.kernel
 
 
 def borders_of(layer, size):

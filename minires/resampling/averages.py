@@ -1,40 +1,41 @@
 """One prediction from those of several networks: the rules of averaging."""
 
+from typing import Any
+
 import numpy as np
 
-from minires.arrays import xp_of
+from minires.arrays import checks, to_host, xp_of
 
 
-def average(probabilities, rule="probabilities"):
+def average(probabilities: Any, rule: str = "probabilities") -> Any:
     """One prediction from the predictions of K networks.
 
     "probabilities"   Σ_k p_k / K, the paper's
-    "geometric"       Π_k p_k^(1/K), made to sum to one. A class that one network excludes, all
-                      exclude; probabilities below the dtype's smallest normal number count as
-                      that number, so that log is finite
-    "logits"          softmax(Σ_k z_k / K), the same thing by another name: z = log p + a number
-                      that is equal for all classes, and softmax does not see it
+    "geometric"       Π_k p_k^(1/K), made to sum to one. A class with probability 0 in one network
+                      gets about 0; probabilities below the dtype's smallest normal number count
+                      as that number, so that log is finite
+    "logits"          softmax(Σ_k z_k / K). That is "geometric" by another name: z is log p plus a
+                      number that is equal for all classes, and softmax does not change with it
     "vote"            the fraction of the networks that choose each class; of equal
                       probabilities a network chooses the first
 
-    probabilities   (K, …, C) float, from model.predict
+    probabilities   (K, …, C) float32 or float64, or a list, from model.predict
     rule            one of the four
     Returns         (…, C), dtype of probabilities
-    Raises          ValueError for another rule, or without networks
+    Raises          ValueError for another rule, without networks, and for rows that are no
+                    probabilities; FloatingPointError for networks that predict NaN, which it names
     Source          §2: "ensembling the model predictions by the average"
     """
     return _combine(probabilities, rule, lambda votes: votes.mean(axis=0, dtype=np.float64))
 
 
-def prefix_averages(probabilities, rule="probabilities"):
+def prefix_averages(probabilities: Any, rule: str = "probabilities") -> Any:
     """The ensembles of the first 1, 2, … K networks, all in one pass.
 
     prefix_averages(p)[k - 1] = average(p[:k])
 
-    probabilities   (K, …, C) float, from model.predict
-    rule            as in `average`
+    probabilities, rule, Raises   as in `average`
     Returns         (K, …, C), dtype of probabilities
-    Raises          ValueError for another rule, or without networks
     """
 
     def running_mean(votes):
@@ -46,11 +47,15 @@ def prefix_averages(probabilities, rule="probabilities"):
 
 def _combine(probabilities, rule, mean):
     """Turn probabilities into what the rule averages, take the mean, and turn that back."""
-    if rule not in _RULES:
-        raise ValueError(f"average: rule is {rule!r}, expected one of {', '.join(_RULES)}")
-    if probabilities.ndim < 2 or 0 in (len(probabilities), probabilities.shape[-1]):
-        raise ValueError(
-            f"average: probabilities are {probabilities.shape}, expected (K, …, classes), K >= 1"
+    checks.one_of("average", "rule", rule, _RULES)
+    probabilities = checks.probabilities_of("average", probabilities)
+    others = tuple(range(1, probabilities.ndim))
+    lost = np.flatnonzero(to_host(xp_of(probabilities).isnan(probabilities).any(axis=others)))
+    if lost.size:
+        names = ", ".join(map(str, lost[:10].tolist())) + (", …" if lost.size > 10 else "")
+        raise FloatingPointError(
+            f"average: {lost.size} of {len(probabilities)} networks predict NaN (numbers {names}, "
+            "from 0): their weights are lost, leave them out"
         )
     to_votes, from_mean = _RULES[rule]
     return from_mean(mean(to_votes(probabilities))).astype(probabilities.dtype)

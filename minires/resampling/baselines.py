@@ -5,10 +5,13 @@ Stochastic weight averaging (SWA) is `Moments` with a stride.
 
 import copy
 from collections import deque
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from minires.arrays import each_block, xp_of
+from minires.arrays import checks, xp_of
+from minires.kernels.vectors import apply_formula
 from minires.resampling.moments import Moments
 
 
@@ -27,75 +30,97 @@ class EMA:
     decay     β, in [0, 1): about the last 1/(1 − β) updates count
     """
 
-    def __init__(self, decay):
-        if not 0 <= decay < 1:
-            raise ValueError(f"EMA: decay is {decay}, expected 0 <= decay < 1")
-        self.decay = float(decay)
+    def __init__(self, decay: float):
+        self.decay = float(checks.number_in("EMA", "decay", decay, 0, 1))
         self.count = 0
         self._mean = None
+        self._dtype = None
 
-    def update(self, theta):
-        """Fold the weights after one more update into the average.
+    def __repr__(self) -> str:
+        return f"<EMA: decay {self.decay}, {self.count:,} updates>"
+
+    def update(self, theta: Any) -> None:
+        """Take the weights after one more update into the average.
 
         theta    float32 or float64, contiguous, any shape, always the same
-        Raises   ValueError when the shape differs from the first one's
+        Raises   ValueError when shape, dtype or device differ from the first one's
         """
-        self.prepare(theta)
-        self.fold(theta, self.count_update())
-
-    def count_update(self):
-        """Count one more update; returns w."""
-        (weight,) = self.next_numbers(1)
+        self.ready(theta)
         self.count += 1
-        return weight
 
-    def next_numbers(self, updates):
-        """What `count_update` would return for each of the updates to come, in a list."""
-        counts = range(self.count + 1, self.count + 1 + updates)
-        return [(1 - self.decay) / (1 - self.decay**count) for count in counts]
+        def formula(theta, mean, weight):
+            mean += weight * (theta - mean)
 
-    def prepare(self, theta):
-        """Check θ, and make the array if there is none; the first w is 1, so nothing of θ stays."""
+        apply_formula(formula, theta, self._mean, numbers=[self.weight(self.count)])
+
+    def weight(self, count: int) -> float:
+        """w, the weight of an update.
+
+        count    n, the number of the update, from 1: the first has w = 1
+        """
+        return (1 - self.decay) / (1 - self.decay**count)
+
+    def ready(self, theta: Any) -> Any:
+        """Check θ, and make the array if there is none; the first w is 1, so nothing of it stays.
+
+        theta    as for `update`
+        Returns  the average so far in float64, which an update changes
+        Raises   ValueError
+        """
+        checks.is_array("EMA.update", "theta", theta)
+        if theta.dtype not in (np.float32, np.float64):
+            raise ValueError(f"EMA.update: theta is {theta.dtype}, expected float32 or float64")
         if self._mean is None:
             self._mean = theta.astype(np.float64)
             self._dtype = theta.dtype
-        if theta.shape != self._mean.shape:
-            raise ValueError(f"EMA.update: theta is {theta.shape}, expected {self._mean.shape}")
+        if theta.shape != self._mean.shape or theta.dtype != self._dtype:
+            raise ValueError(
+                f"EMA.update: theta is {theta.shape}, expected {self._mean.shape} as before"
+                if theta.shape != self._mean.shape
+                else f"EMA.update: theta is {theta.dtype}, expected {self._dtype} as before"
+            )
+        if xp_of(theta) is not xp_of(self._mean):
+            raise ValueError(
+                f"EMA.update: theta is a {xp_of(theta).__name__} array, expected "
+                f"{xp_of(self._mean).__name__} as before (minires.to_device moves it)"
+            )
+        return self._mean
 
-    def fold(self, theta, weight):
-        """Fold θ into the average without counting it; on a GPU w may be there."""
-
-        def fold(theta, mean):
-            mean += weight * (theta - mean)
-
-        if theta.ndim == 2:  # one network at a time: on a GPU what is in between takes memory
-            for own_theta, own_mean in zip(theta, self._mean, strict=True):
-                each_block(fold, own_theta, own_mean)
-        else:
-            each_block(fold, theta, self._mean)
-
-    def __getitem__(self, network):
+    def __getitem__(self, network: int) -> "EMA":
         """The average of one of R networks, which shares this array."""
         own = copy.copy(self)
         own._mean = self._mean[network]
         return own
 
     @property
-    def mean(self):
+    def mean(self) -> Any:
         """The average, a new array of θ's shape and dtype."""
         if self.count == 0:
             raise ValueError("EMA.mean: no update yet")
         return self._mean.astype(self._dtype)
 
-    def state(self):
-        """Everything needed to go on later, bit for bit: a dict of arrays."""
-        if self.count == 0:
-            return {"count": np.array(0)}
-        mean = self._mean.copy()
-        return {"count": np.array(self.count), "mean": mean, "dtype": np.array(str(self._dtype))}
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on later, bit for bit.
 
-    def restore(self, state):
-        """Go on from what `state` gave, in an average made with the same decay."""
+        Returns  dict of arrays
+        """
+        state = {"count": np.array(self.count), "decay": np.array(self.decay)}
+        if self.count:
+            state |= {"mean": self._mean.copy(), "dtype": np.array(str(self._dtype))}
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave, in an average made with the same decay.
+
+        state    dict; its array is copied
+        Raises   ValueError when it is that of another decay
+        """
+        decay = float(state["decay"]) if "decay" in state else None
+        if decay != self.decay:
+            raise ValueError(
+                f"EMA.restore: the state has decay {decay}, this average has {self.decay}: make "
+                "it with the same decay"
+            )
         self.count = int(state["count"])
         if self.count:
             self._mean, self._dtype = state["mean"].copy(), np.dtype(str(state["dtype"]))
@@ -123,32 +148,45 @@ class SWAG:
     Source   Maddox et al. 2019, arXiv:1902.02476, §3 and algorithm 1
     """
 
-    def __init__(self, shape, rank, stride=1):
-        if rank < 2:
-            raise ValueError(f"SWAG: rank is {rank}, expected 2 or more (K − 1 divides)")
+    def __init__(self, shape: Any, rank: int, stride: int = 1):
+        rank = checks.whole_number("SWAG", "rank", rank, 2)  # K − 1 divides
         self.moments = Moments(shape, stride=stride)
         self.deviations = deque(maxlen=rank)
         self._collected = 0
 
-    def update(self, theta):
-        """Look at the weights after one more update, float32 or float64, always the same."""
+    def __repr__(self) -> str:
+        rank, stride = self.deviations.maxlen, self.moments.stride
+        return (
+            f"<SWAG: shape {self.moments.shape}, rank {rank}, stride {stride}, "
+            f"{self.moments.count:,} weights collected>"
+        )
+
+    def update(self, theta: Any) -> None:
+        """Take the weights after one more update, of which every stride-th is collected.
+
+        theta    of `shape`, float32 or float64; always the same dtype and device
+        Raises   ValueError when shape, dtype or device differ from what was seen before
+        """
         self.moments.update(theta)
         self.collect(theta)
 
-    def collect(self, theta):
-        """Keep a column if θ is one that `moments` has just counted, whoever folded it."""
+    def collect(self, theta: Any) -> None:
+        """Keep a column of D, if `moments` has just counted θ.
+
+        theta    what `moments` was last updated with, by `update` here or by someone else
+        """
         if self.moments.count > self._collected:
             self._collected = self.moments.count
             self.deviations.append(theta - self.moments.mean_so_far())
 
-    def __getitem__(self, network):
+    def __getitem__(self, network: int) -> "SWAG":
         """The Gaussian of one of R networks, which shares these arrays."""
         own = copy.copy(self)
         own.moments = self.moments[network]
         own.deviations = deque((d[network] for d in self.deviations), self.deviations.maxlen)
         return own
 
-    def sample(self, k, rng):
+    def sample(self, k: int, rng: Any) -> Any:
         """Draw k networks; member j depends on `rng` and j, not on k (as in `Moments.sample`).
 
         k        how many networks
@@ -156,6 +194,8 @@ class SWAG:
         Returns  (k, P), dtype of θ
         Raises   ValueError before K weights are collected
         """
+        k = checks.whole_number("SWAG.sample", "k", k, 1)
+        checks.generator_of("SWAG.sample", rng)
         columns = len(self.deviations)
         if columns < self.deviations.maxlen:
             raise ValueError(
@@ -174,7 +214,7 @@ class SWAG:
         return members
 
 
-def isotropic_members(mean, std, arrays, k, rng):
+def isotropic_members(mean: Any, std: Any, arrays: Sequence[slice], k: int, rng: Any) -> Any:
     """Networks around the mean with noise as strong as σ's, but equal within each array.
 
     θⱼ = θ̄ + s εⱼ,   s² = mean of σ² over the array that the weight belongs to

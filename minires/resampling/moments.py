@@ -16,16 +16,18 @@ same numbers, made safe for ten thousand updates of millions of float32 weights:
   cannot become negative and needs no clamp.
 """
 
-import operator
+import html
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from minires.arrays import each_block, empty, run_tiles, to_device, to_host, xp_of
+from minires.arrays import checks, each_block, empty, run_tiles, to_device, to_host, xp_of
 from minires.arrays.files import load_arrays, save_arrays
-from minires.kernels import kernels_of
+from minires.kernels.vectors import apply_formula
 
 
-def literal_update(mean, variance, theta, t):
+def literal_update(mean: Any, variance: Any, theta: Any, t: int) -> tuple[Any, Any]:
     """Eqs. 2 and 3 as they are printed.
 
     θ̄⁽ᵗ⁺¹⁾ = θ̄⁽ᵗ⁾ + (θ⁽ᵗ⁺¹⁾ − θ̄⁽ᵗ⁾) / (t+1)
@@ -70,7 +72,7 @@ class Moments:
     Source    eqs. 2-3; Welford 1962, Technometrics 4(3)
     """
 
-    def __init__(self, shape, ddof=0, burn_in=0, stride=1):
+    def __init__(self, shape: Any, ddof: int = 0, burn_in: int = 0, stride: int = 1):
         self.shape = tuple(_whole("shape", size, 0) for size in np.ravel(shape).tolist())
         self.ddof = _whole("ddof", ddof, 0)
         self.burn_in = _whole("burn_in", burn_in, 0)
@@ -83,58 +85,24 @@ class Moments:
         self._offset = None  # θ̄ − θ₁, float64
         self._m2 = None  # Σ (θ − θ̄)² = n σ², float64
 
-    def update(self, theta):
-        """Fold the weights after one more update into the moments (eqs. 2-3).
+    def update(self, theta: Any) -> None:
+        """Take the weights after one more update into the mean and the variance (eqs. 2-3).
 
         d = θ − θ̄,   θ̄ ← θ̄ + d/n,   nσ² ← nσ² + (n−1)/n d²
 
         theta    of `shape`, float32 or float64; always the same dtype and device
         Raises   ValueError when shape, dtype or device differ from what was seen before
         """
-        xp = xp_of(theta)
-        theta = xp.asarray(theta, order="C")
-        self._check(theta, "update")
-        n = self.count_update()
-        if n == 1:
-            self._start(theta)
-        if n > 1:
-            self.fold(theta, n)
-
-    def count_update(self):
-        """Count one more update as seen.
-
-        Returns  its number among those that count, from 1; or 0 if it does not
-        """
-        number = self.next_numbers(1)[0]
+        theta = self.accepted(theta)
         self.seen += 1
-        self.count += number > 0
-        return number
-
-    def next_numbers(self, updates):
-        """What `count_update` would return for each of the updates to come, in a list."""
-        numbers, count = [], self.count
-        for seen in range(self.seen + 1, self.seen + 1 + updates):
-            counted = seen - self.burn_in
-            counts = counted > 0 and counted % self.stride == 0
-            count += counts
-            numbers.append(count if counts else 0)
-        return numbers
-
-    def prepare(self, theta):
-        """Check θ, and make the arrays if there are none, for `fold` on a GPU to fill."""
-        self._check(theta, "update")
-        if self._first is None:
-            self._start(theta)
-
-    def fold(self, theta, n):
-        """Fold update number n into the arrays, without counting it; on a GPU n may be there."""
-        if xp_of(theta) is not np:
-            n = xp_of(theta).asarray(n, np.int64).reshape(-1)
-            own = self._first, self._offset, self._m2
-            kernels_of(theta).fold_moments(theta, *own, n)
+        if not self.counts(self.seen):
+            return
+        self.count += 1
+        if self.count == 1:
+            self.start(theta)
             return
 
-        def fold(theta, first, offset, m2):
+        def formula(theta, first, offset, m2, n):
             d = theta.astype(np.float64)  # float32 minus float32 would be rounded to float32
             d -= first
             d -= offset
@@ -143,10 +111,47 @@ class Moments:
             d *= (n - 1) / n
             m2 += d
 
-        # Seven short expressions a block: larger blocks spend less time between them.
-        each_block(fold, theta, self._first, self._offset, self._m2, block=1 << 17)
+        # Seven short expressions per block: larger blocks spend less time between them.
+        numbers, block = [self.count], 1 << 17
+        apply_formula(
+            formula, theta, *self.arrays, numbers=numbers, kernel="fold_moments", block=block
+        )
 
-    def merge(self, other):
+    def counts(self, seen: int) -> bool:
+        """Whether an update counts: those of the burn-in do not, then every stride-th does.
+
+        seen     the number of the update, from 1
+        """
+        after = seen - self.burn_in
+        return after > 0 and after % self.stride == 0
+
+    def accepted(self, theta: Any) -> Any:
+        """Refuse weights that cannot be added to those counted so far.
+
+        theta    as for `update`
+        Returns  theta, contiguous
+        Raises   ValueError
+        """
+        checks.is_array("Moments.update", "theta", theta)
+        theta = xp_of(theta).asarray(theta, order="C")
+        self._check(theta, "update")
+        return theta
+
+    def start(self, theta: Any) -> None:
+        """Make the arrays for a first θ.
+
+        theta    of `shape`
+        """
+        self._first = theta.copy()
+        self._offset = xp_of(theta).zeros(theta.shape, np.float64)
+        self._m2 = xp_of(theta).zeros(theta.shape, np.float64)
+
+    @property
+    def arrays(self) -> tuple[Any, Any, Any]:
+        """θ₁, θ̄ − θ₁ and n σ²: what `update` changes; each None before the first θ."""
+        return self._first, self._offset, self._m2
+
+    def merge(self, other: "Moments") -> None:
         """Add the updates that `other` has counted, as if they had been counted here.
 
         d = θ̄_b − θ̄_a,   θ̄ = θ̄_a + d n_b/n,   nσ² = n_a σ²_a + n_b σ²_b + d² n_a n_b/n
@@ -173,7 +178,7 @@ class Moments:
         n_a, n_b = self.count, other.count
         n = n_a + n_b
 
-        def fold(first, offset, m2, other_first, other_offset, other_m2):
+        def formula(first, offset, m2, other_first, other_offset, other_m2):
             d = other_first.astype(np.float64)
             d -= first
             d += other_offset - offset
@@ -183,45 +188,42 @@ class Moments:
             m2 += other_m2
             m2 += d
 
-        mine = self._first, self._offset, self._m2
-        each_block(fold, *mine, other._first, other._offset, other._m2)
+        each_block(formula, *self.arrays, *other.arrays)
         self.count = n
 
-    def __getitem__(self, network):
+    def __getitem__(self, network: int) -> "Moments":
         """The moments of one of R networks: Moments of shape (P,) that share these arrays."""
         if len(self.shape) < 2:
             raise IndexError(f"Moments: shape {self.shape} is that of one network, expected (R, P)")
         own = Moments(self.shape[1:], self.ddof, self.burn_in, self.stride)
         own.seen, own.count = self.seen, self.count
         if self._first is not None:
-            own._first, own._offset, own._m2 = (
-                array[network] for array in (self._first, self._offset, self._m2)
-            )
+            own._first, own._offset, own._m2 = (array[network] for array in self.arrays)
         return own
 
     @property
-    def mean(self):
+    def mean(self) -> Any:
         """θ̄, a new array of `shape` and of θ's dtype: the mean model."""
         self._require("mean", 1)
         return self._finite(self._first + self._offset).astype(self._first.dtype)
 
-    def mean_so_far(self):
+    def mean_so_far(self) -> Any:
         """θ̄ like `mean`, while updates go on: lost weights are in it, and no GPU is waited for."""
         self._require("mean_so_far", 1)
         return (self._first + self._offset).astype(self._first.dtype)
 
     @property
-    def variance(self):
+    def variance(self) -> Any:
         """σ², a new array of `shape` and of θ's dtype. At a count of one: 0, or ddof 1's error."""
-        return self._variance("variance").astype(self._first.dtype)
+        return self._in_dtype("variance", self._variance("variance"))
 
     @property
-    def std(self):
+    def std(self) -> Any:
         """σ, a new array of `shape` and of θ's dtype."""
         variance = self._variance("std")
-        return xp_of(variance).sqrt(variance).astype(self._first.dtype)
+        return self._in_dtype("std", xp_of(variance).sqrt(variance))
 
-    def sample(self, k, rng, scale=1.0):
+    def sample(self, k: int, rng: Any, scale: float = 1.0) -> Any:
         """Draw k networks around the mean.
 
         θⱼ = θ̄ + scale · σ · εⱼ,   εⱼ ~ N(0, 1) for every weight on its own
@@ -235,6 +237,8 @@ class Moments:
         rng      numpy.random.Generator
         scale    of the standard deviation, at least 0; 1 is the paper's
         Returns  (k, *shape), dtype of θ, where θ lives
+        Raises   ValueError, TypeError for an argument that does not fit; FloatingPointError when
+                 the weights are lost or too large
         Source   §2, the second approach
         """
         k = _whole("k", k, 1)
@@ -244,6 +248,12 @@ class Moments:
             raise ValueError(f"Moments.sample: scale is {scale}, expected a finite number >= 0")
         mean = self.mean.reshape(-1)
         deviation = float(scale) * self.std.reshape(-1)
+        largest = np.finfo(mean.dtype).max
+        if mean.size and float(abs(mean).max()) + 6 * float(deviation.max()) > largest:
+            raise FloatingPointError(
+                f"Moments.sample: weights of mean + 6 σ exceed {largest:.2g}, the largest "
+                f"{mean.dtype} (a learning rate too high?)"
+            )
 
         streams = rng.spawn(k)
         noise = empty((k, mean.size), mean.dtype)
@@ -262,7 +272,7 @@ class Moments:
             each_block(place, member, deviation, mean)
         return members.reshape(k, *self.shape)
 
-    def save(self, path):
+    def save(self, path: str | Path) -> None:
         """Write everything needed to go on later, bit for bit, to one .npz file.
 
         The file appears under its name only when it is complete.
@@ -272,7 +282,7 @@ class Moments:
         """
         save_arrays(path, **self.state())
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """Everything needed to go on later, bit for bit.
 
         Returns  dict of arrays on the host, for a file that holds other things besides
@@ -287,7 +297,7 @@ class Moments:
         return content
 
     @classmethod
-    def load(cls, path, device="cpu"):
+    def load(cls, path: str | Path, device: str = "cpu") -> "Moments":
         """Read what `save` wrote, and go on from there.
 
         path     a file written by `save`
@@ -309,7 +319,7 @@ class Moments:
         return moments
 
     @classmethod
-    def from_state(cls, content):
+    def from_state(cls, content: dict[str, Any]) -> "Moments":
         """Go on from what `state` gave, once it is known to make sense.
 
         content  dict of arrays on the host
@@ -336,11 +346,6 @@ class Moments:
         if (content["m2"] < 0).any():
             raise ValueError("m2, a sum of squares, is negative")
         return moments
-
-    def _start(self, theta):
-        self._first = theta.copy()
-        self._offset = xp_of(theta).zeros(theta.shape, np.float64)
-        self._m2 = xp_of(theta).zeros(theta.shape, np.float64)
 
     def _check(self, theta, where):
         """Refuse weights that cannot be added to those counted so far."""
@@ -373,7 +378,25 @@ class Moments:
     def _variance(self, what):
         self._require(what, 1 + self.ddof)
         self._finite(self._first)  # after a single update nothing else would show it
-        return self._finite(self._m2 / (self.count - self.ddof))
+        self._finite(self._offset)
+        variance = self._m2 / (self.count - self.ddof)
+        large = int((~xp_of(variance).isfinite(variance)).sum())
+        if large:
+            raise FloatingPointError(
+                f"Moments.{what}: the squared changes of {large} of {variance.size} weights exceed "
+                "1.8e308, the largest float64 (a learning rate too high?)"
+            )
+        return variance
+
+    def _in_dtype(self, what, array):
+        """`array` in θ's dtype, once it is known to fit."""
+        largest, dtype = float(np.finfo(self._first.dtype).max), self._first.dtype
+        if array.size and float(array.max()) > largest:
+            raise FloatingPointError(
+                f"Moments.{what}: {int((array > largest).sum())} of {array.size} numbers exceed "
+                f"{largest:.2g}, the largest {dtype} (a learning rate too high?)"
+            )
+        return array.astype(dtype)
 
     @staticmethod
     def _finite(array):
@@ -385,6 +408,21 @@ class Moments:
             )
         return array
 
+    def _described(self):
+        """What `repr` and a notebook show: [(name, value), …]."""
+        return [(name, str(getattr(self, name))) for name in ("shape", *_NUMBERS)]
+
+    def __repr__(self) -> str:
+        return f"<Moments: {', '.join(f'{name} {value}' for name, value in self._described())}>"
+
+    def _repr_html_(self) -> str:
+        """A table, for a notebook."""
+        rows = (
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in self._described()
+        )
+        return f"<table><caption>Moments</caption><tbody>{''.join(rows)}</tbody></table>"
+
 
 # What a file holds.
 _FORMAT = "minires moments 1"
@@ -393,11 +431,4 @@ _ARRAYS = ("first", "offset", "m2")
 
 
 def _whole(name, value, least):
-    """`value` as an int that is at least `least`."""
-    try:
-        whole = operator.index(value)
-    except TypeError:
-        whole = least - 1
-    if whole < least:
-        raise ValueError(f"Moments: {name} is {value!r}, expected a whole number >= {least}")
-    return whole
+    return checks.whole_number("Moments", name, value, least)

@@ -30,7 +30,7 @@ from minires import arrays
 from minires.arrays import to_host, xp_of
 from minires.arrays.files import complete
 from minires.engine import ops
-from minires.networks.model import Run
+from minires.networks.model import ForwardPass
 from minires.resampling.averages import average, prefix_averages
 from minires.resampling.baselines import EMA, SWAG, isotropic_members
 from minires.resampling.moments import Moments
@@ -38,12 +38,12 @@ from minires.study.experiment import fingerprint, make_optimizer
 from minires.study.grid import MEMBERS
 from minires.training import loop
 from minires.training.metrics import nll
+from minires.training.schedules import cyclic, linear
 
 FEW_MEMBERS = 3  # members of the cheap ensemble: the first of the large one's
 EMA_DECAY = 0.99  # about the last 100 updates count
 SWAG_COLLECTED = 20  # weights that SWAG collects, evenly over the updates
 SWAG_RANK = 10  # columns of SWAG's low-rank part
-LOWEST = 0.01  # the cyclic rate falls to this share of ℓ₂
 WATCHED = 64  # weights whose values are kept after every update, to check the moments
 BINS = 15  # of the reliability diagram
 AVERAGED = (1, 2, 5, 10, 20, 50, 100, 200, 300, 400, 500, 1000, 2000)  # updates, for a curve
@@ -256,20 +256,14 @@ class Cohort:
 
     def train(self, theta, optimizer, updates, **options):
         """`loop.train` with the cells' data and streams; θ (R, P) changes in place."""
-        return loop.train(
-            self.model,
-            theta,
-            xp_of(theta).zeros((len(theta), 0), theta.dtype),  # no batch norm
-            self.data.train_images,
-            self.data.train_labels,
-            optimizer,
-            updates,
-            self.profile.batch,
-            [cell.seed for cell in self.cells],
-            quiet=True,
-            lost=self.lost,
-            **options,
-        )
+        data, seeds = self.data, [cell.seed for cell in self.cells]
+        batch = self.profile.batch
+        task = loop.Task(self.model, data.train_images, data.train_labels, batch, seeds, quiet=True)
+        stats = xp_of(theta).zeros((len(theta), 0), theta.dtype)  # no batch norm
+        options["raise_lost"] = False
+        trained = loop.train(task, theta, stats, optimizer, updates, **options)
+        self.lost = trained.lost | self.lost  # the first error of a network counts
+        return trained.history
 
     def tune(self, theta, **options):
         """Fine-tune θ (R, P) in place, each network at its ℓ₂."""
@@ -498,27 +492,6 @@ class Stopwatch:
 # --- beside the paper's method ------------------------------------------------------------
 
 
-def decayed(updates):
-    """A rate that falls along a line: ℓ₂ (1 − t/T) at update t = 0 … T − 1."""
-    return lambda t: 1 - t / updates
-
-
-def cyclic(length):
-    """A rate that falls from ℓ₂ to ℓ₂/100 in each cycle, and jumps back.
-
-    s = ((t mod c) + 1)/c,   share = (1 − s) + 0.01 s
-
-    length   c, updates in a cycle
-    Source   Izmailov et al. 2018, arXiv:1803.05407, §3.2, with α₁ = ℓ₂ and α₂ = ℓ₂/100
-    """
-
-    def share(t):
-        position = (t % length + 1) / length
-        return (1 - position) + LOWEST * position
-
-    return share
-
-
 class OtherTunings:
     """Other fine-tunings of the same networks, each with the paper's number of updates.
 
@@ -541,7 +514,7 @@ class OtherTunings:
             theta, schedule=cyclic(length), moments=[(self.swa, theta)], after_update=collect
         )
         self.decayed = start.copy()
-        cohort.tune(self.decayed, schedule=decayed(updates))
+        cohort.tune(self.decayed, schedule=linear(updates))
 
     def of(self, place):
         """(θ decayed, the mean of SWA, snapshots' predictions) of one network."""
@@ -594,9 +567,9 @@ def _baselines(probe, finetuned, recorder, others):
 def predict_with_dropout(probe, theta, rng):
     """Class probabilities of the test images from one pass with dropout on, (N, classes)."""
     images, step = probe.data.test_images, probe.model.batch
-    run = Run(theta, None, training=True, rng=rng)
+    forward = ForwardPass(probe.model.layout, theta, mode="train", rng=rng)
     logits = [
-        probe.model.network.apply(images[start : start + step], run)
+        probe.model.apply(images[start : start + step], forward)
         for start in range(0, len(images), step)
     ]
     return ops.softmax(xp_of(images).concatenate(logits))

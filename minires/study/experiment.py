@@ -25,6 +25,7 @@ from minires.arrays import text, to_device, to_host
 from minires.arrays.files import load_arrays, load_json, save_arrays, save_json
 from minires.arrays.limits import check_disk, check_memory
 from minires.arrays.results import check, settle
+from minires.kernels import chosen_kernels
 from minires.networks import NETWORKS
 from minires.networks.running_statistics import batch_norm_policies
 from minires.resampling.averages import average
@@ -215,7 +216,7 @@ def open_folder(
     resume   go on with a folder that holds an earlier run of the same configuration
     data     the `fingerprint` of the data
     Raises   FileExistsError when it holds a run and `resume` is off, or stages without their
-             settings; ValueError when that run had other settings or other data; OSError when
+             settings; ValueError when that run had other settings, data or kernels; OSError when
              the disk is too full
     """
     if (path / CONFIG).exists():
@@ -229,7 +230,12 @@ def open_folder(
             f"{path} holds stages of a run, but not the {CONFIG} that says which: name another "
             "folder with --out"
         )
-    settings = {"format": FORMAT, **asdict(config), "data_sha256": data}
+    settings = {
+        "format": FORMAT,
+        **asdict(config),
+        "data_sha256": data,
+        "kernels": chosen_kernels(),
+    }
     settle(path, CONFIG, settings, free=("seeds",), write=False)
     # θ and one copy in float32, and the moments' 20 bytes a weight, for each seed.
     done = sum(path_.stat().st_size for path_ in path.glob("seed_*.npz"))
@@ -285,7 +291,7 @@ class Experiment:
         theta, stats = self.to_device(theta), self.to_device(stats)
         return loop.predict(self.model, theta, self.test_images, stats, self.quiet, what)
 
-    def train(self, do, *vectors, phase, updates, **options):
+    def train(self, do, *vectors, phase, updates, seed, **options):
         """`loop.train` or `loop.fine_tune` (`do`) by this experiment's data and settings."""
         config, tuning = self.config, phase == "fine-tuning"
         optimizer = make_optimizer(
@@ -294,8 +300,8 @@ class Experiment:
             config.momentum,
         )
         data = self.train_images, self.train_labels
-        options |= {"batch": config.batch, "quiet": self.quiet}
-        return do(self.model, *vectors, *data, optimizer, updates, **options)
+        task = loop.Task(self.model, *data, config.batch, seed, self.quiet)
+        return do(task, *vectors, optimizer, updates, **options)
 
 
 def run(config: Config, dataset, folder: Folder, quiet: bool = False) -> dict:

@@ -1,8 +1,9 @@
 """Training, fine-tuning with moments, and evaluation: the method, in order.
 
-    train      θ by epochs of mini-batches (eq. 1)
-    fine_tune  a little more of the same, every θ folded into the moments (eqs. 2-3)
-    predict    with the last θ, the mean model, the networks drawn from the moments; and score
+    task = Task(model, images, labels, batch=128, seed=0)
+    train(task, theta, stats, SGD(0.2), updates=1000)          eq. 1, θ changes in place
+    tuned = fine_tune(task, theta, stats, SGD(0.15), 500)      eqs. 2-3
+    probabilities = model.predict(tuned.moments.mean, images, tuned.moments_of_stats.mean)
 
 Every random choice has a stream of its own, made from the seed and its purpose, so that a
 stage can be done again, alone, with the same bits.
@@ -10,14 +11,18 @@ stage can be done again, alone, with the same bits.
 
 import itertools
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires.arrays import to_host, xp_of
+from minires.arrays import checks, to_host, xp_of
 from minires.arrays.text import progress
+from minires.kernels import runs_as_written
 from minires.resampling.moments import Moments
 from minires.training import capture, metrics
+from minires.training.schedules import Schedule, constant
 
 STREAMS = (
     "initial weights",
@@ -30,21 +35,30 @@ STREAMS = (
 )
 
 
-def stream(seed, purpose):
-    """The random generator of a seed for one of the purposes in `STREAMS`."""
+def stream(seed: int, purpose: str) -> np.random.Generator:
+    """The random generator of a seed for one purpose.
+
+    seed     a whole number from 0 up
+    purpose  one of `STREAMS`
+    Returns  a Generator; the same seed and purpose give the same numbers
+    Raises   ValueError for another purpose
+    """
+    checks.one_of("stream", "purpose", purpose, STREAMS)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(purpose),)))
 
 
-def batches(count, batch, rng):
-    """Index arrays (batch,) without end: every epoch in a new order, a partial batch dropped.
+def batches(count: int, batch: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Index arrays without end: every epoch in a new order, a partial batch at its end left out.
 
-    count   number of examples
-    batch   examples in a batch
-    rng     where the order comes from
-    Raises  ValueError when a batch has more examples than there are
+    count    number of examples
+    batch    examples in a batch
+    rng      where the order comes from
+    Returns  an iterator over arrays (batch,) of integers
+    Raises   ValueError when a batch has more examples than there are
     """
     if not 0 < batch <= count:
         raise ValueError(f"batches: {batch} examples a batch, but there are {count}")
+    checks.generator_of("batches", rng)
 
     def epochs():
         while True:
@@ -54,63 +68,115 @@ def batches(count, batch, rng):
     return epochs()
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is to be learnt: a network, images, and the random choices.
+
+    model    a `minires.networks.protocol.Classifier`, such as a Model
+    images   (N, H, W, C), dtype and device of the θ that is trained
+    labels   (N,) integers from 0 to classes − 1, or a list of them
+    batch    images in a mini-batch
+    seed     of the order of the images, and of dropout; or R of them, one for each network
+    quiet    no progress bar (where standard error is no terminal there is none in any case)
+    Raises   ValueError when a length, a label or a setting does not fit
+    """
+
+    model: Any
+    images: Any
+    labels: Any
+    batch: int = 128
+    seed: int | Sequence[int] = 0
+    quiet: bool = False
+
+    def __post_init__(self):
+        checks.is_array("Task", "images", self.images)
+        count, classes = len(self.images), self.model.classes
+        if count == 0:
+            raise ValueError("Task: images are empty: there is nothing to learn from")
+        labels = checks.labels_for("Task", self.labels, count, classes, like=self.images)
+        object.__setattr__(self, "labels", labels)
+        for seed in self.seed if np.ndim(self.seed) else [self.seed]:
+            checks.whole_number("Task", "seed", seed, 0)
+        batch = checks.whole_number("Task", "batch", self.batch, 1)
+        if batch > count:
+            raise ValueError(f"Task: batch is {batch}, but there are {count} images: lower it")
+
+
+class Trained(NamedTuple):
+    """What `train` returns, besides θ and the statistics, which it changed in place.
+
+    history   the watched weights after every update, (updates, [R,] watched), on the host
+    lost      {place among the R networks: FloatingPointError} for every network whose loss or
+              final weights are not finite; empty unless `raise_lost` was off
+    """
+
+    history: np.ndarray
+    lost: dict[int, FloatingPointError]
+
+
+class FineTuned(NamedTuple):
+    """What `fine_tune` returns, besides θ and the statistics, which it changed in place.
+
+    moments            of θ over the updates
+    moments_of_stats   of the batch-norm statistics
+    history            the watched weights after every update, (updates, [R,] watched)
+    """
+
+    moments: Moments
+    moments_of_stats: Moments
+    history: np.ndarray
+
+
 def train(
-    model,
-    theta,
-    stats,
-    images,
-    labels,
-    optimizer,
-    updates,
-    batch,
-    seed,
-    phase="training",
-    after_update=None,
-    quiet=False,
-    schedule=None,
-    moments=(),
-    watch=(),
-    lost=None,
-):
+    task: Task,
+    theta: Any,
+    stats: Any,
+    optimizer: Any,
+    updates: int,
+    *,
+    phase: str = "training",
+    schedule: Schedule | None = None,
+    moments: Sequence[tuple[Any, Any]] = (),
+    watch: Sequence[int] = (),
+    after_update: Callable[[int, Any, Any], None] | None = None,
+    raise_lost: bool = True,
+) -> Trained:
     """Improve θ by mini-batch gradient descent (eq. 1), in place.
 
-    On a GPU updates are recorded and played again (`minires.training.capture`), and the losses
-    are looked at once an epoch.
+    On a GPU, updates are recorded and played again (`minires.training.capture`), and the losses
+    are looked at once an epoch. With plain kernels nothing is recorded.
 
-    model         a Model
+    task          what to learn
     theta         (P,), or (R, P) for R networks side by side; changed in place
-    stats         (S,), or (R, S); changed in place
-    images        (N, H, W, C), dtype of theta
-    labels        (N,) integers
+    stats         (S,), or (R, S); changed in place; S = 0 without batch norm
     optimizer     SGD or Adam
     updates       how many mini-batches
-    batch         examples in a batch
-    seed          of the order of the batches, and of dropout; or R of them, one for each network
-    phase         "training" or "fine-tuning": which of the seed's streams to use
+    phase         "training" or "fine-tuning": which of the seed's random streams to use
+    schedule      schedule(t) is the share of the optimizer's rate at update t = 0, 1, …; without
+                  one it is all of it (see `minires.training.schedules`)
+    moments       [(Moments or EMA, vector), …]: updated with the vector after every update
+    watch         indices of weights whose every value is returned
     after_update  called with (number of the update, theta, loss) after each; on a GPU the loss
                   is None, since it may not be known yet
-    quiet         no progress bar (there is none off a terminal in any case)
-    schedule      schedule(t) is the share of the optimizer's rate at update t = 0, 1, …; without
-                  one it is all of it
-    moments       [(Moments or EMA, vector), …]: each vector is folded in after every update
-    watch         indices of weights whose every value is returned
-    lost          a dict: where a network's loss is no longer a number, or θ at the end, it gets
-                  {place among the R: FloatingPointError}, and the other networks go on. One that
-                  it names already is lost
-    Returns       the watched values (updates, [R,] len(watch)), on the host
-    Raises        FloatingPointError when the loss is no longer a number, or θ at the end
+    raise_lost    whether to raise the first error of a network whose loss or weights are not
+                  finite; if not, these networks are returned in `lost`, and the others train on
+    Returns       Trained
+    Raises        FloatingPointError when a loss, or θ at the end, is not finite, and `raise_lost`;
+                  ValueError when an image holds a NaN, or an argument does not fit
     """
-    order, dropout = _order_and_dropout(len(images), batch, seed, phase)
+    updates = checks.whole_number("train", "updates", updates, 0)
+    order, dropout = order_and_dropout(len(task.images), task.batch, task.seed, phase)
     order = list(itertools.islice(order, updates))
-    problem = model, theta, stats, images, labels, optimizer, order, dropout
-    if xp_of(theta) is np:
-        steps, looks = _Updates(*problem, schedule, moments, watch), set(range(updates))
+    if xp_of(theta) is np or runs_as_written():
+        kind, looks = Steps, set(range(updates))
     else:
-        steps = capture.Updates(*problem, schedule, moments, watch)
-        looks = set(capture.epoch_ends(updates, len(images), batch))
-    check, seen = _Check(phase, updates, optimizer.rate, lost), 0
-    with _progress(phase, seed, updates, quiet) as bar:
-        for number in steps:
+        kind = capture.RecordedSteps
+        looks = set(capture.epoch_ends(updates, len(task.images), task.batch))
+    check, seen = _Check(phase, updates, optimizer.rate, task.images, raise_lost), 0
+    steps = kind(task, theta, stats, optimizer, order, dropout, schedule, moments, watch)
+    with _progress(phase, task, updates) as bar, steps:
+        for number in range(updates):
+            loss = steps.take()
             if number in looks:
                 losses = to_host(steps.losses[seen : number + 1])
                 if check.losses(losses, seen) == losses[0].size:
@@ -119,7 +185,7 @@ def train(
                 bar.set_postfix(loss=f"{losses[-1].mean():.4f}", refresh=False)
                 bar.update(seen - bar.n)
             if after_update is not None:
-                after_update(number, theta, steps.loss)
+                after_update(number, theta, loss)
     check.weights(theta, stats)
     if steps.reason:
         warnings.warn(
@@ -127,55 +193,90 @@ def train(
             f"({steps.reason})",
             stacklevel=2,
         )
-    return to_host(steps.history)
+    return Trained(to_host(steps.history), check.lost)
 
 
-class _Updates:
-    """What `capture.Updates` is on a GPU: each update is done when it is asked for."""
+class Steps:
+    """Updates of θ, each done at once: a batch, a step of the optimizer, and the moments.
 
-    reason = None
+    task            what to learn
+    theta, stats    (P,) and (S,), or (R, P) and (R, S); changed in place
+    optimizer       SGD or Adam
+    order           [(batch,) or (R, batch) integers, …]: the images of each update
+    rng             for dropout: a Generator, or a list of R
+    schedule        schedule(t) is the share of the rate at update t = 0, 1, …; without one all
+    moments         [(Moments or EMA, vector), …]: updated with the vector after every step
+    watch           indices of weights whose every value is kept, in `history`
+
+    `losses` is (updates,) or (updates, R), `history` (updates, [R,] watched). On a GPU, but not
+    with plain kernels, `capture.RecordedSteps` takes this one's place.
+    """
+
+    reason = None  # why nothing could be recorded; there is nothing to record here
 
     def __init__(
-        self, model, theta, stats, images, labels, optimizer, order, rng, schedule, moments, watch
+        self,
+        task: Task,
+        theta: np.ndarray,
+        stats: np.ndarray,
+        optimizer: Any,
+        order: Sequence[np.ndarray],
+        rng: Any,
+        schedule: Schedule | None = None,
+        moments: Sequence[tuple[Any, np.ndarray]] = (),
+        watch: Sequence[int] = (),
     ):
-        self.model, self.theta, self.stats = model, theta, stats
-        self.images, self.labels, self.optimizer = images, labels, optimizer
+        self.task, self.theta, self.stats, self.optimizer = task, theta, stats, optimizer
         self.order, self.rng, self.moments = order, rng, moments
-        self.schedule = schedule or capture.constant
-        self.watch = np.asarray(watch, int)
-        lead = theta.shape[:-1]
-        self.losses = np.empty((len(order), *lead), theta.dtype)
-        self.history = np.empty((len(order), *lead, len(watch)), theta.dtype)
-        self.loss = None
+        xp, lead = xp_of(theta), theta.shape[:-1]
+        self.schedule, self.watch = schedule or constant, xp.asarray(np.asarray(watch, int))
+        self.number = 0
+        self.losses = xp.empty((len(order), *lead), theta.dtype)
+        self.history = xp.empty((len(order), *lead, len(watch)), theta.dtype)
 
-    def __iter__(self):
-        for number, batch in enumerate(self.order):
-            loss, gradient = self.model.loss_and_gradient(
-                self.theta, self.images[batch], self.labels[batch], stats=self.stats, rng=self.rng
-            )
-            self.loss = self.losses[number] = loss
-            rate = self.optimizer.rate
-            self.optimizer.rate = rate * self.schedule(number)
-            self.optimizer.step(self.theta, gradient)
-            self.optimizer.rate = rate
-            for kept, vector in self.moments:
-                kept.update(vector)
-            self.history[number] = self.theta[..., self.watch]
-            yield number
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def take(self) -> Any:
+        """Make the next update.
+
+        Returns  its loss: a number, or (R,)
+        """
+        number, task, optimizer = self.number, self.task, self.optimizer
+        batch = xp_of(self.theta).asarray(self.order[number])
+        loss, gradient = task.model.loss_and_gradient(
+            self.theta, task.images[batch], task.labels[batch], stats=self.stats, rng=self.rng
+        )
+        rate = optimizer.rate
+        optimizer.rate = rate * self.schedule(number)
+        optimizer.step(self.theta, gradient)
+        optimizer.rate = rate
+        for average, vector in self.moments:
+            average.update(vector)
+        self.losses[number], self.history[number] = loss, self.theta[..., self.watch]
+        self.number += 1
+        return loss
 
 
 @dataclass
 class _Check:
-    """Looks whether losses and weights are numbers, and says which networks are lost.
+    """Looks whether losses and weights are finite, and keeps which networks are lost.
 
-    rate   of the training that is looked at, before any schedule: what the remedy is to lower
-    lost   {place of a network: its error}, or None: raise the first one
+    rate        before any schedule: what the remedy is to lower
+    raise_lost  whether to raise the first error
     """
 
     phase: str
     updates: int
-    rate: object
-    lost: dict | None
+    rate: Any
+    images: Any
+    raise_lost: bool
+
+    def __post_init__(self):
+        self.lost = {}
 
     def losses(self, losses, first):
         """Look at the losses (n, [R]) of updates from `first` on; returns how many are lost."""
@@ -187,12 +288,12 @@ class _Check:
             remedy = (
                 f"lower the rate, {self._rate(network)}"
                 if number
-                else "the weights to start from are no good: lower the rate that led to them"
+                else "the weights to start from give no finite loss: start from others, or lower "
+                "the rate that led to them"
             )
-            self._lose(
-                network, f"the loss is {loss} at update {number + 1} of {self.updates}: {remedy}"
-            )
-        return len(self.lost or ())
+            what = f"the loss is {loss} at update {number + 1} of {self.updates}: {remedy}"
+            self._lose(network, what)
+        return len(self.lost)
 
     def weights(self, theta, stats):
         """Look at θ (P,) or (R, P) and the statistics after the last update."""
@@ -210,70 +311,99 @@ class _Check:
         return float(rates[network % len(rates)])
 
     def _lose(self, network, what):
+        if not self.lost:  # the images, rather than the weights, may be to blame
+            checks.images_are_finite(self.phase, self.images)
         error = FloatingPointError(f"{self.phase}: {what}")
-        if self.lost is None:
+        if self.raise_lost:
             raise error
         self.lost.setdefault(int(network), error)
 
 
-def _order_and_dropout(count, batch, seed, phase):
-    """Endless batches, (batch,) or (R, batch) indices; and generators, one or R."""
+def order_and_dropout(
+    count: int, batch: int, seed: int | Sequence[int], phase: str
+) -> tuple[Iterator[np.ndarray], Any]:
+    """The random choices of a training.
+
+    count    number of images
+    batch    images in a mini-batch
+    seed     a whole number, or R of them, one for each network
+    phase    "training" or "fine-tuning"
+    Returns  endless batches, (batch,) or (R, batch) indices; and one Generator, or R, for dropout
+    """
     if np.ndim(seed) == 0:
         order = batches(count, batch, stream(seed, f"{phase} order"))
         return order, stream(seed, f"{phase} dropout")
     orders = [batches(count, batch, stream(s, f"{phase} order")) for s in seed]
-    together = map(np.stack, zip(*orders, strict=True))
-    return together, [stream(s, f"{phase} dropout") for s in seed]
+    side_by_side = map(np.stack, zip(*orders, strict=True))
+    return side_by_side, [stream(s, f"{phase} dropout") for s in seed]
 
 
-def _progress(phase, seed, updates, quiet):
-    desc = f"{phase} (seed {seed})"
-    return progress(quiet=quiet, desc=desc, total=updates, unit="update", leave=False)
+def _progress(phase, task, updates):
+    desc = f"{phase} (seed {task.seed})"
+    return progress(quiet=task.quiet, desc=desc, total=updates, unit="update", leave=False)
 
 
 def fine_tune(
-    model,
-    theta,
-    stats,
-    images,
-    labels,
-    optimizer,
-    updates,
-    batch,
-    seed,
-    watch=(),
-    quiet=False,
-    **moments_options,
-):
-    """Train on for a few hundred updates and keep the moments of θ over them all.
+    task: Task,
+    theta: Any,
+    stats: Any,
+    optimizer: Any,
+    updates: int,
+    *,
+    schedule: Schedule | None = None,
+    watch: Sequence[int] = (),
+    **moments_options: int,
+) -> FineTuned:
+    """Train on for a few hundred updates and keep the moments of θ over them all (eqs. 2-3).
 
+    task             what to learn
+    theta            (P,) or (R, P), trained weights; changed in place
+    stats            (S,) or (R, S); changed in place
+    optimizer        SGD or Adam
+    updates          how many mini-batches; about an epoch in the paper
+    schedule         as for `train`; the paper's rate stays as it is
     watch            indices of weights whose every value is kept, for a picture
     moments_options  ddof, burn_in, stride: see `Moments`
-    Returns          the moments of θ, those of the statistics, and the watched values
-                     (updates, [R,] len(watch)); theta and stats are changed in place
+    Returns          FineTuned
+    Raises           FloatingPointError, ValueError as `train`
     """
     moments = Moments(theta.shape, **moments_options)
     moments_of_stats = Moments(stats.shape, **moments_options)
-    history = train(
-        model,
+    kept = [(moments, theta), (moments_of_stats, stats)]
+    trained = train(
+        task,
         theta,
         stats,
-        images,
-        labels,
         optimizer,
         updates,
-        batch,
-        seed,
         phase="fine-tuning",
-        quiet=quiet,
-        moments=[(moments, theta), (moments_of_stats, stats)],
+        schedule=schedule,
+        moments=kept,
         watch=watch,
     )
-    return moments, moments_of_stats, history
+    return FineTuned(moments, moments_of_stats, trained.history)
 
 
-def predict(model, theta, images, stats=None, quiet=False, desc="evaluating"):
-    """Class probabilities, with a progress bar; theta (P,) or (R, P)."""
+def predict(
+    model: Any,
+    theta: Any,
+    images: Any,
+    stats: Any = None,
+    quiet: bool = False,
+    desc: str = "evaluating",
+) -> np.ndarray:
+    """Class probabilities, with a progress bar.
+
+    model    a Classifier
+    theta    (P,) or (R, P)
+    images   (N, H, W, C), dtype and device of theta
+    stats    (S,) or (R, S); needed with batch norm only
+    quiet    no progress bar
+    desc     what the bar says
+    Returns  (N, classes) or (R, N, classes), on the host
+    Raises   ValueError as `Model.predict`
+    """
+
     step = model.batch
     result = np.empty((*theta.shape[:-1], len(images), model.classes), theta.dtype)
     starts = range(0, len(images), step)
@@ -283,13 +413,24 @@ def predict(model, theta, images, stats=None, quiet=False, desc="evaluating"):
     return result
 
 
-def score(probabilities, labels):
-    """Accuracy, NLL, Brier score and ECE of one prediction (N, classes), as plain floats."""
+def score(probabilities: Any, labels: Any) -> dict[str, float]:
+    """Accuracy, NLL, Brier score and ECE of one prediction, as plain floats.
+
+    probabilities  (N, classes)
+    labels         (N,) integers
+    Returns        {"accuracy", "nll", "brier", "ece"}
+    """
     return {name: float(value) for name, value in metrics.evaluate(probabilities, labels).items()}
 
 
-def choose_weights(model, count, rng):
-    """Indices into θ of `count` weights to watch, spread over the layers."""
+def choose_weights(model: Any, count: int, rng: np.random.Generator) -> list[int]:
+    """Indices into θ of weights to watch, spread over the layers.
+
+    model    a Model
+    count    how many
+    rng      where the choice comes from
+    Returns  [index, …]
+    """
     kernels = [entry for entry in model.layout.weights if entry.name.endswith("weight")]
     return [
         int(entry.start + rng.integers(entry.size))

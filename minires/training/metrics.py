@@ -1,23 +1,28 @@
 """How good predicted probabilities are: four numbers, one definition each.
 
 Every function takes probabilities (…, N, C) of N images and C classes, and labels (N,), and
-returns (…): one number for each network that shares the images. All sums are in float64. A
-prediction that is not a number is a wrong one to `accuracy`, and makes the others NaN.
+returns (…): one number for each network that shares the images. All sums are in float64, and
+the same probabilities give the same numbers in float32 and float64. A prediction that is not a
+number is a wrong one to `accuracy`, and makes the others NaN.
 """
+
+from typing import Any
 
 import numpy as np
 
-from minires.arrays import to_host, xp_of
+from minires.arrays import checks, to_host, xp_of
 
 
-def evaluate(probabilities, labels):
+def evaluate(probabilities: Any, labels: Any) -> dict[str, Any]:
     """All metrics at once.
 
-    probabilities   (…, N, C) float, each row summing to one
-    labels          (N,) int in [0, C)
+    probabilities   (…, N, C) float32 or float64, or a list: each row sums to one
+    labels          (N,) integers from 0 to C − 1, or a list of them
     Returns         dict: "accuracy", "nll", "brier" and "ece", each (…) float64 on the host
-    Raises          ValueError when shapes do not fit or a label is out of range
+    Raises          ValueError when shapes do not fit, a row is no probabilities, or a label is
+                    out of range
     """
+    probabilities, labels = _checked("evaluate", probabilities, labels)
     return {
         "accuracy": accuracy(probabilities, labels),
         "nll": nll(probabilities, labels),
@@ -26,7 +31,7 @@ def evaluate(probabilities, labels):
     }
 
 
-def accuracy(probabilities, labels):
+def accuracy(probabilities: Any, labels: Any) -> Any:
     """The fraction of images whose most probable class is the label.
 
     Of equal probabilities the first class counts as the most probable.
@@ -34,11 +39,11 @@ def accuracy(probabilities, labels):
     probabilities, labels, Raises   as in `evaluate`
     Returns   (…) float64, in [0, 1]
     """
-    labels = _checked("accuracy", probabilities, labels)
+    probabilities, labels = _checked("accuracy", probabilities, labels)
     return _on_host(_correct(probabilities, labels).mean(axis=-1))
 
 
-def nll(probabilities, labels):
+def nll(probabilities: Any, labels: Any) -> Any:
     """The negative log-likelihood of the labels, in nats per image.
 
     −(1/N) Σ_n ln max(p[n, label_n], tiny)
@@ -49,14 +54,14 @@ def nll(probabilities, labels):
     probabilities, labels, Raises   as in `evaluate`
     Returns   (…) float64, at least 0
     """
-    labels = _checked("nll", probabilities, labels)
+    probabilities, labels = _checked("nll", probabilities, labels)
     xp = xp_of(probabilities)
     likelihood = probabilities[..., xp.arange(len(labels)), labels]
     likelihood = xp.maximum(likelihood, float(np.finfo(probabilities.dtype).tiny))
     return _on_host(-xp.log(likelihood.astype(np.float64)).mean(axis=-1))
 
 
-def brier(probabilities, labels):
+def brier(probabilities: Any, labels: Any) -> Any:
     """The Brier score: a sum over the classes, a mean over the images.
 
     (1/N) Σ_n Σ_c (p[n, c] − [c = label_n])²
@@ -65,14 +70,14 @@ def brier(probabilities, labels):
     Returns   (…) float64, in [0, 2]
     Source    Brier 1950, Monthly Weather Review 78(1)
     """
-    labels = _checked("brier", probabilities, labels)
+    probabilities, labels = _checked("brier", probabilities, labels)
     xp = xp_of(probabilities)
     error = probabilities.astype(np.float64)
     error[..., xp.arange(len(labels)), labels] -= 1
     return _on_host((error * error).sum(axis=-1).mean(axis=-1))
 
 
-def ece(probabilities, labels, bins=15):
+def ece(probabilities: Any, labels: Any, bins: int = 15) -> Any:
     """The expected calibration error: how far confidence and accuracy lie apart.
 
     Σ_b |B_b|/N · |mean confidence in B_b − accuracy in B_b|
@@ -81,19 +86,23 @@ def ece(probabilities, labels, bins=15):
     the right, B_b = (b/bins, (b+1)/bins]; a confidence of 0 would belong to the first.
 
     probabilities, labels, Raises   as in `evaluate`
-    bins      how many
+    bins      how many, at least 1
     Returns   (…) float64, in [0, 1]
     Source    Guo et al. 2017, arXiv:1706.04599, eq. 3
     """
-    labels = _checked("ece", probabilities, labels)
+    probabilities, labels = _checked("ece", probabilities, labels)
+    bins = checks.whole_number("ece", "bins", bins, 1)
     xp = xp_of(probabilities)
     confidence = probabilities.max(axis=-1).astype(np.float64)
     gap = confidence - _correct(probabilities, labels)
 
     # One bincount for all networks: network r has the bins r·bins … (r+1)·bins − 1.
     networks = gap.size // len(labels)
-    inner_edges = xp.arange(1, bins) / bins
-    bin_of = xp.searchsorted(inner_edges, confidence.reshape(networks, -1), side="left")
+    # Edges and confidences are compared in float32: 9/15 is an edge there as in float64, so that
+    # both dtypes give the same bins.
+    inner_edges = (xp.arange(1, bins) / bins).astype(np.float32)
+    rounded = confidence.reshape(networks, -1).astype(np.float32)
+    bin_of = xp.searchsorted(inner_edges, rounded, side="left")
     bin_of += bins * xp.arange(networks)[:, None]
     gaps = xp.bincount(bin_of.reshape(-1), weights=gap.reshape(-1), minlength=networks * bins)
     error = abs(gaps.reshape(networks, bins)).sum(axis=-1) / len(labels)
@@ -107,21 +116,10 @@ def _correct(probabilities, labels):
 
 
 def _checked(where, probabilities, labels):
-    """`labels` beside `probabilities`, once both are known to fit."""
-    if probabilities.dtype not in (np.float32, np.float64):
-        raise ValueError(f"{where}: probabilities are {probabilities.dtype}, expected a float type")
-    labels = xp_of(probabilities).asarray(labels)
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"{where}: labels are {labels.dtype}, expected integers")
-    if probabilities.ndim < 2 or labels.shape != probabilities.shape[-2:-1] or not labels.size:
-        raise ValueError(
-            f"{where}: probabilities are {probabilities.shape}, labels {labels.shape}, "
-            "expected (…, N, classes) and (N,), N >= 1"
-        )
-    low, high, classes = int(labels.min()), int(labels.max()), probabilities.shape[-1]
-    if low < 0 or high >= classes:
-        raise ValueError(f"{where}: labels go from {low} to {high}, expected 0 to {classes - 1}")
-    return labels
+    """Both as arrays, once they are known to fit."""
+    probabilities = checks.probabilities_of(where, probabilities)
+    shape = probabilities.shape
+    return probabilities, checks.labels_for(where, labels, shape[-2], shape[-1], probabilities)
 
 
 def _on_host(value):

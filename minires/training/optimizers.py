@@ -1,7 +1,7 @@
 """Gradient descent: plain, with momentum, and Adam. Each changes θ in place.
 
-An optimizer holds its own state vectors, made like θ at the first step, so (P,) and (R, P),
-float32 and float64, CPU and GPU are all the same to it. The loop that trains owns θ:
+An optimizer holds its own state vectors, made like θ at the first step. So θ may be (P,) or
+(R, P), float32 or float64, on a CPU or a GPU. The loop that trains owns θ:
 
     optimizer = SGD(0.2)
     loss, gradient = model.loss_and_gradient(theta, images, labels, rng=rng)
@@ -12,21 +12,26 @@ have their own: a rate of shape (R, 1) for θ (R, P).
 """
 
 import copy
-import functools
 import math
+from typing import Any
 
 import numpy as np
 
-from minires.arrays import device_of, each_block, to_device, to_host, xp_of
-from minires.kernels import kernels_of
+from minires.arrays import checks, device_of, to_device, to_host, xp_of
+from minires.kernels.vectors import apply_formula
 
 
 class _Optimizer:
     """What every optimizer needs: its state made like θ, kept, and given back."""
 
-    vectors = ()  # names of the state vectors; each is None until the first step
+    vectors: tuple[str, ...] = ()  # names of the state vectors; each is None until the first step
+    settings: tuple[str, ...] = ()  # names of its arguments, for `repr`
 
-    def state(self):
+    def __repr__(self) -> str:
+        given = (f"{name}={getattr(self, name)!r}" for name in self.settings)
+        return f"{type(self).__name__}({', '.join(given)})  # {self.count:,} steps taken"
+
+    def state(self) -> dict[str, Any]:
         """Everything that changes from step to step, for going on later bit for bit.
 
         Returns  dict: "rate", "count" (steps taken) and a copy of each state vector
@@ -37,7 +42,7 @@ class _Optimizer:
                 state[name] = getattr(self, name).copy()
         return state
 
-    def restore(self, state):
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave, in an optimizer made with the same arguments.
 
         state    dict; its arrays are copied, and go to θ's device at the next step
@@ -55,39 +60,32 @@ class _Optimizer:
         for name in self.vectors:
             setattr(self, name, state[name].copy() if count else None)
 
-    def step(self, theta, gradient):
+    def step(self, theta: Any, gradient: Any) -> None:
         """Change θ in place by one step.
 
-        theta      (P,) or (R, P), contiguous; changed
+        theta      (P,) or (R, P), float32 or float64, contiguous; changed
         gradient   shape and dtype of theta; left as it is
         Raises     ValueError when shapes or dtypes differ
         """
-        self.prepare(theta, gradient)
-        self.count += 1
-        self.descend(theta, gradient, *self.numbers(self.count))
+        raise NotImplementedError
 
-    def numbers(self, count):
-        """What is not the same at every step, for step number `count`, from 1: ℓ, and perhaps ε.
+    def ready(self, theta: Any, gradient: Any) -> None:
+        """Check one step's arrays, and make the state vectors if there are none.
 
-        Apart from the step itself, so that one recorded on a GPU can be played with new numbers.
+        theta, gradient, Raises   as for `step`
         """
-        raise NotImplementedError
-
-    def descend(self, theta, gradient, *numbers):
-        """Change θ and the state vectors in place; the numbers may be arrays on θ's device."""
-        raise NotImplementedError
-
-    def prepare(self, theta, gradient):
-        """Check one step's arrays, and make the state vectors if there are none."""
         where = f"{type(self).__name__}.step"
+        for name, array in (("theta", theta), ("gradient", gradient)):
+            checks.is_array(where, name, array)
         if gradient.shape != theta.shape or gradient.dtype != theta.dtype:
             raise ValueError(
                 f"{where}: theta is {theta.shape} {theta.dtype}, gradient is "
                 f"{gradient.shape} {gradient.dtype}, expected the same"
             )
+        if theta.dtype.kind != "f":
+            raise ValueError(f"{where}: theta is {theta.dtype}, expected float32 or float64")
         if not (theta.flags.c_contiguous and gradient.flags.c_contiguous):
             raise ValueError(f"{where}: theta or gradient is not contiguous, pass a copy")
-        device = device_of(theta)
         for name in self.vectors:
             vector = getattr(self, name)
             if vector is None:
@@ -98,25 +96,12 @@ class _Optimizer:
                     f"before is {vector.shape} {vector.dtype}: use a new optimizer"
                 )
             else:
-                setattr(self, name, to_device(vector, device))
+                setattr(self, name, to_device(vector, device_of(theta)))
         if np.shape(self.rate) not in ((), (*theta.shape[:-1], 1)):
             wanted = f"({len(theta)}, 1) for one each" if theta.ndim == 2 else "one number"
             raise ValueError(
                 f"{where}: rate is {np.shape(self.rate)}, theta {theta.shape}: expected {wanted}"
             )
-
-
-def _networks(rate, *vectors):
-    """The rate and the vectors of all networks; one by one where rates differ."""
-    if np.ndim(rate) == 0:
-        yield float(rate), *vectors
-    else:  # blocks of flat vectors do not end where networks end
-        yield from zip(to_host(rate).ravel().tolist(), *vectors, strict=True)
-
-
-def _beside(theta, numbers):
-    """One number, or one for each network, in a vector on θ's device."""
-    return xp_of(theta).asarray(numbers, theta.dtype).reshape(-1)
 
 
 class SGD(_Optimizer):
@@ -132,33 +117,32 @@ class SGD(_Optimizer):
     Source         eq. 1, with g the gradient of the mean loss; momentum: Polyak 1964
     """
 
-    def __init__(self, rate, momentum=0.0, weight_decay=0.0):
-        _require("SGD", "rate", rate, _all_in_range(rate))
-        _require("SGD", "momentum", momentum, 0 <= momentum < 1)
-        _require("SGD", "weight_decay", weight_decay, 0 <= weight_decay < math.inf)
-        self.rate = rate
-        self.momentum = float(momentum)
-        self.weight_decay = float(weight_decay)
+    settings = ("rate", "momentum", "weight_decay")
+
+    def __init__(self, rate: Any, momentum: float = 0.0, weight_decay: float = 0.0):
+        self.rate = _rate_of("SGD", rate)
+        self.momentum = float(checks.number_in("SGD", "momentum", momentum, 0, 1))
+        self.weight_decay = float(checks.number_in("SGD", "weight_decay", weight_decay, 0))
         self.count = 0
         self.velocity = None
 
     @property
-    def vectors(self):
+    def vectors(self) -> tuple[str, ...]:
+        """The names of its state vectors."""
         return ("velocity",) if self.momentum else ()
 
-    def numbers(self, count):
-        return (self.rate,)
+    def step(self, theta: Any, gradient: Any) -> None:
+        """One step: v ← μ v + g + λ θ,  θ ← θ − ℓ v.
 
-    def descend(self, theta, gradient, rate):
-        momentum, decay = self.momentum, self.weight_decay
-        if not momentum:
+        theta, gradient, Raises   as for every optimizer: theta (P,) or (R, P), changed in place;
+                                  gradient like theta; ValueError when they do not fit
+        """
+        self.ready(theta, gradient)
+        self.count += 1
+        if not self.momentum:
             self.velocity = None
-        if xp_of(theta) is not np:
-            step = kernels_of(theta).step_sgd
-            step(theta, gradient, self.velocity, _beside(theta, rate), momentum, decay)
-            return
 
-        def descend(rate, theta, gradient, velocity=None):
+        def formula(theta, gradient, velocity, rate, momentum, decay):
             if decay:
                 gradient = gradient + decay * theta
             if momentum:
@@ -167,9 +151,8 @@ class SGD(_Optimizer):
                 gradient = velocity
             theta -= rate * gradient
 
-        state = (getattr(self, name) for name in self.vectors)
-        for own_rate, *own in _networks(rate, theta, gradient, *state):
-            each_block(functools.partial(descend, own_rate), *own)
+        vectors, settings = (theta, gradient, self.velocity), (self.momentum, self.weight_decay)
+        apply_formula(formula, *vectors, numbers=[self.rate], settings=settings, kernel="step_sgd")
 
 
 class Adam(_Optimizer):
@@ -192,51 +175,58 @@ class Adam(_Optimizer):
                      the faster form at the end of its §2 is epsilon_inside=False
     """
 
+    settings = ("rate", "beta1", "beta2", "epsilon", "epsilon_inside")
     vectors = ("first", "second")
 
-    def __init__(self, rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8, epsilon_inside=False):
-        _require("Adam", "rate", rate, _all_in_range(rate))
-        _require("Adam", "beta1", beta1, 0 <= beta1 < 1)
-        _require("Adam", "beta2", beta2, 0 <= beta2 < 1)
-        _require("Adam", "epsilon", epsilon, 0 < epsilon < math.inf)
-        self.rate = rate
-        self.beta1 = float(beta1)
-        self.beta2 = float(beta2)
-        self.epsilon = float(epsilon)
+    def __init__(
+        self,
+        rate: Any = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        epsilon_inside: bool = False,
+    ):
+        self.rate = _rate_of("Adam", rate)
+        self.beta1 = float(checks.number_in("Adam", "beta1", beta1, 0, 1))
+        self.beta2 = float(checks.number_in("Adam", "beta2", beta2, 0, 1))
+        self.epsilon = float(checks.number_in("Adam", "epsilon", epsilon, 0, low_open=True))
         self.epsilon_inside = epsilon_inside
         self.count = 0
         self.first = None
         self.second = None
 
-    def numbers(self, count):
+    def corrected(self, count: int) -> tuple[Any, float]:
+        """The rate and ε of one step, both corrected for averages that started at zero.
+
+        count    t, the number of the step, from 1
+        Returns  ℓ √(1−β₂ᵗ)/(1−β₁ᵗ), a number or (R, 1); and ε, or ε √(1−β₂ᵗ) when inside:
+                 √(v/c²) + ε = (√v + c ε)/c, so both conventions are one formula
+        """
         correction = math.sqrt(1 - self.beta2**count)
-        # Inside: √(v/c²) + ε = (√v + c ε)/c, so both conventions are one formula.
         epsilon = self.epsilon * (correction if self.epsilon_inside else 1.0)
         return self.rate * correction / (1 - self.beta1**count), epsilon
 
-    def descend(self, theta, gradient, rate, epsilon):
-        beta1, beta2 = self.beta1, self.beta2
-        if xp_of(theta) is not np:
-            numbers = _beside(theta, rate), _beside(theta, epsilon)
-            kernels_of(theta).step_adam(
-                theta, gradient, self.first, self.second, *numbers, beta1, beta2
-            )
-            return
+    def step(self, theta: Any, gradient: Any) -> None:
+        """One step: m and v follow g and g², then θ ← θ − ℓ m / (√v + ε).
 
-        def descend(rate, theta, gradient, first, second):
+        theta, gradient, Raises   as for every optimizer: theta (P,) or (R, P), changed in place;
+                                  gradient like theta; ValueError when they do not fit
+        """
+        self.ready(theta, gradient)
+        self.count += 1
+
+        def formula(theta, gradient, first, second, rate, epsilon, beta1, beta2):
             first += (1 - beta1) * (gradient - first)
             second += (1 - beta2) * (gradient * gradient - second)
-            theta -= rate * first / (np.sqrt(second) + epsilon)
+            theta -= rate * first / (xp_of(second).sqrt(second) + epsilon)
 
-        for own_rate, *own in _networks(rate, theta, gradient, self.first, self.second):
-            each_block(functools.partial(descend, own_rate), *own)
-
-
-def _all_in_range(rate):
-    """Whether every learning rate is a finite number from 0 up."""
-    return bool(((rate >= 0) & (rate < math.inf)).all()) if np.ndim(rate) else 0 <= rate < math.inf
+        vectors, numbers = (theta, gradient, self.first, self.second), self.corrected(self.count)
+        settings = self.beta1, self.beta2
+        apply_formula(formula, *vectors, numbers=numbers, settings=settings, kernel="step_adam")
 
 
-def _require(where, name, value, holds):
-    if not holds:
-        raise ValueError(f"{where}: {name} is {value}, outside its range (see help({where}))")
+def _rate_of(where, rate):
+    """A learning rate, once every one of them is known to be a finite number from 0 up."""
+    for number in np.ravel(to_host(rate)) if np.ndim(rate) else [rate]:
+        checks.number_in(where, "rate", number, 0)
+    return rate

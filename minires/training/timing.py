@@ -10,8 +10,10 @@ import time
 import numpy as np
 
 from minires import arrays
+from minires.kernels import kernels_of
 from minires.resampling.moments import Moments
 from minires.training import capture
+from minires.training.loop import Task
 from minires.training.optimizers import SGD
 
 MOMENTS_BYTES = 40  # that one update reads and writes for a float32 weight: θ, θ₁, θ̄ − θ₁, nσ²
@@ -61,15 +63,18 @@ class Problem:
 
             return median_seconds(np, updates, rounds) / len(self.order)
         order = np.concatenate([self.order[: capture.PLAIN + 1], *[self.order] * rounds])
-        arrays = self.theta, self.stats, self.images, self.labels
+        task = Task(self.model, self.images, self.labels, self.batch)
         settings = {"rng": self.rngs, "moments": kept, "record": record}
-        updates = capture.Updates(self.model, *arrays, optimizer, order, **settings)
         times = []
-        for number in updates:
-            if (number - capture.PLAIN) % len(self.order) == 0:
-                self.xp.cuda.get_current_stream().synchronize()
-                times.append(time.perf_counter())
-        self.reason = updates.reason
+        with capture.RecordedSteps(
+            task, self.theta, self.stats, optimizer, order, **settings
+        ) as steps:
+            for number in range(len(order)):
+                steps.take()
+                if (number - capture.PLAIN) % len(self.order) == 0:
+                    self.xp.cuda.get_current_stream().synchronize()
+                    times.append(time.perf_counter())
+        self.reason = steps.reason
         return statistics.median(np.diff(times)) / len(self.order)
 
     def predict_seconds(self, rounds):
@@ -85,14 +90,14 @@ class Problem:
         moments = Moments(self.theta.shape)
         if self.xp is np:
             return median_seconds(np, lambda: moments.update(self.theta), max(rounds, 5))
-        moments.prepare(self.theta)
-        number = self.xp.asarray(np.array([2]))
+        moments.start(self.theta)
+        number, update = self.xp.asarray(np.array([2])), kernels_of(self.theta).fold_moments
 
-        def fold():
+        def several():
             for _ in range(ROUND_UPDATES):
-                moments.fold(self.theta, number)
+                update(self.theta, *moments.arrays, number)
 
-        return median_seconds(self.xp, fold, rounds) / ROUND_UPDATES
+        return median_seconds(self.xp, several, rounds) / ROUND_UPDATES
 
 
 def median_seconds(xp, function, rounds):

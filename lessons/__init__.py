@@ -1,1 +1,0 @@
-"""Guided lessons: short scripts to read and to run, each one idea of the method."""

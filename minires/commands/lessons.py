@@ -1,0 +1,393 @@
+"""`minires lessons`: list, run, build, check and bundle the lessons.
+
+A lesson is one *percent script*: a Python file whose cells begin with `# %%`. It runs as it is,
+and notebooks and pages are made from it. Tags say what a cell is for:
+
+    setup                  imports, and what the checks of this lesson need
+    sizes                  how much is computed; `small={…}` beside the tag replaces it in tests
+    exercise NAME          what a student is to write: a function that raises NotImplementedError
+    solution NAME          a right answer
+    wrong NAME             an answer that looks right and is not, and what the check says to it
+    check NAME             the call that judges the answer
+"""
+
+import ast
+import codecs
+import re
+import runpy
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import minires
+from minires.testing.judging import readable
+
+SCRIPTS = "[0-9][0-9]_*.py"
+TEACH = "install it with: pip install 'minires[teach]'"
+PURPOSE = re.compile(r"\*\*After this lesson you can\*\* (.+?)\n\n", re.DOTALL)
+TIMES = re.compile(r"\*(\d+) minutes of yours, about (\d+) seconds? of the computer's\*")
+
+def add_parser(subparsers):
+    """Add the command's arguments."""
+    parser = subparsers.add_parser(
+        "lessons",
+        help="lessons to run, to hand out, and to check",
+        description="Lessons: each is one idea, with exercises that check themselves. Without a "
+        "word behind it, the command lists them.",
+    )
+    parser.set_defaults(run=_in_any_terminal(_list))
+    actions = parser.add_subparsers(metavar="ACTION")
+
+    run = actions.add_parser("run", help="run one lesson here")
+    run.add_argument("lesson", type=int, help="its number")
+    run.add_argument(
+        "--pictures", type=Path, help="folder for its pictures (default: show them in windows)"
+    )
+    run.set_defaults(run=_in_any_terminal(_run))
+
+    build = actions.add_parser("build", help="make notebooks and pages")
+    build.add_argument("lessons", type=int, nargs="*", help="their numbers (all)")
+    reader = build.add_mutually_exclusive_group(required=True)
+    reader.add_argument("--student", action="store_true", help="exercises without their answers")
+    reader.add_argument("--teacher", action="store_true", help="with solutions and wrong answers")
+    build.add_argument(
+        "--html", action="store_true", help="pages too; the teacher's are run, with pictures"
+    )
+    build.add_argument("--out", type=Path, required=True, help="folder to write to")
+    build.add_argument("--replace", action="store_true", help="write over notebooks in the folder")
+    build.set_defaults(run=_in_any_terminal(_build))
+
+    check = actions.add_parser("check", help="judge somebody's answers to a lesson")
+    check.add_argument("lesson", type=int, help="its number")
+    check.add_argument("answers", type=Path, help="a Python file or a notebook; it will be run")
+    check.set_defaults(run=_in_any_terminal(_check))
+
+    bundle = actions.add_parser("bundle", help="fill a USB stick for a class without a network")
+    bundle.add_argument("--out", type=Path, required=True, help="folder to write to")
+    bundle.add_argument(
+        "--platform",
+        nargs="+",
+        default=["windows", "macos", "linux"],
+        help="for which computers: windows, macos, macos-intel, linux, linux-arm, or a tag of pip",
+    )
+    bundle.add_argument(
+        "--python",
+        nargs="+",
+        default=[f"{sys.version_info.major}.{sys.version_info.minor}"],
+        help="for which versions of Python, such as 3.12 (this one's)",
+    )
+    bundle.add_argument("--no-pages", action="store_true", help="leave the executed pages out")
+    bundle.add_argument("--replace", action="store_true", help="write over notebooks in the folder")
+    bundle.set_defaults(run=_in_any_terminal(_bundle))
+
+
+# --- what a lesson is -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a lesson: its text, whether it is code, its tags, and its sizes in tests."""
+
+    source: str
+    code: bool
+    tags: tuple
+    small: dict
+
+    @property
+    def kind(self):
+        """The first tag, or "" for a cell that every reader gets as it is."""
+        return self.tags[0] if self.tags else ""
+
+    @property
+    def exercise(self):
+        """The name of the exercise that the cell belongs to, or ""."""
+        return self.tags[1] if len(self.tags) > 1 else ""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A lesson and what its first lines say of it.
+
+    path      the percent script
+    number    from 1
+    title     in a few words
+    purpose   what a reader can do afterwards
+    minutes   of the reader's time
+    seconds   of the computer's, on two cores
+    """
+
+    path: Path
+    number: int
+    title: str
+    purpose: str
+    minutes: int
+    seconds: int
+
+    def cells(self):
+        """The cells in order. Raises ImportError without the package that reads them."""
+        notebook = _jupytext().read(self.path)
+        return [
+            Cell(
+                cell.source,
+                cell.cell_type == "code",
+                tuple(cell.metadata.get("tags", ())),
+                dict(cell.metadata.get("small", {})),
+            )
+            for cell in notebook.cells
+        ]
+
+
+def folder():
+    """Where the scripts are: in the installed package, or beside it in a checkout."""
+    package = Path(minires.__file__).resolve().parent
+    for place in (package / "lessons", package.parent / "lessons"):
+        if any(place.glob(SCRIPTS)):
+            return place
+    raise FileNotFoundError(
+        f"there are no lessons in {package / 'lessons'} or {package.parent / 'lessons'}: "
+        "install minires again"
+    )
+
+
+def lessons():
+    """All lessons in order."""
+    return [_read(path) for path in sorted(folder().glob(SCRIPTS))]
+
+
+def lesson(number):
+    """One lesson by its number. ValueError when there is none."""
+    known = {each.number: each for each in lessons()}
+    if number not in known:
+        raise ValueError(f"there is no lesson {number}; there are {_span(known)}")
+    return known[number]
+
+
+def execute(cells, names, small=False, name="lesson"):
+    """Run code cells in one dictionary of names.
+
+    cells   of a lesson
+    names   the dictionary, changed in place
+    small   whether a cell's own small sizes replace what it has set
+    name    for error messages
+    """
+    for number, cell in enumerate(cells, 1):
+        if cell.code:
+            exec(compile(cell.source, f"<{name}, cell {number}>", "exec"), names)
+            if small:
+                names.update(cell.small)
+
+
+def defined(source):
+    """The functions and classes that a cell defines."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return [node.name for node in ast.parse(source).body if isinstance(node, kinds)]
+
+
+def _read(path):
+    lines = path.read_text("utf-8").splitlines()
+    text = "\n".join(line[2:] for line in lines if line.startswith("#"))
+    title = re.search(r"^# (\d+)\. (.+)$", text, re.MULTILINE)
+    purpose, times = PURPOSE.search(text), TIMES.search(text)
+    if not (title and purpose and times):
+        raise ValueError(
+            f"{path}: a lesson begins with its number and title, what one can do after it, and "
+            "its times, as the others do"
+        )
+    said = purpose[1].replace("\n", " ").rstrip(".")
+    return Lesson(path, int(title[1]), title[2], said, int(times[1]), int(times[2]))
+
+
+def _span(numbers):
+    return f"lessons {min(numbers)} to {max(numbers)}"
+
+
+def _jupytext():
+    try:
+        import jupytext
+    except ImportError as error:
+        raise ImportError(f"this needs the package jupytext: {TEACH}") from error
+    return jupytext
+
+
+# --- the actions ----------------------------------------------------------------------------
+
+
+def _list(options):
+    print(f"{'':>3}  {'lesson':<36}  minutes  afterwards you can")
+    for each in lessons():
+        print(f"{each.number:>3}  {each.title:<36}  {each.minutes:>7}  {each.purpose}")
+    print(
+        "\nminires lessons run 1                    run one here"
+        "\nminires lessons build --student --out D  notebooks to work in"
+        "\nminires lessons --help                   the other actions"
+    )
+    return 0
+
+
+def _run(options):
+    chosen = lesson(options.lesson)
+    from matplotlib import pyplot
+
+    place = options.pictures
+    if place is None and pyplot.get_backend().lower() == "agg":
+        place = Path()  # no window can be opened here
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
+        pyplot.switch_backend("agg")
+        shown, pyplot.show = pyplot.show, _Saver(place, chosen)
+    try:
+        runpy.run_path(str(chosen.path), run_name="__main__")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "minires":
+            raise
+        raise ImportError(f"lesson {chosen.number} needs the package {error.name}: {TEACH}") from error
+    finally:
+        if place is not None:
+            pyplot.show = shown
+    return 0
+
+
+class _Saver:
+    """Stands in for `pyplot.show` where no window can be opened: pictures become files."""
+
+    def __init__(self, place, chosen):
+        self.place, self.stem, self.count = place, chosen.path.stem, 0
+
+    def __call__(self, *args, **kwargs):
+        from matplotlib import pyplot
+
+        for number in pyplot.get_fignums():
+            self.count += 1
+            path = self.place / f"{self.stem}_{self.count}.png"
+            pyplot.figure(number).savefig(path)
+            pyplot.close(number)
+            print(f"[picture: {path}]")
+
+
+def _check(options):
+    chosen = lesson(options.lesson)
+    cells = chosen.cells()
+    answers = _answers(options.answers, chosen)
+    names = {"__name__": "__main__"}
+    execute([cell for cell in cells if cell.kind == "setup"], names, name=chosen.path.name)
+    right = 0
+    exercises = [cell for cell in cells if cell.kind == "exercise"]
+    for number, exercise in enumerate(exercises, 1):
+        wanted = defined(exercise.source)
+        print(f"{number}. {', '.join(wanted)}")
+        missing = [name for name in wanted if name not in answers]
+        if missing:
+            print(f"✗ not answered: {options.answers.name} defines no {' and no '.join(missing)}\n")
+            continue
+        check = next(c for c in cells if c.kind == "check" and c.exercise == exercise.exercise)
+        try:
+            execute([check], names | answers, name=f"check of {exercise.exercise}")
+        except AssertionError as error:
+            print(f"{error}\n")
+        except NotImplementedError:
+            print("✗ not answered yet: it raises NotImplementedError\n")
+        else:
+            right += 1
+            print()
+    print(f"{right} of {len(exercises)} right")
+    return 0 if right == len(exercises) else 1
+
+
+def _answers(path, chosen):
+    """What somebody's file or notebook defines."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix == ".ipynb":
+        try:
+            cells = _jupytext().read(path).cells
+        except Exception as error:  # whatever a damaged notebook makes its reader raise
+            raise ValueError(f"{path} cannot be read as a notebook: {error}") from error
+        wanted = {"setup", "exercise"}
+        sources = [
+            cell.source
+            for cell in cells
+            if cell.cell_type == "code" and wanted & set(cell.metadata.get("tags", ()))
+        ]
+        try:
+            source = "\n\n".join(map(_definitions, sources))
+        except SyntaxError as error:
+            raise ValueError(f"{path}: {error.msg}: {(error.text or '').strip()}") from error
+    else:
+        source = path.read_text("utf-8")
+    names = {"__name__": "answers"}
+    try:
+        exec(compile(source, str(path), "exec"), names)
+    except Exception as error:
+        trace = traceback.extract_tb(error.__traceback__)
+        line = next((e.lineno for e in reversed(trace) if e.filename == str(path)), None)
+        line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else line
+        where = f"{path}, line {line}" if line and path.suffix != ".ipynb" else str(path)
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+    return {name: value for name, value in names.items() if not name.startswith("__")}
+
+
+def _definitions(source):
+    """A notebook cell without the calls that stand on lines of their own, such as checks."""
+    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+    tree = ast.parse("\n".join(lines))
+    tree.body = [node for node in tree.body if not isinstance(node, ast.Expr)]
+    return ast.unparse(tree)
+
+
+def _chosen(numbers):
+    return [lesson(number) for number in dict.fromkeys(numbers)] if numbers else lessons()
+
+
+def _build(options):
+    from minires.commands import lesson_pages
+
+    lesson_pages.build(
+        _chosen(options.lessons),
+        options.out,
+        teacher=options.teacher,
+        html=options.html,
+        replace=options.replace,
+    )
+    print(f"{options.out} is ready")
+    return 0
+
+
+def _bundle(options):
+    from minires.commands import lesson_bundle
+
+    return lesson_bundle.bundle(
+        options.out,
+        platforms=options.platform,
+        pythons=options.python,
+        pages=not options.no_pages,
+        replace=options.replace,
+    )
+
+
+# --- terminals ------------------------------------------------------------------------------
+
+
+def _in_any_terminal(action):
+    """An action whose output no terminal refuses: θ becomes "theta" where there is no θ."""
+
+    def run(options):
+        codecs.register_error("minires.spell", _spell)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="minires.spell")
+        return action(options)
+
+    return run
+
+
+def _spell(error):
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return readable(error.object[error.start : error.end], _Ascii), error.end
+
+
+class _Ascii:
+    """A stream that shows ASCII only, for `readable`."""
+
+    encoding = "ascii"
