@@ -244,13 +244,13 @@ def test_what_follows_a_diverged_pre_training_is_settled(device, dataset, tmp_pa
 @pytest.mark.parametrize("rate", [0.15, 1e30])
 def test_a_group_leaves_no_memory_behind(device, source, where, rate, monkeypatch):
     """Gigabytes on a GPU, and the next group needs them: nothing may wait for the collector."""
-    kept, prepare_track = [], cells_module.Track.__init__
+    kept, prepare_track = [], cells_module.Recorder.__init__
 
     def watched(self, group):
         prepare_track(self, group)
         kept.extend([weakref.ref(self), weakref.ref(group)])
 
-    monkeypatch.setattr(cells_module.Track, "__init__", watched)
+    monkeypatch.setattr(cells_module.Recorder, "__init__", watched)
     profile = replace(TINY, baselines=(0.15, 1e30), curves=(0.15, 1e30))
     cells = [Cell("sgd", 0.2, 0.5, seed, "sgd", l2) for seed, l2 in enumerate((0.15, rate))]
     starts = starts_of(cells, TINY.model(0.5, (8, 8, 1)).size)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from minires.arrays import limits
 from minires.arrays.files import load_json
 from minires.arrays.results import LOCK, check, locked_folder, settle
 
@@ -124,3 +125,22 @@ def test_what_fits_a_schema():
 def test_what_does_not_fit_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         check("f", GOOD | change, SCHEMA)
+
+
+def test_what_fits_is_named(tmp_path, monkeypatch):
+    """10 bytes in any case, and 3 for each: of 100 free bytes 30 fit."""
+    monkeypatch.setattr(limits, "available_memory", lambda: 100)
+    limits.check_memory(10, 3, 30, "--members")
+    with pytest.raises(MemoryError, match=r"--members 31: .*: --members 30 would fit"):
+        limits.check_memory(10, 3, 31, "--members")
+    with pytest.raises(MemoryError, match="not even --members 1 would fit"):
+        limits.check_memory(99, 3, 1, "--members")
+    monkeypatch.setattr(limits, "available_memory", lambda: None)  # the system does not say
+    limits.check_memory(10, 3, 10**9, "--members")
+    with pytest.raises(OSError, match=r"--seeds 9000000000: .*: --seeds \d+ would fit"):
+        limits.check_disk(tmp_path / "not" / "there", 0, 10**9, 9 * 10**9, "--seeds")
+
+
+def test_this_machine_says_how_much_memory_is_free():
+    free = limits.available_memory()
+    assert free is None or 10**6 < free < 10**15

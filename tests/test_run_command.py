@@ -74,9 +74,10 @@ def test_the_table_and_nothing_else_is_on_stdout(finished):
     assert "%|" not in stderr, "a progress bar, off a terminal"
     assert "\r" not in stderr
     lines = stderr.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert "61,706 weights" in lines[0]
     assert lines[1].endswith(f"results, weights and figure.png are in {out}")
+    assert lines[2].startswith(f"next: open {out / 'figure.png'}; give --seeds 3")
 
 
 def test_the_files_of_a_run(finished):

@@ -336,15 +336,15 @@ def test_the_moments_are_checked_against_all_weights_kept(outcome, source, start
     assert 0 < check["mean"] < 1e-6
     assert 0 < check["variance"] < 1e-6
 
-    class Wrong(cells.Timed):
+    class Wrong(cells.Stopwatch):
         """Counts the first θ twice."""
 
         def update(self, theta):
             super().update(theta)
-            if self.seen == 1:
+            if self.moments.seen == 1:
                 super().update(theta)
 
-    monkeypatch.setattr(cells, "Timed", Wrong)
+    monkeypatch.setattr(cells, "Stopwatch", Wrong)
     wrong = compute(CELL, TINY, source, start).record["moments_check"]
     assert wrong["mean"] > 1e-3
     assert wrong["variance"] > 1e-2

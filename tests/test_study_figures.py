@@ -54,10 +54,13 @@ def lines_of(axes, colour, style):
 
 
 def test_figure_1_draws_the_means_over_seeds(sweep, panels):
-    axes = panels["figure-1"][0].figure.axes[0]
     for method in ("finetuned", "mean", "ensemble_3", "ensemble_10"):
-        for dropout, style in ((0.5, "-"), (0.0, "--")):
-            drawn = lines_of(axes, figures.COLOURS[method], style)
+        for panel, dropout, style in zip(panels["figure-1"], (0.5, 0.0), ("-", "--"), strict=True):
+            drawn = [
+                line
+                for axes in panel.figure.axes
+                for line in lines_of(axes, figures.COLOURS[method], style)
+            ]
             expected = [
                 [
                     100 * scores_of(sweep, method, "accuracy", optimizer="sgd", l1=l1, l2=l2,
@@ -70,9 +73,10 @@ def test_figure_1_draws_the_means_over_seeds(sweep, panels):
 
 
 def test_figure_1_has_standard_deviations_as_bars(sweep, panels):
-    axes = panels["figure-1"][0].figure.axes[0]
     drawn = sorted(
         float(np.diff(segment[:, 1])[0])
+        for panel in panels["figure-1"]
+        for axes in panel.figure.axes
         for bars in axes.collections
         for segment in bars.get_segments()
     )
@@ -112,8 +116,12 @@ def test_differences_leave_out_seeds_that_lack_a_method():
 
 
 def test_adam_is_a_straight_line_in_figure_2(sweep, panels):
-    axes = panels["figure-2"][0].figure.axes[0]
-    heights = {line.get_ydata()[0] for line in axes.lines if line.get_color() == figures.INK}
+    heights = {
+        line.get_ydata()[0]
+        for panel in panels["figure-2"]
+        for line in panel.figure.axes[0].lines
+        if line.get_color() == figures.INK
+    }
     adam = {"optimizer": "adam", "finetune_optimizer": "adam"}
     expected = {
         100 * scores_of(sweep, "mean", "accuracy", **adam, dropout=dropout).mean()
@@ -122,16 +130,32 @@ def test_adam_is_a_straight_line_in_figure_2(sweep, panels):
     np.testing.assert_allclose(sorted(heights), sorted(expected))
 
 
-def test_the_narrow_figure_shows_the_same(panels):
-    wide, narrow = panels["figure-1"]
-    assert (wide.layout, narrow.layout) == ("wide", "narrow")
-    drawn = [
-        [line.get_ydata().tolist() for axes in panel.figure.axes for line in axes.lines
-         if len(line.get_ydata()) == len(SMALL["l2"])]
-        for panel in (wide, narrow)
-    ]  # fmt: skip
-    assert drawn[0]
-    assert sorted(drawn[0]) == sorted(drawn[1])
+def test_points_lie_on_their_ticks_and_no_panel_has_more_than_four_series(panels):
+    for panel in panels["figure-1"] + panels["figure-2"] + panels["figure-1-differences"]:
+        for axes in panel.figure.axes:
+            ticks = axes.get_xticks()
+            series = [line for line in axes.lines if line.get_marker() in ("o", "^", "s")]
+            drawn = {(line.get_color(), line.get_linestyle()) for line in series}
+            assert 1 <= len(drawn) <= 4
+            for line in series:
+                away = min(np.diff(ticks)) if len(ticks) > 1 else 0.84
+                gaps = [min(abs(ticks - x)) for x in line.get_xdata()]
+                assert max(gaps) < 0.1 * away + 1e-9
+
+
+def test_the_calibration_error_has_a_panel(sweep, panels):
+    names = [panel.name for panel in panels["figure-1-differences"]]
+    assert names == ["figure-1-accuracy", "figure-1-nll", "figure-1-ece"]
+    assert [p.name for p in panels["baselines"]][2] == "baselines-1-ece"
+    cell = {"optimizer": "sgd", "l1": 0.2, "dropout": 0.5, "l2": 0.15}
+    gap = scores_of(sweep, "mean", "ece", **cell) - scores_of(sweep, "finetuned", "ece", **cell)
+    drawn = lines_of(panels["figure-1-differences"][2].figure.axes[0], figures.ACCENT, "-")
+    assert drawn[1][1] == pytest.approx(100 * gap.mean())
+
+
+def test_below_five_seeds_the_caption_says_too_few():
+    assert "too few for an interval" in figures.say_bars([[1] * 4, [1]])
+    assert "95 % intervals" in figures.say_bars([[1] * 5, [1]])
 
 
 def test_curves_are_differences_to_fine_tuned_of_the_same_seed(sweep):
@@ -146,6 +170,10 @@ def test_curves_are_differences_to_fine_tuned_of_the_same_seed(sweep):
     np.testing.assert_allclose(row["nll"], scores.mean(axis=0))
     drawn = [middle for middle, _, _ in row["nll_difference"]]
     np.testing.assert_allclose(drawn, (scores - base[:, None]).mean(axis=0), atol=1e-12)
+    assert np.isnan([ends for _, *ends in row["nll_difference"]]).all(), "three seeds: no interval"
+    five = synthetic_sweep(**SMALL | {"seeds": 5})
+    _, table = figures.curve_table(five, "updates")
+    row = next(iter(table.values()))
     assert all(low <= middle <= high for middle, low, high in row["nll_difference"])
 
 
@@ -230,7 +258,7 @@ def test_the_sliders_line_reaches_every_position(panels, drawings):
 
 def test_the_same_sweep_gives_the_same_drawing(sweep, drawings):
     again = figures.accuracy_over_rates(sweep, "adam")[0]
-    assert again.to_svg() == drawings["figure-2"]
+    assert again.to_svg() == drawings["figure-2-dropout-0.5"]
 
 
 def test_strange_names_of_layers_stay_text(sweep):
@@ -242,10 +270,11 @@ def test_strange_names_of_layers_stay_text(sweep):
     assert strange in [text.text for text in ElementTree.fromstring(svg).iter() if text.text]
 
 
-def test_png_files_are_for_wide_pages(sweep, tmp_path):
+def test_png_files_of_every_panel(sweep, tmp_path):
     sections = {"figure-1": figures.differences_over_rates(sweep, "sgd")}
     paths = figures.write_pngs(sections, tmp_path / "figures")
-    assert [path.name for path in paths] == ["figure-1-accuracy.png", "figure-1-nll.png"]
+    names = [f"figure-1-{metric}.png" for metric in ("accuracy", "nll", "ece")]
+    assert [path.name for path in paths] == names
     assert sorted(path.name for path in paths[0].parent.iterdir()) == sorted(p.name for p in paths)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 

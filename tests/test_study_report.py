@@ -5,10 +5,10 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html import escape
 from html.parser import HTMLParser
 
 import pytest
+from markupsafe import escape
 from study_records import synthetic_sweep
 
 from minires.commands import cli
@@ -159,15 +159,15 @@ def unglued(html):
 
 
 def test_numbers_stay_with_what_they_count():
-    glued = report._glue("p = 0.2; +0.1 points <b> at ℓ₁ 0.3, 5 % ± 1; 9 of 10 seeds")
+    glued = report.glue("p = 0.2; +0.1 points <b> at ℓ₁ 0.3, 5 % ± 1; 9 of 10 seeds")
     assert glued == (
-        "p\u00a0=\u00a00.2; +0.1\u00a0points &lt;b&gt; at ℓ₁\u00a00.3, 5\u00a0% ±\u00a01; 9 of "
+        "p\u00a0=\u00a00.2; +0.1\u00a0points <b> at ℓ₁\u00a00.3, 5\u00a0% ±\u00a01; 9 of "
         "10\u00a0seeds"
     )
 
 
 def test_captions_say_how_many_seeds(sweep, html):
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, re.DOTALL)
     assert len(captions) == 12
     portraits = [caption for caption in captions if "One network, seed 0" in caption]
     assert len(portraits) == 2
@@ -186,7 +186,7 @@ def test_claims_come_first_with_icon_word_and_reason(sweep, html, page):
     assert sections == list(SECTIONS)
     table = html[html.index('<table class="claims"') : html.index("</table>")]
     assert html.index('<table class="claims"') < html.index("<figure")
-    rows = re.findall(r"<tr role=\"row\"><td.*?</tr>", table)
+    rows = re.findall(r"<tr role=\"row\"><td.*?</tr>", table, re.DOTALL)
     assert len(rows) == len(expected) == 14
     for row, verdict in zip(rows, expected, strict=True):
         assert f">{verdict.claim}<" in row
@@ -205,9 +205,11 @@ def test_claims_come_first_with_icon_word_and_reason(sweep, html, page):
             assert escape(text) in unglued(row)
 
 
-def test_every_outcome_has_its_own_icon():
-    icons = [icon for _, icon in report.OUTCOMES.values()]
-    assert len(set(icons)) == 3
+def test_every_outcome_has_its_own_icon(html):
+    tally = re.search(r'<ul class="tally">.*?</ul>', html)[0]
+    icons = dict(re.findall(r'<span class="verdict (\w+)">(<svg.*?</svg>)', tally))
+    assert set(icons) == set(report.OUTCOMES.values())
+    assert len(set(icons.values())) == 3
 
 
 def test_every_section_shows_its_panels(panels, html):
@@ -235,6 +237,25 @@ def test_the_lead_counts_settings(sweep, html):
     ahead = sum(figures.differences_of(r, "mean", "accuracy").mean() > 0 for r in tuned)
     assert 0 < ahead < len(tuned)
     assert f"ahead in accuracy in {ahead} of {len(tuned)} settings" in html
+
+
+def test_a_profile_that_only_tests_has_no_verdicts(sweep, panels):
+    smoke = replace(sweep, settings=sweep.settings | {"profile": "smoke"})
+    html = unglued(report.write_page(smoke, panels))
+    assert html.count("too small to judge: this profile tests that everything runs") == 2
+    assert '<table class="claims"' not in html
+    assert "ahead in accuracy" not in html
+
+
+def test_captions_follow_from_the_data(sweep, html):
+    """The share of images in the last bin; and what bars there are with so few seeds."""
+    counts = [
+        bins["count"] for record in sweep.records for bins in record.get("reliability", {}).values()
+    ]
+    share = sum(count[-1] for count in counts) / sum(map(sum, counts))
+    assert f"{100 * share:.0f} % of them lie in the last bin" in unglued(html)
+    assert "No bars: fewer than 5 seeds are too few for an interval." in unglued(html)
+    assert "Bars: 95 %" not in unglued(html)
 
 
 def test_tables_hold_the_numbers(sweep, page):
@@ -274,32 +295,25 @@ def test_an_unfinished_sweep_says_how_many_cells_are_missing():
     assert report.missing_cells(sweep_of(cells[3:])) == 3
     lost = [{"cell": {n: getattr(c, n) for n in names}, "diverged": True} for c in cells[:2]]
     assert report.missing_cells(sweep_of(cells[3:], lost)) == 1
-    notice = unglued(report._unfinished(sweep_of(cells[3:], lost)))
+    (notice,) = report.unfinished(sweep_of(cells[3:], lost))
     assert f"of the {len(cells)} cells of the profile smoke 1 is missing" in notice
-    assert "infinite in 2 cells" in unglued(report._lost(sweep_of(cells[3:], lost)))
-    assert report._unfinished(sweep_of(cells)) == report._lost(sweep_of(cells)) == ""
+    assert "infinite in 2 cells" in report.lost_of(sweep_of(cells[3:], lost))[0]
+    assert report.unfinished(sweep_of(cells)) == report.lost_of(sweep_of(cells)) == []
     assert report.missing_cells(small) is None  # a profile that is not known here
 
 
 def test_collapsed_networks_are_named(sweep):
-    assert report._lost(sweep) == ""
+    assert report.lost_of(sweep) == []
     cell = next(r for r in sweep.records if r["cell"]["l2"] == 0.15)
     scores = cell["methods"] | {"finetuned": cell["methods"]["finetuned"] | {"accuracy": 0.1}}
     records = [r | {"methods": scores} if r is cell else r for r in sweep.records]
     fallen = replace(sweep, records=records, diverged=[{"cell": cell["cell"], "diverged": "inf"}])
-    notice = unglued(report._lost(fallen))
+    notice = report.lost_of(fallen)[1]
     assert "In 1 cell the network collapsed" in notice
     assert "ℓ₂ 0.15" in notice
-    assert f"{len(records)} finished, 1 of them collapsed; 1 diverged" in report._facts(
-        fallen, None
-    )
+    runs = dict(report.facts_of(fallen, None))["runs"]
+    assert runs == f"{len(records)} finished, 1 of them collapsed; 1 diverged"
     assert list(figures.count_lost(fallen).values()) == [2]
-
-
-def test_a_string_cannot_end_the_script():
-    html = report._embed({"</script><!--": ["<script>", 0.5]})
-    assert "<" not in html
-    assert json.loads(html) == {"</script><!--": ["<script>", 0.5]}
 
 
 def test_content_of_records_is_escaped():
@@ -312,8 +326,10 @@ def test_content_of_records_is_escaped():
     for record in small.records:
         for layer in record.get("portrait", {}).get("sigma", []):
             layer["name"] = nasty
-    html = report.write_page(replace(small, settings=settings), folder=nasty)
+    html = report.write_page(replace(small, settings=settings), folder=f"{nasty}\x1b\u202e\n")
     page = Page(html)
+    assert not {"\x1b", "\u202e"} & set(html)
+    assert any("\\x1b\\u202e\\n" in text for _, text in page.texts)
     assert len(page.all("script")) == 2
     assert not page.all("img")
     assert "alert(1)</script>" not in html.replace(escape(nasty), "")
@@ -351,7 +367,10 @@ def test_the_command_writes_the_page_and_the_pictures(tmp_path, capsys):
     Page(html)
     assert escape(f"--out {folder}") in html
     names = [path.name for path in sorted((tmp_path / "png").iterdir())]
-    assert names == ["figure-2.png", "updates-accuracy.png", "updates-nll.png"]
+    assert names == [
+        "figure-2-dropout-0.5.png", "figure-2-dropout-0.png", "updates-accuracy.png",
+        "updates-nll.png",
+    ]  # fmt: skip
     assert {p: p.read_bytes() for p in folder.iterdir() if p.name != "report.html"} == before
     other = tmp_path / "other.html"
     assert cli.main(["report", str(folder), "--out", str(other)]) == 0
@@ -367,7 +386,8 @@ def test_the_page_says_what_to_type_for_the_same_sweep():
     fewer = {"profile": "full", "data": "mnist", "train": 500, "test": 10_000}
     assert report._command(fewer, None) == "minires sweep --profile full --train 500"
     sweep = replace(synthetic_sweep(seeds=1), settings=settings)
-    assert "<code>minires sweep --profile lite --device gpu</code>" in report._facts(sweep, None)
+    facts = dict(report.facts_of(sweep, None))
+    assert facts["command"] == "minires sweep --profile lite --device gpu"
 
 
 @pytest.mark.usefixtures("few_panels")

@@ -36,8 +36,13 @@ def complete(path, mode="wb"):
         raise
 
 
-def save_arrays(path, **arrays):
-    """Write arrays of numbers to an .npz file. TypeError for other objects: no pickle."""
+def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
+    """Write arrays of numbers to an .npz file, not compressed.
+
+    path     the file's name, used as it is
+    arrays   by name
+    Raises   TypeError for other objects than numbers and text: nothing is pickled
+    """
     for name, array in arrays.items():
         if np.asarray(array).dtype.hasobject:
             raise TypeError(f"{path}: {name} holds Python objects, which are not written")
@@ -107,14 +112,23 @@ def _headers(file):
 
 
 def save_json(path: str | Path, content: object) -> None:
-    """Write a JSON file that a person can read; ValueError for NaN, which JSON does not have."""
+    """Write a JSON file that a person can read.
+
+    path     the file's name
+    content  dicts, lists, text and numbers
+    Raises   ValueError for NaN and infinity, which JSON does not have
+    """
     with complete(path, "w") as file:
         json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
 
 
 def load_json(path: str | Path) -> object:
-    """Read a JSON file; ValueError names it when it is damaged, or holds NaN or Infinity."""
+    """Read a JSON file.
+
+    path     the file's name
+    Raises   FileNotFoundError; ValueError, which names it, when it is damaged or holds NaN
+    """
 
     def refuse(constant):
         raise ValueError(f"it holds {constant}, which JSON does not have")

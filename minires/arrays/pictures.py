@@ -25,6 +25,11 @@ def new_figure(width: float, height: float, dots: int = 72):
 
 
 def save_png(figure, path: str | Path, **settings) -> None:
-    """Write a Figure as PNG; the file is complete or not there."""
+    """Write a Figure as PNG; the file is complete or not there.
+
+    figure     of `new_figure`
+    path       the PNG file
+    settings   of matplotlib's `savefig`
+    """
     with complete(path) as file:
         figure.savefig(file, format="png", **settings)

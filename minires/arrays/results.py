@@ -141,6 +141,8 @@ def settle(
 def check(path: str | Path, value: object, schema: object, place: str = "") -> None:
     """Compare what a JSON file holds with what it must hold.
 
+    path      of the file, for the message
+    value     what it holds
     schema    a dict {name: schema}, where "name?" may be missing and "*" stands for every other
               name; a list [schema] of any number of them; a tuple of schemas, one of which must
               fit; float (a finite number), int, str, bool, None; object for anything; or a

@@ -124,7 +124,11 @@ def run(options) -> int:
     print(experiment.table(results["records"]))
     if not options.quiet:
         seconds = time.monotonic() - started
-        say(f"{seconds:.0f} s; results, weights and figure.png are in {out}")
+        say(
+            f"{seconds:.0f} s; results, weights and figure.png are in {out}",
+            f"next: open {out / 'figure.png'}; give --seeds 3 to see how much differs by chance; "
+            "the lessons explain each step",
+        )
     return 0
 
 

@@ -2,17 +2,17 @@
 
     compute(cells, profile, source, starts) → [Outcome, …]
 
-It touches no file but the data's, and takes every random number from a stream named by a cell's
+It reads no file but the data's, and takes every random number from a stream named by a cell's
 seed. So it does not matter where, when or how often it runs: the record is the same, bit for bit,
-but for its seconds. The same seed has the same initial weights, order of images and dropout at
-every rate and for every method, so methods are compared in pairs.
+except for its seconds. One seed has the same initial weights, order of images and dropout at every
+rate and for every method, so methods can be compared in pairs.
 
-Cells that differ in seed and rates only are `alike`: they train side by side, as θ (R, P), and
-are then measured one by one. On a CPU a call has one cell, and the cores share the calls; a GPU
-is kept busy by dozens. What a cell finds does not depend on those beside it but for the rounding
-of float32, where products of other sizes add up in another order; it is not lost when one of them
-diverges. Rounding is 1e-7 at first; where a pixel happens to sit on the edge of a ReLU, the
-gradient jumps, and later digits are those of another, equally good run.
+Cells that differ in seed and rates only are `alike`: they can train side by side, as θ (R, P). Then
+each is measured alone. On a CPU a call has one cell, and the cores share the calls; a GPU needs
+dozens of cells at once to be busy. A cell is not lost when another one beside it diverges. Its
+result depends on the others only by the rounding of float32: larger products are summed in another
+order. Rounding is 1e-7 at first. Where a value lies at the edge of a ReLU, the gradient jumps, and
+the run continues as another, equally good one.
 """
 
 import math
@@ -40,20 +40,20 @@ from minires.training import loop
 from minires.training.metrics import nll
 from minires.training.schedules import cyclic, linear
 
-SMALL = 3  # members of the cheap ensemble: the first of the large one's
+FEW_MEMBERS = 3  # members of the cheap ensemble: the first of the large one's
 EMA_DECAY = 0.99  # about the last 100 updates count
-SWAG_COLLECTED = 20  # weights that SWAG collects, evenly over the updates …
-SWAG_RANK = 10  # … and columns of its low-rank part
-WATCHED = 64  # weights whose every value is kept, to check the moments
+SWAG_COLLECTED = 20  # weights that SWAG collects, evenly over the updates
+SWAG_RANK = 10  # columns of SWAG's low-rank part
+WATCHED = 64  # weights whose values are kept after every update, to check the moments
 BINS = 15  # of the reliability diagram
 AVERAGED = (1, 2, 5, 10, 20, 50, 100, 200, 300, 400, 500, 1000, 2000)  # updates, for a curve
-NOISE = tuple(quarter / 4 for quarter in range(9))  # scales of σ, for another …
-NOISE_DRAWS = 3  # … over which scores are averaged
+NOISE = tuple(quarter / 4 for quarter in range(9))  # scales of σ, for another curve
+NOISE_DRAWS = 3  # networks drawn at each scale, over which scores are averaged
 LANDSCAPE_IMAGES = 2_000  # on which losses of the portrait are measured
 LINE = tuple(step / 10 - 0.5 for step in range(31))
 PLANE = 21  # points along each axis
 FILTERS = 128  # values of σ at most for each array
-TOGETHER = 64  # images at once where ten networks predict: all that they make stays in the cache
+TOGETHER = 64  # images at once when ten networks predict, so that their results fit in the cache
 
 
 # --- the data -----------------------------------------------------------------------------
@@ -196,11 +196,11 @@ def compute(cells, profile, source, starts=None, device="cpu"):
     if xp is np and arrays.get_threads() != 1:
         arrays.set_threads(1)  # the calls are the parallelism
     data = source.data() if xp is np else _on_device(source, xp)
-    group = Group(cells, profile, data)
+    cohort = Cohort(cells, profile, data)
     with arrays.single_threaded_blas, warnings.catch_warnings():
         # Weights that grow without bound overflow on their way; training notices.
         warnings.simplefilter("ignore", RuntimeWarning)
-        outcomes = _pretrain(group) if starts is None else _fine_tune(group, starts)
+        outcomes = _pretrain(cohort) if starts is None else _fine_tune(cohort, starts)
     seconds = (time.perf_counter() - began) / len(cells)
     for cell, outcome in zip(cells, outcomes, strict=True):
         outcome.record = {"cell": asdict(cell), **outcome.record}
@@ -209,7 +209,7 @@ def compute(cells, profile, source, starts=None, device="cpu"):
 
 
 def alike(cell, profile):
-    """What cells must have in common to train side by side."""
+    """What must be the same in cells that train side by side."""
     optimizer = cell.optimizer if cell.is_pretraining else cell.finetune_optimizer
     parts = profile.parts(cell) & {"baselines", "curves"}  # a portrait is made afterwards
     return cell.is_pretraining, optimizer, cell.dropout, parts
@@ -240,18 +240,18 @@ def averaged_updates(profile):
     return [t for t in AVERAGED if t < profile.updates] + [profile.updates]
 
 
-class Group:
+class Cohort:
     """Cells that train side by side, on the device where the data is.
 
-    labs   a Lab for each cell
-    lost   {place of a cell: FloatingPointError} where training found no numbers any more
+    probes   a Probe for each cell
+    lost     {place of a cell: FloatingPointError} of those whose loss or weights are not finite
     """
 
     def __init__(self, cells, profile, data):
         self.cells, self.profile, self.data = cells, profile, data
         self.model = profile.model(cells[0].dropout, data.train_images.shape[1:])
         self.parts = frozenset.union(*map(profile.parts, cells))
-        self.labs = [Lab(cell, profile, self.model, data) for cell in cells]
+        self.probes = [Probe(cell, profile, self.model, data) for cell in cells]
         self.lost = {}
 
     def train(self, theta, optimizer, updates, **options):
@@ -273,23 +273,23 @@ class Group:
         return self.train(theta, optimizer, updates, phase="fine-tuning", **options)
 
     def outcomes(self, measure):
-        """What `measure(place, lab)` says of each cell; of a lost one, that it diverged."""
-        return [self._outcome(measure, place, lab) for place, lab in enumerate(self.labs)]
+        """`measure(place, probe)` of each cell; a record that it diverged where it is lost."""
+        return [self._outcome(measure, place, probe) for place, probe in enumerate(self.probes)]
 
-    def _outcome(self, measure, place, lab):
-        # To raise what `lost` holds would tie it to this frame, and keep the group's memory.
+    def _outcome(self, measure, place, probe):
+        # Raising the error would tie it to this frame, and keep the cohort's memory in use.
         error = self.lost.get(place)
         if error is None:
             try:
-                return measure(place, lab)
+                return measure(place, probe)
             except FloatingPointError as found:
                 error = str(found)
         return Outcome({"diverged": str(error), "seconds": {}})
 
 
 @dataclass
-class Lab:
-    """One cell with all that is needed to measure it."""
+class Probe:
+    """Measures the networks of one cell."""
 
     cell: object
     profile: object
@@ -335,97 +335,99 @@ def _columns(scores):
     return {name: [row[name] for row in scores] for name in ("accuracy", "nll")}
 
 
-def _pretrain(group):
-    xp, first = xp_of(group.data.train_images), group.cells[0]
-    weights = [lab.stream("initial weights") for lab in group.labs]
-    theta = xp.asarray(group.model.init(weights))
-    rates = np.array([[cell.l1] for cell in group.cells])
-    updates = group.profile.epochs * (len(group.data.train_images) // group.profile.batch)
-    group.train(theta, make_optimizer(first.optimizer, rates), updates)
+def _pretrain(cohort):
+    xp, first = xp_of(cohort.data.train_images), cohort.cells[0]
+    weights = [probe.stream("initial weights") for probe in cohort.probes]
+    theta = xp.asarray(cohort.model.init(weights))
+    rates = np.array([[cell.l1] for cell in cohort.cells])
+    updates = cohort.profile.epochs * (len(cohort.data.train_images) // cohort.profile.batch)
+    cohort.train(theta, make_optimizer(first.optimizer, rates), updates)
 
-    def measure(place, lab):
-        methods = {"pretrained": lab.score(lab.predict(theta[place]))}
+    def measure(place, probe):
+        methods = {"pretrained": probe.score(probe.predict(theta[place]))}
         return Outcome({"methods": methods, "seconds": {}}, to_host(theta[place]))
 
-    return group.outcomes(measure)
+    return cohort.outcomes(measure)
 
 
-def _fine_tune(group, starts):
-    xp = xp_of(group.data.train_images)
+def _fine_tune(cohort, starts):
+    xp = xp_of(cohort.data.train_images)
     start = xp.asarray(np.stack([start.theta for start in starts]))
-    theta, track = start.copy(), Track(group)
-    history = group.tune(
-        theta, moments=track.folded(theta), watch=track.watched, after_update=track
+    theta, recorder = start.copy(), Recorder(cohort)
+    history = cohort.tune(
+        theta, moments=recorder.folded(theta), watch=recorder.watched, after_update=recorder
     )
-    others = Others(group, start) if "baselines" in group.parts else None
+    others = OtherTunings(cohort, start) if "baselines" in cohort.parts else None
 
-    def measure(place, lab):
-        found = track.of(place), history[:, place], others.of(place) if others else None
-        return _measure(lab, starts[place].scores, start[place], theta[place], *found)
+    def measure(place, probe):
+        found = recorder.of(place), history[:, place], others.of(place) if others else None
+        return _measure(probe, starts[place].scores, start[place], theta[place], *found)
 
-    return group.outcomes(measure)
+    return cohort.outcomes(measure)
 
 
-def _measure(lab, scores, start, theta, track, history, others):
+def _measure(probe, scores, start, theta, recorder, history, others):
     """All that is said of one fine-tuned network; `scores` are those of `start`."""
-    parts = lab.profile.parts(lab.cell)
-    moments, mean = track.moments, track.moments.mean
-    members = moments.sample(MEMBERS, lab.stream("drawn networks"))
+    parts = probe.profile.parts(probe.cell)
+    moments, mean = recorder.moments, recorder.moments.mean
+    members = moments.sample(MEMBERS, probe.stream("drawn networks"))
 
-    finetuned, finetuned_seconds = lab.predict_timed(theta)
-    of_mean, mean_seconds = lab.predict_timed(mean)
-    drawn = lab.predict(members)
+    finetuned, finetuned_seconds = probe.predict_timed(theta)
+    of_mean, mean_seconds = probe.predict_timed(mean)
+    drawn = probe.predict(members)
     ensembles = prefix_averages(drawn)
     predictions = {
         "finetuned": finetuned,
         "mean": of_mean,
         "draw": drawn[0],
-        f"ensemble_{SMALL}": ensembles[SMALL - 1],
+        f"ensemble_{FEW_MEMBERS}": ensembles[FEW_MEMBERS - 1],
         f"ensemble_{MEMBERS}": ensembles[MEMBERS - 1],
-        "ema": lab.predict(track.ema),
+        "ema": probe.predict(recorder.ema),
     }
     if "baselines" in parts:
-        predictions |= _baselines(lab, theta, track, others)
+        predictions |= _baselines(probe, theta, recorder, others)
     record = {
         "methods": {"pretrained": scores}
-        | {name: lab.score(prediction) for name, prediction in predictions.items()},
-        "mcnemar": _mcnemar(lab, predictions),
-        "seconds": track.seconds
+        | {name: probe.score(prediction) for name, prediction in predictions.items()},
+        "mcnemar": _mcnemar(probe, predictions),
+        "seconds": recorder.seconds
         | {"predict_finetuned": finetuned_seconds, "predict_mean": mean_seconds},
     }
     if "curves" in parts:
-        record["curves"] = _curves(lab, track, drawn, ensembles)
+        record["curves"] = _curves(probe, recorder, drawn, ensembles)
         record["reliability"] = {
-            name: _reliability(to_host(predictions[name]), to_host(lab.data.test_labels))
+            name: _reliability(to_host(predictions[name]), to_host(probe.data.test_labels))
             for name in ("finetuned", "mean", f"ensemble_{MEMBERS}")
         }
-        record["moments_check"] = _check_moments(track, history)
+        record["moments_check"] = _check_moments(recorder, history)
     if "portrait" in parts:
-        record["portrait"] = _portrait(lab, start, theta, moments)
+        record["portrait"] = _portrait(probe, start, theta, moments)
     return Outcome(record, predictions=to_host(finetuned) if "baselines" in parts else None)
 
 
-class Track:
+class Recorder:
     """What is kept of θ (R, P) while it is fine-tuned: called after every update."""
 
-    def __init__(self, group):
-        shape, updates = (len(group.cells), group.model.size), group.profile.updates
-        self.moments = Timed(shape)
+    def __init__(self, cohort):
+        shape, updates = (len(cohort.cells), cohort.model.size), cohort.profile.updates
+        self.moments = Moments(shape)
+        self.stopwatch = Stopwatch(self.moments)
         self.ema = EMA(EMA_DECAY)
         self.swag = None
-        if "baselines" in group.parts:
+        if "baselines" in cohort.parts:
             stride = max(1, updates // SWAG_COLLECTED)
             self.swag = SWAG(shape, min(SWAG_RANK, updates // stride), stride)
-        curves = "curves" in group.parts
-        self.averaged = averaged_updates(group.profile) if curves else []
+        curves = "curves" in cohort.parts
+        self.averaged = averaged_updates(cohort.profile) if curves else []
         self.means = []
         self.watched = loop.choose_weights(
-            group.model, WATCHED if curves else 0, np.random.default_rng(0)
+            cohort.model, WATCHED if curves else 0, np.random.default_rng(0)
         )
 
     def folded(self, theta):
         """What θ is to be folded into after every update, for `loop.train`."""
-        kept = [self.moments, self.ema] + ([self.swag.moments] if self.swag else [])
+        moments = self.stopwatch if xp_of(theta) is np else self.moments
+        kept = [moments, self.ema] + ([self.swag.moments] if self.swag else [])
         return [(average, theta) for average in kept]
 
     def __call__(self, number, theta, loss):
@@ -433,23 +435,23 @@ class Track:
             self.swag.collect(theta)
         if number + 1 in self.averaged:
             self.means.append(self.moments.mean_so_far())
-        self.moments.stepped = time.perf_counter()
+        self.stopwatch.stepped = time.perf_counter()
 
     def of(self, place):
         """What was kept of one network."""
-        return Kept(
+        return Recorded(
             moments=self.moments[place],
             ema=self.ema[place].mean,
             swag=self.swag[place] if self.swag else None,
             averaged=self.averaged,
             means=[mean[place] for mean in self.means],
             watched=self.watched,
-            seconds=self.moments.seconds(),
+            seconds=self.stopwatch.seconds(),
         )
 
 
-class Kept(NamedTuple):
-    """What `Track` kept of one network's θ (P,)."""
+class Recorded(NamedTuple):
+    """What `Recorder` kept of one network's θ (P,)."""
 
     moments: Moments
     ema: np.ndarray
@@ -460,25 +462,28 @@ class Kept(NamedTuple):
     seconds: dict
 
 
-class Timed(Moments):
-    """Moments that know how long a step of training takes, and an update of theirs.
+class Stopwatch:
+    """Passes updates on to the moments, and measures how long these and the rest of a step take.
 
-    On a GPU both are played within one graph, `update` is not called, and nothing is known.
+    On a GPU a step and the moments' update are played within one graph, so nothing can be measured.
+
+    moments   Moments
     """
 
-    def __init__(self, shape):
-        super().__init__(shape)
-        self.stepped = time.perf_counter()  # when the last update was over
+    def __init__(self, moments):
+        self.moments = moments
+        self.stepped = time.perf_counter()  # when the last step was over
         self._steps, self._updates = [], []
 
     def update(self, theta):
+        """Update the moments, and note the time."""
         began = time.perf_counter()
-        super().update(theta)
+        self.moments.update(theta)
         self._steps.append(began - self.stepped)
         self._updates.append(time.perf_counter() - began)
 
     def seconds(self):
-        """{"step": …, "moments": …}, medians; empty where nothing was timed."""
+        """{"step": …, "moments": …}, medians; empty where nothing was measured."""
         if not self._steps:
             return {}
         return {"step": median(self._steps), "moments": median(self._updates)}
@@ -487,36 +492,36 @@ class Timed(Moments):
 # --- beside the paper's method ------------------------------------------------------------
 
 
-class Others:
+class OtherTunings:
     """Other fine-tunings of the same networks, each with the paper's number of updates.
 
     start   θ (R, P)
     """
 
-    def __init__(self, group, start):
-        updates = group.profile.updates
+    def __init__(self, cohort, start):
+        updates = cohort.profile.updates
         length = max(1, updates // MEMBERS)
         self.swa = Moments(start.shape, stride=length)
-        self.snapshots = [[] for _ in group.cells]  # predictions
+        self.snapshots = [[] for _ in cohort.cells]  # predictions
 
         def collect(number, theta, loss):
             if self.swa.count > len(self.snapshots[0]):
-                for lab, own, snapshots in zip(group.labs, theta, self.snapshots, strict=True):
-                    snapshots.append(lab.predict(own))
+                for probe, own, snapshots in zip(cohort.probes, theta, self.snapshots, strict=True):
+                    snapshots.append(probe.predict(own))
 
         theta = start.copy()
-        group.tune(
+        cohort.tune(
             theta, schedule=cyclic(length), moments=[(self.swa, theta)], after_update=collect
         )
         self.decayed = start.copy()
-        group.tune(self.decayed, schedule=linear(updates))
+        cohort.tune(self.decayed, schedule=linear(updates))
 
     def of(self, place):
         """(θ decayed, the mean of SWA, snapshots' predictions) of one network."""
         return self.decayed[place], self.swa[place], self.snapshots[place]
 
 
-def _baselines(lab, finetuned, track, others):
+def _baselines(probe, finetuned, recorder, others):
     """Predictions of the other methods, each with the paper's number of updates.
 
     decayed         the last θ, with a rate that falls to zero along a line
@@ -533,38 +538,38 @@ def _baselines(lab, finetuned, track, others):
     """
     last, swa, snapshots = others
     xp = xp_of(finetuned)
-    moments, layout = track.moments, lab.model.layout.weights
+    moments, layout = recorder.moments, probe.model.layout.weights
     arrays = [slice(entry.start, entry.start + entry.size) for entry in layout]
 
     def ensemble(members):
-        return average(lab.predict(members))
+        return average(probe.predict(members))
 
     def noise():  # the same for every method that draws networks
-        return lab.stream("drawn networks")
+        return probe.stream("drawn networks")
 
     found = {
-        "decayed": lab.predict(last),
-        "swa": lab.predict(swa.mean),
+        "decayed": probe.predict(last),
+        "swa": probe.predict(swa.mean),
         "snapshot": average(xp.stack(snapshots)),
-        "swag": ensemble(track.swag.moments.sample(MEMBERS, noise())),
-        "swag_low_rank": ensemble(track.swag.sample(MEMBERS, noise())),
+        "swag": ensemble(recorder.swag.moments.sample(MEMBERS, noise())),
+        "swag_low_rank": ensemble(recorder.swag.sample(MEMBERS, noise())),
         f"isotropic_{MEMBERS}": ensemble(
             isotropic_members(moments.mean, moments.std, arrays, MEMBERS, noise())
         ),
     }
-    if lab.cell.dropout:
-        passes = [predict_with_dropout(lab, finetuned, rng) for rng in noise().spawn(MEMBERS)]
+    if probe.cell.dropout:
+        passes = [predict_with_dropout(probe, finetuned, rng) for rng in noise().spawn(MEMBERS)]
         found[f"mc_dropout_{MEMBERS}"] = average(xp.stack(passes))
     return found
 
 
 @arrays.single_threaded_blas
-def predict_with_dropout(lab, theta, rng):
+def predict_with_dropout(probe, theta, rng):
     """Class probabilities of the test images from one pass with dropout on, (N, classes)."""
-    images, step = lab.data.test_images, lab.model.batch
-    forward = ForwardPass(lab.model.layout, theta, mode="train", rng=rng)
+    images, step = probe.data.test_images, probe.model.batch
+    forward = ForwardPass(probe.model.layout, theta, mode="train", rng=rng)
     logits = [
-        lab.model.apply(images[start : start + step], forward)
+        probe.model.apply(images[start : start + step], forward)
         for start in range(0, len(images), step)
     ]
     return ops.softmax(xp_of(images).concatenate(logits))
@@ -573,19 +578,19 @@ def predict_with_dropout(lab, theta, rng):
 # --- what curve cells measure -------------------------------------------------------------
 
 
-def _mcnemar(lab, predictions):
+def _mcnemar(probe, predictions):
     """How many images only one of two networks recognizes."""
-    right = {name: lab.right(prediction) for name, prediction in predictions.items()}
+    right = {name: probe.right(prediction) for name, prediction in predictions.items()}
 
     def only(a, b):
         return [int((right[a] & ~right[b]).sum()), int((right[b] & ~right[a]).sum())]
 
-    small, large = f"ensemble_{SMALL}", f"ensemble_{MEMBERS}"
+    small, large = f"ensemble_{FEW_MEMBERS}", f"ensemble_{MEMBERS}"
     found = {name: only("finetuned", name) for name in ("mean", small, large)}
     return found | {f"mean_vs_{small}": only("mean", small)}
 
 
-def _curves(lab, track, drawn, ensembles):
+def _curves(probe, recorder, drawn, ensembles):
     """Scores against the number of members, of updates averaged, and the strength of noise."""
 
     def noisy(scale):
@@ -593,18 +598,18 @@ def _curves(lab, track, drawn, ensembles):
         if scale == 1:
             predictions = drawn[:NOISE_DRAWS]
         else:
-            members = track.moments.sample(NOISE_DRAWS, lab.stream("drawn networks"), scale)
+            members = recorder.moments.sample(NOISE_DRAWS, probe.stream("drawn networks"), scale)
             # Without noise all are the mean model.
-            predictions = lab.predict(members if scale else members[:1])
-        scores = _columns([lab.score(prediction) for prediction in predictions])
+            predictions = probe.predict(members if scale else members[:1])
+        scores = _columns([probe.score(prediction) for prediction in predictions])
         return {name: float(np.mean(values)) for name, values in scores.items()}
 
     return {
         "ensemble": {
             "members": list(range(1, MEMBERS + 1)),
-            **_columns([lab.score(ensemble) for ensemble in ensembles]),
+            **_columns([probe.score(ensemble) for ensemble in ensembles]),
         },
-        "updates": {"updates": track.averaged, **lab.score_each(track.means)},
+        "updates": {"updates": recorder.averaged, **probe.score_each(recorder.means)},
         "noise": {"scale": list(NOISE), **_columns([noisy(scale) for scale in NOISE])},
     }
 
@@ -625,42 +630,42 @@ def _reliability(probabilities, labels):
     return {"confidence": mean(confidence), "accuracy": mean(right), "count": count.tolist()}
 
 
-def _check_moments(track, history):
+def _check_moments(recorder, history):
     """The largest relative errors of the running moments against all values kept."""
     history = history.astype(np.float64)
 
     def error(found, exact):
-        gap = np.abs(to_host(found)[track.watched] - exact)
+        gap = np.abs(to_host(found)[recorder.watched] - exact)
         return float((gap / np.where(exact == 0, 1, np.abs(exact))).max())
 
     return {
-        "weights": len(track.watched),
-        "mean": error(track.moments.mean, history.mean(axis=0)),
-        "variance": error(track.moments.variance, history.var(axis=0)),
+        "weights": len(recorder.watched),
+        "mean": error(recorder.moments.mean, history.mean(axis=0)),
+        "variance": error(recorder.moments.variance, history.var(axis=0)),
     }
 
 
 # --- the portrait of one cell -------------------------------------------------------------
 
 
-def _portrait(lab, pretrained, finetuned, moments):
+def _portrait(probe, pretrained, finetuned, moments):
     """Where the weights move, and the loss around the three networks."""
     xp, mean = xp_of(finetuned), moments.mean
     sigma = to_host(mean), to_host(moments.std)
-    first = [array[:LANDSCAPE_IMAGES] for array in lab.data]
+    first = [array[:LANDSCAPE_IMAGES] for array in probe.data]
 
     def losses(thetas, images, labels):
         found = []
         for start in range(0, len(thetas), MEMBERS):  # some at once, to share the images
             networks = xp.stack(thetas[start : start + MEMBERS])
-            found += nll(lab.model.predict(networks, images, batch=TOGETHER), labels).tolist()
+            found += nll(probe.model.predict(networks, images, batch=TOGETHER), labels).tolist()
         return found
 
     train_loss = partial(losses, images=first[0], labels=first[1])
     test_loss = partial(losses, images=first[2], labels=first[3])
     line = [point_on_line(position, pretrained, finetuned, mean) for position in LINE]
     return {
-        "sigma": [_sigma(entry, *sigma) for entry in lab.model.layout.weights],
+        "sigma": [_sigma(entry, *sigma) for entry in probe.model.layout.weights],
         "line": {
             "position": list(LINE),
             "train_loss": train_loss(line),
@@ -701,7 +706,7 @@ def plane_of(pretrained, finetuned, mean, losses):
     """The loss on the plane through three networks.
 
     The first axis leads from the pre-trained to the fine-tuned network, the second, at a right
-    angle, towards the mean; both in units of ‖θ‖'s distance.
+    angle, towards the mean. Distances are Euclidean, in θ.
 
     losses    called with a list of θ (P,), gives a list
     Returns   {"x", "y": where, "test_loss": [y][x], "points": {name: [x, y]}}

@@ -47,8 +47,8 @@ class Processes:
         """End the workers, whatever they do."""
         executor, self._executor = self._executor, None
         if executor is not None:
-            # A worker may be ended in the middle of a result, and the rest of it would be waited
-            # for as long as somebody could write it: as this process could.
+            # A worker may be ended in the middle of a result. The executor would wait for the rest
+            # as long as any process holds the writing end of the pipe, and this process does.
             executor._result_queue._writer.close()
             for worker in list((executor._processes or {}).values()):
                 worker.terminate()

@@ -145,13 +145,18 @@ class Config:
         return NETWORKS[self.network](**options)
 
 
-def make_optimizer(name, rate, momentum=0.0):
-    """SGD at a rate; or Adam, as in TensorFlow 1.8, which knows no momentum of this kind."""
+def make_optimizer(name: str, rate: float, momentum: float = 0.0):
+    """The optimizer of a name.
+
+    name       "sgd", or "adam" as in TensorFlow 1.8
+    rate       ℓ, its learning rate
+    momentum   of SGD; Adam has none of this kind
+    """
     return SGD(rate, momentum) if name == "sgd" else Adam(rate)
 
 
-def fingerprint(dataset):
-    """SHA-256 over all images and labels: what a resumed run must find again."""
+def fingerprint(dataset) -> str:
+    """SHA-256 over all images and labels of a data set: what a resumed run must find again."""
     digest = hashlib.sha256()
     for name in ("train_images", "train_labels", "test_images", "test_labels"):
         array = getattr(dataset, name)
@@ -332,7 +337,12 @@ def run(config: Config, dataset, folder: Folder, quiet: bool = False) -> dict:
 
 
 def run_seed(experiment: Experiment, seed: int) -> list:
-    """The three stages of one seed, or what is missing of them; the records."""
+    """The three stages of one seed, or what is missing of them.
+
+    experiment   Experiment
+    seed         of its weights, order of images, dropout and noise
+    Returns      its records
+    """
     name, folder = f"seed_{seed}_records.json", experiment.folder
     if folder.has(name):
         return load_records(folder, name, seed)
@@ -345,7 +355,13 @@ def run_seed(experiment: Experiment, seed: int) -> list:
 
 
 def load_records(folder: Folder, name: str, seed: int) -> list:
-    """The records of a seed that is finished; ValueError where they are not its own."""
+    """The records of a seed that is finished.
+
+    folder   Folder
+    name     of the file in it
+    seed     whose records these must be
+    Raises   ValueError, which names the file, when it is damaged or of another run or seed
+    """
     path = folder.file(name)
     content = load_json(path)
     scores = dict.fromkeys(METRICS, float)
@@ -360,7 +376,11 @@ def load_records(folder: Folder, name: str, seed: int) -> list:
 
 
 def pretrain(experiment: Experiment, seed: int) -> dict:
-    """Train from initial weights: {"theta", "stats"}, read where it was done before."""
+    """Train from initial weights, or read what that left.
+
+    experiment, seed   as in `run_seed`
+    Returns            {"theta": (P,), "stats": (S,)} on the host
+    """
     model, config = experiment.model, experiment.config
     folder, name = experiment.folder, f"seed_{seed}_pretrained.npz"
     if folder.has(name):
@@ -375,8 +395,9 @@ def pretrain(experiment: Experiment, seed: int) -> dict:
 
 
 def fine_tune(experiment: Experiment, seed: int, start: dict) -> tuple:
-    """Fine-tune with moments.
+    """Fine-tune with moments, or read what that left.
 
+    experiment, seed   as in `run_seed`
     start     what `pretrain` returned
     Returns   {"theta", "stats", "mean_stats", "watched", "history"}, and the Moments of θ
     """
@@ -404,7 +425,13 @@ def fine_tune(experiment: Experiment, seed: int, start: dict) -> tuple:
 
 
 def load_finetuned(experiment: Experiment, name: str, moments_name: str) -> tuple:
-    """What a fine-tuning left; ValueError where its files contradict each other."""
+    """What a fine-tuning left.
+
+    experiment           Experiment
+    name, moments_name   its two files
+    Returns              as `fine_tune`
+    Raises               ValueError, which names a file, where they contradict each other
+    """
     model, config, folder = experiment.model, experiment.config, experiment.folder
     found = folder.load(
         name,
@@ -433,7 +460,14 @@ def load_finetuned(experiment: Experiment, name: str, moments_name: str) -> tupl
 def compare(
     experiment: Experiment, seed: int, pretrained: dict, finetuned: dict, moments: Moments
 ) -> list:
-    """Score every method on the test images: the records of a seed."""
+    """Score every method on the test images.
+
+    experiment, seed   as in `run_seed`
+    pretrained         what `pretrain` returned
+    finetuned          what `fine_tune` returned, with
+    moments            the Moments of θ
+    Returns            the records of the seed
+    """
     config, records = experiment.config, []
 
     def record(method, members, probabilities, policy=None):
@@ -469,6 +503,8 @@ def compare(
 def statistics_of(experiment: Experiment, seed: int, finetuned: dict, theta) -> dict:
     """Batch-norm statistics for resampled weights, by each policy.
 
+    experiment, seed   as in `run_seed`
+    finetuned          what `fine_tune` returned
     theta     (P,), or (R, P)
     Returns   {policy: (S,) or (R, S)}; one policy, None, for a network without batch norm
     """

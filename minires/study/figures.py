@@ -1,9 +1,8 @@
 """The figures of the MNIST study: vector graphics for a page, or PNG files for a README.
 
 Every function below takes the records of a sweep and returns a list of Panels, empty where the
-records hold nothing to draw. A panel is one small picture with its own axes, made for a width of
-400 points, so that a page can set two beside each other, and a phone one above the other. The
-figures over all learning rates are wider; they exist twice, wide and narrow.
+records hold nothing to draw. A panel is one small picture with its own axes, 400 points wide, so
+that a page sets two beside each other, and a phone one above the other.
 
 Colours are roles. In a PNG they are those of the light theme; in an SVG each becomes a CSS
 variable (`var(--accent)`), so that one drawing serves both themes.
@@ -17,12 +16,12 @@ import json
 import re
 import warnings
 from dataclasses import dataclass, field
-from html import escape
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import escape
 
-from minires.arrays.files import complete
+from minires.arrays.pictures import new_figure, save_png
 
 # Colour-blind safe (after Okabe and Ito), with contrast for lines and text on white.
 INK, MUTED, RULE, PAGE = "#1f2430", "#5d6572", "#e1e4e8", "#ffffff"
@@ -57,7 +56,8 @@ MARKS = {"finetuned": "o", "mean": "o", "ensemble_3": "^", "ensemble_10": "s"}
 FACTORS = {"accuracy": 100, "nll": 1, "brier": 1, "ece": 100}
 COLLAPSED = 0.5  # accuracy, of ten classes
 SIZE, SMALL, TINY = 12, 11, 10  # of letters, in points of a panel 400 wide
-WIDTH, WIDE = 400, 880
+WIDTH = 400
+BESIDE = 0.06  # how far series lie apart that share a tick, of the distance between ticks
 
 
 # --- what the records hold -----------------------------------------------------------------
@@ -106,6 +106,15 @@ def count_lost(sweep):
     return lost
 
 
+def say_bars(groups):
+    """What the bars of differences are: intervals, or none where there are too few seeds."""
+    from minires.study.statistics import LEAST_SEEDS
+
+    if max(map(len, groups), default=0) < LEAST_SEEDS:
+        return f"No bars: fewer than {LEAST_SEEDS} seeds are too few for an interval."
+    return "Bars: 95 % intervals of the mean difference (Student's t)."
+
+
 def say_seeds(groups):
     """How many seeds lists of records hold: "10 seeds", or "8 to 10 seeds"."""
     sizes = sorted({len(records) for records in groups})
@@ -135,7 +144,7 @@ def with_deviation(values):
 
 
 def with_interval(values):
-    """(mean, and the ends of its 95 % bootstrap interval: NaN for one value)."""
+    """(mean, and the ends of its 95 % interval: NaN below five values)."""
     from minires.study import statistics
 
     return np.mean(values), *statistics.interval(values)
@@ -185,14 +194,12 @@ class Panel:
     name     what its file is called
     label    what it shows, for those who do not see it
     figure   a matplotlib Figure
-    layout   "any", or "wide" or "narrow": for screens of that kind only
     cursor   (axes, positions): a line that a slider moves to one of the positions
     """
 
     name: str
     label: str
     figure: object
-    layout: str = "any"
     cursor: tuple = field(default=None, repr=False)
 
     def to_svg(self):
@@ -231,14 +238,12 @@ class Panel:
 
     def to_png(self, path, dots=120):
         """Write the panel on white, `dots` pixels an inch."""
-        with _style(self.name), complete(path) as file:
+        with _style(self.name):
             _lay_out(self.figure)
             sliders = [] if self.cursor is None else [self.cursor[0].lines[-1]]
             for line in sliders:
                 line.set_visible(False)
-            self.figure.savefig(
-                file, format="png", dpi=dots, facecolor=PAGE, pil_kwargs={"optimize": True}
-            )
+            save_png(self.figure, path, dpi=dots, facecolor=PAGE, pil_kwargs={"optimize": True})
             for line in sliders:
                 line.set_visible(True)
 
@@ -286,9 +291,7 @@ def _letters(match):
 
 
 def _canvas(width, height):
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+    return new_figure(width / 72, height / 72)
 
 
 def _tidy(axes, x="", y="", grid="y"):
@@ -339,69 +342,89 @@ def _dropout_handles(dropouts, colour=INK, mark="o"):
 
 
 def accuracy_over_rates(sweep, optimizer="sgd"):
-    """The paper's Figures 1 ("sgd") and 2 ("adam"): accuracy over ℓ₁, jittered by ℓ₂.
+    """The paper's Figures 1 ("sgd") and 2 ("adam"): accuracy over ℓ₁, and within it over ℓ₂.
 
-    Points are means over seeds, bars the standard deviation. Fine-tuning with Adam has no ℓ₂ to
-    lie over; as in the paper its mean model is a black line, here with plain Adam below it.
+    A panel with dropout and one without. Points are means over seeds, bars the standard deviation.
+    Fine-tuning with Adam has no ℓ₂ to lie over; as in the paper its mean model is a black line,
+    here with plain Adam below it.
     """
     shown = ("finetuned", "mean", "ensemble_3", "ensemble_10")
     name = "figure-1" if optimizer == "sgd" else "figure-2"
-    return _over_rates(
-        sweep, optimizer, name, shown, lambda r, m: with_deviation(values_of(r, m, "accuracy")),
-        "test accuracy, %", "Test accuracy over the learning rates",
-    )  # fmt: skip
+    panels = [
+        _over_rates(
+            sweep, optimizer, f"{name}-dropout-{number(dropout)}", shown, {dropout},
+            lambda r, m: with_deviation(values_of(r, m, "accuracy")),
+            "test accuracy, %", f"Test accuracy, {name_dropout(dropout)}",
+        )
+        for dropout in sorted(dropouts_of(sweep, optimizer), reverse=True)
+    ]  # fmt: skip
+    limits = [axes.get_ylim() for panel in panels for axes in panel.figure.axes]
+    for axes in (axes for panel in panels for axes in panel.figure.axes):
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    return panels
 
 
 def differences_over_rates(sweep, optimizer="sgd"):
-    """Mean model − fine-tuned, paired by seed, in accuracy and in NLL; bars are 95 % intervals."""
-    number_of = 1 if optimizer == "sgd" else 2
-    panels = []
-    for metric, unit, title in (
-        ("accuracy", "points of accuracy (up is better)", "Mean model minus fine-tuned: accuracy"),
-        ("nll", "NLL (down is better)", "Mean model minus fine-tuned: NLL"),
-    ):
-        panels += _over_rates(
-            sweep, optimizer, f"figure-{number_of}-{metric}", ("mean",),
+    """Mean model − fine-tuned, paired by seed, in three metrics; bars are 95 % intervals."""
+    number_of, dropouts = 1 if optimizer == "sgd" else 2, dropouts_of(sweep, optimizer)
+    if not dropouts:
+        return []
+    return [
+        _over_rates(
+            sweep, optimizer, f"figure-{number_of}-{metric}", ("mean",), dropouts,
             lambda r, m, metric=metric: with_interval(differences_of(r, m, metric)),
-            unit, title, zero=True,
-        )  # fmt: skip
-    return panels
+            unit, f"Mean model minus fine-tuned: {title}", zero=True,
+        )
+        for metric, unit, title in (
+            ("accuracy", "points of accuracy (up is better)", "accuracy"),
+            ("nll", "NLL (down is better)", "NLL"),
+            ("ece", "points of ECE (down is better)", "calibration error"),
+        )
+    ]  # fmt: skip
 
 
-def _over_rates(sweep, optimizer, name, methods, measure, unit, title, zero=False):
-    groups = {s: r for s, r in by_setting(sweep.records).items() if s.optimizer == optimizer}
+def dropouts_of(sweep, optimizer):
+    """With which dropout networks trained by an optimizer were fine-tuned by SGD."""
+    return {
+        s.dropout
+        for s in by_setting(sweep.records)
+        if (s.optimizer, s.finetune_optimizer) == (optimizer, "sgd")
+    }
+
+
+def _over_rates(sweep, optimizer, name, methods, dropouts, measure, unit, title, zero=False):
+    """One panel: groups of one ℓ₁, two in a row; within a group every ℓ₂ from left to right."""
+    groups = {
+        s: r
+        for s, r in by_setting(sweep.records).items()
+        if s.optimizer == optimizer and s.dropout in dropouts
+    }
     over = {(s.l1, s.l2, s.dropout): r for s, r in groups.items() if s.finetune_optimizer == "sgd"}
+    beside = {s: r for s, r in groups.items() if s.finetune_optimizer == "adam"}
     fallen = {}
     for s, count in count_lost(sweep).items():
-        if s.optimizer == optimizer and s.finetune_optimizer == "sgd":
+        found = s.optimizer == optimizer and s.dropout in dropouts
+        if found and s.finetune_optimizer == "sgd":
             fallen[s.l1, s.l2] = fallen.get((s.l1, s.l2), 0) + count
-    beside = {s: r for s, r in groups.items() if s.finetune_optimizer == "adam"}
-    if not over:
-        return []
     rates = sorted({l1 for l1, _, _ in over})
-    panels = []
-    layouts = [("any", 2)] if len(rates) <= 2 else [("wide", len(rates)), ("narrow", 2)]
-    for layout, columns in layouts:
-        rows = [rates[i : i + columns] for i in range(0, len(rates), columns)]
-        width = WIDE if layout == "wide" else WIDTH
-        height = (40 if zero else 62) + (260 if len(rows) == 1 else 235) * len(rows)
-        figure = _canvas(width, height)
-        all_axes = figure.subplots(len(rows), 1, squeeze=False, sharey=True)[:, 0]
-        for axes, row in zip(all_axes, rows, strict=True):
-            places = columns if len(rates) > 1 else 1
-            _draw_row(axes, row, places, over, fallen, methods, measure, zero)
-            lines = _draw_beside(axes, beside, zero, measure) if beside else []
-            _tidy(axes, y=unit)
-        _crop(all_axes, least=0 if zero else 1)  # a point of accuracy is not far
-        dropouts = {dropout for _, _, dropout in over}
-        handles = [_handle(METHODS[m], COLOURS[m], MARKS[m]) for m in methods]
-        handles = ([] if zero else handles) + _dropout_handles(dropouts) + lines
-        _head(figure, title, handles, 6 if layout == "wide" else 2)
-        label = f"{title}: {unit} of {', '.join(METHODS[m] for m in methods)} for ℓ₁ "
-        label += f"{', '.join(map(number, rates))}, each with every ℓ₂"
-        suffix = "-narrow" if layout == "narrow" else ""
-        panels.append(Panel(name + suffix, label, figure, layout))
-    return panels
+    columns = min(2, len(rates))
+    rows = [rates[i : i + columns] for i in range(0, len(rates), columns)]
+    figure = _canvas(WIDTH, (66 if zero else 84) + (260 if len(rows) == 1 else 220) * len(rows))
+    all_axes = figure.subplots(len(rows), 1, squeeze=False, sharey=True)[:, 0]
+    for axes, row in zip(all_axes, rows, strict=True):
+        _draw_row(axes, row, columns, over, fallen, methods, measure, zero)
+        lines = _draw_beside(axes, beside, zero, measure) if beside else []
+        _tidy(axes, y=unit)
+    _crop(all_axes, least=0 if zero else 1)  # a point of accuracy is not far
+    if zero:
+        handles = _dropout_handles(dropouts)
+    else:
+        line, full = _look(max(dropouts))
+        handles = [_handle(METHODS[m], COLOURS[m], MARKS[m], line, full) for m in methods]
+    _head(figure, title, handles + lines, 2)
+    label = f"{title}: {unit} of {', '.join(METHODS[m] for m in methods)} for ℓ₁ "
+    label += f"{', '.join(map(number, rates))}, each with every ℓ₂"
+    return Panel(name, label, figure)
 
 
 def _draw_row(axes, rates, places, over, fallen, methods, measure, zero):
@@ -409,6 +432,7 @@ def _draw_row(axes, rates, places, over, fallen, methods, measure, zero):
     steps = sorted({l2 for _, l2, _ in over} | {l2 for _, l2 in fallen})
     pitch = 0.84 / len(steps)
     dropouts = sorted({dropout for _, _, dropout in over}, reverse=True)
+    series = [(method, dropout) for method in methods for dropout in dropouts]
     ticks = {}
     if zero:
         axes.axhline(0, color=MUTED, lw=1)
@@ -423,18 +447,16 @@ def _draw_row(axes, rates, places, over, fallen, methods, measure, zero):
             f"ℓ₁ = {number(l1)}", (place, 0), (0, -23), ("data", "axes fraction"),
             "offset points", fontsize=SMALL, color=INK, ha="center", va="top",
         )  # fmt: skip
-        for m, method in enumerate(methods):
-            for d, dropout in enumerate(dropouts):
-                rank = m * len(dropouts) + d
-                aside = (rank - (len(methods) * len(dropouts) - 1) / 2) * pitch
-                aside *= min(0.18, 0.55 / max(1, len(methods) * len(dropouts) - 1))
-                points = []
-                for l2, x in centres.items():
-                    records = over.get((l1, l2, dropout), [])
-                    if any(method in r["methods"] for r in records):
-                        points.append((x + aside, *measure(records, method)))
-                if points:
-                    _draw_points(axes, np.array(points), COLOURS[method], MARKS[method], dropout)
+        for rank, (method, dropout) in enumerate(series):
+            # On the tick, but for so little that bars can be told apart.
+            aside = (rank - (len(series) - 1) / 2) * BESIDE * pitch
+            points = []
+            for l2, x in centres.items():
+                records = over.get((l1, l2, dropout), [])
+                if any(method in r["methods"] for r in records):
+                    points.append((x + aside, *measure(records, method)))
+            if points:
+                _draw_points(axes, np.array(points), COLOURS[method], MARKS[method], dropout)
     axes.set_xlim(-0.5, places - 0.5)
     axes.set_xticks(list(ticks), ticks.values())
     axes.annotate("ℓ₂ =", (0, 0), (-4, -6), "axes fraction", "offset points", fontsize=SMALL,
@@ -573,13 +595,15 @@ def deep_ensembles_of(sweep, setting):
 def baselines(sweep):
     """All methods at equal budget: difference to fine-tuned, paired by seed, with 95 % intervals.
 
-    One pair of panels, accuracy and NLL, for each setting apart from dropout.
+    Three panels, accuracy, NLL and ECE, for each setting apart from dropout.
     """
     settings = baseline_settings(sweep)
     panels = []
     for number_of, head in enumerate(dict.fromkeys(s[:4] for s in settings), 1):
         same = {s: records for s, records in settings.items() if s[:4] == head}
-        for metric, unit in (("accuracy", "points of accuracy"), ("nll", "NLL")):
+        for metric, unit in (
+            ("accuracy", "points of accuracy"), ("nll", "NLL"), ("ece", "points of ECE")
+        ):  # fmt: skip
             panels.append(_draw_baselines(sweep, same, metric, unit, number_of))
     return panels
 
@@ -977,7 +1001,7 @@ def draw_all(sweep):
 
 
 def write_pngs(sections, folder):
-    """Write every panel but the narrow ones as PNG.
+    """Write every panel as PNG.
 
     sections   what `draw_all` returns
     folder     made if need be
@@ -986,7 +1010,6 @@ def write_pngs(sections, folder):
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for panel in (panel for panels in sections.values() for panel in panels):
-        if panel.layout != "narrow":
-            paths.append(folder / f"{panel.name}.png")
-            panel.to_png(paths[-1])
+        paths.append(folder / f"{panel.name}.png")
+        panel.to_png(paths[-1])
     return paths

@@ -73,9 +73,9 @@ def grid(sweep, method, metric, optimizer="sgd", finetune_optimizer="sgd", diver
     """The scores of a method in all cells of one pair of optimizers, as a Grid.
 
     finetune_optimizer   None: the pre-trainings
-    diverged             count a run whose loss became infinite as guessing: so where rates, or
-                         runs with and without dropout, are set against each other. Between two
-                         methods of that one run there is nothing to compare: False, it is missing
+    diverged             True: diverged runs score as guessing, for comparing rates, or runs with
+                         and without dropout. False: they are NaN, for comparing methods within a
+                         run, as that run has none
     """
     everything = [*sweep.records, *sweep.diverged]
     records = [

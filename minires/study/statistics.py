@@ -1,18 +1,17 @@
 """The statistics of the study: how sure may one be of a difference between two methods?
 
-Everything is paired. Two methods of one seed start from the same network and see the same
-batches, so each seed gives one difference, and the tests ask about these: do they lie above
-zero, or surely below what matters? The test is Wilcoxon's, of signed ranks. Student's t asks the
-same of the mean, but now and then a network dies of a high rate: its accuracy is 10 %, and one
-such difference among ten makes the mean mean nothing. Among ranks it is just the largest.
+Everything is paired. Two methods of one seed start from the same network and see the same batches,
+so each seed gives one difference. The tests ask of these differences: are they above zero, or
+below what matters? The test is Wilcoxon's, of signed ranks. Student's t asks the same of the mean.
+But now and then a training diverges, and its accuracy is 10 %. One such difference among ten
+makes the mean useless; among ranks it is only the largest.
 
-`scipy.stats` does the arithmetic. What stands here sees to the cases that study data are full of
-and textbooks are not: differences that are all zero or all equal, ties (an accuracy is a whole
-number of images), one or two seeds.
+`scipy.stats` does the arithmetic. The functions here add what study data need: differences that
+are all zero or all equal, ties (an accuracy is a whole number of images), one or two seeds.
 
-A test gives a p-value: how probable differences at least like these would be, were there no
-effect. Below `ALPHA` the effect counts as shown. That an effect was *not* shown says nothing;
-to show that there is none to speak of takes a test of its own, `p_equivalent`.
+A test gives a p-value: the probability of differences at least as large as these if there were no
+effect. Below `ALPHA` the effect counts as shown. An effect that is *not* shown may still be there.
+To show that it is too small to matter needs a test of its own, `p_equivalent`.
 """
 
 import numpy as np
@@ -36,7 +35,7 @@ def spread(values):
 
 
 def p_greater(differences, than=0.0):
-    """How probable are differences so large, were they as often and as far below `than`?
+    """How probable are such large differences, if above and below `than` were equally likely?
 
     Wilcoxon's signed-rank test, exact also where there are ties: all 2ⁿ signs are tried, for
     more than 13 seeds 2¹³ at random. Differences that equal `than` do not count.
@@ -66,17 +65,17 @@ def p_greater(differences, than=0.0):
 
 
 def p_less(differences, than=0.0):
-    """How probable are differences so small, were they as often and as far above `than`?"""
+    """How probable are such small differences, if above and below `than` were equally likely?"""
     return p_greater(-np.asarray(differences, float), -than)
 
 
 def p_different(differences):
-    """Two-sided: how probable are differences so far from zero, were there no effect?"""
+    """Two-sided: how probable are differences so far from zero, if there were no effect?"""
     return np.minimum(1, 2 * np.minimum(p_greater(differences), p_less(differences)))
 
 
 def p_equivalent(differences, margin):
-    """How probable are these differences, were the true ones outside ±margin?
+    """How probable are these differences, if the true ones were outside ±margin?
 
     TOST, two one-sided tests: they are shown to lie above −margin and below +margin.
 
@@ -122,7 +121,7 @@ def p_rising(table):
 
 
 def changes(table, x):
-    """What each seed's straight line through its values rises from the first x to the last.
+    """How much each seed's straight line through its values rises from the first x to the last.
 
     table     (S, K)
     x         (K,), rising, at least two
@@ -135,8 +134,8 @@ def changes(table, x):
 def p_mcnemar(only_first, only_second):
     """Does one of two classifiers do better on the same images? McNemar's exact test.
 
-    Only the images count that one of them alone got right; were both as good, each of these
-    would be a toss of a coin.
+    Only the images count that exactly one of them got right. If both were equally good, each of
+    these would be a toss of a coin.
 
     only_first, only_second   numbers of images
     Returns                   a two-sided p-value
@@ -146,7 +145,7 @@ def p_mcnemar(only_first, only_second):
 
 
 def holm(p_values):
-    """p-values made larger so that of all the tests together only α err.
+    """p-values made larger, so that all the tests together give a false alarm with probability α.
 
     The i-th smallest of m is multiplied by m − i, i = 0 … m−1, and none may come out below
     one that was smaller than itself.
@@ -191,8 +190,8 @@ def interval(values):
 def middle(cells):
     """The mean over the middle half of the cells: a quarter is cut off at either end.
 
-    A median would be as safe from a lost run, but of accuracies, which are whole images, it is
-    too coarse: most differences would be zero.
+    A median would be as safe from a diverged run. But accuracies are whole numbers of images, so
+    most differences of medians would be zero.
 
     cells     (C, …)
     Returns   (…)
@@ -203,8 +202,8 @@ def middle(cells):
 def best_of_the_others(values):
     """For each seed the setting that is best by the mean of the other seeds.
 
-    Whoever picks the best of five settings and then tests how good it is flatters it: part
-    of what made it the best is luck. Picked by the other seeds, it owes nothing to this one's.
+    To pick the best of five settings and then to test how good it is gives too high a score: part
+    of what made it the best is luck. Picked by the other seeds, it owes nothing to this one's luck.
 
     values    (K, S), S at least 2
     Returns   (S,) indices in [0, K)
@@ -215,7 +214,7 @@ def best_of_the_others(values):
 
 
 def complete(cells):
-    """The largest part of a sweep, as yet unfinished perhaps, in which nothing is missing.
+    """The largest part of a sweep, finished or not, in which nothing is missing.
 
     A cell counts when all it consists of is there for a seed. Enough seeds to test come
     first, then as many numbers as possible.

@@ -56,7 +56,10 @@ DEEP_ENSEMBLE = {
 
 
 def name_of_sweep(settings: dict) -> str:
-    """What every cell of a sweep carries, so that no other sweep's is taken for one of its own."""
+    """What every cell of a sweep carries, so that no other sweep's is taken for one of its own.
+
+    settings   what its sweep.json says
+    """
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -88,7 +91,7 @@ class Store:
 
 
 def cell_file(folder: Path, cell: Cell) -> Path:
-    """Where the record of a cell lies."""
+    """Where the record of a cell lies in the folder of a sweep."""
     return Path(folder) / "cells" / f"{cell.key}.json"
 
 
