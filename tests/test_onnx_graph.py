@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx_models import classifier, node, runtime, write  # noqa: E402
 
 import minires.onnx  # noqa: E402
-from minires.onnx import FormatError, UnsupportedError, graph, operators  # noqa: E402
+from minires.onnx import UnsupportedError, graph, operators  # noqa: E402
 from minires.onnx.graph import COPIES  # noqa: E402
 
 

@@ -47,7 +47,7 @@ def test_outputs_that_are_probabilities_already_are_taken_as_such(path, rng, end
     np.testing.assert_allclose(network.predict(network.theta, images), expected, atol=1e-6)
     loss, gradient = network.loss_and_gradient(network.theta, images, labels)
     np.testing.assert_allclose(loss, -np.log(expected[range(5), labels]).mean(), rtol=1e-4)
-    write(path, HEAD[:1] + [node("MatMul", "f w", "y")], arrays)
+    write(path, [*HEAD[:1], node("MatMul", "f w", "y")], arrays)
     plain = minires.onnx.load(path)
     assert plain.output_kind == "logits"
     _, slope = plain.loss_and_gradient(plain.theta, images, labels)
@@ -157,7 +157,7 @@ def test_pictures_of_bytes(path, rng):
 
 
 def test_a_batch_written_as_minus_one_is_free(path, rng):
-    model = write(path, HEAD[:1] + [node("MatMul", "f w", "y")], {"w": normal(rng, 192, 4)})
+    model = write(path, [*HEAD[:1], node("MatMul", "f w", "y")], {"w": normal(rng, 192, 4)})
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
     onnx.save(model, path)
     network = minires.onnx.load(path)

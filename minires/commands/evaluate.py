@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from minires.arrays import describe_gpus, module_for, set_threads, to_device, to_host, xp_of
+from minires.arrays.text import shown
 from minires.engine import ops
-from minires.onnx.errors import shown
 
 BATCH = 32  # photographs at once: more is not faster, and takes more memory
 
@@ -396,7 +396,7 @@ def add_picture_options(parser):
     parser.add_argument("--background", action="store_true", default=None,
                         help="output 0 is a background class")  # fmt: skip
     parser.add_argument("--output", metavar="NAME",
-                        help="the output that holds the classes, where a file has several")  # fmt: skip
+                        help="the output of classes, where a file has several")  # fmt: skip
     parser.add_argument("--preset", choices=PRESETS, default="keras",
                         help="how pictures are prepared: as for networks from this program "
                         "(%(default)s)")  # fmt: skip

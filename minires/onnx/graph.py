@@ -6,9 +6,9 @@ Loading goes through four steps.
 2. *Roles.* What an array is shows in the slot that consumes it: the second input of a
    convolution is a weight, the fourth of a batch norm a statistic, the bound of a Clip a
    constant. What scales or shifts the input before the first product with weights is a constant
-   too: it prepares the images. A weight may reach its slot through nodes that only re-shape it (Transpose,
-   Reshape, Cast …); then the array they start from is the weight, and they stay in the graph.
-   An array used in many places is one weight, and its gradients add.
+   too: it prepares the images. A weight may reach its slot through nodes that only re-shape it
+   (Transpose, Reshape, Cast …); then the array they start from is the weight, and they stay in
+   the graph. An array used in many places is one weight, and its gradients add.
 3. *Fuse.* A convolution takes the batch norm and the activation behind it along.
 4. *Try.* One image of zeros goes through, within limits of memory and arithmetic, so that
    whatever does not fit shows now and not in the middle of a long run. A graph that takes long
@@ -35,11 +35,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from minires.arrays import device_of, empty, single_threaded_blas, to_device, to_host, xp_of
+from minires.arrays.text import shown
 from minires.engine import ops
 from minires.engine.autodiff import data_of, gradients, variable
 from minires.onnx import operators as operators_of
 from minires.onnx import reading
-from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError, shown
+from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError
 from minires.onnx.operators import CALL, OPERATORS, TOUCH
 from minires.onnx.values import KERNEL, Value
 
@@ -282,6 +283,7 @@ class Network:
         if output is not None:
             self._keep(output)
         self.inputs, self.outputs = graph.inputs, graph.outputs
+        self._shapes = {}  # of the images in the graph, as the trial found them
         self._fold()
         self._assign_roles()
         self._plan()
@@ -384,11 +386,9 @@ class Network:
                 slots = [i for i, name in enumerate(node.inputs) if self._varies(name)]
             if is_raw and node.operator not in PRODUCTS and not slots:
                 raw.update(node.outputs)
-            for kind, slots in (
-                ("weight", slots),
-                ("statistic", STATISTICS.get(node.operator, ())),
-            ):
-                for slot in slots:
+            statistics = STATISTICS.get(node.operator, ())
+            for kind, places in (("weight", slots), ("statistic", statistics)):
+                for slot in places:
                     name = node.inputs[slot] if slot < len(node.inputs) else ""
                     if name not in self.static or not self.static[name].is_float:
                         continue
@@ -738,6 +738,8 @@ class Network:
                 if name and name not in self.layout:  # one part of a node may be a weight itself
                     values[name] = value
                     run.hold(value)
+                    if run.part > 1 and value.rank == 4:
+                        self._shapes[name] = value.shape
             del arguments, results
             for name in step.done:
                 value = values.pop(name)
@@ -972,6 +974,28 @@ class Network:
         """P, the number of trainable weights."""
         return self.theta.size
 
+    @property
+    def flattened(self):
+        """Dense layers that read images channels first: [(node, (C, H, W)), …].
+
+        Known where the file's images have one size and went through at loading.
+        """
+        makers = {name: node for node in self.graph.nodes for name in node.outputs}
+        found = []
+        for node in self.graph.nodes:
+            if node.operator not in ("Gemm", "MatMul") or node.inputs[1] not in self.layout:
+                continue
+            name = node.inputs[0]
+            while name in makers and makers[name].operator in VIEWS - {"Transpose"} | {"Dropout"}:
+                name = makers[name].inputs[0]
+            shape = self._shapes.get(name, ())
+            entry = self.layout[node.inputs[1]]
+            moved = name in makers and makers[name].operator == "Transpose"
+            fits = len(shape) == 4 and entry.shape[0] == math.prod(shape[1:]) > shape[1] > 1
+            if fits and not moved:
+                found.append((node, shape[1:]))
+        return found
+
     def arrays(self, theta=None, stats=None):
         """Every weight and statistic by name, with the file's axes: views of the vectors."""
         theta = self.theta if theta is None else theta
@@ -1060,12 +1084,12 @@ class Network:
             "  ".join("─" * width for width in widths),
             *map(text, rows),
             "",
-            f"file          {shown(self.path)}, opset {self.graph.opset}, {len(self.graph.nodes)} nodes "
-            f"in {len(self.steps)} steps",
+            f"file          {shown(self.path)}, opset {self.graph.opset}, "
+            f"{len(self.graph.nodes)} nodes in {len(self.steps)} steps",
             f"weights       {self.theta.size:,} in {len(self.weights)} arrays, "
             f"{self.stats.size:,} statistics",
-            f"input         {shown(self.input_name)!r} {sizes} {self.input_layout or 'layout unknown'}, "
-            f"batch {'free' if self.batch is None else self.batch}",
+            f"input         {shown(self.input_name)!r} {sizes} "
+            f"{self.input_layout or 'layout unknown'}, batch {'free' if self.batch is None else self.batch}",
             f"output        {', '.join(repr(v.name) for v in self.outputs)}: "
             f"{self.classes} {kinds[self.output_kind]}",
             f"batch norms   {norms['live']} live, {norms['folded']} folded or never there, "
