@@ -55,7 +55,7 @@ TRIAL = 10  # what is done at loading may take this part of it
 VIEWS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"}
 # Inputs of an operator that are weights, and those that are statistics.
 WEIGHTS = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1), "BatchNormalization": (1, 2)}
-WEIGHTS |= {"PRelu": (1,), "LayerNormalization": (1, 2), "ConvTranspose": (1, 2)}
+WEIGHTS |= {"PRelu": (1,), "LayerNormalization": (1, 2)}
 PRODUCTS = set(WEIGHTS)  # behind these, images are prepared
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 WEIGHTS |= dict.fromkeys(ARITHMETIC, (0, 1))
@@ -63,7 +63,7 @@ JOINING = ("Expand", "Concat")  # they bring in what many images share: a class 
 STATISTICS = {"BatchNormalization": (3, 4)}
 # Nodes that know which axes are pixels, and nodes whose results have the axes of their inputs.
 ON_IMAGES = {"Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "LRN"}
-ON_IMAGES |= {"BatchNormalization", "ConvTranspose"}
+ON_IMAGES |= {"BatchNormalization"}
 ALIKE = {"Identity", "Cast", "CastLike", "Pad", "Slice", "Split", "Concat", "Clip", "Dropout"}
 ALIKE |= {*ARITHMETIC, "Neg", "Sqrt", "Relu", "Sigmoid", "Tanh", "Max", "Min", "Sum"}
 
@@ -341,6 +341,12 @@ class Network:
 
     def _check_arrays(self, node):
         """What can be said of a node's arrays before it runs."""
+        if node.operator == "DequantizeLinear" and node.inputs[0] not in self.static:
+            raise UnsupportedError(
+                f"{node}: whole numbers that depend on the input; export the float network instead "
+                "of the quantised one (weights stored as whole numbers are read)",
+                [(node.operator, node.version, node.name)],
+            )
         if node.operator == "BatchNormalization":
             scale = self.static.get(node.inputs[1])
             # Some exporters wrote spatial=0 and meant 1: one number for each channel says so.
@@ -641,7 +647,10 @@ class Network:
             return
         self.classes = shape[1]
         if are_probabilities(outputs[0].plain) and not self._is_known:
-            images = np.random.default_rng(0).uniform(0, 1, zeros.shape) * 200
+            rng = np.random.default_rng(0)
+            images = rng.uniform(-1, 1, zeros.shape)
+            if zeros.dtype.kind != "f":
+                images = rng.integers(256, size=zeros.shape)
             images = {self.input_name: images.astype(zeros.dtype)}
             with contextlib.suppress(OnnxError):  # too long: the first predictions will tell
                 run = self._trial(self.theta, images=2)
@@ -1089,7 +1098,8 @@ class Network:
             f"weights       {self.theta.size:,} in {len(self.weights)} arrays, "
             f"{self.stats.size:,} statistics",
             f"input         {shown(self.input_name)!r} {sizes} "
-            f"{self.input_layout or 'layout unknown'}, batch {'free' if self.batch is None else self.batch}",
+            f"{self.input_layout or 'layout unknown'}, "
+            f"batch {'free' if self.batch is None else self.batch}",
             f"output        {', '.join(repr(v.name) for v in self.outputs)}: "
             f"{self.classes} {kinds[self.output_kind]}",
             f"batch norms   {norms['live']} live, {norms['folded']} folded or never there, "

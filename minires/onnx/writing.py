@@ -33,8 +33,9 @@ def save(network, path, theta=None, stats=None):
               `path` + ".data"
     theta     (P,) weights; the file's own without it
     stats     (S,) batch-norm statistics; the file's own without it
-    Raises    ValueError when a vector does not fit, is in another layout, holds NaN, or a number is too large for the
-              type in which the file keeps it; OSError when the file cannot be written
+    Raises    ValueError when a vector does not fit, is in another layout, holds NaN, or a
+              number is too large for the type in which the file keeps it; OSError when the file
+              cannot be written
     """
     path = os.fspath(path)
     for name, given, own in (("theta", theta, network.theta), ("stats", stats, network.stats)):
