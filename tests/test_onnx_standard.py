@@ -141,7 +141,7 @@ def test_real_graphs_with_constant_weights(name, rng, tmp_path):
         path = tmp_path / path.name
         onnx.save(model, path)
     network = minires.onnx.load(path)
-    images = rng.uniform(size=network.input_shape).astype(np.float32)
+    images = rng.uniform(size=network.declared_shape).astype(np.float32)
     (expected,) = runtime(path)(**{network.input_name: images})
     found = network.run(images)
     assert found.shape == expected.shape

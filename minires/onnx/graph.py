@@ -88,12 +88,15 @@ class Entry:
         return math.prod(self.shape)
 
     def view(self, vector):
-        """The array as it is stored, a view of `vector` (P,)."""
-        return vector[self.start : self.start + self.size].reshape(self.shape)
+        """The array as it is stored, a view of `vector` (…, P): (…, *shape)."""
+        part = vector[..., self.start : self.start + self.size]
+        return part.reshape(*vector.shape[:-1], *self.shape)
 
     def file_view(self, vector):
-        """The array with the file's axes, a view of `vector` (P,)."""
-        return self.view(vector).transpose([self.order.index(a) for a in range(len(self.order))])
+        """The array with the file's axes, a view of `vector` (…, P)."""
+        lead = vector.ndim - 1
+        axes = [lead + self.order.index(axis) for axis in range(len(self.order))]
+        return self.view(vector).transpose([*range(lead), *axes])
 
 
 @dataclass
@@ -264,8 +267,9 @@ class Network:
     theta         (P,) float32, every trainable weight of the file
     stats         (S,) float32, the running mean and variance of every batch norm
     layout        name → Entry: where each array lies in theta or stats
-    input_name, input_shape, input_dtype
+    input_name, declared_shape, input_dtype
                   of the image input, as the file declares it; None for what is free
+    input_shape   of one image, without the batch axis
     input_layout  "NCHW" or "NHWC", where the file's shape or its first nodes tell
     output_kind   "logits"; "softmax" (the file ends in one; `logits` are taken before it);
                   "probabilities" (they end otherwise: `logits` are their logarithms); "sigmoid"
@@ -288,8 +292,8 @@ class Network:
         self._assign_roles()
         self._plan()
         self._describe()
-        if self.input_shape is not None:
-            self.try_size(self.input_shape[1:])
+        if self.declared_shape is not None:
+            self.try_size(self.declared_shape[1:])
 
     # --- loading ---------------------------------------------------------------------------
 
@@ -534,7 +538,7 @@ class Network:
         image = next(iter(images + bytes_), None)
         self.input_name = image.name if image else None
         self.input_dtype = image.dtype if image else None
-        self.input_shape = image.shape if image else None
+        self.declared_shape = image.shape if image else None
         self.input_layout = self._layout_of(image) if image else None
         ends = self.softmax.operator if self.softmax else ""
         self.output_kind = {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(ends, "logits")
@@ -548,7 +552,7 @@ class Network:
         self._is_known = self.output_kind != "logits"  # which kind of outputs these are
         shape = self.outputs[0].shape
         self.classes = shape[1] if shape and len(shape) > 1 else None
-        self.batch = self.input_shape[0] if self.input_shape else None
+        self.batch = self.declared_shape[0] if self.declared_shape else None
 
     def _layout_of(self, image):
         """ "NCHW" or "NHWC": by the first node that treats the image's axes as such.
@@ -612,7 +616,7 @@ class Network:
         Raises   FormatError when the graph does not fit such images, SecurityError when they
                  need too much memory
         """
-        fixed = self.input_shape[0] if self.input_shape else None
+        fixed = self.declared_shape[0] if self.declared_shape else None
         if len(self.inputs) != 1 or None in size or 0 in (fixed, *size):
             return
         count = fixed or 1
@@ -874,6 +878,8 @@ class Network:
                 f"{self.path}: the graph ends in a Softmax of a Softmax: what the second one makes "
                 "is nearly the same for all classes. Export the network with one of them"
             )
+        if not len(images):
+            raise ValueError(f"{self.path}: there are no images")
         self._check_input(self.inputs[0], images)
         if xp_of(theta) is np and xp_of(images) is not np:
             raise ValueError("images are on the GPU, theta is not: use minires.to_device")
@@ -888,8 +894,8 @@ class Network:
         images     the file's input, (N, …) floats in the file's own layout
         labels     (N,) integers
         stats      (S,), dtype of theta. In training batch norm uses the batch's statistics and
-                   updates these in place (the unbiased variance, as PyTorch). Without it these
-                   are the network's own, `network.stats`
+                   updates these in place (the unbiased variance, as PyTorch). None: the
+                   network's own, `network.stats`, are read and stay as they are
         rng        a Generator; needed with dropout in training only
         training   False for the gradient of the network as `predict` computes it
         smoothing  of the labels
@@ -899,14 +905,13 @@ class Network:
         self._check_images(images, theta)
         own = stats is None
         theta, stats = self._vectors(theta, stats, theta.dtype)
+        stats = stats.copy() if own else stats
         gradient = empty(theta.shape, theta.dtype, like=theta)
         run = Run(theta.dtype, theta, self.limits, training, rng, len(images))
         inputs = {self.input_name: images}
         (output,), variables = self._forward(run, theta, stats, inputs, gradient, self._skipped)
         loss = ops.softmax_cross_entropy(self._as_rows(output), labels, smoothing=smoothing)
         gradients(loss, variables)
-        if own and training:  # in θ's type they may have been a copy
-            self.stats[...] = to_device(stats, "cpu")
         return loss.data[()], gradient  # a number, not an array of no axes
 
     @single_threaded_blas
@@ -952,6 +957,8 @@ class Network:
             each = [stats] * len(theta) if stats is not None and stats.ndim == 1 else each
             members = zip(theta, each, strict=True)
             return xp_of(theta).stack([self.logits(t, images, s, batch) for t, s in members])
+        if batch is not None and batch < 1:
+            raise ValueError(f"logits: batch is {batch}, expected 1 or more")
         step = self.batch or batch or self.chunk
         if self.batch and len(images) % step:
             raise ValueError(
@@ -959,7 +966,7 @@ class Network:
             )
         parts = [images[start : start + step] for start in range(0, len(images), step)]
         theta, stats = self._vectors(theta, stats, theta.dtype)
-        for part in parts[:1] + parts[-1:]:
+        for part in parts[:1] + parts[-1:] or [images]:
             self._check_images(part, theta)
         result = None
         for i, part in enumerate(parts):
@@ -970,7 +977,7 @@ class Network:
             if result is None:  # of as many classes as there are, whatever the file declares
                 result = xp_of(theta).empty((len(images), rows.shape[1]), theta.dtype)
             result[i * step : i * step + len(part)] = rows
-        return xp_of(theta).empty((0, self.classes or 0), theta.dtype) if result is None else result
+        return result
 
     def predict(self, theta, images, stats=None, batch=None):
         """Class probabilities: (N, classes), or (R, N, classes). Arguments as for `logits`."""
@@ -982,6 +989,16 @@ class Network:
     def size(self):
         """P, the number of trainable weights."""
         return self.theta.size
+
+    @property
+    def stats_size(self):
+        """S, the number of batch-norm statistics."""
+        return self.stats.size
+
+    @property
+    def input_shape(self):
+        """The shape of one image, without the batch axis; None for a size that is free."""
+        return None if self.declared_shape is None else self.declared_shape[1:]
 
     @property
     def flattened(self):
@@ -1006,11 +1023,26 @@ class Network:
         return found
 
     def arrays(self, theta=None, stats=None):
-        """Every weight and statistic by name, with the file's axes: views of the vectors."""
-        theta = self.theta if theta is None else theta
-        stats = self.stats if stats is None else stats
-        views = {entry.name: entry.file_view(theta) for entry in self.weights}
-        return views | {entry.name: entry.file_view(stats) for entry in self.statistics}
+        """Every array by name, with the file's axes: views of the vectors.
+
+        theta    (P,) or (R, P); None: the file's own
+        stats    (S,) or (R, S). None: no statistics, but with no theta either the file's own
+        Returns  {name: view}: writing into an array changes the vector
+        Raises   ValueError when a vector does not fit
+        """
+        if theta is None:
+            theta, stats = self.theta, self.stats if stats is None else stats
+        views = {}
+        for vector, entries, size in (
+            (theta, self.weights, self.size),
+            (stats, self.statistics, self.stats_size),
+        ):
+            if vector is None:
+                continue
+            if vector.shape[-1:] != (size,):
+                raise ValueError(f"arrays: a vector is {vector.shape}, expected (…, {size})")
+            views |= {entry.name: entry.file_view(vector) for entry in entries}
+        return views
 
     def batch_norms(self):
         """How many batch norms are live, folded into convolutions, or decomposed.
@@ -1080,7 +1112,7 @@ class Network:
             return shown("  ".join([*cells, row[2].rjust(widths[2]), row[3]]).rstrip())
 
         norms = self.batch_norms()
-        sizes = "×".join("N" if n is None else str(n) for n in self.input_shape or ())
+        sizes = "×".join("N" if n is None else str(n) for n in self.declared_shape or ())
         kinds = {
             "logits": "logits",
             "softmax": "a softmax; the loss and logits() take what goes into it",

@@ -78,7 +78,7 @@ def native(network, name=None, **settings):
 
 def _candidates(network, name, settings):
     """Models that a file might hold, the likely ones first."""
-    shape = network.input_shape
+    shape = network.declared_shape
     if shape is None or len(shape) != 4 or network.classes is None:
         return
     size = shape[2:] + shape[1:2] if network.input_layout != "NHWC" else shape[1:]

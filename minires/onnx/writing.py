@@ -46,8 +46,9 @@ def save(network, path, theta=None, stats=None):
     if theta is not None:
         _check_layout(network, to_host(theta))
     arrays = network.arrays(
-        *(None if vector is None else to_host(vector) for vector in (theta, stats))
-    )
+        *(to_host(own if given is None else given)
+          for given, own in ((theta, network.theta), (stats, network.stats)))
+    )  # fmt: skip
     changed = {
         name: array
         for name, array in arrays.items()
