@@ -58,7 +58,9 @@ def installed():
 
     this, before = sys.modules[__name__], sys.modules.get("cupy")
     library = cublas._library
+    special = sys.modules.get("cupyx.scipy.special")
     sys.modules["cupy"] = this
+    sys.modules["cupyx.scipy.special"] = types.SimpleNamespace(erf=_erf)
     cublas._library = functools.cache(lambda: cublas.declare(_Cublas()))
     cublas._handles.known.clear()
     try:
@@ -67,9 +69,16 @@ def installed():
         cublas._library = library
         cublas._handles.known.clear()
         _graph_state.recording = None
-        del sys.modules["cupy"]
-        if before is not None:
-            sys.modules["cupy"] = before
+        for name, module in (("cupy", before), ("cupyx.scipy.special", special)):
+            del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module
+
+
+def _erf(x):
+    from scipy.special import erf
+
+    return _apply(erf, x)
 
 
 # --- recording ----------------------------------------------------------------------------

@@ -73,3 +73,17 @@ def classifier(rng, opset=13):
         node("Gemm", "f w3 b3", "y", transB=1),
     ]
     return nodes, arrays
+
+
+def loaded(rng):
+    """A network from a file, its θ and statistics: what tests of any network ask for."""
+    import tempfile
+    from pathlib import Path
+
+    import minires.onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        write(path, *classifier(rng))
+        network = minires.onnx.load(path)
+    return network, network.theta, network.stats

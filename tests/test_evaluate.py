@@ -210,6 +210,54 @@ def test_the_background_is_left_out_as_if_its_logit_were_not_there(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_among_the_classes_of_the_pictures(tmp_path, capsys):
+    model = write_network(tmp_path / "n.onnx", classes=5)
+    folder = write_pictures(tmp_path / "val")
+    names = ["n00000001", WORDNET[1], "n00000002", WORDNET[0], WORDNET[2]]
+    (tmp_path / "synsets").write_text("\n".join(names))
+    line = ["evaluate", model, "--images", folder, "--synsets", tmp_path / "synsets", "--json"]
+    assert command(*line, "--among") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["among"] == 3
+    network = minires.onnx.load(model)
+    pictures = imagenet.load(folder, tmp_path / "synsets")
+    (batch,) = imagenet.batches(pictures, [np.arange(12)], "keras", SIZE)
+    logits = network.logits(network.theta, batch.images.transpose(0, 3, 1, 2)).astype(float)
+    logits[:, [0, 2]] = -np.inf
+    own = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    rows = np.arange(12)
+    np.testing.assert_allclose(found["nll"], -np.log(own[rows, batch.labels]).mean(), rtol=1e-5)
+    np.testing.assert_allclose(found["top1"], (own.argmax(axis=1) == batch.labels).mean())
+
+
+def test_a_network_built_here_takes_the_weights(tmp_path, capsys, rng):
+    model = minires.mobilenet_v1(0.25, (SIZE, SIZE, 3), 3)
+    theta, stats = model.init(rng), model.init_stats()
+    minires.onnx.export(model, theta, stats, tmp_path / "n.onnx")
+    folder, found = write_pictures(tmp_path / "val"), []
+    for native in ([], ["--native"]):
+        line = ["evaluate", tmp_path / "n.onnx", "--images", folder, "--json"]
+        assert command(*line, *native) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    np.testing.assert_allclose(found[0]["nll"], found[1]["nll"], rtol=1e-5)
+
+
+def test_preparation_by_options(tmp_path, capsys):
+    model, folder = write_network(tmp_path / "n.onnx"), write_pictures(tmp_path / "val")
+    line = ["evaluate", model, "--images", folder, "--json"]
+    found = []
+    for own in (["--preset", "keras"], ["--scale", "1/127.5", "--mean", "1"]):
+        assert command(*line, *own) == 0
+        found.append(json.loads(capsys.readouterr().out)["nll"])
+    assert found[0] == found[1]
+    assert command(*line, "--channels", "bgr") == 0
+    assert json.loads(capsys.readouterr().out)["nll"] != found[0]
+    with pytest.raises(ValueError, match="--crop and --resize"):
+        command(*line, "--crop", "0.5", "--resize", "99")
+    with pytest.raises(SystemExit):
+        command(*line, "--mean", "1,2")
+
+
 def test_a_graph_with_a_fixed_batch_is_shown_all_pictures(tmp_path):
     free = minires.onnx.load(write_network(tmp_path / "free.onnx"))
     fixed = minires.onnx.load(write_network(tmp_path / "fixed.onnx", batch=5))

@@ -194,7 +194,7 @@ def test_class_names_may_have_spaces_accents_and_marks(tmp_path, encoding):
     [
         ("a.png 2\nb.png 0\nc.png 2\n", [2, 0, 2]),
         ("file,label\nb.png,n01000007\na.png,n03000003\nc.png,n03000003\n", [2, 0, 2]),
-        ("ImageId,PredictionString\nc,n03000003 1 2 3 4\na,n03000003 8\nb,n01000007 9\n", [2, 0, 2]),
+        ("ImageId,PredictionString\nc,n03000003 1 2 3\na,n03000003 8\nb,n01000007 9\n", [2, 0, 2]),
         ("a.png\tn02000001\nb.png\tn02000001\nc.png\tn01000007\n", [1, 1, 0]),
     ],
 )  # fmt: skip

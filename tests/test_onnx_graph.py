@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx_models import classifier, node, runtime, write  # noqa: E402
 
 import minires.onnx  # noqa: E402
-from minires.onnx import FormatError, UnsupportedError, graph, operators  # noqa: E402
+from minires.onnx import UnsupportedError, graph, operators  # noqa: E402
 from minires.onnx.graph import COPIES  # noqa: E402
 
 
@@ -114,13 +114,11 @@ def test_training_updates_the_statistics_in_place(network, rng):
     before = network.stats.copy()
     network.loss_and_gradient(network.theta, images, labels, training=False)
     np.testing.assert_array_equal(network.stats, before)
-    # Without stats= they are the network's own; also where θ has another type.
+    # Without stats= the network's own are read, never changed; also where θ has another type.
     network.loss_and_gradient(network.theta, images, labels)
-    np.testing.assert_array_equal(network.stats, stats)
-    network.stats[...] = before
     wide = network.theta.astype(float), images.astype(float)
     network.loss_and_gradient(*wide, labels)
-    np.testing.assert_allclose(network.stats, stats, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(network.stats, before)
 
 
 def test_wrong_arguments_are_named(network, rng):
@@ -263,12 +261,7 @@ def test_quantised_graphs_are_refused_with_every_operator(path):
     write(path, nodes, {"s": np.float32(1), "z": np.uint8(0)})
     with pytest.raises(UnsupportedError, match="export the float network") as caught:
         minires.onnx.load(path)
-    assert [name for name, _, _ in caught.value.operators] == [
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "If",
-        "DequantizeLinear",
-    ]
+    assert [name for name, _, _ in caught.value.operators] == ["QuantizeLinear", "If"]
     assert str(path) in str(caught.value)
 
 

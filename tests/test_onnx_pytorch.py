@@ -203,7 +203,7 @@ def pair(data_dir, request, rng):
     if not path.is_file():
         pytest.skip(f"{path} is missing")
     network = minires.onnx.load(path)
-    images = rng.standard_normal((FILES[request.param], *network.input_shape[1:]))
+    images = rng.standard_normal((FILES[request.param], *network.declared_shape[1:]))
     labels = rng.integers(0, network.classes, len(images))
     return network, Reference(path, [e.name for e in network.weights]), images, labels
 

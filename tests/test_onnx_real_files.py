@@ -47,7 +47,7 @@ def test_outputs_that_are_probabilities_already_are_taken_as_such(path, rng, end
     np.testing.assert_allclose(network.predict(network.theta, images), expected, atol=1e-6)
     loss, gradient = network.loss_and_gradient(network.theta, images, labels)
     np.testing.assert_allclose(loss, -np.log(expected[range(5), labels]).mean(), rtol=1e-4)
-    write(path, HEAD[:1] + [node("MatMul", "f w", "y")], arrays)
+    write(path, [*HEAD[:1], node("MatMul", "f w", "y")], arrays)
     plain = minires.onnx.load(path)
     assert plain.output_kind == "logits"
     _, slope = plain.loss_and_gradient(plain.theta, images, labels)
@@ -157,7 +157,7 @@ def test_pictures_of_bytes(path, rng):
 
 
 def test_a_batch_written_as_minus_one_is_free(path, rng):
-    model = write(path, HEAD[:1] + [node("MatMul", "f w", "y")], {"w": normal(rng, 192, 4)})
+    model = write(path, [*HEAD[:1], node("MatMul", "f w", "y")], {"w": normal(rng, 192, 4)})
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
     onnx.save(model, path)
     network = minires.onnx.load(path)
@@ -246,6 +246,75 @@ def test_a_class_token_is_a_weight(path, rng, expanded):
     labels = np.zeros(len(images), np.int64)
     gradient = network.loss_and_gradient(network.theta, images, labels)[1]
     assert network.arrays(gradient)["token"].any()
+
+
+CURVES = {
+    "Elu": {"alpha": 1.3}, "Selu": {}, "Celu": {"alpha": 0.7}, "Gelu": {}, "Erf": {}, "Exp": {},
+    "Softplus": {}, "Softsign": {}, "Mish": {}, "Abs": {}, "Log": {}, "Pow": {}, "ReduceMax": {},
+    "Where": {}, "LayerNormalization": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(CURVES))
+def test_gradients_of_more_operators_are_slopes(path, rng, name):
+    """Forward they are held against the standard's own tests, in test_onnx_standard."""
+    arrays = {"k": normal(rng, 3, 3, 1, 1), "w": normal(rng, 192, 4), "two": np.float32(2.5)}
+    arrays |= {"scale": 1 + normal(rng, 8), "bias": normal(rng, 8), "axes": np.array([3])}
+    arrays |= {"mask": rng.random((3, 8, 8)) < 0.5, "low": np.float32(0.1)}
+    given = {"Pow": "a two", "ReduceMax": "a", "Where": "mask a c",
+             "LayerNormalization": "a scale bias"}.get(name, "a")  # fmt: skip
+    nodes = [node("Conv", "x k", "c"), node("Identity", "c", "a")]
+    if name in ("Log", "Pow"):  # of positive numbers
+        nodes[1:] = [node("Abs", "c", "d"), node("Add", "d low", "a")]
+    if name == "ReduceMax":
+        arrays["w"] = normal(rng, 24, 4)
+        given, CURVES[name]["axes"] = "a", [3]
+    nodes += [node(name, given, "b", **CURVES[name]), node("Flatten", "b", "f")]
+    nodes += [node("MatMul", "f w", "y")]
+    opset = 22 if name in ("Gelu", "Mish") else 17
+    write(path, nodes, arrays, opset=opset, ir=10 if opset > 20 else 8)
+    network = minires.onnx.load(path)
+    images, labels = rng.standard_normal((3, 3, 8, 8)), np.array([0, 1, 3])
+    (expected,) = runtime(path)(x=images.astype(np.float32))
+    np.testing.assert_allclose(
+        network.run(images.astype(np.float32)), expected, rtol=2e-4, atol=2e-4
+    )
+    theta = network.theta.astype(np.float64)
+    _, gradient = network.loss_and_gradient(theta, images, labels)
+    for _ in range(3):
+        step = 1e-6 * rng.standard_normal(theta.shape)
+        ends = (
+            network.loss_and_gradient(t, images, labels)[0] for t in (theta + step, theta - step)
+        )
+        upper, lower = ends
+        np.testing.assert_allclose(2 * gradient @ step, upper - lower, rtol=1e-3, atol=1e-11)
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_weights_stored_as_whole_numbers_are_read_and_written_as_floats(path, rng, axis):
+    whole = rng.integers(-127, 128, (4, 3, 3, 3)).astype(np.int8)
+    count = 1 if axis is None else 4
+    scale = (0.01 + 0.02 * rng.random(count)).astype(np.float32)
+    zero = rng.integers(-3, 4, count).astype(np.int8)
+    arrays = {
+        "q": whole,
+        "s": scale if axis == 0 else scale[0],
+        "z": zero if axis == 0 else zero[0],
+    }
+    extra = {} if axis is None else {"axis": axis}
+    nodes = [node("DequantizeLinear", "q s z", "k", **extra), node("Conv", "x k", "y")]
+    write(path, nodes, arrays)
+    network = minires.onnx.load(path)
+    assert [entry.name for entry in network.weights] == ["k"]
+    images = normal(rng, 2, 3, 8, 8)
+    np.testing.assert_allclose(
+        network.run(images), runtime(path)(x=images)[0], rtol=1e-4, atol=1e-4
+    )
+    new = path.with_name("new.onnx")
+    minires.onnx.save(network, new, theta=network.theta * 1.01)
+    np.testing.assert_allclose(
+        runtime(new)(x=images)[0], network.run(images) * 1.01, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_words_of_a_file_reach_no_terminal(path, rng):

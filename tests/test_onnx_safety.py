@@ -591,7 +591,7 @@ def survives(path, data):
     start = time.process_time()
     try:
         network = minires.onnx.load(path, memory=1 << 28)
-        shape = [2 if size is None else min(size, 8) for size in network.input_shape or (2, 3)]
+        shape = [2 if size is None else min(size, 8) for size in network.declared_shape or (2, 3)]
         network.run(np.zeros(shape, np.float32))
         outcome = "loaded"
     except OnnxError as error:

@@ -29,6 +29,10 @@ REASONS = {
     r"training mode": "the file's own training mode",
     r"mode '\w+' is not implemented": "borders that repeat the image",
     r"indices of the maxima": "maxima of whole numbers, or their places",
+    r"whole numbers that depend on the input|DequantizeLinear .*: blocks": "quantised values",
+    r"a single number is implemented": "powers with an array of exponents",
+    r"the largest number of none": "the largest number of none",
+    r"operator set 1:": "an operator set that is too old",
 }
 
 
@@ -98,7 +102,7 @@ def compare_all(path, device=None):
 @pytest.mark.filterwarnings("ignore")  # of the package that makes the cases
 def test_operators_as_the_standard_tests_them(tmp_path):
     passed = compare_all(tmp_path / "model.onnx")
-    assert len(passed) >= 300
+    assert len(passed) >= 585
     assert {"test_basic_conv_with_padding", "test_averagepool_2d_ceil", "test_relu"} <= {*passed}
 
 
@@ -137,7 +141,7 @@ def test_real_graphs_with_constant_weights(name, rng, tmp_path):
         path = tmp_path / path.name
         onnx.save(model, path)
     network = minires.onnx.load(path)
-    images = rng.uniform(size=network.input_shape).astype(np.float32)
+    images = rng.uniform(size=network.declared_shape).astype(np.float32)
     (expected,) = runtime(path)(**{network.input_name: images})
     found = network.run(images)
     assert found.shape == expected.shape

@@ -5,9 +5,8 @@ import importlib
 import os
 import sys
 
-from minires.arrays.text import prepare_streams, say
-
 import minires
+from minires.arrays.text import prepare_streams, say
 
 # What the user can mend is told in one line; anything else is our mistake and shows its trace.
 MENDABLE = (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError, ImportError)

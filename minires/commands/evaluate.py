@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from minires.arrays import describe_gpus, module_for, set_threads, to_device, to_host, xp_of
+from minires.arrays.text import shown
 from minires.engine import ops
-from minires.onnx.errors import shown
 
 BATCH = 32  # photographs at once: more is not faster, and takes more memory
 
@@ -52,7 +52,12 @@ class Examination:
         self.network, self.pictures = network, pictures
         self.preset, self.threads, self.device = preset, threads, device
         self.layout, self.size = _input_of(network, size)
-        if None in network.input_shape[1:]:  # then nothing was tried when it was loaded
+        if network.input_dtype.kind != "f" and preset != "keras-raw":
+            raise ValueError(
+                f"{network.path} takes bytes, 0 … 255, and prepares them by itself: "
+                "--preset keras-raw"
+            )
+        if None in network.declared_shape[1:]:  # then nothing was tried when it was loaded
             sides = self.size, self.size
             try:
                 network.try_size((3, *sides) if self.layout == "NCHW" else (*sides, 3))
@@ -100,10 +105,17 @@ class Examination:
         for batch in imagenet.batches(
             pictures, plan, self.preset, self.size, self.notes, self.threads
         ):
-            images = to_device(batch.images, self.device)
+            images = batch.images
+            if self.network.input_dtype.kind != "f":
+                images = self.as_bytes(images)
+            images = to_device(images, self.device)
             if self.layout == "NCHW":
                 images = images.transpose(0, 3, 1, 2)
             yield images, batch.labels, batch.indices
+
+    def as_bytes(self, images):
+        """Whole numbers 0 … 255, for a graph that prepares its pictures by itself."""
+        return np.rint(images).astype(self.network.input_dtype)
 
     def whole_batches(self, *arrays):
         """The same photographs, some of them again where a graph takes so many at a time or none.
@@ -132,6 +144,31 @@ class Examination:
     def own_vectors(self):
         """The weights and statistics of the network's file, on the device."""
         return tuple(to_device(v, self.device) for v in (self.network.theta, self.network.stats))
+
+
+class NativeNetwork:
+    """The network of this library that a file holds, where a network from a file is expected.
+
+    network   as minires.onnx.load gives it
+    Raises    MismatchError when it is none that is built here
+    """
+
+    input_layout, input_dtype, batch = "NHWC", np.dtype(np.float32), None
+
+    def __init__(self, network):
+        import minires.onnx
+
+        self.path, self.outputs, self.classes = network.path, network.outputs, network.classes
+        self.model, self.theta, self.stats = minires.onnx.native(network)
+        self.declared_shape = (None, *self.model.input_shape)
+
+    def logits(self, theta, images, stats=None, batch=None):
+        """As `minires.Model.logits`."""
+        return self.model.logits(theta, images, stats, batch)
+
+    def predict(self, theta, images, stats=None, batch=None):
+        """As `minires.Model.predict`."""
+        return self.model.predict(theta, images, stats, batch)
 
 
 def plan_of(count, batch):
@@ -324,7 +361,7 @@ def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=
 
 def _input_of(network, size):
     """The layout of the network's input, and the side of the square it expects, pixels."""
-    shape, layout = network.input_shape, network.input_layout
+    shape, layout = network.declared_shape, network.input_layout
     if shape is None or len(shape) != 4 or layout not in ("NCHW", "NHWC"):
         raise ValueError(
             f"{network.path}: the input is {shape} ({layout or 'layout unknown'}), expected "
@@ -373,6 +410,11 @@ def add_parser(subparsers):
         "--batch", type=int, default=BATCH, help="photographs at once (%(default)s)"
     )
     parser.add_argument("--limit", type=int, help="show only so many, spread evenly over all")
+    parser.add_argument(
+        "--native",
+        action="store_true",
+        help="compute with the MobileNet or Inception built here, which takes the file's weights",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=run)
 
@@ -393,7 +435,7 @@ def add_picture_options(parser):
     parser.add_argument("--background", action="store_true", default=None,
                         help="output 0 is a background class")  # fmt: skip
     parser.add_argument("--output", metavar="NAME",
-                        help="the output that holds the classes, where a file has several")  # fmt: skip
+                        help="the output of classes, where a file has several")  # fmt: skip
     parser.add_argument("--preset", choices=PRESETS, default="keras",
                         help="how pictures are prepared: as for networks from this program "
                         "(%(default)s)")  # fmt: skip
@@ -465,6 +507,8 @@ def open_examination(options):
         set_threads(options.threads)
     preset = preparation_of(options)
     network = minires.onnx.load(options.model, output=options.output)
+    if getattr(options, "native", False):
+        network = NativeNetwork(network)
     pictures = imagenet.load(options.images, options.synsets, options.labels)
     return Examination(
         network, pictures, preset, options.size, options.threads, options.device, options.among,

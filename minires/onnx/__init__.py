@@ -13,16 +13,17 @@ gives a file's weights to the networks that are built here. The `onnx` package
 is needed for parsing only, and imported when the first file is read.
 """
 
+from minires.arrays.text import shown
 from minires.onnx.errors import (
     FormatError,
     MismatchError,
     OnnxError,
     SecurityError,
     UnsupportedError,
-    shown,
 )
+from minires.onnx.exporting import export
 from minires.onnx.graph import MEMORY, WORK, Network
-from minires.onnx.transfer import transfer
+from minires.onnx.transfer import native, transfer
 from minires.onnx.writing import save
 
 
@@ -74,7 +75,9 @@ __all__ = [
     "OnnxError",
     "SecurityError",
     "UnsupportedError",
+    "export",
     "load",
+    "native",
     "save",
     "transfer",
 ]

@@ -6,9 +6,9 @@ Loading goes through four steps.
 2. *Roles.* What an array is shows in the slot that consumes it: the second input of a
    convolution is a weight, the fourth of a batch norm a statistic, the bound of a Clip a
    constant. What scales or shifts the input before the first product with weights is a constant
-   too: it prepares the images. A weight may reach its slot through nodes that only re-shape it (Transpose,
-   Reshape, Cast …); then the array they start from is the weight, and they stay in the graph.
-   An array used in many places is one weight, and its gradients add.
+   too: it prepares the images. A weight may reach its slot through nodes that only re-shape it
+   (Transpose, Reshape, Cast …); then the array they start from is the weight, and they stay in
+   the graph. An array used in many places is one weight, and its gradients add.
 3. *Fuse.* A convolution takes the batch norm and the activation behind it along. For predictions
    on a CPU the convolutions of a separable one (pointwise, depthwise, pointwise) are one step.
 4. *Try.* One image of zeros goes through, within limits of memory and arithmetic, so that
@@ -36,12 +36,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from minires.arrays import device_of, empty, single_threaded_blas, to_device, to_host, xp_of
+from minires.arrays.text import shown
 from minires.engine import ops
 from minires.engine.autodiff import data_of, gradients, variable
 from minires.kernels import kernels_of
 from minires.onnx import operators as operators_of
 from minires.onnx import reading
-from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError, shown
+from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError
 from minires.onnx.operators import CALL, OPERATORS, TOUCH
 from minires.onnx.values import CHANNELS_LAST, KERNEL, Value
 
@@ -56,7 +57,7 @@ TRIAL = 10  # what is done at loading may take this part of it
 VIEWS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"}
 # Inputs of an operator that are weights, and those that are statistics.
 WEIGHTS = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1), "BatchNormalization": (1, 2)}
-WEIGHTS |= {"PRelu": (1,), "LayerNormalization": (1, 2), "ConvTranspose": (1, 2)}
+WEIGHTS |= {"PRelu": (1,), "LayerNormalization": (1, 2)}
 PRODUCTS = set(WEIGHTS)  # behind these, images are prepared
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 WEIGHTS |= dict.fromkeys(ARITHMETIC, (0, 1))
@@ -64,7 +65,7 @@ JOINING = ("Expand", "Concat")  # they bring in what many images share: a class 
 STATISTICS = {"BatchNormalization": (3, 4)}
 # Nodes that know which axes are pixels, and nodes whose results have the axes of their inputs.
 ON_IMAGES = {"Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "LRN"}
-ON_IMAGES |= {"BatchNormalization", "ConvTranspose"}
+ON_IMAGES |= {"BatchNormalization"}
 ALIKE = {"Identity", "Cast", "CastLike", "Pad", "Slice", "Split", "Concat", "Clip", "Dropout"}
 ALIKE |= {*ARITHMETIC, "Neg", "Sqrt", "Relu", "Sigmoid", "Tanh", "Max", "Min", "Sum"}
 
@@ -89,12 +90,15 @@ class Entry:
         return math.prod(self.shape)
 
     def view(self, vector):
-        """The array as it is stored, a view of `vector` (P,)."""
-        return vector[self.start : self.start + self.size].reshape(self.shape)
+        """The array as it is stored, a view of `vector` (…, P): (…, *shape)."""
+        part = vector[..., self.start : self.start + self.size]
+        return part.reshape(*vector.shape[:-1], *self.shape)
 
     def file_view(self, vector):
-        """The array with the file's axes, a view of `vector` (P,)."""
-        return self.view(vector).transpose([self.order.index(a) for a in range(len(self.order))])
+        """The array with the file's axes, a view of `vector` (…, P)."""
+        lead = vector.ndim - 1
+        axes = [lead + self.order.index(axis) for axis in range(len(self.order))]
+        return self.view(vector).transpose([*range(lead), *axes])
 
 
 @dataclass
@@ -351,8 +355,9 @@ class Network:
     theta         (P,) float32, every trainable weight of the file
     stats         (S,) float32, the running mean and variance of every batch norm
     layout        name → Entry: where each array lies in theta or stats
-    input_name, input_shape, input_dtype
+    input_name, declared_shape, input_dtype
                   of the image input, as the file declares it; None for what is free
+    input_shape   of one image, without the batch axis
     input_layout  "NCHW" or "NHWC", where the file's shape or its first nodes tell
     output_kind   "logits"; "softmax" (the file ends in one; `logits` are taken before it);
                   "probabilities" (they end otherwise: `logits` are their logarithms); "sigmoid"
@@ -370,12 +375,13 @@ class Network:
         if output is not None:
             self._keep(output)
         self.inputs, self.outputs = graph.inputs, graph.outputs
+        self._shapes = {}  # of the images in the graph, as the trial found them
         self._fold()
         self._assign_roles()
         self._plan()
         self._describe()
-        if self.input_shape is not None:
-            self.try_size(self.input_shape[1:])
+        if self.declared_shape is not None:
+            self.try_size(self.declared_shape[1:])
 
     # --- loading ---------------------------------------------------------------------------
 
@@ -427,6 +433,12 @@ class Network:
 
     def _check_arrays(self, node):
         """What can be said of a node's arrays before it runs."""
+        if node.operator == "DequantizeLinear" and node.inputs[0] not in self.static:
+            raise UnsupportedError(
+                f"{node}: whole numbers that depend on the input; export the float network instead "
+                "of the quantised one (weights stored as whole numbers are read)",
+                [(node.operator, node.version, node.name)],
+            )
         if node.operator == "BatchNormalization":
             scale = self.static.get(node.inputs[1])
             # Some exporters wrote spatial=0 and meant 1: one number for each channel says so.
@@ -472,11 +484,9 @@ class Network:
                 slots = [i for i, name in enumerate(node.inputs) if self._varies(name)]
             if is_raw and node.operator not in PRODUCTS and not slots:
                 raw.update(node.outputs)
-            for kind, slots in (
-                ("weight", slots),
-                ("statistic", STATISTICS.get(node.operator, ())),
-            ):
-                for slot in slots:
+            statistics = STATISTICS.get(node.operator, ())
+            for kind, places in (("weight", slots), ("statistic", statistics)):
+                for slot in places:
                     name = node.inputs[slot] if slot < len(node.inputs) else ""
                     if name not in self.static or not self.static[name].is_float:
                         continue
@@ -640,7 +650,7 @@ class Network:
         image = next(iter(images + bytes_), None)
         self.input_name = image.name if image else None
         self.input_dtype = image.dtype if image else None
-        self.input_shape = image.shape if image else None
+        self.declared_shape = image.shape if image else None
         self.input_layout = self._layout_of(image) if image else None
         ends = self.softmax.operator if self.softmax else ""
         self.output_kind = {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(ends, "logits")
@@ -654,7 +664,7 @@ class Network:
         self._is_known = self.output_kind != "logits"  # which kind of outputs these are
         shape = self.outputs[0].shape
         self.classes = shape[1] if shape and len(shape) > 1 else None
-        self.batch = self.input_shape[0] if self.input_shape else None
+        self.batch = self.declared_shape[0] if self.declared_shape else None
 
     def _layout_of(self, image):
         """ "NCHW" or "NHWC": by the first node that treats the image's axes as such.
@@ -718,7 +728,7 @@ class Network:
         Raises   FormatError when the graph does not fit such images, SecurityError when they
                  need too much memory
         """
-        fixed = self.input_shape[0] if self.input_shape else None
+        fixed = self.declared_shape[0] if self.declared_shape else None
         if len(self.inputs) != 1 or None in size or 0 in (fixed, *size):
             return
         count = fixed or 1
@@ -753,7 +763,10 @@ class Network:
             return
         self.classes = shape[1]
         if are_probabilities(outputs[0].plain) and not self._is_known:
-            images = np.random.default_rng(0).uniform(0, 1, zeros.shape) * 200
+            rng = np.random.default_rng(0)
+            images = rng.uniform(-1, 1, zeros.shape)
+            if zeros.dtype.kind != "f":
+                images = rng.integers(256, size=zeros.shape)
             images = {self.input_name: images.astype(zeros.dtype)}
             with contextlib.suppress(OnnxError):  # too long: the first predictions will tell
                 run = self._trial(self.theta, images=2)
@@ -851,6 +864,8 @@ class Network:
                 if name and name not in self.layout:  # one part of a node may be a weight itself
                     values[name] = value
                     run.hold(value)
+                    if run.part > 1 and value.rank == 4:
+                        self._shapes[name] = value.shape
             del arguments, results
             for name in step.done:
                 value = values.pop(name)
@@ -976,6 +991,8 @@ class Network:
                 f"{self.path}: the graph ends in a Softmax of a Softmax: what the second one makes "
                 "is nearly the same for all classes. Export the network with one of them"
             )
+        if not len(images):
+            raise ValueError(f"{self.path}: there are no images")
         self._check_input(self.inputs[0], images)
         if xp_of(theta) is np and xp_of(images) is not np:
             raise ValueError("images are on the GPU, theta is not: use minires.to_device")
@@ -990,8 +1007,8 @@ class Network:
         images     the file's input, (N, …) floats in the file's own layout
         labels     (N,) integers
         stats      (S,), dtype of theta. In training batch norm uses the batch's statistics and
-                   updates these in place (the unbiased variance, as PyTorch). Without it these
-                   are the network's own, `network.stats`
+                   updates these in place (the unbiased variance, as PyTorch). None: the
+                   network's own, `network.stats`, are read and stay as they are
         rng        a Generator; needed with dropout in training only
         training   False for the gradient of the network as `predict` computes it
         smoothing  of the labels
@@ -1001,14 +1018,13 @@ class Network:
         self._check_images(images, theta)
         own = stats is None
         theta, stats = self._vectors(theta, stats, theta.dtype)
+        stats = stats.copy() if own else stats
         gradient = empty(theta.shape, theta.dtype, like=theta)
         run = Run(theta.dtype, theta, self.limits, training, rng, len(images))
         inputs = {self.input_name: images}
         (output,), variables = self._forward(run, theta, stats, inputs, gradient, self._skipped)
         loss = ops.softmax_cross_entropy(self._as_rows(output), labels, smoothing=smoothing)
         gradients(loss, variables)
-        if own and training:  # in θ's type they may have been a copy
-            self.stats[...] = to_device(stats, "cpu")
         return loss.data[()], gradient  # a number, not an array of no axes
 
     @single_threaded_blas
@@ -1054,6 +1070,8 @@ class Network:
             each = [stats] * len(theta) if stats is not None and stats.ndim == 1 else each
             members = zip(theta, each, strict=True)
             return xp_of(theta).stack([self.logits(t, images, s, batch) for t, s in members])
+        if batch is not None and batch < 1:
+            raise ValueError(f"logits: batch is {batch}, expected 1 or more")
         step = self.batch or batch or self.chunk
         if self.batch and len(images) % step:
             raise ValueError(
@@ -1061,7 +1079,7 @@ class Network:
             )
         parts = [images[start : start + step] for start in range(0, len(images), step)]
         theta, stats = self._vectors(theta, stats, theta.dtype)
-        for part in parts[:1] + parts[-1:]:
+        for part in parts[:1] + parts[-1:] or [images]:
             self._check_images(part, theta)
         result = None
         for i, part in enumerate(parts):
@@ -1072,7 +1090,7 @@ class Network:
             if result is None:  # of as many classes as there are, whatever the file declares
                 result = xp_of(theta).empty((len(images), rows.shape[1]), theta.dtype)
             result[i * step : i * step + len(part)] = rows
-        return xp_of(theta).empty((0, self.classes or 0), theta.dtype) if result is None else result
+        return result
 
     def predict(self, theta, images, stats=None, batch=None):
         """Class probabilities: (N, classes), or (R, N, classes). Arguments as for `logits`."""
@@ -1085,12 +1103,59 @@ class Network:
         """P, the number of trainable weights."""
         return self.theta.size
 
+    @property
+    def stats_size(self):
+        """S, the number of batch-norm statistics."""
+        return self.stats.size
+
+    @property
+    def input_shape(self):
+        """The shape of one image, without the batch axis; None for a size that is free."""
+        return None if self.declared_shape is None else self.declared_shape[1:]
+
+    @property
+    def flattened(self):
+        """Dense layers that read images channels first: [(node, (C, H, W)), …].
+
+        Known where the file's images have one size and went through at loading.
+        """
+        makers = {name: node for node in self.graph.nodes for name in node.outputs}
+        found = []
+        for node in self.graph.nodes:
+            if node.operator not in ("Gemm", "MatMul") or node.inputs[1] not in self.layout:
+                continue
+            name = node.inputs[0]
+            while name in makers and makers[name].operator in VIEWS - {"Transpose"} | {"Dropout"}:
+                name = makers[name].inputs[0]
+            shape = self._shapes.get(name, ())
+            entry = self.layout[node.inputs[1]]
+            moved = name in makers and makers[name].operator == "Transpose"
+            fits = len(shape) == 4 and entry.shape[0] == math.prod(shape[1:]) > shape[1] > 1
+            if fits and not moved:
+                found.append((node, shape[1:]))
+        return found
+
     def arrays(self, theta=None, stats=None):
-        """Every weight and statistic by name, with the file's axes: views of the vectors."""
-        theta = self.theta if theta is None else theta
-        stats = self.stats if stats is None else stats
-        views = {entry.name: entry.file_view(theta) for entry in self.weights}
-        return views | {entry.name: entry.file_view(stats) for entry in self.statistics}
+        """Every array by name, with the file's axes: views of the vectors.
+
+        theta    (P,) or (R, P); None: the file's own
+        stats    (S,) or (R, S). None: no statistics, but with no theta either the file's own
+        Returns  {name: view}: writing into an array changes the vector
+        Raises   ValueError when a vector does not fit
+        """
+        if theta is None:
+            theta, stats = self.theta, self.stats if stats is None else stats
+        views = {}
+        for vector, entries, size in (
+            (theta, self.weights, self.size),
+            (stats, self.statistics, self.stats_size),
+        ):
+            if vector is None:
+                continue
+            if vector.shape[-1:] != (size,):
+                raise ValueError(f"arrays: a vector is {vector.shape}, expected (…, {size})")
+            views |= {entry.name: entry.file_view(vector) for entry in entries}
+        return views
 
     def batch_norms(self):
         """How many batch norms are live, folded into convolutions, or decomposed.
@@ -1160,7 +1225,7 @@ class Network:
             return shown("  ".join([*cells, row[2].rjust(widths[2]), row[3]]).rstrip())
 
         norms = self.batch_norms()
-        sizes = "×".join("N" if n is None else str(n) for n in self.input_shape or ())
+        sizes = "×".join("N" if n is None else str(n) for n in self.declared_shape or ())
         kinds = {
             "logits": "logits",
             "softmax": "a softmax; the loss and logits() take what goes into it",
@@ -1173,11 +1238,12 @@ class Network:
             "  ".join("─" * width for width in widths),
             *map(text, rows),
             "",
-            f"file          {shown(self.path)}, opset {self.graph.opset}, {len(self.graph.nodes)} nodes "
-            f"in {len(self.steps)} steps",
+            f"file          {shown(self.path)}, opset {self.graph.opset}, "
+            f"{len(self.graph.nodes)} nodes in {len(self.steps)} steps",
             f"weights       {self.theta.size:,} in {len(self.weights)} arrays, "
             f"{self.stats.size:,} statistics",
-            f"input         {shown(self.input_name)!r} {sizes} {self.input_layout or 'layout unknown'}, "
+            f"input         {shown(self.input_name)!r} {sizes} "
+            f"{self.input_layout or 'layout unknown'}, "
             f"batch {'free' if self.batch is None else self.batch}",
             f"output        {', '.join(repr(v.name) for v in self.outputs)}: "
             f"{self.classes} {kinds[self.output_kind]}",

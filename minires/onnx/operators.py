@@ -385,6 +385,47 @@ def as_affine(node, scale, bias, mean, variance):
     return factor, ops.subtract(bias.data, ops.multiply(factor, mean.array))
 
 
+@operator("LayerNormalization")
+def layer_normalization(run, node, x, scale, bias=None):
+    """(x − mean) / √(variance + ε) · scale + B over the axes from one on (Ba et al. 2016)."""
+    if not x.rank or not -x.rank <= node["axis"] < x.rank:
+        raise ValueError(f"axis {node['axis']} of an array with {x.rank} axes")
+    axes = tuple(range(node["axis"] % x.rank, x.rank))
+    if np.broadcast_shapes(scale.shape, x.shape) != x.shape:
+        raise ValueError(f"scale is {scale.shape}, the input {x.shape}")
+    run.reserve(x.shape)
+    run.spend(6 * TOUCH * x.size)
+    data = x.plain
+    mean = ops.mean(data, axis=axes, keepdims=True)
+    centred = ops.subtract(data, mean)
+    variance = ops.mean(ops.multiply(centred, centred), axis=axes, keepdims=True)
+    deviation = ops.sqrt(ops.add(variance, run.number(node["epsilon"])))
+    y = ops.multiply(ops.divide(centred, deviation), scale.plain)
+    y = Value(y if bias is None else ops.add(y, bias.plain))
+    if len(node.outputs) == 1:
+        return y
+    return y, Value(mean), Value(ops.power(deviation, exponent=-1))
+
+
+@operator("DequantizeLinear")
+def dequantize(run, node, x, scale, zero=None):
+    """(x − zero) · scale, for weights that a file stores as small whole numbers."""
+    if x.is_float or (node["block_size"] or 0) > 0:
+        raise UnsupportedError(f"{node}: blocks, or an input that is {x.array.dtype}")
+    shape = [1] * x.rank
+    if scale.size > 1 and x.rank:
+        x.place(node["axis"])  # raises for an axis that is not there
+        shape[node["axis"] % x.rank] = scale.size
+    run.reserve(x.shape, itemsize=8)
+    whole = x.array.astype(np.int64)
+    if zero is not None:
+        whole = whole - zero.array.astype(np.int64).reshape(shape if zero.size > 1 else ())
+    numbers = whole.astype(np.float64) * scale.on_host.astype(np.float64).reshape(
+        shape if scale.size > 1 else ()
+    )
+    return Value(run.constant(numbers.astype(np.float32)), x.order)
+
+
 @operator("LRN")
 def local_response_normalization(run, node, x):
     """x / (k + α/n · Σ x²)^β, the sum over n neighbouring channels (Krizhevsky et al. 2012)."""
@@ -493,6 +534,159 @@ OPERATORS["Tanh"] = unary(ops.tanh)
 OPERATORS["Neg"] = unary(ops.negative)
 OPERATORS["Sqrt"] = unary(ops.sqrt)
 OPERATORS["Identity"] = unary(lambda x: x)
+
+
+OPERATORS["Exp"] = unary(ops.exp)
+OPERATORS["Log"] = unary(ops.log)
+
+
+@op
+def _absolute(x):
+    """|x|, with derivative 0 at 0"""
+    xp = xp_of(x)
+    return xp.abs(x), (lambda g: g * xp.sign(x),)
+
+
+@op
+def _softplus(x):
+    """ln(1 + eˣ), which cannot overflow; its derivative is the sigmoid"""
+    xp = xp_of(x)
+    return xp.logaddexp(x, x.dtype.type(0)), (lambda g: g * (1 + xp.tanh(x / 2)) / 2,)
+
+
+@op
+def _softsign(x):
+    """x / (1 + |x|)"""
+    below = 1 + xp_of(x).abs(x)
+    return x / below, (lambda g: g / (below * below),)
+
+
+@op
+def _erf(x):
+    """The error function, (2/√π) ∫₀ˣ e^(−t²) dt"""
+    xp = xp_of(x)
+    if xp is np:
+        from scipy.special import erf
+    else:
+        from cupyx.scipy.special import erf
+    slope = x.dtype.type(2 / math.sqrt(math.pi))
+    return erf(x), (lambda g: g * slope * xp.exp(-x * x),)
+
+
+@op
+def _elu(x, *, low, inner, outer):
+    """outer · x above 0, outer · low · (e^(x · inner) − 1) below"""
+    xp, dtype = xp_of(x), x.dtype.type
+    low, inner, outer = dtype(low), dtype(inner), dtype(outer)
+    below = low * xp.expm1(xp.minimum(x, 0) * inner)
+    y = outer * xp.where(x > 0, x, below)
+    slope = outer * xp.where(x > 0, dtype(1), (below + low) * inner)
+    return y, (lambda g: g * slope,)
+
+
+OPERATORS["Abs"] = unary(lambda x: _absolute(x) if x.dtype.kind == "f" else np.abs(x))
+OPERATORS["Softplus"] = unary(_softplus)
+OPERATORS["Softsign"] = unary(_softsign)
+OPERATORS["Erf"] = unary(_erf)
+OPERATORS["Mish"] = unary(lambda x: ops.multiply(x, ops.tanh(_softplus(x))))
+
+
+@operator("Elu")
+def elu(run, node, x):
+    return Value(_elu(x.data, low=node["alpha"], inner=1, outer=1), x.order)
+
+
+@operator("Selu")
+def selu(run, node, x):
+    return Value(_elu(x.data, low=node["alpha"], inner=1, outer=node["gamma"]), x.order)
+
+
+@operator("Celu")
+def celu(run, node, x):
+    alpha = node["alpha"]
+    return Value(_elu(x.data, low=alpha, inner=1 / alpha, outer=1), x.order)
+
+
+@operator("Gelu")
+def gelu(run, node, x):
+    """x · Φ(x), with Φ by the error function or, on request, by tanh"""
+    data, number = x.data, run.number
+    run.spend(4 * TOUCH * x.size)
+    if node["approximate"] == "tanh":
+        cube = ops.multiply(ops.multiply(data, data), data)
+        inner = ops.add(data, ops.multiply(cube, number(0.044715)))
+        inside = ops.tanh(ops.multiply(inner, number(math.sqrt(2 / math.pi))))
+    else:
+        inside = _erf(ops.multiply(data, number(1 / math.sqrt(2))))
+    half = ops.multiply(ops.add(inside, number(1)), number(0.5))
+    return Value(ops.multiply(data, half), x.order)
+
+
+@op
+def _raise_to(x, *, exponent):
+    """x^exponent; where the exponent is 0 the derivative is 0, at 0 too"""
+    xp = xp_of(x)
+    if exponent == 0:
+        return xp.ones_like(x), (lambda g: xp.zeros_like(g),)
+    power = x.dtype.type(exponent)
+    return x**power, (lambda g: g * power * x ** (power - x.dtype.type(1)),)
+
+
+@operator("Pow")
+def pow_(run, node, x, y):
+    if y.size != 1:
+        raise UnsupportedError(f"{node}: exponents {y.shape}; a single number is implemented")
+    exponent = y.on_host.reshape(()).item()
+    if not x.is_float:
+        if exponent < 0:
+            raise ValueError(f"a whole number is raised to {exponent}")
+        return Value(np.power(x.array, x.array.dtype.type(exponent)), x.order)
+    return Value(_raise_to(x.data, exponent=exponent), x.order)
+
+
+def comparison(function):
+    """An operator whose results are truth values, on the host."""
+
+    def apply(run, node, x, y):
+        shape = np.broadcast_shapes(x.shape, y.shape)
+        run.reserve(shape, itemsize=8)
+        if math.prod(shape) > SHORT and (x.known is None or y.known is None):
+            run.spend(TOUCH * math.prod(shape))
+        plain = (data_of(value.plain) for value in (x, y))
+        return Value(np.asarray(function(*map(to_host, plain))))
+
+    return apply
+
+
+for _name, _function in {
+    "Equal": np.equal, "Greater": np.greater, "Less": np.less, "And": np.logical_and,
+    "Or": np.logical_or, "GreaterOrEqual": np.greater_equal, "LessOrEqual": np.less_equal,
+}.items():  # fmt: skip
+    OPERATORS[_name] = comparison(_function)
+
+
+@operator("Not")
+def not_(run, node, x):
+    return Value(np.logical_not(x.array), x.order)
+
+
+@operator("Where")
+def where(run, node, condition, x, y):
+    shape = np.broadcast_shapes(condition.shape, x.shape, y.shape)
+    run.reserve(shape, itemsize=max(x.array.itemsize, y.array.itemsize))
+    run.spend(2 * TOUCH * math.prod(shape))
+    if not x.is_float:
+        return Value(np.where(condition.array, data_of(x.plain), data_of(y.plain)))
+    chosen = run.constant(condition.plain)
+    # Each is set to 0 where the other counts, so that what is not chosen may be infinite.
+    parts = [_masked(v.plain, mask=m) for v, m in ((x, chosen), (y, 1 - chosen))]
+    return Value(ops.add(*parts))
+
+
+@op
+def _masked(x, *, mask):
+    """x where the mask is not 0, else 0"""
+    return xp_of(x).where(mask != 0, x, x.dtype.type(0)), (lambda g: g * mask,)
 
 
 @op
@@ -625,6 +819,8 @@ def reduction(function, on_whole_numbers):
             return Value(ops.reshape(y, shape=(*y.shape, 1, 1)) if keep else y)
         places = tuple(x.place(axis) for axis in axes)
         reduce = function if x.is_float else on_whole_numbers
+        if function is _largest and 0 in x.shape:
+            raise UnsupportedError(f"{node}: the largest number of none, of an array {x.shape}")
         y = reduce(x.data, axis=places, keepdims=keep)
         if keep:
             return Value(y, x.order)
@@ -644,6 +840,24 @@ def _mean_whole(x, axis, keepdims):
     return np.asarray(_divide_whole(total, x.dtype.type(x.size // max(total.size, 1))))
 
 
+@op
+def _largest(x, *, axis, keepdims):
+    """The largest value along some axes; equals share the gradient"""
+    xp = xp_of(x)
+    top = x.max(axis=axis, keepdims=True)
+    y = top if keepdims else xp.asarray(x.max(axis=axis))
+
+    def pullback(g):
+        largest = x == top
+        share = largest / largest.sum(axis=axis, keepdims=True, dtype=x.dtype)
+        return g.reshape(top.shape) * share
+
+    return y, (pullback,)
+
+
+OPERATORS["ReduceMax"] = reduction(
+    _largest, lambda x, axis, keepdims: np.asarray(x.max(axis=axis, keepdims=keepdims))
+)
 OPERATORS["ReduceMean"] = reduction(ops.mean, _mean_whole)
 OPERATORS["ReduceSum"] = reduction(ops.sum, _sum_whole)
 

@@ -12,10 +12,12 @@ In the end both networks see the same random images and must give the same logit
 
 import numpy as np
 
+from minires import networks
 from minires.engine.convolution import borders
 from minires.networks import layers
 from minires.onnx import operators
 from minires.onnx.errors import MismatchError, OnnxError
+from minires.onnx.exporting import arrays_of
 
 # Nodes that change neither numbers nor their places within an image.
 SKIPPED = {"Identity", "Cast", "CastLike", "Transpose", "Dropout"}
@@ -49,6 +51,70 @@ def transfer(network, model):
     return match.theta, match.stats
 
 
+WIDTHS = (1.0, 0.25, 0.35, 0.5, 0.75, 1.3, 1.4, 0.125)  # of published networks
+
+
+def native(network, name=None, **settings):
+    """The network of this library that an ONNX file holds, with the file's weights.
+
+    network   from `minires.onnx.load`
+    name      "lenet", "lenet_classic", "mobilenet_v1", "mobilenet_v2" or "inception_v3"; None:
+              try all
+    settings  of that function, where it cannot be guessed: width, variant …
+    Returns   model, theta (P,), stats (S,)
+    Raises    MismatchError when the file holds no such network
+    """
+    furthest = None
+    for model in _candidates(network, name, settings):
+        try:
+            return model, *transfer(network, model)
+        except MismatchError as error:
+            if furthest is None or error.matched > furthest.matched:
+                furthest = error
+    raise furthest or MismatchError(
+        "the file's images or layers are those of no network built here"
+    )
+
+
+def _candidates(network, name, settings):
+    """Models that a file might hold, the likely ones first."""
+    shape = network.declared_shape
+    if shape is None or len(shape) != 4 or network.classes is None:
+        return
+    size = shape[2:] + shape[1:2] if network.input_layout != "NHWC" else shape[1:]
+    if None in size:
+        raise MismatchError("the file leaves the size of its images free: set it at export")
+    common = {"input_shape": tuple(size), "classes": network.classes} | settings
+    convolutions = [n for n in network.graph.nodes if n.operator == "Conv"]
+    dense = [n for n in network.graph.nodes if n.operator in ("Gemm", "MatMul")]
+    if len(convolutions) == 2 and name in (None, "lenet", "lenet_classic"):
+        shapes = [network.static[n.inputs[1]].shape for n in convolutions + dense[:1]]
+        if len(dense) == 3 and name != "lenet":
+            yield networks.lenet_classic(**common)
+        if len(dense) == 2 and name != "lenet_classic":
+            units = shapes[2][0] if dense[0]["transB"] else shapes[2][1]
+            ours = {"channels": (shapes[0][0], shapes[1][0]), "hidden": units}
+            yield networks.lenet(**ours | common)
+        return
+    makers = {
+        "mobilenet_v1": networks.mobilenet_v1,
+        "mobilenet_v2": networks.mobilenet_v2,
+        "inception_v3": networks.inception_v3,
+    }
+    for known, make in makers.items():
+        if name not in (None, known):
+            continue
+        for width in [settings["width"]] if "width" in settings else WIDTHS:
+            for variant in [settings["variant"]] if "variant" in settings else ("tf", "torch"):
+                own = {"width": width, "variant": variant} | common
+                if known == "inception_v3":
+                    own = {"auxiliary": False} | own
+                try:
+                    yield make(**own)
+                except ValueError:  # images that are too small for it
+                    continue
+
+
 def _compare_logits(network, model, theta, stats):
     """Raise unless both give the same logits for the same random images."""
     images = np.random.default_rng(0).uniform(-1, 1, (2, *model.input_shape))
@@ -72,7 +138,7 @@ class _Match:
     """The walk: `theta` and `stats` fill up on the way."""
 
     def __init__(self, network, model):
-        self.network = network
+        self.network, self.model = network, model
         self.static, self.maker = network.static, network.maker
         self.theta = np.zeros(model.size, np.float32)
         self.stats = model.init_stats()
@@ -80,6 +146,7 @@ class _Match:
         self.path = {id(layer): path for path, layer, _, _ in rows}
         self.size = {id(layer): before for _, layer, before, _ in rows}
         self.matched = 0
+        self.dense_before = None  # the dense layer whose inputs have not been found yet
 
     # --- looking at the file ---------------------------------------------------------------
 
@@ -100,10 +167,12 @@ class _Match:
     def part(self, layer, expected, name, found=None):
         """Say where the graphs part."""
         where = self.path.get(id(layer), layer.kind)
-        return MismatchError(
+        error = MismatchError(
             f"the graphs part at layer {where!r} ({self.matched} matched, from the output): it is "
             f"{expected}, the file has {found or self.describe(name)}"
         )
+        error.matched = self.matched
+        return error
 
     def array(self, layer, name):
         """A constant of the file."""
@@ -130,6 +199,8 @@ class _Match:
         kinds = {
             layers.Dense: self.dense,
             layers.GlobalMeanPool: self.global_mean,
+            layers.Flatten: self.flatten,
+            layers.Activation: self.activation,
             layers.MeanPool: self.pool,
             layers.MaxPool: self.pool,
         }
@@ -148,8 +219,41 @@ class _Match:
                 name = self.convolution(waiting.pop(), last, name)
             elif isinstance(last, (layers.Conv2D, layers.DepthwiseConv2D)):
                 name = self.convolution(last, None, name)
+            elif self.in_other_order(last, waiting, name):
+                pool = waiting.pop()
+                name = self.layer(last, self.layer(pool, name))
             else:
                 name = self.layer(last, name)
+        return name
+
+    def in_other_order(self, layer, waiting, name):
+        """Whether the file has a ReLU before a max pooling, the model behind it: both are equal."""
+        is_relu = isinstance(layer, layers.Activation) and layer.function in ("relu", "relu6")
+        behind_pool = waiting and type(waiting[-1]) is layers.MaxPool
+        node = self.node(name)
+        return is_relu and behind_pool and node is not None and node.operator == "MaxPool"
+
+    def activation(self, layer, name):
+        node = self.node(name)
+        found = node and (self.network._activation(node) or node.operator.lower())
+        if found != layer.function:
+            raise self.part(layer, layer.function, name)
+        return node.inputs[0]
+
+    def flatten(self, layer, name):
+        """A Flatten: where the file reads the channels first, the weights behind it are re-laid."""
+        name = self.behind_views(name, {"Identity", "Cast", "CastLike", "Dropout"})
+        node = self.maker.get(name)
+        while node is not None and node.operator in ("Flatten", "Reshape", "Squeeze"):
+            name = node.inputs[0]
+            node = self.maker.get(name)
+        high, wide, depth = self.size[id(layer)]
+        if node is not None and node.operator == "Transpose" and node["perm"] == [0, 2, 3, 1]:
+            return node.inputs[0]
+        if self.dense_before is not None:
+            weights = arrays_of(self.model, self.dense_before)["weight"].view(self.theta)
+            first = weights.reshape(depth, high, wide, -1).transpose(1, 2, 0, 3)
+            weights[...] = first.reshape(weights.shape).copy()
         return name
 
     def residual(self, layer, name):
@@ -230,7 +334,8 @@ class _Match:
                 scale, offset, mean, variance = (self.array(layer, n) for n in node.inputs[1:])
                 variance = variance + np.float64(node["epsilon"])
                 plain = not shift.any() and (factor == 1).all()
-                if plain and norm is not None and norm.has_scale and min(variance) > norm.epsilon:
+                has_scale = norm is not None and (norm.has_scale or (scale == 1).all())
+                if plain and has_scale and min(variance) > norm.epsilon:
                     own = scale, offset, mean, variance - norm.epsilon
                     return own, factor, shift, node.inputs[0]
                 scale = scale / np.sqrt(variance)
@@ -364,6 +469,7 @@ class _Match:
             raise self.part(layer, f"a dense layer {own['weight'].shape}", name, found)
         own["weight"].view(self.theta)[...] = weights
         own["bias"].view(self.theta)[...] = bias
+        self.dense_before = layer
         return node.inputs[0]
 
 

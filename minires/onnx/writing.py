@@ -33,8 +33,9 @@ def save(network, path, theta=None, stats=None):
               `path` + ".data"
     theta     (P,) weights; the file's own without it
     stats     (S,) batch-norm statistics; the file's own without it
-    Raises    ValueError when a vector does not fit, holds NaN, or a number is too large for the
-              type in which the file keeps it; OSError when the file cannot be written
+    Raises    ValueError when a vector does not fit, is in another layout, holds NaN, or a
+              number is too large for the type in which the file keeps it; OSError when the file
+              cannot be written
     """
     path = os.fspath(path)
     for name, given, own in (("theta", theta, network.theta), ("stats", stats, network.stats)):
@@ -42,9 +43,12 @@ def save(network, path, theta=None, stats=None):
             raise ValueError(f"save: {name} is {given.shape}, this network has {own.shape}")
         if given is not None and not np.isfinite(to_host(given)).all():
             raise ValueError(f"save: {name} holds NaN or infinite numbers: training has diverged")
+    if theta is not None:
+        _check_layout(network, to_host(theta))
     arrays = network.arrays(
-        *(None if vector is None else to_host(vector) for vector in (theta, stats))
-    )
+        *(to_host(own if given is None else given)
+          for given, own in ((theta, network.theta), (stats, network.stats)))
+    )  # fmt: skip
     changed = {
         name: array
         for name, array in arrays.items()
@@ -62,6 +66,28 @@ def save(network, path, theta=None, stats=None):
     if any(tensor.data_location == EXTERNAL for tensor in model.graph.initializer):
         _write_external(network, model, path, changed)
     _write(path, [model.SerializeToString()])
+
+
+def _check_layout(network, theta):
+    """Raise when θ is the file's own, but in the order of a network that was built here.
+
+    The two differ behind a Flatten: a file may read the channels first, (C, H, W), a network built
+    here reads the pixels first, (H, W, C). Fine-tuning moves θ by less than such a change of order.
+    """
+    other = network.theta.copy()
+    for node, (depth, high, wide) in network.flattened:
+        weights = network.layout[node.inputs[1]].view(other)
+        first = weights.reshape(depth, high, wide, -1).transpose(1, 2, 0, 3)
+        weights[...] = first.reshape(weights.shape).copy()
+    if np.array_equal(other, network.theta):
+        return
+    near, far = (float(np.linalg.norm(theta - own)) for own in (other, network.theta))
+    if near < far / 2:
+        raise ValueError(
+            "save: theta is in another layout than this file: behind Flatten its weights are in "
+            "the order (H, W, C) of a network that was built here. Write that network with "
+            "minires.onnx.export(model, theta, stats, path)"
+        )
 
 
 def _reaches_outside(network):

@@ -1,0 +1,156 @@
+"""Networks built here, as files and back; and PyTorch's order of weights."""
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+from onnx_models import node, runtime, write  # noqa: E402
+
+import minires.onnx  # noqa: E402
+from minires.networks import inception_v3, lenet, lenet_classic, mobilenet_v1, mobilenet_v2  # noqa: E402
+from minires.networks.state_dict import from_state_dict, to_state_dict  # noqa: E402
+from minires.onnx import MismatchError  # noqa: E402
+
+MODELS = {
+    "lenet": lambda: lenet((4, 6), 10, input_shape=(12, 12, 3), classes=5),
+    "lenet_classic": lambda: lenet_classic(),
+    "mobilenet_v1": lambda: mobilenet_v1(0.25, (32, 32, 3), 5),
+    "mobilenet_v2": lambda: mobilenet_v2(0.35, (32, 32, 3), 5, variant="torch"),
+    "inception_v3": lambda: inception_v3(0.125, (28, 28, 3), 5),
+}  # fmt: skip
+
+
+def weights(model, rng):
+    theta = model.init(rng) + 0.02 * rng.standard_normal(model.size).astype(np.float32)
+    stats = model.init_stats() * rng.uniform(0.5, 2, model.stats_size).astype(np.float32)
+    return theta, stats + 0.1 * rng.random(model.stats_size).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_network_built_here_becomes_a_file_and_comes_back(tmp_path, rng, name):
+    path, model = tmp_path / "model.onnx", MODELS[name]()
+    theta, stats = weights(model, rng)
+    minires.onnx.export(model, theta, stats, path)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    for count in (1, 3):
+        images = rng.uniform(-1, 1, (count, *model.input_shape)).astype(np.float32)
+        (found,) = runtime(path)(images=np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        ours = model.logits(theta, images, stats)
+        np.testing.assert_allclose(found, ours, rtol=1e-5, atol=1e-5 * abs(ours).max())
+    network = minires.onnx.load(path)
+    assert (network.batch, network.classes) == (None, model.classes)
+    assert network.size == model.size + _unit_scales(network)
+    twin, *vectors = minires.onnx.native(network)
+    assert twin.size == model.size
+    np.testing.assert_array_equal(vectors[0], theta)
+    np.testing.assert_array_equal(vectors[1], stats)
+
+
+def _unit_scales(network):
+    """Batch norms without a scale have one of ones in the file."""
+    return sum(entry.size for entry in network.weights if entry.name.endswith(".one"))
+
+
+def test_what_cannot_be_written_is_named(tmp_path, rng):
+    model = MODELS["lenet"]()
+    theta, stats = weights(model, rng)
+    with pytest.raises(ValueError, match="theta is"):
+        minires.onnx.export(model, theta[:-1], stats, tmp_path / "n.onnx")
+    with pytest.raises(ValueError, match="NaN"):
+        minires.onnx.export(model, theta * np.nan, stats, tmp_path / "n.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def torch_lenet(rng, path, size=8):
+    """A file as PyTorch writes it: ReLU before the pooling, channels first behind Flatten."""
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(np.float32) / 3
+
+    inner = (size // 4) ** 2 * 6
+    state = {
+        "0.weight": normal(4, 3, 5, 5), "0.bias": normal(4), "3.weight": normal(6, 4, 5, 5),
+        "3.bias": normal(6), "7.weight": normal(10, inner), "7.bias": normal(10),
+        "9.weight": normal(5, 10), "9.bias": normal(5),
+    }  # fmt: skip
+    same, pool = {"pads": [2, 2, 2, 2]}, {"kernel_shape": [2, 2], "strides": [2, 2]}
+    nodes = [
+        node("Conv", "x 0.weight 0.bias", "a", **same), node("Relu", "a", "b"),
+        node("MaxPool", "b", "c", **pool), node("Conv", "c 3.weight 3.bias", "d", **same),
+        node("Relu", "d", "e"), node("MaxPool", "e", "f", **pool), node("Flatten", "f", "g"),
+        node("Gemm", "g 7.weight 7.bias", "h", transB=1), node("Relu", "h", "i"),
+        node("Gemm", "i 9.weight 9.bias", "y", transB=1),
+    ]  # fmt: skip
+    write(path, nodes, state, shape=(None, 3, size, size))
+    return state
+
+
+def test_pytorchs_order_of_the_pixels_becomes_ours(tmp_path, rng):
+    path = tmp_path / "torch.onnx"
+    state = torch_lenet(rng, path)
+    model, theta, _ = minires.onnx.native(minires.onnx.load(path))
+    images = rng.standard_normal((3, 8, 8, 3)).astype(np.float32)
+    (expected,) = runtime(path)(x=np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(model.logits(theta, images), expected, rtol=1e-4, atol=1e-4)
+    ours, _ = from_state_dict(model, state)
+    np.testing.assert_array_equal(ours, theta)
+    back = to_state_dict(model, theta, None, like=state)
+    assert list(back) == list(state)
+    for name, array in state.items():
+        np.testing.assert_array_equal(back[name], array)
+
+
+def test_theta_of_another_layout_is_not_written_into_a_file(tmp_path, rng):
+    path = tmp_path / "torch.onnx"
+    torch_lenet(rng, path)
+    network = minires.onnx.load(path)
+    _, theta, _ = minires.onnx.native(network)
+    assert theta.size == network.size
+    theta = theta + 0.05 * rng.standard_normal(theta.size).astype(np.float32)
+    with pytest.raises(ValueError, match=r"another layout.*minires\.onnx\.export"):
+        minires.onnx.save(network, tmp_path / "new.onnx", theta=theta)
+    assert not (tmp_path / "new.onnx").exists()
+    minires.onnx.save(network, tmp_path / "new.onnx", theta=network.theta + 0.05)
+
+
+def test_batch_norm_and_depthwise_from_a_state_dict(rng):
+    model = MODELS["mobilenet_v1"]()
+    theta, stats = weights(model, rng)
+    like, number = {}, 0
+    for _, layer, _, _ in model.layout.rows:
+        from minires.onnx.exporting import arrays_of
+
+        own = arrays_of(model, layer)
+        if not own:
+            continue
+        shapes = {name: entry.shape for name, entry in own.items()}
+        if layer.kind == "BatchNorm":
+            names = {"weight": "scale", "bias": "shift"}
+            names |= {"running_mean": "mean", "running_var": "variance"}
+            found = {last: shapes[name] for last, name in names.items()} | {
+                "num_batches_tracked": ()
+            }
+        elif layer.kind == "DepthwiseConv2D":
+            kh, kw, c = shapes["weight"]
+            found = {"weight": (c, 1, kh, kw)}
+        else:
+            found = {n: shape[::-1] if len(shape) < 4 else (shape[3], shape[2], *shape[:2])
+                     for n, shape in shapes.items()}  # fmt: skip
+        like |= {f"{number}.{name}": np.zeros(shape, np.float32) for name, shape in found.items()}
+        number += 1
+    state = to_state_dict(model, theta, stats, like)
+    again = from_state_dict(model, state)
+    np.testing.assert_array_equal(again[0], theta)
+    np.testing.assert_array_equal(again[1], stats)
+    state.pop("0.weight")
+    with pytest.raises(ValueError, match="conv2d_1"):
+        from_state_dict(model, state)
+
+
+def test_another_network_is_none_of_ours(tmp_path, rng):
+    path = tmp_path / "n.onnx"
+    write(path, [node("Flatten", "x", "f"), node("MatMul", "f w", "y")],
+          {"w": rng.standard_normal((192, 4)).astype(np.float32)})  # fmt: skip
+    with pytest.raises(MismatchError):
+        minires.onnx.native(minires.onnx.load(path))
