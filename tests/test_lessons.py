@@ -198,7 +198,8 @@ def test_pages_are_run_and_need_nothing_from_elsewhere(tmp_path):
 
 def test_a_terminal_without_unicode_gets_words():
     raw = io.BytesIO()
-    with contextlib.redirect_stdout(io.TextIOWrapper(raw, "ascii", write_through=True)):
+    stream = io.TextIOWrapper(raw, "ascii", write_through=True)
+    with contextlib.redirect_stdout(stream):
 
         def action(options):
             print("θ ≥ 2σ: 猫")
