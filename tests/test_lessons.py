@@ -99,6 +99,7 @@ def test_a_lesson_has_all_its_parts(lesson):
     text = "\n".join(cell.source for cell in cells if not cell.code)
     assert all(section in text for section in SECTIONS)
     assert text.partition("## Three questions")[2].count("<details>") == 3
+    assert not re.search(r"^[+*] ", text, re.MULTILINE), "a line that Markdown takes for a list"
     assert lesson.path.name.startswith(f"{lesson.number:02}_")
     assert lesson.minutes <= 20
     exercises = of(cells, "exercise")
@@ -126,16 +127,26 @@ def test_the_table_names_every_lesson(capsys):
     assert all(each.title in printed and each.purpose in printed for each in LESSONS)
 
 
-@each_lesson
-def test_solutions_pass_the_command_and_stubs_do_not(lesson, tmp_path, capsys):
+def answers_of(lesson, kind, path):
     cells = lesson.cells()
-    setup = [cell.source for cell in of(cells, "setup")]
-    for kind, code in (("solution", 0), ("exercise", 1)):
-        answers = tmp_path / f"{kind}.py"
-        answers.write_text("\n\n".join(setup + [c.source for c in of(cells, kind)]), "utf-8")
-        assert main(["lessons", "check", str(lesson.number), str(answers)]) == code
-        right = len(of(cells, "exercise")) if code == 0 else 0
-        assert f"{right} of {len(of(cells, 'exercise'))} right" in capsys.readouterr().out
+    sources = [cell.source for cell in cells if cell.kind in ("setup", kind)]
+    path.write_text("\n\n".join(sources), "utf-8")
+    return ["lessons", "check", str(lesson.number), str(path)]
+
+
+@each_lesson
+def test_stubs_are_not_answers(lesson, tmp_path, capsys):
+    """So every check needs nothing but the cells of setup."""
+    assert main(answers_of(lesson, "exercise", tmp_path / "stubs.py")) == 1
+    count = len(of(lesson.cells(), "exercise"))
+    printed = capsys.readouterr().out
+    assert f"0 of {count} right" in printed
+    assert printed.count("not written yet") == count
+
+
+def test_solutions_are_answers(tmp_path, capsys):
+    assert main(answers_of(commands.lesson(3), "solution", tmp_path / "mine.py")) == 0
+    assert "3 of 3 right" in capsys.readouterr().out
 
 
 def test_an_answer_may_be_a_notebook(tmp_path, capsys):

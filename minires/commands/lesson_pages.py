@@ -78,6 +78,7 @@ def notebook_of(lesson, teacher):
                 continue
             if kind == "exercise":
                 cell.source += "\n\n\n" + checks[_tags(cell)[1]].source
+        cell.source = cell.source.replace("  # fmt: skip", "")
         cell.metadata = {"tags": _tags(cell)} if kind else {}
         cells.append(cell)
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -160,7 +161,10 @@ def _body(notebook):
     """The notebook's cells as HTML, without a page around them."""
     from nbconvert import HTMLExporter
 
-    body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
+    )
+    body, _ = exporter.from_notebook_node(notebook)
     return body
 
 
