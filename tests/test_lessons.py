@@ -15,11 +15,13 @@ pytest.importorskip("jupytext", reason="lessons need the extra teach: pip instal
 
 import nbformat
 from matplotlib import pyplot
+from nbclient import NotebookClient
 
 import minires
 from minires.commands import lesson_bundle, lesson_pages
 from minires.commands import lessons as commands
 from minires.commands.cli import main
+from minires.testing.classroom import rejected
 
 LESSONS = commands.lessons()
 SECTIONS = ("## Predict", "## What would break this?", "## Three questions", "## Where this is")
@@ -207,6 +209,41 @@ def test_pages_are_run_and_need_nothing_from_elsewhere(tmp_path):
     assert "thirty laptops" in index
     executed = nbformat.read(tmp_path / "02_tape_of_scalars.ipynb", 4)
     assert all(c.execution_count for c in executed.cells if c.cell_type == "code")
+
+
+def test_a_notebook_shows_three_lines_and_no_trace():
+    """A student's cells, run by a kernel: a right answer, a wrong one, and none."""
+    lesson = commands.lesson(3)
+    answers = {cell.tags: cell.source for cell in lesson.cells() if cell.exercise == "matmul"}
+    check = answers["check", "matmul"]
+    solution = answers["solution", "matmul"]
+    notebook = lesson_pages.notebook_of(lesson, teacher=False)
+    setup, stub = (
+        next(c for c in notebook.cells if c.metadata.get("tags") == tags)
+        for tags in (["setup"], ["exercise", "matmul"])
+    )
+    notebook.cells = [setup, *(nbformat.v4.new_code_cell() for _ in range(2)), stub]
+    notebook.cells[1].source = f"{solution}\n{check}"
+    notebook.cells[2].source = f"{solution.replace('g @ w.T', 'g @ w')}\n{check}"
+    NotebookClient(notebook, kernel_name="python3", allow_errors=True, timeout=120).execute()
+    right, wrong, none = (cell.outputs[-1] for cell in notebook.cells[1:])
+    assert right.text.startswith("✓")
+    assert wrong.ename == "Falsified"
+    assert wrong.traceback[0].startswith("✗")
+    assert "smallest counterexample" in wrong.traceback[1]
+    assert none.traceback == ["not written yet: raises NotImplementedError: two products, two "
+                              "transposes"]  # fmt: skip
+
+
+def test_a_wrong_answer_that_a_check_accepts_is_an_error(capsys):
+    def checker(answer):
+        if answer() != 1:
+            raise AssertionError("✗ it is not 1")
+
+    rejected(checker, lambda: 2)
+    assert capsys.readouterr().out == "✗ it is not 1\n"
+    with pytest.raises(AssertionError, match="checker accepts"):
+        rejected(checker, lambda: 1)
 
 
 def test_a_terminal_without_unicode_gets_words():

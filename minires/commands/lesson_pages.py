@@ -14,6 +14,10 @@ from pathlib import Path
 from minires.commands.lessons import TEACH, folder
 
 LONGEST = 600  # seconds that one cell may take
+HOW = (
+    "\n\n*Shift + Enter runs a cell. In an exercise, write your answer where it says `raise "
+    "NotImplementedError`, and run the cell: its last line judges the answer.*"
+)
 
 
 @dataclass
@@ -81,6 +85,8 @@ def notebook_of(lesson, teacher):
         cell.source = cell.source.replace("  # fmt: skip", "")
         cell.metadata = {"tags": _tags(cell)} if kind else {}
         cells.append(cell)
+    if not teacher:
+        cells[0].source += HOW
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = modules["nbformat"].v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     for number, cell in enumerate(cells):  # the same file at every build
