@@ -86,8 +86,8 @@ def collector_properties(collect):
         return compared
 
     def all_steps(case):
-        _, left = run(case)
-        return Wrong(Words(f"{len(case[1]) - left} steps"), Words(f"{len(case[1])}")) if left else None
+        wanted, left = len(case[1]), run(case)[1]
+        return compare(wanted - left, wanted, 0)
 
     def tell(case):
         start, way, burn, every = case
