@@ -238,9 +238,9 @@ rejected(check_topological_backward, Value, level_by_level)
 # %% [markdown]
 # ## What would break this?
 #
-# **Changing a value after it was used.** The slope of w·x to w is the x *of that moment*. Whoever
-# changes the array of x in place before the walk back gets a wrong gradient, and no error. So no
-# operation of this engine changes its inputs.
+# **Changing a value after it was used.** The slope of w·x to w is the x *of that moment*. If
+# the array of x is changed in place before the walk back, the gradient is wrong, and there is no
+# error. So no operation of this engine changes its inputs.
 #
 # **Walking back twice.** Gradients are *added*. A second walk that does not start from zero gives
 # twice the gradient. (In PyTorch this is why one calls `zero_grad`.) The engine here refuses: a

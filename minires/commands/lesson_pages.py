@@ -129,7 +129,10 @@ def _write_pages(pages, out, teacher):
     readme = render_markdown((folder() / "README.md").read_text("utf-8")) if teacher else ""
     if teacher:
         answers = out / "answers.html"
-        parts = [(page.lesson, _body(_answers(page.notebook))) for page in pages]
+        parts = [
+            (page.lesson, _body(_answers(page.notebook)).replace("<details>", "<details open>"))
+            for page in pages
+        ]
         answers.write_text(template.render(title="Answer sheet", parts=parts, home=True), "utf-8")
     rows = [
         {
