@@ -55,8 +55,8 @@ class Value:
 # %% [markdown]
 # ## Predict
 #
-# One neuron with one weight w, one input x and a bias b. It should give 0, so its error is e = w·x
-# + b, and its loss is e². We also want w to be small, so we add w²:
+# One neuron has one weight w, one input x and a bias b. It should give 0. So its error is
+# e = w·x + b, and its loss is e². We also want w to be small, so we add w²:
 #
 #     L = (w·x + b)² + w²        with w = 2, x = 3, b = −4
 #
@@ -97,8 +97,8 @@ print(f"L = {loss.data}, ∂L/∂w = {w.grad}, ∂L/∂x = {x.grad}, ∂L/∂b =
 # Each box is a value. The upper number was computed on the way to the right. The lower number, the
 # gradient, was computed on the way back. A number on an arrow is the slope of that one step.
 #
-# Check one box by hand: e has gradient 4. Two arrows leave it, both to e·e, each with slope 2. So 1
-# · 2 + 1 · 2 = 4.
+# Check one box by hand: e has gradient 4. Two arrows leave it, both to e·e, each with slope 2.
+# So 1 · 2 + 1 · 2 = 4.
 
 # %%
 places = {
