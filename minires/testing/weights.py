@@ -70,14 +70,18 @@ def collector_properties(collect):
             seen = start + np.cumsum(way, dtype=float)
             counted = seen[burn + every - 1 :: every]
             of = (np.mean, np.var)[which]
-            hints = [
-                (of([start, *seen]), "θ⁰ is counted: take θ in after the step, not before"),
-                (of([start, *seen[:-1]]), "θ is taken in before the step"),
-                (of(np.full(len(way), seen[-1])), "every θ kept is the same array: copy it"),
-                (of(seen[burn::every]), "the first that counts is number burn_in + stride"),
-                (of(seen[every - 1 :: every]), "the burn-in is not left out"),
-                (of(seen[burn:]), "the stride is not used"),
-            ]
+            if burn == 0 and every == 1:
+                hints = [
+                    (of([start, *seen]), "θ⁰ is counted: take θ in after the step, not before"),
+                    (of([start, *seen[:-1]]), "θ is taken in before the step"),
+                    (of(np.full(len(way), seen[-1])), "every θ kept is the same array: copy it"),
+                ]
+            else:
+                hints = [
+                    (of(seen[every - 1 :: every]), "the burn-in is not left out"),
+                    (of(seen[burn:]), "the stride is not used"),
+                    (of(seen[burn::every]), "the first that counts is number burn_in + stride"),
+                ]
             hints = [(np.array([value]), words) for value, words in hints]
             pair, _ = run(case)
             right = np.array([of(counted)])
