@@ -98,12 +98,12 @@ print(f"weights that did not move at all: {np.sum(~moving)} of {model.size:,}")
 #
 # Each row is one weight. On the left its life; the band is mean ± σ. On the right the histogram of
 # its 500 values, and the bell curve that the paper puts in its place. We did not choose the weights
-# for their beauty: we sorted all weights by how much they drift, and took six at equal distances,
-# from the calmest to the one that drifts most.
+# for their beauty: we sorted all weights that move by how much they drift, and took six at equal
+# distances, from the calm end (above) to the other. (Bars that leave the right panel are cut.)
 
 # %%
 order = np.flatnonzero(moving)[np.argsort(drift)]
-six = order[np.linspace(0, len(order) - 1, 6).astype(int)]
+six = order[(np.linspace(0.05, 0.95, 6) * (len(order) - 1)).astype(int)]
 
 figure, panels = plt.subplots(
     6, 2, figsize=(11, 10), sharey="row", sharex="col", gridspec_kw={"width_ratios": [3, 1]}
@@ -118,20 +118,28 @@ for (life, bell), weight in zip(panels, six, strict=True):
         e.name for e in model.layout.weights if e.start <= weight < e.start + e.size
     )  # which layer it belongs to
     life.set_title(f"{name}: mean {mean:+.4f}, σ {sigma:.4f}", fontsize=10, loc="left")
-    bell.hist(values, bins=24, density=True, orientation="horizontal", color="#6a8caf")
+    bell.hist(
+        values,
+        bins=np.linspace(-3.5, 3.5, 36),
+        density=True,
+        orientation="horizontal",
+        color="#6a8caf",
+    )
     height = np.linspace(-3.5, 3.5, 100)
     bell.plot(np.exp(-(height**2) / 2) / np.sqrt(2 * np.pi), height, color="black", linestyle="-")
     life.set_ylim(-3.5, 3.5)
     life.grid(False)
     bell.grid(False)
+    bell.set_xlim(0, 2)
 figure.supylabel("distance of the weight from its mean, in σ")
 panels[-1, 0].set_xlabel("update of fine-tuning")
 panels[-1, 1].set_xlabel("share per σ")
 plt.show()
 
 # %% [markdown]
-# A bell is a fair summary of the upper rows at best. Where a weight drifts, the histogram has two
-# humps, or a flat top, and σ tells *how far the weight has gone*, not how it trembles.
+# Hardly any of them is a bell. Some weights *jump* and then rest: their unit is silent for most
+# images (its ReLU gives zero), so most batches have no gradient for them. Others *wander*, and σ
+# tells how far they have gone, not how much they tremble. A few tremble, and come near to a bell.
 #
 # Does that spoil the method? The mean needs no bell: lesson 8's argument uses only the mean and the
 # spread. The *draws* of lesson 9 do use the bell, and each weight on its own. But weights move
