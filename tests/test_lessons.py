@@ -292,7 +292,8 @@ def test_without_a_network_the_stick_says_what_is_missing(tmp_path, monkeypatch,
     printed = capsys.readouterr()
     assert "windows, Python 3.12: no matching distribution" in printed.err
     assert "Run this again with --replace where there is a network" in printed.err
-    assert len(list((tmp_path / "notebooks").glob("*.ipynb"))) == len(LESSONS)
+    built = {path.stem for path in (tmp_path / "notebooks").glob("*.ipynb")}
+    assert built >= {each.path.stem for each in LESSONS}
     assert (tmp_path / "README.md").is_file()
     assert "win_amd64" in asked[-1]
     assert asked[-1][asked[-1].index("--python-version") + 1] == "3.12"
