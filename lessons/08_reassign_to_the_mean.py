@@ -6,8 +6,8 @@
 #
 # *15 minutes of yours, about 35 seconds of the computer's*
 #
-# The paper's first approach takes one line: after fine-tuning, put the mean θ̄ of all updates in the
-# place of the last θ. Lesson 1 showed that this helps. Why should it?
+# The paper's first approach takes one line: after fine-tuning, put the mean θ̄ of all updates in
+# the place of the last θ. Lesson 1 showed that this helps. Why should it?
 #
 # Near a minimum θ* the loss is a valley. Cut through it, it is nearly a parabola with some
 # curvature h:
@@ -21,8 +21,8 @@
 #
 # So θ̄ is better than a typical θ by h/2 · σ², exactly. With many weights it is a sum over all
 # directions: much is gained where the valley is steep and SGD jumps far. That is the whole
-# argument. It holds where the valley bends *upwards*, and it compares θ̄ with a *typical* θ. It does
-# not say that θ̄ is the best point of all. You will see both limits.
+# argument. It holds where the valley bends *upwards*, and it compares θ̄ with a *typical* θ. It
+# does not say that θ̄ is the best point of all. You will see both limits.
 
 # %% tags=["setup"]
 import matplotlib.pyplot as plt
@@ -90,8 +90,8 @@ path, mean = np.array(path), moments.mean[0]
 #
 # <details><summary>Choose first. Then open.</summary>
 #
-# c), or nearly: here and there one lucky θ is as good. The mean was never *visited*: no single θ was
-# ever there. It lies near the floor of the valley, and the θ's lie on its slopes.
+# c), or nearly: here and there one lucky θ is as good. The mean was never *visited*: no single θ
+# was ever there. It lies near the floor of the valley, and the θ's lie on its slopes.
 #
 # </details>
 
@@ -203,10 +203,11 @@ plt.show()
 
 # %% [markdown]
 # Read the right picture with care. The mean lies lower than the last θ. (How much lower is luck: is
-# this last θ a typical one? Compare it with the losses that were printed above.) But the lowest point of the
-# slice need not be at the mean: θ̄ is a good guess, found without looking at the loss. And the map
-# on the left shows *two* directions. In the thousands that it leaves out, each θ lies far from this
-# plane, and higher up. So no point of the drawn path has the loss of the grey below it.
+# this last θ a typical one? Compare it with the losses that were printed above.) But the lowest
+# point of the slice need not be at the mean: θ̄ is a good guess, found without looking at the loss.
+# And the map on the left shows *two* directions. In the thousands that it leaves out, each θ lies
+# far from this plane, and higher up. So no point of the drawn path has the loss of the grey below
+# it.
 #
 # ## The argument, checked with numbers
 #
