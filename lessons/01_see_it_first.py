@@ -262,8 +262,8 @@ for column, rate in enumerate(RATES):
 # While a network still learns, the mean even lags behind, for it counts the early, worse θ too.
 #
 # **A rate that kills.** Set `TRAINING = 300` and run again. On the computer where this was written,
-# one of the four networks then went astray at ℓ₂ = 0.25, and its mean was worse than its last θ. An
-# average of bad networks is no good network.
+# one of the four networks then went astray at ℓ₂ = 0.25, and its mean was four points *worse* than
+# its last θ. An average of bad networks is no good network.
 #
 # **We chose.** The small network and the large rates were chosen so that you *see* the effect. With
 # the paper's LeNet on MNIST the gain at its best is some hundredths of a percent: 5 more digits in

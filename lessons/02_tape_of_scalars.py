@@ -55,8 +55,8 @@ class Value:
 # %% [markdown]
 # ## Predict
 #
-# One neuron with one weight w, one input x and a bias b. It should give 0, so its error is e = w·x
-# + b and its loss is e². We also want w to be small, so we add w²:
+# One neuron has one weight w, one input x and a bias b. It should give 0. So its error is
+# e = w·x + b, and its loss is e². We also want w to be small, so we add w²:
 #
 #     L = (w·x + b)² + w²        with w = 2, x = 3, b = −4
 #
@@ -97,8 +97,8 @@ print(f"L = {loss.data}, ∂L/∂w = {w.grad}, ∂L/∂x = {x.grad}, ∂L/∂b =
 # Each box is a value. The upper number was computed on the way to the right. The lower number, the
 # gradient, was computed on the way back. A number on an arrow is the slope of that one step.
 #
-# Check one box by hand: e has gradient 4. Two arrows leave it, both to e·e, each with slope 2. So 1
-# · 2 + 1 · 2 = 4.
+# Check one box by hand: e has gradient 4. Two arrows leave it, both to e·e, each with slope 2.
+# So 1 · 2 + 1 · 2 = 4.
 
 # %%
 places = {
@@ -238,9 +238,9 @@ rejected(check_topological_backward, Value, level_by_level)
 # %% [markdown]
 # ## What would break this?
 #
-# **Changing a value after it was used.** The slope of w·x to w is the x *of that moment*. Whoever
-# changes the array of x in place before the walk back gets a wrong gradient, and no error. So no
-# operation of this engine changes its inputs.
+# **Changing a value after it was used.** The slope of w·x to w is the x *of that moment*. If the
+# array of x is changed in place before the walk back, the gradient is wrong, and there is no error.
+# So no operation of this engine changes its inputs.
 #
 # **Walking back twice.** Gradients are *added*. A second walk that does not start from zero gives
 # twice the gradient. (In PyTorch this is why one calls `zero_grad`.) The engine here refuses: a

@@ -113,10 +113,10 @@ def train(rate, updates, seed=1, looks=()):
 #
 # <details><summary>Choose first. Then open.</summary>
 #
-# b) and e). Who knows nothing gives each class ⅓, and −log ⅓ = 1.1. A loss near log(number of
-# classes) at the start is the first thing to look at in any training. A larger one says: the
-# weights are too large, or something is wrong. With rate 19 each step goes much too far: over the
-# valley, and up on the other side. Look below.
+# b) and e). A network that knows nothing gives each class ⅓, and −log ⅓ = 1.1. A loss near
+# log(number of classes) at the start is the first thing to look at in any training. A larger one
+# says: the weights are too large, or something is wrong. With rate 19 each step goes much too far:
+# over the valley, and up on the other side. Look below.
 #
 # </details>
 
@@ -337,8 +337,8 @@ rejected(check_optimizer, time_stands_still, "adam")
 # best; it looks at the *test* images to choose. Then the accuracy that is reported is a little too
 # good. A third set of images, only for choosing, would be fair.
 #
-# **Another meaning of one word.** A rate belongs to a mean loss *or* to a summed loss. Who copies
-# 0.15 from a paper into a program that sums gets a rate of 19. We do not know what the authors'
+# **Another meaning of one word.** A rate belongs to a mean loss *or* to a summed loss. If you copy
+# 0.15 from a paper into a program that sums, you get a rate of 19. We do not know what the authors'
 # program did; their numbers make sense for the mean only.
 #
 # ## Three questions

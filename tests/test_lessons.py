@@ -15,11 +15,13 @@ pytest.importorskip("jupytext", reason="lessons need the extra teach: pip instal
 
 import nbformat
 from matplotlib import pyplot
+from nbclient import NotebookClient
 
 import minires
 from minires.commands import lesson_bundle, lesson_pages
 from minires.commands import lessons as commands
 from minires.commands.cli import main
+from minires.testing.classroom import rejected
 
 LESSONS = commands.lessons()
 SECTIONS = ("## Predict", "## What would break this?", "## Three questions", "## Where this is")
@@ -99,6 +101,7 @@ def test_a_lesson_has_all_its_parts(lesson):
     text = "\n".join(cell.source for cell in cells if not cell.code)
     assert all(section in text for section in SECTIONS)
     assert text.partition("## Three questions")[2].count("<details>") == 3
+    assert not re.search(r"^[+*] ", text, re.MULTILINE), "a line that Markdown takes for a list"
     assert lesson.path.name.startswith(f"{lesson.number:02}_")
     assert lesson.minutes <= 20
     exercises = of(cells, "exercise")
@@ -117,7 +120,9 @@ def test_a_lesson_has_all_its_parts(lesson):
 
 
 def test_lessons_are_numbered_in_order():
-    assert [each.number for each in LESSONS] == list(range(1, len(LESSONS) + 1))
+    numbers = [each.number for each in LESSONS]
+    assert numbers == sorted(set(numbers))
+    assert numbers[:6] == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_table_names_every_lesson(capsys):
@@ -126,16 +131,26 @@ def test_the_table_names_every_lesson(capsys):
     assert all(each.title in printed and each.purpose in printed for each in LESSONS)
 
 
-@each_lesson
-def test_solutions_pass_the_command_and_stubs_do_not(lesson, tmp_path, capsys):
+def answers_of(lesson, kind, path):
     cells = lesson.cells()
-    setup = [cell.source for cell in of(cells, "setup")]
-    for kind, code in (("solution", 0), ("exercise", 1)):
-        answers = tmp_path / f"{kind}.py"
-        answers.write_text("\n\n".join(setup + [c.source for c in of(cells, kind)]), "utf-8")
-        assert main(["lessons", "check", str(lesson.number), str(answers)]) == code
-        right = len(of(cells, "exercise")) if code == 0 else 0
-        assert f"{right} of {len(of(cells, 'exercise'))} right" in capsys.readouterr().out
+    sources = [cell.source for cell in cells if cell.kind in ("setup", kind)]
+    path.write_text("\n\n".join(sources), "utf-8")
+    return ["lessons", "check", str(lesson.number), str(path)]
+
+
+@each_lesson
+def test_stubs_are_not_answers(lesson, tmp_path, capsys):
+    """So every check needs nothing but the cells of setup."""
+    assert main(answers_of(lesson, "exercise", tmp_path / "stubs.py")) == 1
+    count = len(of(lesson.cells(), "exercise"))
+    printed = capsys.readouterr().out
+    assert f"0 of {count} right" in printed
+    assert printed.count("not written yet") == count
+
+
+def test_solutions_are_answers(tmp_path, capsys):
+    assert main(answers_of(commands.lesson(3), "solution", tmp_path / "mine.py")) == 0
+    assert "3 of 3 right" in capsys.readouterr().out
 
 
 def test_an_answer_may_be_a_notebook(tmp_path, capsys):
@@ -196,9 +211,45 @@ def test_pages_are_run_and_need_nothing_from_elsewhere(tmp_path):
     assert all(c.execution_count for c in executed.cells if c.cell_type == "code")
 
 
+def test_a_notebook_shows_three_lines_and_no_trace():
+    """A student's cells, run by a kernel: a right answer, a wrong one, and none."""
+    lesson = commands.lesson(3)
+    answers = {cell.tags: cell.source for cell in lesson.cells() if cell.exercise == "matmul"}
+    check = answers["check", "matmul"]
+    solution = answers["solution", "matmul"]
+    notebook = lesson_pages.notebook_of(lesson, teacher=False)
+    setup, stub = (
+        next(c for c in notebook.cells if c.metadata.get("tags") == tags)
+        for tags in (["setup"], ["exercise", "matmul"])
+    )
+    notebook.cells = [setup, *(nbformat.v4.new_code_cell() for _ in range(2)), stub]
+    notebook.cells[1].source = f"{solution}\n{check}"
+    notebook.cells[2].source = f"{solution.replace('g @ w.T', 'g @ w')}\n{check}"
+    NotebookClient(notebook, kernel_name="python3", allow_errors=True, timeout=120).execute()
+    right, wrong, none = (cell.outputs[-1] for cell in notebook.cells[1:])
+    assert right.text.startswith("✓")
+    assert wrong.ename == "Falsified"
+    assert wrong.traceback[0].startswith("✗")
+    assert "smallest counterexample" in wrong.traceback[1]
+    assert none.traceback == ["not written yet: raises NotImplementedError: two products, two "
+                              "transposes"]  # fmt: skip
+
+
+def test_a_wrong_answer_that_a_check_accepts_is_an_error(capsys):
+    def checker(answer):
+        if answer() != 1:
+            raise AssertionError("✗ it is not 1")
+
+    rejected(checker, lambda: 2)
+    assert capsys.readouterr().out == "✗ it is not 1\n"
+    with pytest.raises(AssertionError, match="checker accepts"):
+        rejected(checker, lambda: 1)
+
+
 def test_a_terminal_without_unicode_gets_words():
     raw = io.BytesIO()
-    with contextlib.redirect_stdout(io.TextIOWrapper(raw, "ascii", write_through=True)):
+    stream = io.TextIOWrapper(raw, "ascii", write_through=True)
+    with contextlib.redirect_stdout(stream):
 
         def action(options):
             print("θ ≥ 2σ: 猫")
@@ -241,7 +292,8 @@ def test_without_a_network_the_stick_says_what_is_missing(tmp_path, monkeypatch,
     printed = capsys.readouterr()
     assert "windows, Python 3.12: no matching distribution" in printed.err
     assert "Run this again with --replace where there is a network" in printed.err
-    assert len(list((tmp_path / "notebooks").glob("*.ipynb"))) == len(LESSONS)
+    built = {path.stem for path in (tmp_path / "notebooks").glob("*.ipynb")}
+    assert built >= {each.path.stem for each in LESSONS}
     assert (tmp_path / "README.md").is_file()
     assert "win_amd64" in asked[-1]
     assert asked[-1][asked[-1].index("--python-version") + 1] == "3.12"

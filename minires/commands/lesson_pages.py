@@ -14,6 +14,10 @@ from pathlib import Path
 from minires.commands.lessons import TEACH, folder
 
 LONGEST = 600  # seconds that one cell may take
+HOW = (
+    "\n\n*Shift + Enter runs a cell. In an exercise, write your answer where it says `raise "
+    "NotImplementedError`, and run the cell: its last line judges the answer.*"
+)
 
 
 @dataclass
@@ -78,8 +82,11 @@ def notebook_of(lesson, teacher):
                 continue
             if kind == "exercise":
                 cell.source += "\n\n\n" + checks[_tags(cell)[1]].source
+        cell.source = cell.source.replace("  # fmt: skip", "")
         cell.metadata = {"tags": _tags(cell)} if kind else {}
         cells.append(cell)
+    if not teacher:
+        cells[0].source += HOW
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = modules["nbformat"].v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     for number, cell in enumerate(cells):  # the same file at every build
@@ -122,7 +129,10 @@ def _write_pages(pages, out, teacher):
     readme = render_markdown((folder() / "README.md").read_text("utf-8")) if teacher else ""
     if teacher:
         answers = out / "answers.html"
-        parts = [(page.lesson, _body(_answers(page.notebook))) for page in pages]
+        parts = [
+            (page.lesson, _body(_answers(page.notebook)).replace("<details>", "<details open>"))
+            for page in pages
+        ]
         answers.write_text(template.render(title="Answer sheet", parts=parts, home=True), "utf-8")
     rows = [
         {
@@ -160,7 +170,10 @@ def _body(notebook):
     """The notebook's cells as HTML, without a page around them."""
     from nbconvert import HTMLExporter
 
-    body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
+    )
+    body, _ = exporter.from_notebook_node(notebook)
     return body
 
 

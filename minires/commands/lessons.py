@@ -12,7 +12,6 @@ and notebooks and pages are made from it. Tags say what a cell is for:
 """
 
 import ast
-import codecs
 import re
 import runpy
 import sys
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import minires
-from minires.testing.judging import readable
+from minires.arrays.text import prepare_streams, table
 
 SCRIPTS = "[0-9][0-9]_*.py"
 TEACH = "install it with: pip install 'minires[teach]'"
@@ -215,9 +214,9 @@ def _jupytext():
 
 
 def _list(options):
-    print(f"{'':>3}  {'lesson':<36}  minutes  afterwards you can")
-    for each in lessons():
-        print(f"{each.number:>3}  {each.title:<36}  {each.minutes:>7}  {each.purpose}")
+    heads = ["lesson", "", "minutes", "afterwards you can"]
+    rows = [[each.number, each.title, each.minutes, each.purpose] for each in lessons()]
+    print(table(heads, rows, words=4))
     print(
         "\nminires lessons run 1                    run one here"
         "\nminires lessons build --student --out D  notebooks to work in"
@@ -281,7 +280,7 @@ def _check(options):
         print(f"{number}. {', '.join(wanted)}")
         missing = [name for name in wanted if name not in answers]
         if missing:
-            print(f"✗ not answered: {options.answers.name} defines no {' and no '.join(missing)}\n")
+            print(f"not answered: {options.answers.name} defines no {' and no '.join(missing)}\n")
             continue
         check = next(c for c in cells if c.kind == "check" and c.exercise == exercise.exercise)
         try:
@@ -289,7 +288,7 @@ def _check(options):
         except AssertionError as error:
             print(f"{error}\n")
         except NotImplementedError:
-            print("✗ not answered yet: it raises NotImplementedError\n")
+            print("not written yet: it raises NotImplementedError\n")
         else:
             right += 1
             print()
@@ -375,22 +374,7 @@ def _in_any_terminal(action):
     """An action whose output no terminal refuses: θ becomes "theta" where there is no θ."""
 
     def run(options):
-        codecs.register_error("minires.spell", _spell)
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="minires.spell")
+        prepare_streams()
         return action(options)
 
     return run
-
-
-def _spell(error):
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return readable(error.object[error.start : error.end], _Ascii), error.end
-
-
-class _Ascii:
-    """A stream that shows ASCII only, for `readable`."""
-
-    encoding = "ascii"

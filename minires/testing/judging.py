@@ -120,6 +120,10 @@ class Falsified(AssertionError):
         lines += [f"✗ {failure.name}" for failure in self.failures[1:]]
         return readable("\n".join(lines))
 
+    def _render_traceback_(self):
+        """What a notebook shows: the text, without the lines of this package that led to it."""
+        return str(self).splitlines()
+
 
 class Unfinished(Falsified, NotImplementedError):
     """The judged code raises NotImplementedError: the exercise is not done yet."""
