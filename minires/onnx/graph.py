@@ -39,7 +39,7 @@ from minires.arrays import device_of, empty, single_threaded_blas, to_device, to
 from minires.arrays.text import shown
 from minires.engine import ops
 from minires.engine.autodiff import data_of, gradients, variable
-from minires.kernels import kernels_of
+from minires.kernels import kernels_of, runs_as_written
 from minires.onnx import operators as operators_of
 from minires.onnx import reading
 from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError
@@ -856,7 +856,7 @@ class Network:
             values[entry.name] = Value(entry.view(stats), entry.order)
         values.update(constants)
         predicts = gradient is None and not run.training and xp_of(theta) is np
-        for step in self.joined if predicts else self.steps:
+        for step in self.joined if predicts and not runs_as_written() else self.steps:
             arguments = [values[name] if name else None for name in step.inputs]
             skip = step.node is before
             results = [arguments[0]] if skip else self._compute(step, run, arguments)
