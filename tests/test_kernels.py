@@ -690,4 +690,4 @@ def test_the_command_says_which_kernels_are_in_use():
     for name in ("plain", "cpu"):
         environment = {**os.environ, "MINIRES_KERNELS": name}
         told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        assert f'"kernels": "{name}"' in told.stdout
+        assert f'"kernels": "{name}' in told.stdout

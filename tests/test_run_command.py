@@ -22,6 +22,7 @@ from minires.arrays import limits
 from minires.arrays.files import load_arrays, load_json, save_arrays
 from minires.arrays.results import locked_folder
 from minires.commands import cli
+from minires.kernels import kernels_in_use
 from minires.networks import NETWORKS
 from minires.networks.layers import BatchNorm
 from minires.resampling.moments import Moments
@@ -96,7 +97,7 @@ def test_results_json_is_exactly_what_is_promised(finished):
     assert set(results) == {"config", "records"}
     kept = load_json(out / "config.json")
     assert re.fullmatch("[0-9a-f]{64}", kept.pop("data_sha256"))
-    assert kept.pop("kernels") == "cpu"
+    assert kept.pop("kernels") == kernels_in_use()
     assert kept.pop("format") == 2
     assert results["config"] == kept
     expected = {
@@ -848,7 +849,7 @@ def test_a_resume_on_other_kernels_is_refused(tmp_path):
     with minires.kernels("plain"):
         open_folder(tmp_path, config, model)
         open_folder(tmp_path, config, model, True)
-    with pytest.raises(ValueError, match="kernels was 'plain', now 'cpu'"):
+    with pytest.raises(ValueError, match=f"kernels was 'plain', now '{kernels_in_use()}'"):
         open_folder(tmp_path, config, model, True)
 
 

@@ -17,14 +17,14 @@ def run(options) -> int:
 
     import minires
     from minires import arrays
-    from minires.kernels import chosen_kernels
+    from minires.kernels import kernels_in_use
 
     facts = {
         "minires": minires.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "threads": arrays.get_threads(),
-        "kernels": chosen_kernels(),
+        "kernels": kernels_in_use(),
         "blas": arrays.describe_blas(),
         "gpus": arrays.describe_gpus(),
     }

@@ -20,6 +20,8 @@ import os
 import sys
 import types
 
+import numpy as np
+
 from minires.arrays import device_of
 
 KERNELS = (
@@ -46,6 +48,20 @@ def chosen_kernels():
     Raises   ValueError when the environment variable has another value
     """
     return _chosen.get() or _valid(os.environ.get(VARIABLE) or "cpu", VARIABLE)
+
+
+def kernels_in_use():
+    """What computes on the CPU: what a result was made with, since their roundings differ.
+
+    Returns  "plain"; "cpu"; or "cpu, not compiled", where no C compiler could be used and single
+             kernels are those of `plain`
+    """
+    name = chosen_kernels()
+    if name == "cpu":
+        compiled = importlib.import_module("minires.kernels.compiled")
+        if compiled.functions(np.dtype(np.float32)) is None:
+            return "cpu, not compiled"
+    return name
 
 
 def runs_as_written():

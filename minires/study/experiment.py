@@ -25,7 +25,7 @@ from minires.arrays import text, to_device, to_host
 from minires.arrays.files import load_arrays, load_json, save_arrays, save_json
 from minires.arrays.limits import check_disk, check_memory
 from minires.arrays.results import check, settle
-from minires.kernels import chosen_kernels
+from minires.kernels import kernels_in_use
 from minires.networks import NETWORKS
 from minires.networks.running_statistics import batch_norm_policies
 from minires.resampling.averages import average
@@ -234,7 +234,7 @@ def open_folder(
         "format": FORMAT,
         **asdict(config),
         "data_sha256": data,
-        "kernels": chosen_kernels(),
+        "kernels": kernels_in_use(),
     }
     settle(path, CONFIG, settings, free=("seeds",), write=False)
     # θ and one copy in float32, and the moments' 20 bytes a weight, for each seed.
