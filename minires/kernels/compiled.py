@@ -130,7 +130,7 @@ def _compile(command, real, flags, path):
         if done.returncode == 0:
             return
         said = said or done.stderr
-    lines = [line for line in said.splitlines() if "error" in line.lower()] or said.splitlines()
+    lines = [line for line in said.splitlines() if "error:" in line.lower()] or said.splitlines()
     reason = lines[0].strip() if lines else f"exit status {done.returncode}"
     raise Unavailable(f"the C compiler {shlex.join(command)!r} fails: {reason}")
 
@@ -286,6 +286,7 @@ def functions(dtype):
     """The compiled functions for arrays of a type: {name: function}; None without.
 
     The first time, the library is compiled and loaded; where that fails there is one warning.
+    MINIRES_CFLAGS adds flags for the compiler.
     """
     if dtype in _loaded:
         return _loaded[dtype]
@@ -295,7 +296,8 @@ def functions(dtype):
         if dtype not in REAL:
             return None
         try:
-            found = load(build(REAL[dtype]), dtype)
+            flags = shlex.split(os.environ.get("MINIRES_CFLAGS", ""))
+            found = load(build(REAL[dtype], flags), dtype)
         except Unavailable as error:
             _loaded.update(dict.fromkeys(REAL))
             warnings.warn(
