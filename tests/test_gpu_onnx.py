@@ -351,17 +351,17 @@ def test_published_weights(device, data_dir, name):
 def test_evaluate_gives_the_scores_of_the_cpu(device, tmp_path, capsys, options):
     model = write_network(tmp_path / "n.onnx", **options)
     folder, found = write_pictures(tmp_path / "val"), []
+    line = ["evaluate", model, "--images", folder, "--batch", 7]
+    line += ["--background"] if "classes" in options else []
     for where in ("cpu", "gpu"):
-        line = ["evaluate", model, "--images", folder, "--batch", 7, "--json", "--device", where]
-        line += ["--background"] if "classes" in options else []
-        assert command(*line) == 0
+        assert command(*line, "--json", "--device", where) == 0
         found.append(json.loads(capsys.readouterr().out))
     ours, theirs = reversed(found)
     assert (ours["device"], theirs["device"]) == ("gpu", "cpu")
     assert ours["images"] == 12
     for score in ("top1", "top5", "nll", "nll_error", "ece"):
         assert ours[score] == pytest.approx(theirs[score], rel=1e-5), score
-    assert command("evaluate", model, "--images", folder, "--device", "gpu") == 0
+    assert command(*line, "--device", "gpu") == 0
     assert "compute capability" in capsys.readouterr().out  # the speed is that of this card
 
 
