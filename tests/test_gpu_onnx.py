@@ -85,6 +85,9 @@ CASES = {
         [node("BatchNormalization", "h s b m v", "n"), node("Relu", "n", "y")],
         {"s": small(6), "b": small(6), "m": small(6), "v": small(6) ** 2},
     ),
+    "LayerNormalization": (
+        [node("LayerNormalization", "h s b", "y", axis=-2)], {"s": small(5, 7), "b": small(5, 7)}
+    ),
     "LRN": ([node("LRN", "h", "y", size=4, alpha=0.3, beta=0.7, bias=2.0)], {}),
     "Dropout": (
         [node("Dropout", "h ratio", "d mask"), node("Cast", "mask", "m", to=FLOAT),
@@ -100,11 +103,32 @@ CASES = {
         [node("Neg", "h", "g"), node("Max", "h low g", "m"), node("Min", "m high", "y")],
         {"low": np.float32(0.3), "high": small(1, 6, 1, 1)},
     ),
+    "Abs": ([node("Abs", "h", "y")], {}),
+    "Exp": ([node("Exp", "h", "y")], {}),
+    "Log": ([node("Exp", "h", "e"), node("Add", "e one", "t"), node("Log", "t", "y")],
+            {"one": np.float32(1)}),
+    "Pow": ([node("Pow", "h three", "y")], {"three": np.float32(3)}),
+    "Erf": ([node("Erf", "h", "y")], {}),
+    "truth values": (
+        [node("Neg", "h", "g"), node("Greater", "h low", "a"), node("Less", "h high", "b"),
+         node("And", "a b", "c"), node("GreaterOrEqual", "h g", "d"),
+         node("LessOrEqual", "h low", "e"), node("Or", "d e", "all"), node("Equal", "c all", "i"),
+         node("Not", "i", "o"), node("Where", "o h g", "y")],
+        {"low": np.float32(-0.2), "high": small(6, 1, 1) ** 2},
+    ),
     "Sqrt": ([node("Mul", "h h", "s"), node("Add", "s one", "t"), node("Sqrt", "t", "y")],
              {"one": np.float32(1)}),
     "Relu": ([node("Relu", "h", "y")], {}),
     "Sigmoid": ([node("Sigmoid", "h", "y")], {}),
     "Tanh": ([node("Tanh", "h", "y")], {}),
+    "Softplus": ([node("Softplus", "h", "y")], {}),
+    "Softsign": ([node("Softsign", "h", "y")], {}),
+    "Elu": ([node("Elu", "h", "y", alpha=0.7)], {}),
+    "Selu": ([node("Selu", "h", "y")], {}),
+    "Celu": ([node("Celu", "h", "y", alpha=0.6)], {}),
+    "Mish": ([node("Mish", "h", "y")], {}),
+    "Gelu": ([node("Gelu", "h", "y")], {}),
+    "Gelu, by tanh": ([node("Gelu", "h", "y", approximate="tanh")], {}),
     "LeakyRelu": ([node("LeakyRelu", "h", "y", alpha=0.2)], {}),
     "PRelu": ([node("PRelu", "h a", "y")], {"a": small(6, 1, 1)}),
     "HardSigmoid": ([node("HardSigmoid", "h", "y", alpha=0.4)], {}),
@@ -122,6 +146,7 @@ CASES = {
     "MatMul with a vector": ([node("MatMul", "h w", "y")], {"w": small(7)}),
     "ReduceMean": ([node("ReduceMean", "h", "m", axes=[2, 3]), node("Identity", "m", "y")], {}),
     "ReduceMean, of rows": ([node("ReduceMean", "h", "y", axes=[3], keepdims=0)], {}),
+    "ReduceMax": ([node("ReduceMax", "h", "y", axes=[1, 3])], {}),
     "ReduceSum": ([node("ReduceSum", "h a", "y", keepdims=0)], {"a": whole(1, -1)}),
     "Softmax": ([node("Softmax", "h", "y", axis=1)], {}),
     "LogSoftmax": ([node("LogSoftmax", "h", "y", axis=2)], {}),
@@ -143,6 +168,11 @@ CASES = {
     "Constant": (
         [onnx.helper.make_node("Constant", [], ["c"], value_float=0.7), node("Mul", "h c", "y")],
         {},
+    ),
+    "DequantizeLinear": (
+        [node("DequantizeLinear", "q scale zero", "w", axis=0), node("Conv", "h w", "y")],
+        {"q": (20 * small(4, 6, 2, 2)).astype(np.int8), "scale": small(4) ** 2,
+         "zero": np.arange(4, dtype=np.int8)},
     ),
     "Expand": ([node("ReduceMean", "h", "m", axes=[3]), node("Expand", "m s", "y")],
                {"s": whole(1, 6, 5, 3)}),
@@ -167,17 +197,21 @@ CASES = {
         {},
     ),
 }  # fmt: skip
-# Indices are sent to the device, and what becomes whole numbers comes back from it.
+# The first opset that has the operator, where it is not 15.
+NEWER = {"LayerNormalization": 17, "Mish": 18, "Gelu": 20, "Gelu, by tanh": 20}
+# Indices are sent to the device. Whole numbers and truth values come back from it.
 SYNCHRONISING = {"Gather, some again": 2, "Cast, of a few": 2, "Dropout": 1}
 SYNCHRONISING |= {"AveragePool, beyond the border": 1, "arithmetic of shapes": 1}
+SYNCHRONISING |= {"truth values": 5}
 
 
-def build(path, nodes, arrays):
-    """A classifier of three classes with these nodes in its middle, loaded."""
+def build(path, name):
+    """A classifier of three classes with the nodes of a case in its middle, loaded."""
+    nodes, arrays = CASES[name]
     head = [node("Flatten", "y", "flat"), node("Gemm", "flat dense bias", "logits")]
     nodes = [node("Conv", "x kernel", "h"), *nodes, *head]
     arrays = arrays | {"kernel": small(6, 3, 2, 2), "bias": small(3)}
-    settings = {"shape": (None, 3, 6, 8), "opset": 15}
+    settings = {"shape": (None, 3, 6, 8), "opset": NEWER.get(name, 15)}
     write(path, nodes[:-2], arrays, **settings)
     features = minires.onnx.load(path).run(np.zeros((1, 3, 6, 8), np.float32)).size
     arrays["dense"] = small(features, 3) / features**0.5
@@ -209,7 +243,7 @@ def test_every_operator_has_a_case():
 
 @pytest.mark.parametrize("name", CASES)
 def test_operators_and_their_gradients(device, path, rng, name):
-    network = build(path, *CASES[name])
+    network = build(path, name)
     theta, images, labels, stats = problem(network, rng)
     training = name == "BatchNormalization"  # dropout would drop other units
     loss, gradient = slope(network, theta, images, labels, stats.copy(), training)
@@ -234,7 +268,7 @@ def test_operators_and_their_gradients(device, path, rng, name):
 
 def test_dropout_on_the_device(device, path, rng):
     """Other units than on the host, the same again for the same generator; none at test time."""
-    network = build(path, *CASES["Dropout"])
+    network = build(path, "Dropout")
     there = [device.asarray(array) for array in problem(network, rng)]
     losses = [float(slope(network, *there, training)[0]) for training in (True, True, False)]
     assert losses[0] == losses[1] != losses[2]
@@ -266,7 +300,7 @@ def test_images_that_become_whole_numbers_are_refused(device, path):
 
 
 def test_a_full_card_is_no_fault_of_the_file(device, path, rng, monkeypatch):
-    network = build(path, *CASES["Tanh"])
+    network = build(path, "Tanh")
 
     def full(*arguments):
         raise device.cuda.memory.OutOfMemoryError(1 << 30, 1 << 31)
@@ -351,17 +385,17 @@ def test_published_weights(device, data_dir, name):
 def test_evaluate_gives_the_scores_of_the_cpu(device, tmp_path, capsys, options):
     model = write_network(tmp_path / "n.onnx", **options)
     folder, found = write_pictures(tmp_path / "val"), []
+    line = ["evaluate", model, "--images", folder, "--batch", 7]
+    line += ["--background"] if "classes" in options else []
     for where in ("cpu", "gpu"):
-        line = ["evaluate", model, "--images", folder, "--batch", 7, "--json", "--device", where]
-        line += ["--background"] if "classes" in options else []
-        assert command(*line) == 0
+        assert command(*line, "--json", "--device", where) == 0
         found.append(json.loads(capsys.readouterr().out))
     ours, theirs = reversed(found)
     assert (ours["device"], theirs["device"]) == ("gpu", "cpu")
     assert ours["images"] == 12
     for score in ("top1", "top5", "nll", "nll_error", "ece"):
         assert ours[score] == pytest.approx(theirs[score], rel=1e-5), score
-    assert command("evaluate", model, "--images", folder, "--device", "gpu") == 0
+    assert command(*line, "--device", "gpu") == 0
     assert "compute capability" in capsys.readouterr().out  # the speed is that of this card
 
 

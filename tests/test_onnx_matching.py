@@ -51,14 +51,14 @@ class Exporter:
 
     def layer(self, layer, x):
         if isinstance(layer, layers.Residual):
-            parts = [x, self.sequence(layer.layers, x)]
+            parts = [x, self.sequence(layer.parts, x)]
             return self.add("Add", " ".join(parts[:: self.rng.choice([1, -1])]))
         if isinstance(layer, layers.Sequential | layers.AuxiliaryHead):
-            return self.sequence(layer.layers, x)
+            return self.sequence(layer.parts, x)
         if isinstance(layer, layers.Branches):
             # Computed in any order, laid side by side in the layer's.
             ends = {
-                i: self.layer(layer.layers[i], x) for i in self.rng.permutation(len(layer.layers))
+                i: self.layer(layer.parts[i], x) for i in self.rng.permutation(len(layer.parts))
             }
             return self.add("Concat", " ".join(ends[i] for i in range(len(ends))), axis=1)
         if isinstance(layer, layers.Dropout):

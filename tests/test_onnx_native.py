@@ -119,9 +119,8 @@ def test_batch_norm_and_depthwise_from_a_state_dict(rng):
     theta, stats = weights(model, rng)
     like, number = {}, 0
     for _, layer, _, _ in model.layout.rows:
-        from minires.onnx.exporting import arrays_of
 
-        own = arrays_of(model, layer)
+        own = model.layout.of(layer)
         if not own:
             continue
         shapes = {name: entry.shape for name, entry in own.items()}

@@ -125,8 +125,9 @@ def test_gradients_at_test_time_are_those_of_pytorch(folder, dtype, limit):
         scale = largest(array) if dtype == np.float64 else whole
         assert beyond_rounding(found[name], array).max() <= limit * scale, name
     if not in_float64:
-        # One place in the last digit of a float32.
-        assert abs(loss - reference["loss"]) <= np.finfo(np.float32).eps * reference["loss"]
+        # In float32, sums in another order may end a unit in the last place apart.
+        rounding = 1e-7 if dtype == np.float64 else 2 * np.spacing(np.float32(reference["loss"]))
+        assert abs(loss - reference["loss"]) <= rounding
         return
     exact_loss, exact = reference["eval_loss"], reference["eval_logits"]
     limit = 1e-12 if dtype == np.float64 else 1e-4

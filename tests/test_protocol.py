@@ -18,8 +18,15 @@ def native_mobilenet(rng):
     return model, model.init(rng), model.init_stats()
 
 
+def from_an_onnx_file(rng):
+    pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
+    import onnx_models
+
+    return onnx_models.loaded(rng)
+
+
 # Each makes (network, θ, statistics) from a Generator: float32, and no dropout.
-MAKERS = [native_lenet, native_mobilenet]
+MAKERS = [native_lenet, native_mobilenet, from_an_onnx_file]
 
 
 @pytest.fixture(params=MAKERS, ids=lambda maker: maker.__name__)

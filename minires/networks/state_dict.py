@@ -34,8 +34,7 @@ def _pairs(model, state):
     for path, layer, before, _ in model.layout.rows:
         if isinstance(layer, layers.Flatten):
             flattened = before
-        of = getattr(model.layout, "of", None)
-        own = of(layer) if of else {n: e for n, e in vars(layer).items() if hasattr(e, "view")}
+        own = model.layout.of(layer)
         if not own:
             continue
         if not waiting:

@@ -21,13 +21,6 @@ INPUT, OUTPUT = "images", "logits"
 ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 
 
-def arrays_of(model, layer):
-    """The entries of one layer of a model, by their names within it: {"weight": Entry, …}."""
-    if hasattr(model.layout, "of"):
-        return model.layout.of(layer)
-    return {name: entry for name, entry in vars(layer).items() if hasattr(entry, "view")}
-
-
 def export(model, theta, stats, path):
     """Write a network that was built here as an ONNX file.
 
@@ -97,8 +90,8 @@ class _Writer:
         if isinstance(layer, layers.Sequential):
             return self.sequence(layer, x)
         if isinstance(layer, layers.Branches):
-            return self.add("Concat", [self.layer(part, x) for part in layer.layers], axis=1)
-        own = arrays_of(self.model, layer)
+            return self.add("Concat", [self.layer(part, x) for part in layer.parts], axis=1)
+        own = self.model.layout.of(layer)
         if isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D)):
             depthwise = isinstance(layer, layers.DepthwiseConv2D)
             weights = self.array(
@@ -134,7 +127,7 @@ class _Writer:
         )
 
     def sequence(self, layer, x):
-        for part in layer.layers:
+        for part in layer.parts:
             x = self.layer(part, x)
         return x
 

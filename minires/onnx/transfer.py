@@ -17,7 +17,6 @@ from minires.engine.convolution import borders
 from minires.networks import layers
 from minires.onnx import operators
 from minires.onnx.errors import MismatchError, OnnxError
-from minires.onnx.exporting import arrays_of
 
 # Nodes that change neither numbers nor their places within an image.
 SKIPPED = {"Identity", "Cast", "CastLike", "Transpose", "Dropout"}
@@ -251,7 +250,7 @@ class _Match:
         if node is not None and node.operator == "Transpose" and node["perm"] == [0, 2, 3, 1]:
             return node.inputs[0]
         if self.dense_before is not None:
-            weights = arrays_of(self.model, self.dense_before)["weight"].view(self.theta)
+            weights = self.layout[self.dense_before, "weight"].view(self.theta)
             first = weights.reshape(depth, high, wide, -1).transpose(1, 2, 0, 3)
             weights[...] = first.reshape(weights.shape).copy()
         return name
@@ -275,11 +274,11 @@ class _Match:
 
     def branches(self, layer, name):
         node = self.node(name)
-        if node is None or node.operator != "Concat" or len(node.inputs) != len(layer.layers):
-            raise self.part(layer, f"a concatenation of {len(layer.layers)}", name)
+        if node is None or node.operator != "Concat" or len(node.inputs) != len(layer.parts):
+            raise self.part(layer, f"a concatenation of {len(layer.parts)}", name)
         starts = [
             self.behind_views(self.layer(branch, value), SKIPPED)
-            for branch, value in zip(layer.layers, node.inputs, strict=True)
+            for branch, value in zip(layer.parts, node.inputs, strict=True)
         ]
         if len(set(starts)) != 1:
             found = f"branches from {', '.join(sorted(set(starts)))}"
