@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,15 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("fixed")
+
+
+def pytest_configure():
+    """Compile the kernels before the first test. Without a compiler NumPy runs all tests."""
+    from minires.kernels import compiled
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled.functions(np.dtype(np.float64))
 
 
 @pytest.fixture

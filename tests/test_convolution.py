@@ -30,7 +30,7 @@ from minires.engine.convolution import (
     output_size,
     pair,
 )
-from minires.kernels import cpu, winograd
+from minires.kernels import compiled, cpu, winograd
 
 LAYOUTS = ("plain", "channels first", "every other", "backwards")
 
@@ -170,7 +170,8 @@ def test_winograd_is_the_sum_in_the_definition(case, tile_bytes):
         mock.patch.object(cpu, "PIECES_BYTES", tile_bytes),
     ):
         y = conv2d(x, w, b, **options)
-    assert "convolve_winograd" in {call.args[0] for call in used.call_args_list}
+    if compiled.functions(x.dtype):
+        assert "convolve_winograd" in {call.args[0] for call in used.call_args_list}
     assert_close(y, expected_conv2d(x, w, b, options), 1e-12)
 
 
@@ -182,7 +183,8 @@ def test_winograd_gradients_are_its_adjoints(case, tile_bytes):
         mock.patch.object(cpu, "PIECES_BYTES", tile_bytes),
     ):
         assert_adjoint(lambda x, w: conv2d(x, w, **options), x, w, rng=rng, tolerance=1e-11)
-    assert "convolve_weight_gradient_winograd" in {call.args[0] for call in used.call_args_list}
+    if compiled.functions(x.dtype):
+        assert "convolve_weight_gradient_winograd" in {call.args[0] for call in used.call_args_list}
     if b is not None:
         assert_adjoint(lambda b: conv2d(0 * x, w, b, **options), b, rng=rng)
 
@@ -338,14 +340,15 @@ def test_networks_at_once_are_networks_one_by_one(rng, route, own, dtype):
     g = rng.standard_normal(y.shape).astype(dtype)
     gx, gw, gb = pull_back(function, [x, w, b], g)
     tolerance = 1e-13 if dtype is np.float64 else 1e-5
+    same = 0 if compiled.functions(x.dtype) else tolerance  # a BLAS promises no bits
     sum_x = 0
     for r in range(3):
         alone = [x[r] if own else x, w[r], b[r]]
-        np.testing.assert_array_equal(y[r], function(*alone))
+        assert_close(y[r], function(*alone), same)
         gx_alone, gw_alone, gb_alone = pull_back(function, alone, g[r])
         sum_x = sum_x + gx_alone.astype(float)
         if own:
-            np.testing.assert_array_equal(gx[r], gx_alone)
+            assert_close(gx[r], gx_alone, same)
         assert_close(gw[r], gw_alone, tolerance)
         assert_close(gb[r], gb_alone, tolerance)
     if not own:
