@@ -16,6 +16,7 @@ import numpy as np
 from compare import THREADS, child_peak, interleave, one_process, own_peak, report
 
 BATCH, IMAGES = 128, 10_000
+FEW = (1, 2, 4, 8, 32)  # images predicted at once
 
 
 def minires_step(moments_seconds=None):
@@ -44,15 +45,15 @@ def minires_step(moments_seconds=None):
     return step
 
 
-def minires_evaluation():
-    """A function that predicts all images with minires."""
+def minires_evaluation(count=IMAGES):
+    """A function that predicts `count` images with minires."""
     import minires
 
     minires.set_threads(THREADS)
     rng = np.random.default_rng(0)
     model = minires.lenet()
     theta = model.init(rng)
-    images = rng.standard_normal((IMAGES, 28, 28, 1), dtype=np.float32)
+    images = rng.standard_normal((count, 28, 28, 1), dtype=np.float32)
     return lambda: model.predict(theta, images)
 
 
@@ -84,11 +85,11 @@ def torch_step():
     return step
 
 
-def torch_evaluation(batch):
-    """A function that predicts all images with PyTorch, `batch` at a time."""
+def torch_evaluation(batch, count=IMAGES):
+    """A function that predicts `count` images with PyTorch, `batch` at a time."""
     torch, network = torch_network()
     network.eval()
-    images = torch.randn(IMAGES, 1, 28, 28)
+    images = torch.randn(count, 1, 28, 28)
 
     def evaluate():
         with torch.no_grad():
@@ -135,6 +136,10 @@ def main():
     evaluations |= {f"PyTorch, batch {b}": torch_evaluation(b) for b in (128, 256)}
     times = interleave(evaluations, max(options.rounds // 5, 3), calls=1)
     report(f"evaluation of {IMAGES:,} images", times, "PyTorch, batch 128")
+    for count in FEW:
+        pair = {"minires": minires_evaluation(count), "PyTorch": torch_evaluation(count, count)}
+        times = interleave(pair, options.rounds, calls=10)
+        report(f"prediction of {count} image" + "s" * (count > 1), times, "PyTorch")
     print("\npeak memory of a process that takes ten steps")
     for name in ("minires", "torch"):
         print(f"  {name:<28}{child_peak(__file__, '--memory', name):>7.0f} MiB")
