@@ -119,7 +119,6 @@ def test_batch_norm_and_depthwise_from_a_state_dict(rng):
     theta, stats = weights(model, rng)
     like, number = {}, 0
     for _, layer, _, _ in model.layout.rows:
-
         own = model.layout.of(layer)
         if not own:
             continue
