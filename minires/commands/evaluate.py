@@ -1,7 +1,7 @@
 """`minires evaluate`: how good an ONNX network is on a folder of photographs.
 
     network = minires.onnx.load("mobilenet.onnx")
-    pictures = data_tools.imagenet.load("val", synsets="synsets.txt")
+    pictures = minires.data.imagenet.load("val", synsets="synsets.txt")
     examination = Examination(network, pictures, "keras")
     outcomes, speed = examine(examination)
     summarize(outcomes)                     # top-1, top-5, NLL, ECE, each with a standard error

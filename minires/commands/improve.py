@@ -60,7 +60,7 @@ class State:
                    where these do
     optimizer      SGD or Adam
     decay          of the exponential moving average
-    notes          data_tools.imagenet.Notes: files that were left out so far
+    notes          minires.data.imagenet.Notes: files that were left out so far
     """
 
     def __init__(self, theta, stats, optimizer, decay, notes):
