@@ -15,6 +15,7 @@ from test_imagenet import ODD, WORDNET
 
 import minires.onnx
 from minires import SGD, Moments
+from minires.arrays.results import locked_folder
 from minires.commands import evaluate, improve
 from minires.data import imagenet
 
@@ -408,16 +409,17 @@ def test_a_rate_too_high_says_so_and_keeps_the_last_checkpoint(place):
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(place, monkeypatch):
     monkeypatch.setattr(improve, "fine_tune", None)
     (place / "file").write_text("")
-    with pytest.raises(ValueError, match=r"--out .*file: nothing can be written there \(.*\)"):
-        command(*words(place, out="file"))
-    with pytest.raises(ValueError, match=r"--out .*inner: nothing can be written there \(.*\)"):
-        command(*words(place, out="file/inner"))
+    for name in ("file", "file/inner"):
+        with pytest.raises(OSError, match=rf"{name}: nothing can be written there .*--out"):
+            command(*words(place, out=name))
 
-    def full(**options):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(improve.tempfile, "TemporaryFile", full)
-    with pytest.raises(ValueError, match=r"--out .* there \(No space left on device\)"):
+def test_a_folder_that_another_process_uses_is_refused_before_the_work(place, monkeypatch):
+    monkeypatch.setattr(improve, "fine_tune", None)
+    with (
+        locked_folder(place / "out"),
+        pytest.raises(BlockingIOError, match=r"another process is at work .*--out"),
+    ):
         command(*words(place))
 
 

@@ -210,6 +210,16 @@ def test_where_the_graphs_part(tmp_path, rng, file, model, words):
         minires.onnx.transfer(minires.onnx.load(path), make(model[0], **model[1]))
 
 
+@pytest.mark.parametrize("before", [[], [layers.MaxPool(2)]], ids=["first", "behind a pooling"])
+def test_a_batch_norm_without_a_convolution_is_named(tmp_path, rng, before):
+    path = tmp_path / "model.onnx"
+    parts = [*before, layers.BatchNorm(), layers.GlobalMeanPool(), layers.Dense(3)]
+    model = minires.Model((8, 8, 3), layers.Sequential(*parts))
+    minires.onnx.export(model, model.init(rng), model.init_stats(), path)
+    with pytest.raises(MismatchError, match="BatchNorm with no convolution before it"):
+        minires.onnx.transfer(minires.onnx.load(path), model)
+
+
 def test_images_that_the_file_prepares_are_named(tmp_path, rng):
     path = tmp_path / "model.onnx"
     model = make("v1")

@@ -1,7 +1,7 @@
 """`minires evaluate`: how good an ONNX network is on a folder of photographs.
 
     network = minires.onnx.load("mobilenet.onnx")
-    pictures = data_tools.imagenet.load("val", synsets="synsets.txt")
+    pictures = minires.data.imagenet.load("val", synsets="synsets.txt")
     examination = Examination(network, pictures, "keras")
     outcomes, speed = examine(examination)
     summarize(outcomes)                     # top-1, top-5, NLL, ECE, each with a standard error
@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from minires.arrays import describe_gpus, module_for, set_threads, to_device, to_host, xp_of
-from minires.arrays.text import shown
+from minires.arrays.text import progress, say, shown
 from minires.engine import ops
 
 BATCH = 32  # photographs at once: more is not faster, and takes more memory
@@ -325,19 +324,17 @@ def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=
                   ("images_per_second") and in the network alone ("network_images_per_second")
     Raises        ValueError when no photograph can be used
     """
-    from tqdm import tqdm
-
     if theta is None or stats is None:
         own_theta, own_stats = examination.own_vectors()
         theta = own_theta if theta is None else theta
         stats = own_stats if stats is None else stats
     count = len(examination.pictures)
-    shown = np.arange(count)
+    chosen = np.arange(count)
     if limit is not None and limit < count:
-        shown = np.arange(limit) * count // limit
-    plan = [shown[part] for part in plan_of(len(shown), batch)]
+        chosen = np.arange(limit) * count // limit
+    plan = [chosen[part] for part in plan_of(len(chosen), batch)]
     parts, computing, started = [], 0.0, time.perf_counter()
-    with tqdm(total=len(shown), unit="image", disable=True if quiet else None) as bar:
+    with progress(quiet=quiet, total=len(chosen), unit="image") as bar:
         for planned, (images, labels, _) in zip(plan, examination.batches(plan), strict=True):
             if len(labels):
                 begun = time.perf_counter()
@@ -347,7 +344,7 @@ def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=
             bar.update(len(planned))
     if not parts:
         raise ValueError(
-            f"{examination.pictures.where}: none of {len(shown)} pictures can be used "
+            f"{examination.pictures.where}: none of {len(chosen)} pictures can be used "
             f"({examination.notes}); the first: {examination.notes.lines()[0]}"
         )
     outcomes = Outcomes.joined(parts)
@@ -523,10 +520,10 @@ def describe_notes(examination, most=10):
     if ignored:
         lines.append(
             f"{len(ignored)} files or folders are no pictures by their names, or cannot be opened: "
-            f"{shown(ignored[0])} …"
+            f"{ignored[0]} …"
         )
     if notes.counts:
-        found = [shown(line) for line in notes.lines()]
+        found = notes.lines()
         lines += [f"pictures: {notes}", *(f"  {line}" for line in found[:most])]
         if len(found) > most:
             lines.append(f"  and {len(found) - most} more")
@@ -536,24 +533,19 @@ def describe_notes(examination, most=10):
 def run(options):
     """`minires evaluate`: print the scores; 0 is the exit code."""
     check_counts(options, "limit")
-
-    def say(text):
-        print(text, file=sys.stderr)
-
     try:
         examination = open_examination(options)
         say(examination.outputs)
         outcomes, speed = examine(examination, batch=options.batch, limit=options.limit)
     except KeyboardInterrupt:
-        say("\nstopped: there are no scores")
+        say("", "stopped: there are no scores")
         return 130
     pictures = examination.pictures
-    for line in describe_notes(examination):
-        say(line)
+    say(*describe_notes(examination))
     if is_no_better_than_chance(outcomes, len(examination.compared)):
         say(
             "guessing would do as well: is the order of the classes "
-            f"({shown(options.synsets or 'sorted by name')}) the network's own, and the preset "
+            f"({options.synsets or 'sorted by name'}) the network's own, and the preset "
             f"({options.preset}) that of the program it comes from?"
         )
         better = better_preset(examination)

@@ -24,14 +24,13 @@ import hashlib
 import itertools
 import json
 import math
-import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
 from minires.arrays import device_of, to_device, to_host
+from minires.arrays.text import progress, say, table
 from minires.commands.evaluate import (
     Outcomes,
     add_picture_options,
@@ -61,7 +60,7 @@ class State:
                    where these do
     optimizer      SGD or Adam
     decay          of the exponential moving average
-    notes          data_tools.imagenet.Notes: files that were left out so far
+    notes          minires.data.imagenet.Notes: files that were left out so far
     """
 
     def __init__(self, theta, stats, optimizer, decay, notes):
@@ -200,12 +199,10 @@ def fine_tune(examination, state, indices, updates, batch, seed, save=None, ever
     every        seconds between checkpoints
     Raises       FloatingPointError when the loss is no longer a number
     """
-    from tqdm import tqdm
-
     done = state.updates
     plan = itertools.islice(order_of(indices, batch, seed), done, updates)
     saved, whole = time.monotonic(), True  # whole: no update is half done
-    with tqdm(total=updates, initial=done, unit="update", desc="fine-tuning", disable=None) as bar:
+    with progress(total=updates, initial=done, unit="update", desc="fine-tuning") as bar:
         try:
             for images, labels, _ in examination.batches(plan):
                 stats = state.stats.copy()
@@ -334,11 +331,9 @@ def compare(examination, networks, pictures, indices, batch):
     indices   of these
     Returns   {name: Outcomes}, members replaced by "ensemble of K"
     """
-    from tqdm import tqdm
-
     parts = {}
     plan = [indices[part] for part in plan_of(len(indices), batch)]
-    with tqdm(total=len(indices), unit="image", desc="comparing", disable=None) as bar:
+    with progress(total=len(indices), unit="image", desc="comparing") as bar:
         shown = examination.batches(plan, pictures)
         for planned, (images, labels, _) in zip(plan, shown, strict=True):
             bar.update(len(planned))
@@ -382,7 +377,7 @@ def score_all(outcomes):
     return rows
 
 
-def table(rows):
+def score_table(rows):
     """The scores as text; ± is one standard error, Δ the paired difference to the base."""
     heads = ["network", "top-1 %", "Δ", "top-5 %", "NLL", "Δ", "ECE %"]
     lines = []
@@ -399,25 +394,16 @@ def table(rows):
                 with_error(row, "ece", 2, 100),
             ]
         )
-    widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
-
-    def text(cells):
-        first, *rest = zip(cells, widths, strict=True)
-        return "  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]).rstrip()
-
-    rule = "  ".join("─" * width for width in widths)
-    return "\n".join([text(heads), rule, *map(text, lines)])
+    return table(heads, lines)
 
 
 def draw(rows, losses, path):
     """The comparison and the training loss as one picture (PNG)."""
-    from matplotlib.figure import Figure
-
-    from minires.arrays.files import complete
+    from minires.arrays.pictures import new_figure, save_png
     from minires.study.experiment_figure import INK, OURS, PLAIN
 
     others = [row for row in rows if row["name"] != "base"]
-    figure = Figure(figsize=(11, 1.7 + 0.36 * len(others)), layout="constrained", dpi=130)
+    figure = new_figure(11, 1.7 + 0.36 * len(others), 130)
     figure.suptitle(
         f"Against the base (top-1 {100 * rows[0]['top1']:.1f} %, NLL {rows[0]['nll']:.3f}) on the "
         f"same {rows[0]['images']:,} held-out pictures; bars: one standard error",
@@ -447,8 +433,7 @@ def draw(rows, losses, path):
         axes.tick_params(labelsize=8.5, colors=INK)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    with complete(path) as file:
-        figure.savefig(file, format="png")
+    save_png(figure, path)
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -504,14 +489,13 @@ def run(options):
     try:
         return improve(options)
     except KeyboardInterrupt:
-        print("\nstopped: the same command goes on with what is finished", file=sys.stderr)
+        say("", "stopped: the same command goes on with what is finished")
         return 130
 
 
 def improve(options):
     """Do all that the command line asks for, or what is left of it; 0 is the exit code."""
-    import minires.onnx
-    from minires.arrays.files import save_json
+    from minires.arrays.results import locked_folder
     from minires.data import imagenet
 
     check_counts(options, "updates")
@@ -538,15 +522,25 @@ def improve(options):
                 "of all classes with --synsets"
             )
         training, held_out = np.arange(len(pictures)), np.arange(len(test))
+    with locked_folder(options.out) as out:
+        return _improve_in(out, options, examination, training, test, held_out)
+
+
+def _improve_in(out, options, examination, training, test, held_out):
+    """The same in a folder that no other process may use meanwhile.
+
+    out        the folder
+    training   indices of the pictures to train on
+    test       pictures that hold those to compare on
+    held_out   indices of these
+    """
+    import minires.onnx
+    from minires.arrays.files import save_json
+
+    network = examination.network
     settings = _settings(options, examination, training)
     state = State(*examination.own_vectors(), _optimizer(options), options.ema, examination.notes)
-    out = options.out
-    _make_folder(out)
     checkpoint = out / CHECKPOINT
-
-    def say(text):
-        print(text, file=sys.stderr)
-
     if checkpoint.exists():
         state.restore(checkpoint, settings)
         say(f"going on after update {state.updates} ({checkpoint})")
@@ -582,8 +576,7 @@ def improve(options):
             minires.onnx.save(network, path, theta=theta, stats=stats)
     outcomes = compare(examination, networks, test, held_out, options.batch)
     rows = score_all(outcomes)
-    for line in describe_notes(examination):
-        say(line)
+    say(*describe_notes(examination))
     save_json(
         out / "results.json",
         {
@@ -596,7 +589,7 @@ def improve(options):
         },
     )
     draw(rows, state.losses, out / "figure.png")
-    print(table(rows))
+    print(score_table(rows))
     print(
         f"{counted(rows[0]['images'], 'held-out picture')}; ± is one standard error, Δ the "
         "difference to the base, photograph by photograph"
@@ -606,15 +599,6 @@ def improve(options):
     drawn = counted(options.members, "member")
     say(f"mean.onnx, {drawn}, moments.npz, results.json, figure.png: in {out}")
     return 0
-
-
-def _make_folder(path):
-    """Make a folder, and try now what would else fail after hours."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise ValueError(f"--out {path}: nothing can be written there ({error.strerror})") from None
 
 
 def _settings(options, examination, training):

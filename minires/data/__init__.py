@@ -41,8 +41,8 @@ class Dataset:
 def load(name, *, train=None, test=None, seed=0, data_dir=None, progress=True, threads=None):
     """Return a data set by its name.
 
-    name      "glyphs": digits drawn on the spot (data_tools/glyphs.py);
-              "mnist": read from disk, downloaded at the first use (data_tools/mnist.py)
+    name      "glyphs": digits drawn on the spot (minires/data/glyphs.py);
+              "mnist": read from disk, downloaded at the first use (minires/data/mnist.py)
     train     number of training images; None: 30,000 glyphs, all of MNIST
     test      number of test images; None: 5,000 glyphs, all of MNIST
     seed      which glyphs are drawn, an int ≥ 0; MNIST is always the same

@@ -13,7 +13,7 @@ They are looked for in this order:
 
 1. the folder the caller names (or the folder mnist/ in it): what is missing there is an error;
 2. the folder named by the environment variable MINIRES_DATA, likewise, if it holds any of them;
-3. the cache folder (see data_tools.cache_folder);
+3. the cache folder (see minires.data.cache_folder);
 4. the network: the mirrors below, one after the other, into the cache.
 
 Downloads must carry the SHA-256 of the original files. Files found on disk are used as they are,

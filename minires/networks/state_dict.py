@@ -15,9 +15,13 @@ Both know the same layers in the same order; the arrays lie differently:
     batch norm    weight, bias, running_mean, running_var    scale, shift, mean, variance
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from minires.networks import layers
+from minires.networks.model import Model
+from minires.networks.protocol import Array
 
 NAMES = {"weight": "scale", "bias": "shift", "running_mean": "mean", "running_var": "variance"}
 
@@ -79,7 +83,7 @@ def _laid_out(layer, name, shape, flattened):
     return forth, back
 
 
-def from_state_dict(model, state):
+def from_state_dict(model: Model, state: Mapping[str, Array]) -> tuple[Array, Array]:
     """The weights and statistics of a model, from PyTorch's.
 
     model    a minires.Model
@@ -100,7 +104,9 @@ def from_state_dict(model, state):
     return theta, stats
 
 
-def to_state_dict(model, theta, stats, like):
+def to_state_dict(
+    model: Model, theta: Array, stats: Array | None, like: Mapping[str, Array]
+) -> dict[str, Array]:
     """The arrays of a PyTorch module, from the weights of a model.
 
     model         a minires.Model

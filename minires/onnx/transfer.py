@@ -211,12 +211,15 @@ class _Match:
 
     def sequence(self, layer, name):
         """Layers one after another, the last one first; a batch norm with its convolution."""
-        waiting = list(layer.parts)
+        waiting, convolutions = list(layer.parts), (layers.Conv2D, layers.DepthwiseConv2D)
         while waiting:
             last = waiting.pop()
             if isinstance(last, layers.BatchNorm):
+                if not waiting or not isinstance(waiting[-1], convolutions):
+                    alone = "a BatchNorm with no convolution before it, which cannot be matched"
+                    raise self.part(last, alone, name)
                 name = self.convolution(waiting.pop(), last, name)
-            elif isinstance(last, (layers.Conv2D, layers.DepthwiseConv2D)):
+            elif isinstance(last, convolutions):
                 name = self.convolution(last, None, name)
             elif self.in_other_order(last, waiting, name):
                 pool = waiting.pop()
