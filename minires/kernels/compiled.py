@@ -34,7 +34,7 @@ PARTS = Path(__file__).with_name("c")
 # A product and the sum behind it may round once ("contract"): always, so that it is always the
 # same. Never -ffast-math, with which a NaN may get lost.
 FLAGS = (
-    "-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
+    "-std=gnu11", "-O2", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
     "-fPIC", "-shared", "-pthread",
 )  # fmt: skip
 # How compilers are told to use all that this processor can do; the last is for any other.
