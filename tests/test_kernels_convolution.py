@@ -223,3 +223,26 @@ def test_the_parity_tests_pass_with_sanitizers(tmp_path):
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize(("inner", "columns"), [(700, 377), (3136, 1024), (1, 1 << 18)])
+def test_few_rows_times_a_large_matrix(dtype, lead, inner, columns):
+    """One or two images and a dense layer: every number of threads gives the same bits."""
+    rng = np.random.default_rng(inner)
+    a = rng.standard_normal((*lead, 2, inner)).astype(dtype)
+    b = rng.standard_normal((*lead, inner, columns)).astype(dtype)
+    results = []
+    for count in (1, 2, 5):
+        with threads(count):
+            results.append(cpu.matmul(a, b))
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    limit = 8 * np.finfo(dtype).eps * np.sqrt(inner)
+    assert np.abs(results[0] - exact).max() <= limit * np.abs(exact).max()
+    a[..., 0, 0] = np.nan
+    lost = np.isnan(cpu.matmul(a, b))
+    assert lost[..., 0, :].all()
+    assert not lost[..., 1, :].any()

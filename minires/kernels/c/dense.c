@@ -148,12 +148,83 @@ static int with_panels(struct whole_job *job, int64_t others, int64_t parts, til
     return run_tiles(tile, job, job->s.count * job->parts, scratch_bytes, threads);
 }
 
+/* Few rows of a: b is read once, from its first number to its last, as fast as memory gives it.
+   LANES parts of its rows are summed apart, and these sums are added in order:
+
+     c[i, :] = Σ_lane Σ_k a[i, k] · b[k, :] */
+#define FEW_ROWS 2
+#define FEW_WORK (1 << 18) /* numbers in b: fewer stay in the cache anyway */
+#define LANES 8
+#define FEW_STEPS 4 /* rows of b for one reading of the sums */
+
+struct few_job {
+    struct matrices s;
+    const real *a, *b;
+    real *sums;
+    int64_t part;
+};
+
+/* sums += Σ_n weight[n] · b[n, :] */
+static inline void add_weighted(real *sums, const real *weight, const real *b, int64_t step,
+                                const int count, int64_t columns) {
+    int64_t o = 0;
+    for (; o + VL <= columns; o += VL) {
+        vec sum = load(sums + o);
+        for (int n = 0; n < count; n++) sum += weight[n] * load(b + n * step + o);
+        store(sums + o, sum);
+    }
+    for (; o < columns; o++)
+        for (int n = 0; n < count; n++) sums[o] += weight[n] * b[n * step + o];
+}
+
+static void few_tile(const void *pointer, int64_t tile, char *scratch) {
+    const struct few_job *job = pointer;
+    const struct matrices *s = &job->s;
+    int64_t matrix = tile / LANES, k = tile % LANES * job->part;
+    int64_t last = least(k + job->part, s->inner);
+    const real *a = job->a + matrix * s->a_matrix, *b = job->b + matrix * s->b_matrix;
+    real *sums = job->sums + tile * s->rows * s->columns, weight[FEW_STEPS];
+    (void)scratch;
+    memset(sums, 0, s->rows * s->columns * sizeof(real));
+    while (k < last) {
+        int64_t steps = last - k >= FEW_STEPS ? FEW_STEPS : 1;
+        for (int64_t i = 0; i < s->rows; i++) {
+            for (int64_t n = 0; n < steps; n++)
+                weight[n] = a[i * s->a_row + (k + n) * s->a_column];
+            real *own = sums + i * s->columns;
+            if (steps == FEW_STEPS)
+                add_weighted(own, weight, b + k * s->b_row, s->b_row, FEW_STEPS, s->columns);
+            else
+                add_weighted(own, weight, b + k * s->b_row, s->b_row, 1, s->columns);
+        }
+        k += steps;
+    }
+}
+
+static int matmul_few(const real *a, const real *b, real *c, const struct matrices *s,
+                      int64_t threads) {
+    int64_t size = s->rows * s->columns;
+    struct few_job job = {.s = *s, .a = a, .b = b, .part = divide_up(s->inner, LANES)};
+    job.sums = (real *)own_memory(FOR_JOB, s->count * LANES * size * sizeof(real));
+    if (!job.sums || run_tiles(few_tile, &job, s->count * LANES, 0, threads))
+        return -1;
+    for (int64_t k = 0; k < s->count * size; k++) {
+        real sum = 0;
+        for (int64_t lane = 0; lane < LANES; lane++)
+            sum += job.sums[(k / size * LANES + lane) * size + k % size];
+        c[k] = sum;
+    }
+    return 0;
+}
+
 EXPORT int matmul(const real *a, const real *b, real *c, const struct matrices *s,
                   int64_t threads) {
     int64_t work = s->rows * s->inner * s->columns;
     int64_t parts = least(MOST_PARTS, divide_up(work, PART_WORK));
     if (work * s->count < PART_WORK / 8)
         threads = 1;
+    if (s->rows <= FEW_ROWS && s->b_column == 1 && s->inner * s->columns >= FEW_WORK)
+        return matmul_few(a, b, c, s, threads);
     struct whole_job whole = {.s = *s, .a = a, .b = b, .c = c};
     if (s->b_column != 1 && s->rows >= VL && s->inner >= PIECE) {
         whole.from = a;
