@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -80,10 +81,18 @@ def xp(request):
         yield cupy
 
 
+@pytest.fixture(autouse=True)
+def own_picture_style():
+    """A lesson sets matplotlib's style; the next test finds the default one."""
+    yield
+    if "matplotlib" in sys.modules:
+        sys.modules["matplotlib"].rcdefaults()
+
+
 @pytest.fixture
 def one_torch_thread():
     """PyTorch's threads wait for one another more than they work, where work is small."""
-    import torch
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra bench)")
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

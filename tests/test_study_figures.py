@@ -360,3 +360,11 @@ def test_the_scale_is_cropped_only_where_that_helps(highest, cropped):
 def test_the_scale_is_whole_where_nothing_lies_far_off(panels):
     for panel in panels["figure-1"] + panels["figure-2"]:
         assert "off the scale" not in str([texts_of(axes) for axes in panel.figure.axes])
+
+
+def test_a_readers_own_style_does_not_reach_the_figures(sweep):
+    import matplotlib
+
+    with matplotlib.rc_context({"axes.grid": True, "grid.color": "#b0b0b0"}):
+        drawn = figures.draw_all(sweep)
+    assert not any("#b0b0b0" in p.to_svg() for group in drawn.values() for p in group)

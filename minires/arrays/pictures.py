@@ -1,26 +1,45 @@
 """Matplotlib's figures, made for files: no screen, and none of a notebook's settings."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from minires.arrays.files import complete
 
 
+@contextlib.contextmanager
+def default_style() -> Iterator[None]:
+    """Within, figures have matplotlib's own style, not that of a notebook or of a user's file."""
+    with _any_backend():
+        from matplotlib import style
+    with style.context("default"):
+        yield
+
+
+@contextlib.contextmanager
+def _any_backend():
+    """Within, matplotlib can be imported whatever MPLBACKEND says.
+
+    It says how a notebook or a desktop shows figures. Where it names something that is not
+    installed here, matplotlib would refuse even to be imported.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+
+
 def new_figure(width: float, height: float, dots: int = 72):
     """A matplotlib Figure that belongs to no window.
-
-    MPLBACKEND says how a notebook or a desktop shows figures. Where it names something that is
-    not installed here, matplotlib would refuse even to be imported, so it is left out.
 
     width, height   in inches
     dots            per inch
     """
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
+    with _any_backend():
         from matplotlib.figure import Figure
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
     return Figure(figsize=(width, height), dpi=dots, layout="constrained")
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minires.arrays.files import load_arrays
-from minires.arrays.pictures import new_figure, save_png
+from minires.arrays.pictures import default_style, new_figure, save_png
 from minires.study.experiment import FINETUNED, Folder, collect, label_of
 
 INK, GRID, PLAIN, OURS = "#1f2933", "#d9dee3", "#9aa5b1", "#0b7285"
@@ -22,6 +22,7 @@ def draw_folder(folder: Folder, results: dict, model) -> None:
     draw_experiment(results, folder.file("figure.png"), kept["history"], names)
 
 
+@default_style()
 def draw_experiment(results, path, history=None, names=()):
     """Accuracy and NLL of every method, and a few weights over the updates of fine-tuning.
 

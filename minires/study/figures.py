@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import escape
 
-from minires.arrays.pictures import new_figure, save_png
+from minires.arrays.pictures import default_style, new_figure, save_png
 
 # Colour-blind safe (after Okabe and Ito), with contrast for lines and text on white.
 INK, MUTED, RULE, PAGE = "#1f2430", "#5d6572", "#e1e4e8", "#ffffff"
@@ -981,6 +981,7 @@ def _rgb(colour):
 # --- all of them ----------------------------------------------------------------------------
 
 
+@default_style()
 def draw_all(sweep):
     """Every panel that the records allow, by the name of its section."""
     return {
