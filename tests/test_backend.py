@@ -534,23 +534,6 @@ def test_the_oldest_idle_blocks_go_first():
     assert (in_use == 7).all()
 
 
-def test_scratch_belongs_to_its_thread_and_grows():
-    first = arrays.scratch("test", (10,), np.float32)
-    place = address(first)
-    assert address(arrays.scratch("test", (2, 5), np.float32)) == place
-    assert arrays.scratch("test", (4,), np.float64).dtype == np.float64
-    assert address(arrays.scratch("another", (10,), np.float32)) != place
-    larger = arrays.scratch("test", (1000,), np.float32)
-    assert larger.shape == (1000,)
-    elsewhere = []
-    thread = threading.Thread(
-        target=lambda: elsewhere.append(arrays.scratch("test", (1000,), np.float32))
-    )
-    thread.start()
-    thread.join()
-    assert not np.shares_memory(elsewhere[0], larger)
-
-
 def test_empty_lives_where_its_model_does():
     like = np.ones(3)
     assert type(arrays.empty((2, 3), np.float32, like=like)) is np.ndarray

@@ -10,7 +10,7 @@ from minires.arrays.device import (
     to_host,
     xp_of,
 )
-from minires.arrays.memory import empty, release_memory, scratch
+from minires.arrays.memory import empty, release_memory
 from minires.arrays.workers import (
     default_threads,
     each_block,
@@ -34,7 +34,6 @@ __all__ = [
     "module_for",
     "release_memory",
     "run_tiles",
-    "scratch",
     "set_threads",
     "single_threaded_blas",
     "threads",

@@ -83,19 +83,3 @@ def empty(shape, dtype, like=None):
 def release_memory():
     """Give the recycled memory that nobody uses back to the system."""
     _recycler.release()
-
-
-_scratch = threading.local()
-
-
-def scratch(name, shape, dtype):
-    """A thread's own working buffer, reused by every tile it runs.
-
-    Its content lasts until the same thread asks for the same name again.
-    """
-    dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize
-    buffers = _scratch.__dict__
-    if name not in buffers or len(buffers[name]) < size:
-        buffers[name] = np.empty(size, np.uint8)
-    return buffers[name][:size].view(dtype).reshape(shape)
