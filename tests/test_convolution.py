@@ -27,10 +27,10 @@ from minires.engine.convolution import (
     conv2d,
     depthwise_conv2d,
     max_pool,
-    output_size,
     pair,
 )
 from minires.kernels import compiled, cpu, winograd
+from minires.kernels.plain import output_size
 
 LAYOUTS = ("plain", "channels first", "every other", "backwards")
 

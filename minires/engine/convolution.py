@@ -13,6 +13,7 @@ import numpy as np
 from minires.arrays import xp_of
 from minires.engine.autodiff import op, takes_out
 from minires.kernels import kernels_of
+from minires.kernels.plain import output_size
 from minires.kernels.sums import sum_rows
 
 MOST_POOLED = 256  # pixels of a window: which was the largest is remembered in a byte
@@ -55,14 +56,6 @@ def borders(padding, size, kernel, stride, dilation=(1, 1)):
             "((top, bottom), (left, right)), 'same' or 'valid'"
         )
     return tuple(tuple(side) for side in np.broadcast_to(sides, (2, 2)).tolist())
-
-
-def output_size(size, kernel, stride, padding, dilation=(1, 1)):
-    """(OH, OW) of a convolution or pooling over images of (H, W)."""
-    return tuple(
-        (n + sum(border) - (d * (k - 1) + 1)) // s + 1
-        for n, k, s, border, d in zip(size, kernel, stride, padding, dilation, strict=True)
-    )
 
 
 def _settings(name, x, kernel, stride, padding, dilation):

@@ -1,7 +1,7 @@
-"""The few functions that are worth writing for a CPU: convolution, pooling, batch norm, products.
+"""The kernels of `plain.py`, made fast for a CPU: same names, same arguments, same results.
 
-The arithmetic is in `cpu.c`, which `compiled.py` compiles. Here stand its names, with the shapes
-of all arrays, and the results are made. Where there is no C compiler, or where arrays are neither
+The arithmetic is in `cpu.c`, which `compiled.py` compiles. Here the results are made, and the
+arrays' shapes are handed over. Where there is no C compiler, or where arrays are neither
 float32 nor float64, NumPy does the same in `plain.py`.
 
 Arrays carry their replica axis explicitly here, `x (1 | R, N, H, W, C)`, `w (R, kh, kw, C, O)`:
@@ -53,13 +53,7 @@ def in_c(function):
 
 @in_c
 def matmul(a, b, out=None):
-    """The product `a @ b`, cut into tiles for the threads.
-
-    a        (…, M, K)
-    b        (…, K, L)
-    out      an array to write the result to, if its shape and type fit
-    Returns  (…, M, L)
-    """
+    """As `plain.matmul`: in tiles, one for each thread at a time."""
     if b.dtype != a.dtype:
         return plain.matmul(a, b, out)
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -94,39 +88,20 @@ TILE_BYTES = 1 << 19  # of input and output in a tile: what stays in a processor
 def _windows(sources, replicas, shape, kernel, stride, padding, dilation):
     """The first numbers of `struct windows`; and the size of the output, (OH, OW)."""
     before, after = zip(*padding, strict=True)
-    output = tuple(
-        (size + sum(border) - (d * (k - 1) + 1)) // s + 1
-        for size, border, k, s, d in zip(shape[1:3], padding, kernel, stride, dilation, strict=True)
-    )
+    output = plain.output_size(shape[1:3], kernel, stride, padding, dilation)
     numbers = sources, replicas, *shape, *kernel, *stride, *before, *after, *dilation, *output
     return numbers, output
 
 
 @in_c
 def convolve(x, w, bias, stride, padding, dilation, activation):
-    """Correlate images with kernels, add the bias and apply the activation.
-
-    y[r,n,i,j,o] = f( b[r,o] + Σ_uvc x[r, n, i·s + u·d − p, j·s + v·d − p, c] · w[r,u,v,c,o] )
-
-    x           (1 | R, N, H, W, C) float
-    w           (R, kh, kw, C, O), dtype of x
-    bias        (R, O) or None
-    stride      (rows, columns), pixels
-    padding     ((top, bottom), (left, right)), pixels of zeros
-    dilation    (rows, columns), pixels between taps
-    activation  None, "relu" or "relu6": applied to a tile while it is in the cache
-    Returns     (R, N, OH, OW, O)
-    """
+    """As `plain.convolve`: each tile is finished while it is in the cache."""
     return _convolve(x, w, bias, stride, padding, dilation, activation)[0]
 
 
 @in_c
 def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window):
-    """The same, and of the outputs only the largest of every window, side by side.
-
-    window      (rows, columns), pixels; what no whole window covers is left out
-    Returns     (R, N, OH // rows, OW // columns, O), and winners, for `unpool`
-    """
+    """As `plain.convolve_and_pool`: each tile is pooled while it is in the cache."""
     return _convolve(x, w, bias, stride, padding, dilation, activation, window)
 
 
@@ -152,14 +127,7 @@ def _convolve(x, w, bias, stride, padding, dilation, activation, window=None, tr
 
 @in_c
 def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
-    """The gradient of `convolve` with respect to w, given that of y.
-
-    x        (1 | R, N, H, W, C)
-    g        (R, N, OH, OW, O)
-    kernel   (kh, kw)
-    out      an array (R, kh, kw, C, O) to write to
-    Returns  (R, kh, kw, C, O)
-    """
+    """As `plain.convolve_weight_gradient`: in tiles, by Winograd's transforms where these pay."""
     dtype, replicas, channels, out_channels = x.dtype, len(g), x.shape[-1], g.shape[-1]
     shape = (*kernel, channels, out_channels)
     if out is None or not out.flags.c_contiguous:  # of R networks: a part of each one's vector
@@ -179,16 +147,10 @@ def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
 
 @in_c
 def convolve_input_gradient(g, w, shape, stride, padding, dilation):
-    """The gradient of `convolve` with respect to x, given that of y.
+    """As `plain.convolve_input_gradient`: with stride 1 it is a convolution again.
 
-    With stride 1 it is a convolution again: of g, padded, with the kernels flipped. With a
-    larger stride most of that would multiply zeros; instead each window's gradient is
-    computed and added where the window lay.
-
-    g        (R, N, OH, OW, O)
-    w        (R, kh, kw, C, O)
-    shape    (N, H, W, C) of x
-    Returns  (R, N, H, W, C)
+    Of g, padded, with the kernels flipped. With a larger stride most of that would multiply zeros.
+    Instead each window's gradient is computed, and added where the window lay.
     """
     kernel = w.shape[1:3]
     border = tuple(
@@ -216,12 +178,7 @@ def _pooling(shape, window, stride, padding, dilation):
 
 @in_c
 def max_pool(x, window, stride, padding, dilation):
-    """The largest value of every window; the padding is −∞.
-
-    x        (M, H, W, C) float
-    window   (rows, columns), pixels; stride, padding and dilation as in `convolve`
-    Returns  (M, OH, OW, C)
-    """
+    """As `plain.max_pool`."""
     numbers, shape = _pooling(x.shape, window, stride, padding, dilation)
     y = empty(shape, x.dtype)
     call("max_pool", x.dtype, contiguous(x, x.dtype), y, numbers)
@@ -230,12 +187,7 @@ def max_pool(x, window, stride, padding, dilation):
 
 @in_c
 def max_pool_gradient(g, x, y, window, stride, padding, dilation):
-    """The gradient of `max_pool` with respect to x. Among equals the first of a window wins.
-
-    g        (M, OH, OW, C), the gradient of y
-    x, y     (M, H, W, C) and (M, OH, OW, C)
-    Returns  (M, H, W, C)
-    """
+    """As `plain.max_pool_gradient`."""
     numbers, _ = _pooling(x.shape, window, stride, padding, dilation)
     x_gradient = empty(x.shape, x.dtype)
     arrays = (contiguous(array, x.dtype) for array in (g, x, y))
@@ -245,12 +197,7 @@ def max_pool_gradient(g, x, y, window, stride, padding, dilation):
 
 @in_c
 def mean_pool(x, divisor, window, stride, padding, dilation):
-    """The sum of every window over a divisor; the padding is 0.
-
-    x        (M, H, W, C) float
-    divisor  (OH, OW, 1), dtype of x: how many pixels count in each window
-    Returns  (M, OH, OW, C)
-    """
+    """As `plain.mean_pool`."""
     numbers, shape = _pooling(x.shape, window, stride, padding, dilation)
     y = empty(shape, x.dtype)
     call("mean_pool", x.dtype, contiguous(x, x.dtype), contiguous(divisor, x.dtype), y, numbers)
@@ -259,12 +206,7 @@ def mean_pool(x, divisor, window, stride, padding, dilation):
 
 @in_c
 def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
-    """The gradient of `mean_pool` with respect to x.
-
-    g        (M, OH, OW, C)
-    shape    (M, H, W, C) of x
-    Returns  (M, H, W, C)
-    """
+    """As `plain.mean_pool_gradient`."""
     numbers, _ = _pooling(shape, window, stride, padding, dilation)
     x_gradient = empty(shape, g.dtype)
     arrays = contiguous(g, g.dtype), contiguous(divisor, g.dtype), x_gradient
@@ -274,13 +216,7 @@ def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
 
 @in_c
 def unpool(g, winners, window, size):
-    """The gradient before a max pooling whose windows tile the image: each goes to its winner.
-
-    g        (R, N, PH, PW, C), behind the pooling
-    winners  like g, uint8, from `convolve_and_pool`
-    size     (OH, OW), before the pooling
-    Returns  (R, N, OH, OW, C)
-    """
+    """As `plain.unpool`."""
     replicas, images, *pooled, channels = g.shape
     result = empty((replicas, images, *size, channels), g.dtype)
     none = (0, 0), (0, 0)
@@ -309,13 +245,10 @@ def _rows(sources, shape, activation=None, with_moments=False):
 
 @in_c
 def norm_moments(rows):
-    """The mean and the population variance of every channel of a batch.
+    """As `plain.norm_moments`: in parts, whose results are merged in float64.
 
-    Each part's are computed in two passes, mean first, then squared deviations; parts are merged
-    in float64. So a variance much smaller than the mean keeps its digits.
-
-    rows     (R, M, C)
-    Returns  mean and variance, each (R, 1, C) float64
+    Each part takes two passes: first its mean, then the squared deviations from it. So a variance
+    much smaller than the mean keeps its digits.
     """
     numbers, shape = _rows(len(rows), rows.shape)
     means, squares = np.empty((2, *shape))
@@ -327,12 +260,7 @@ def norm_moments(rows):
 
 @in_c
 def normalize(rows, factor, offset, replicas, activation):
-    """y = f(factor · x + offset).
-
-    rows            x (1 | R, M, C)
-    factor, offset  (R, 1, C)
-    Returns         (R, M, C)
-    """
+    """As `plain.normalize`."""
     y = empty((replicas, *rows.shape[1:]), rows.dtype)
     numbers, _ = _rows(len(rows), y.shape, activation)
     arrays = (contiguous(array, y.dtype) for array in (rows, factor, offset))
@@ -342,13 +270,7 @@ def normalize(rows, factor, offset, replicas, activation):
 
 @in_c
 def norm_sums(g, y, rows, center, activation):
-    """Σ g' and Σ g' · (x − center) for every channel, where g' is g where f lets it through.
-
-    g, y     (R, M, C): the gradient of y = f(…), and y
-    rows     x (1 | R, M, C)
-    center   (R, 1, C)
-    Returns  what `norm_gradient` is to be given for g; and two arrays (R, 1, C) float64
-    """
+    """As `plain.norm_sums`: g' is computed again in each pass, not stored: g is given back."""
     g = contiguous(g, y.dtype)
     numbers, shape = _rows(len(rows), y.shape, activation)
     sums, products = np.empty((2, *shape))
@@ -359,14 +281,7 @@ def norm_sums(g, y, rows, center, activation):
 
 @in_c
 def norm_gradient(g, y, rows, factor, through_moments, activation):
-    """The gradient with respect to x: factor · g', and slope · x + constant if these are given.
-
-    g                from `norm_sums`
-    y, rows          as there
-    factor           (R, 1, C)
-    through_moments  (slope, constant), each (R, 1, C), or None
-    Returns          (R, M, C)
-    """
+    """As `plain.norm_gradient`."""
     x_gradient = empty(y.shape, y.dtype)
     numbers, _ = _rows(len(rows), y.shape, activation, through_moments is not None)
     slope, constant = through_moments or (factor, factor)
@@ -377,7 +292,7 @@ def norm_gradient(g, y, rows, factor, through_moments, activation):
 
 @in_c
 def sum_rows(array):
-    """Sum over the last axis but one: (…, M, C) → (…, C). No sum in float32 grows long."""
+    """As `plain.sum_rows`: in parts: no sum in float32 grows long."""
     *lead, rows, channels = array.shape
     result = np.empty((*lead, channels), array.dtype)
     if result.size:
@@ -395,12 +310,7 @@ WEIGHT_PARTS = 16  # of a batch, whose weight gradients are added last
 def _depthwise(sources, replicas, shape, kernel, stride, padding, dilation, activation=None):
     """`struct depthwise`; and the size of the output."""
     images, height, width, channels = shape
-    output = tuple(
-        (size + sum(border) - (d * (k - 1) + 1)) // s + 1
-        for size, border, k, s, d in zip(
-            (height, width), padding, kernel, stride, dilation, strict=True
-        )
-    )
+    output = plain.output_size((height, width), kernel, stride, padding, dilation)
     before = padding[0][0], padding[1][0]
     numbers = (
         sources, replicas, images, height, width, channels, *kernel, *stride, *before, *dilation,
@@ -411,15 +321,7 @@ def _depthwise(sources, replicas, shape, kernel, stride, padding, dilation, acti
 
 @in_c
 def depthwise(x, w, bias, stride, padding, dilation, activation):
-    """Filter every channel with its own kernel, add the bias and apply the activation.
-
-    y[r,n,i,j,c] = f( b[r,c] + Σ_uv x[r, n, i·s + u·d − p, j·s + v·d − p, c] · w[r,u,v,c] )
-
-    x        (1 | R, N, H, W, C) float
-    w        (R, kh, kw, C), dtype of x
-    bias     (R, C) or None
-    Returns  (R, N, OH, OW, C); stride, padding, dilation and activation as in `convolve`
-    """
+    """As `plain.depthwise`."""
     dtype, (replicas, *kernel, channels) = x.dtype, w.shape
     numbers, output = _depthwise(
         len(x), replicas, x.shape[1:], kernel, stride, padding, dilation, activation
@@ -432,12 +334,7 @@ def depthwise(x, w, bias, stride, padding, dilation, activation):
 
 @in_c
 def depthwise_weight_gradient(x, g, kernel, stride, padding, dilation):
-    """The gradient of `depthwise` with respect to w, given that of y.
-
-    x        (1 | R, N, H, W, C)
-    g        (R, N, OH, OW, C)
-    Returns  (R, kh, kw, C)
-    """
+    """As `plain.depthwise_weight_gradient`: in parts of the batch, added last."""
     dtype, shape = x.dtype, x.shape[1:]
     numbers, output = _depthwise(len(x), len(g), shape, kernel, stride, padding, dilation)
     parts = max(1, min(WEIGHT_PARTS, shape[0] * output[0]))
@@ -450,15 +347,7 @@ def depthwise_weight_gradient(x, g, kernel, stride, padding, dilation):
 
 @in_c
 def depthwise_input_gradient(g, w, shape, stride, padding, dilation):
-    """The gradient of `depthwise` with respect to x, given that of y.
-
-    With stride 1 it is a depthwise convolution again: of g, with the kernels flipped.
-
-    g        (R, N, OH, OW, C)
-    w        (R, kh, kw, C)
-    shape    (N, H, W, C) of x
-    Returns  (R, N, H, W, C)
-    """
+    """As `plain.depthwise_input_gradient`: with stride 1 by `depthwise`, kernels flipped."""
     if stride == (1, 1):
         border = tuple(
             (d * (k - 1) - before, d * (k - 1) - after)
@@ -480,17 +369,7 @@ WIDE_BYTES = 1 << 20  # of wide values in a tile: what stays in a processor's ow
 
 @in_c
 def separable(x, expand, filters, project, stride, padding, activations):
-    """Expand each pixel, filter every channel by itself, project each pixel.
-
-    x            (1 | R, N, H, W, C) float
-    expand       weights (R, C, E) and bias (R, E), or None: E = C, x is filtered itself
-    filters      weights (R, kh, kw, E) and bias (R, E)
-    project      weights (R, E, O) and bias (R, O)
-    stride       (rows, columns), pixels, of the depthwise convolution
-    padding      ((top, bottom), (left, right)), pixels of zeros around what it filters
-    activations  after each of the three: None, "relu" or "relu6"
-    Returns      (R, N, OH, OW, O)
-    """
+    """As `plain.separable`: a tile goes through all three while it is in the cache."""
     dtype = x.dtype
     replicas, *kernel, wide = filters[0].shape
     settings, output = _depthwise(len(x), replicas, x.shape[1:], kernel, stride, padding, (1, 1))
@@ -514,13 +393,7 @@ uniform = plain.uniform
 
 @in_c
 def step_sgd(theta, gradient, velocity, rates, momentum, decay):
-    """One step of `SGD`: v ← μ v + g + λ θ,  θ ← θ − ℓ v.
-
-    theta      (P,) or (R, P), contiguous; changed
-    gradient   like theta
-    velocity   like theta, changed; or None without momentum
-    rates      (1,) or (R,): ℓ
-    """
+    """As `plain.step_sgd`: one pass over θ, which must be contiguous."""
     rates = contiguous(rates, np.float64)
     sizes = theta.size, theta.size // rates.size
     arrays = theta, gradient, velocity, rates
@@ -529,13 +402,7 @@ def step_sgd(theta, gradient, velocity, rates, momentum, decay):
 
 @in_c
 def step_adam(theta, gradient, first, second, rates, epsilon, beta1, beta2):
-    """One step of `Adam`: m and v follow g and g²,  θ ← θ − ℓ m / (√v + ε).
-
-    theta           (P,) or (R, P), contiguous; changed
-    gradient        like theta
-    first, second   m and v, like theta; changed
-    rates, epsilon  (1,) or (R,), and (1,): ℓ and ε, corrected for the start
-    """
+    """As `plain.step_adam`: one pass over θ, which must be contiguous."""
     rates = contiguous(rates, np.float64)
     sizes = theta.size, theta.size // rates.size
     arrays = theta, gradient, first, second, rates
@@ -544,12 +411,7 @@ def step_adam(theta, gradient, first, second, rates, epsilon, beta1, beta2):
 
 @in_c
 def fold_moments(theta, first, offset, m2, n):
-    """One update of `Moments` (eqs. 2-3), in double: reads and writes 40 bytes a float32 weight.
-
-    theta        the weights, contiguous
-    first        like theta; offset and m2 like it in float64: changed
-    n            (1,) int64: how many updates count, with this one; 0: not this one
-    """
+    """As `plain.fold_moments`: one pass, of 40 bytes per float32 weight. θ must be contiguous."""
     if n[0] == 1:
         first[...], offset[...], m2[...] = theta, 0, 0
     if n[0] > 1:

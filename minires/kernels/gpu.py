@@ -1,4 +1,4 @@
-"""The few functions that are worth writing for a GPU: the names and arguments of `cpu.py`.
+"""The kernels of `plain.py`, made fast for a GPU: same names, same arguments, same results.
 
 Products go to cuBLAS (`cublas.py`). All else is a page of CUDA C, `gpu.cu`, compiled for the card
 when it is first needed. A convolution copies every window of the images into a row ("im2col") and
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from minires.arrays import xp_of
-from minires.kernels import cublas
+from minires.kernels import cublas, plain
 from minires.kernels.sums import merge_moments
 
 WINDOW_BYTES = 1 << 28  # of windows at once; a batch that has more is cut
@@ -103,12 +103,7 @@ class _Windows:
 
     def __init__(self, shape, kernel, stride, padding, dilation):
         self.height, self.width, self.channels = shape[-3:]
-        self.output = tuple(
-            (size + sum(border) - (d * (k - 1) + 1)) // step + 1
-            for size, border, k, step, d in zip(
-                shape[-3:-1], padding, kernel, stride, dilation, strict=True
-            )
-        )
+        self.output = plain.output_size(shape[-3:-1], kernel, stride, padding, dilation)
         self.size = kernel[0] * kernel[1] * self.channels
         before = padding[0][0], padding[1][0]
         self.arguments = (*shape[-3:], *self.output, *kernel, *stride, *before, *dilation)
@@ -146,19 +141,7 @@ def _finish(y, bias, activation):
 
 
 def convolve(x, w, bias, stride, padding, dilation, activation):
-    """Correlate images with kernels, add the bias and apply the activation.
-
-    y[r,n,i,j,o] = f( b[r,o] + Σ_uvc x[r, n, i·s + u·d − p, j·s + v·d − p, c] · w[r,u,v,c,o] )
-
-    x           (1 | R, N, H, W, C) float
-    w           (R, kh, kw, C, O), dtype of x
-    bias        (R, O) or None
-    stride      (rows, columns), pixels
-    padding     ((top, bottom), (left, right)), pixels of zeros
-    dilation    (rows, columns), pixels between taps
-    activation  None, "relu" or "relu6"
-    Returns     (R, N, OH, OW, O)
-    """
+    """As `plain.convolve`: the windows of many images at a time, by cuBLAS."""
     x = _contiguous(x)
     (sources, images), (replicas, *kernel, _, out_channels) = x.shape[:2], w.shape
     windows = _Windows(x.shape, kernel, stride, padding, dilation)
@@ -174,11 +157,7 @@ def convolve(x, w, bias, stride, padding, dilation, activation):
 
 
 def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window):
-    """The same, and of the outputs only the largest of every window, side by side.
-
-    window      (rows, columns), pixels; what no whole window covers is left out
-    Returns     (R, N, OH // rows, OW // columns, O), and winners, for `unpool`
-    """
+    """As `plain.convolve_and_pool`."""
     y = convolve(x, w, None, stride, padding, dilation, None)
     given = y if bias is None else _contiguous(bias)
     replicas, images, *size, channels = y.shape
@@ -192,13 +171,7 @@ def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window)
 
 
 def unpool(g, winners, window, size):
-    """The gradient before a max pooling whose windows tile the image: each goes to its winner.
-
-    g        (R, N, PH, PW, C), behind the pooling
-    winners  like g, uint8, from `convolve_and_pool`
-    size     (OH, OW), before the pooling
-    Returns  (R, N, OH, OW, C)
-    """
+    """As `plain.unpool`."""
     g = _contiguous(g)
     result = xp_of(g).empty((*g.shape[:2], *size, g.shape[-1]), g.dtype)
     place = *size, g.shape[-1], *g.shape[2:4], *window
@@ -207,14 +180,7 @@ def unpool(g, winners, window, size):
 
 
 def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
-    """The gradient of `convolve` with respect to w, given that of y.
-
-    x        (1 | R, N, H, W, C)
-    g        (R, N, OH, OW, O)
-    kernel   (kh, kw)
-    out      an array (R, kh, kw, C, O) to write to
-    Returns  (R, kh, kw, C, O)
-    """
+    """As `plain.convolve_weight_gradient`: many images at a time, by cuBLAS."""
     x, g = _contiguous(x), _contiguous(g)
     (sources, images), (replicas, *_, out_channels) = x.shape[:2], g.shape
     windows = _Windows(x.shape, kernel, stride, padding, dilation)
@@ -237,15 +203,9 @@ def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
 
 
 def convolve_input_gradient(g, w, shape, stride, padding, dilation):
-    """The gradient of `convolve` with respect to x, given that of y.
+    """As `plain.convolve_input_gradient`: many images at a time, by cuBLAS.
 
-    The product with the kernels gives every window's gradient; every pixel then adds up what the
-    windows that met it hold for it.
-
-    g        (R, N, OH, OW, O)
-    w        (R, kh, kw, C, O)
-    shape    (N, H, W, C) of x
-    Returns  (R, N, H, W, C)
+    Every pixel then adds up what the windows that saw it hold for it.
     """
     g = _contiguous(g)
     replicas, *kernel, channels, out_channels = w.shape
@@ -269,15 +229,7 @@ def convolve_input_gradient(g, w, shape, stride, padding, dilation):
 
 
 def depthwise(x, w, bias, stride, padding, dilation, activation):
-    """Filter every channel with its own kernel, add the bias and apply the activation.
-
-    y[r,n,i,j,c] = f( b[r,c] + Σ_uv x[r, n, i·s + u·d − p, j·s + v·d − p, c] · w[r,u,v,c] )
-
-    x        (1 | R, N, H, W, C) float
-    w        (R, kh, kw, C), dtype of x
-    bias     (R, C) or None
-    Returns  (R, N, OH, OW, C); stride, padding, dilation and activation as in `convolve`
-    """
+    """As `plain.depthwise`."""
     x, w = _contiguous(x), _contiguous(w)
     (sources, images), (replicas, *kernel, channels) = x.shape[:2], w.shape
     windows = _Windows(x.shape, kernel, stride, padding, dilation)
@@ -289,12 +241,7 @@ def depthwise(x, w, bias, stride, padding, dilation, activation):
 
 
 def depthwise_weight_gradient(x, g, kernel, stride, padding, dilation):
-    """The gradient of `depthwise` with respect to w, given that of y.
-
-    x        (1 | R, N, H, W, C)
-    g        (R, N, OH, OW, C)
-    Returns  (R, kh, kw, C)
-    """
+    """As `plain.depthwise_weight_gradient`: each thread adds up a few outputs' shares."""
     x, g = _contiguous(x), _contiguous(g)
     (sources, images), (replicas, *_, channels) = x.shape[:2], g.shape
     windows = _Windows(x.shape, kernel, stride, padding, dilation)
@@ -308,13 +255,7 @@ def depthwise_weight_gradient(x, g, kernel, stride, padding, dilation):
 
 
 def depthwise_input_gradient(g, w, shape, stride, padding, dilation):
-    """The gradient of `depthwise` with respect to x, given that of y.
-
-    g        (R, N, OH, OW, C)
-    w        (R, kh, kw, C)
-    shape    (N, H, W, C) of x
-    Returns  (R, N, H, W, C)
-    """
+    """As `plain.depthwise_input_gradient`."""
     g, w = _contiguous(g), _contiguous(w)
     replicas, *kernel, _ = w.shape
     windows = _Windows(shape, kernel, stride, padding, dilation)
@@ -328,12 +269,7 @@ def depthwise_input_gradient(g, w, shape, stride, padding, dilation):
 
 
 def max_pool(x, window, stride, padding, dilation):
-    """The largest value of every window; the padding never wins.
-
-    x        (M, H, W, C) float
-    window   (rows, columns), pixels; stride, padding and dilation as in `convolve`
-    Returns  (M, OH, OW, C)
-    """
+    """As `plain.max_pool`."""
     x = _contiguous(x)
     windows = _Windows(x.shape, window, stride, padding, dilation)
     y = xp_of(x).empty((len(x), *windows.output, x.shape[-1]), x.dtype)
@@ -342,12 +278,7 @@ def max_pool(x, window, stride, padding, dilation):
 
 
 def max_pool_gradient(g, x, y, window, stride, padding, dilation):
-    """The gradient of `max_pool` with respect to x. Among equals the first of a window wins.
-
-    g        (M, OH, OW, C), the gradient of y
-    x, y     (M, H, W, C) and (M, OH, OW, C)
-    Returns  (M, H, W, C)
-    """
+    """As `plain.max_pool_gradient`."""
     g, x, y = map(_contiguous, (g, x, y))
     windows = _Windows(x.shape, window, stride, padding, dilation)
     x_gradient = xp_of(x).empty(x.shape, x.dtype)
@@ -356,12 +287,7 @@ def max_pool_gradient(g, x, y, window, stride, padding, dilation):
 
 
 def mean_pool(x, divisor, window, stride, padding, dilation):
-    """The sum of every window over a divisor; the padding is 0.
-
-    x        (M, H, W, C) float
-    divisor  (OH, OW, 1), dtype of x: how many pixels count in each window
-    Returns  (M, OH, OW, C)
-    """
+    """As `plain.mean_pool`."""
     x, divisor = _contiguous(x), _contiguous(divisor)
     windows = _Windows(x.shape, window, stride, padding, dilation)
     y = xp_of(x).empty((len(x), *windows.output, x.shape[-1]), x.dtype)
@@ -370,12 +296,7 @@ def mean_pool(x, divisor, window, stride, padding, dilation):
 
 
 def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
-    """The gradient of `mean_pool` with respect to x.
-
-    g        (M, OH, OW, C)
-    shape    (M, H, W, C) of x
-    Returns  (M, H, W, C)
-    """
+    """As `plain.mean_pool_gradient`."""
     g, divisor = _contiguous(g), _contiguous(divisor)
     windows = _Windows(shape, window, stride, padding, dilation)
     x_gradient = xp_of(g).empty(shape, g.dtype)
@@ -393,11 +314,7 @@ def _rows_a_thread(shape):
 
 
 def norm_moments(rows):
-    """The mean and the population variance of every channel of a batch.
-
-    rows     (R, M, C)
-    Returns  mean and variance, each (R, 1, C) float64
-    """
+    """As `plain.norm_moments`: in parts, whose results are merged in float64."""
     xp, rows = xp_of(rows), _contiguous(rows)
     replicas, count, channels = rows.shape
     step = _rows_a_thread(rows.shape)
@@ -410,12 +327,7 @@ def norm_moments(rows):
 
 
 def normalize(rows, factor, offset, replicas, activation):
-    """y = f(factor · x + offset).
-
-    rows            x (1 | R, M, C)
-    factor, offset  (R, 1, C)
-    Returns         (R, M, C)
-    """
+    """As `plain.normalize`."""
     rows, factor, offset = map(_contiguous, (rows, factor, offset))
     y = xp_of(rows).empty((replicas, *rows.shape[1:]), rows.dtype)
     own = Index(y[0].size), rows.shape[-1], len(rows) < replicas, ACTIVATIONS[activation]
@@ -424,13 +336,7 @@ def normalize(rows, factor, offset, replicas, activation):
 
 
 def norm_sums(g, y, rows, center, activation):
-    """Σ g' and Σ g' · (x − center) for every channel, where g' is g where f lets it through.
-
-    g, y     (R, M, C): the gradient of y = f(…), and y
-    rows     x (1 | R, M, C)
-    center   (R, 1, C)
-    Returns  what `norm_gradient` is to be given for g; and two arrays (R, 1, C) float64
-    """
+    """As `plain.norm_sums`: g' is computed again in each pass, not stored: g is given back."""
     g, rows, center = map(_contiguous, (g, rows, center))
     replicas, count, channels = y.shape
     step = _rows_a_thread(y.shape)
@@ -442,14 +348,7 @@ def norm_sums(g, y, rows, center, activation):
 
 
 def norm_gradient(g, y, rows, factor, through_moments, activation):
-    """The gradient with respect to x: factor · g', and slope · x + constant if these are given.
-
-    g                from `norm_sums`
-    y, rows          as there
-    factor           (R, 1, C)
-    through_moments  (slope, constant), each (R, 1, C), or None
-    Returns          (R, M, C)
-    """
+    """As `plain.norm_gradient`."""
     g, rows, factor = map(_contiguous, (g, rows, factor))
     slope, constant = map(_contiguous, through_moments or (factor, factor))
     x_gradient = xp_of(g).empty(y.shape, y.dtype)
@@ -463,32 +362,18 @@ def norm_gradient(g, y, rows, factor, through_moments, activation):
 
 
 def separable(x, expand, filters, project, stride, padding, activations):
-    """Expand each pixel, filter every channel by itself, project each pixel: three convolutions.
-
-    x            (1 | R, N, H, W, C) float
-    expand       weights (R, C, E) and bias (R, E), or None: E = C, x is filtered itself
-    filters      weights (R, kh, kw, E) and bias (R, E)
-    project      weights (R, E, O) and bias (R, O)
-    stride       (rows, columns), pixels, of the depthwise convolution
-    padding      ((top, bottom), (left, right)), pixels of zeros around what it filters
-    activations  after each of the three: None, "relu" or "relu6"
-    Returns      (R, N, OH, OW, O)
-    """
-    one = (1, 1), ((0, 0), (0, 0)), (1, 1)  # stride, padding and dilation of a 1×1 kernel
-    if expand is not None:
-        x = convolve(x, expand[0][:, None, None], expand[1], *one, activations[0])
-    x = depthwise(x, *filters, stride, padding, (1, 1), activations[1])
-    return convolve(x, project[0][:, None, None], project[1], *one, activations[2])
+    """As `plain.separable`."""
+    steps = convolve, depthwise
+    return plain.in_three_steps(steps, x, expand, filters, project, stride, padding, activations)
 
 
 # --- sums, random numbers, optimizers, moments --------------------------------------------
 
 
 def sum_rows(array):
-    """Sum over the last axis but one: (…, M, C) → (…, C).
+    """As `plain.sum_rows`: a few rows of one column per thread, and again.
 
-    Every thread adds up a few rows of one column, and again, until one is left: no sum grows
-    long, so none loses digits.
+    Until one row is left. No sum grows long, so none loses digits.
     """
     array = _contiguous(array)
     *lead, rows, channels = array.shape
@@ -513,13 +398,10 @@ class Seeds:
 
 
 def uniform(rng, shape, like):
-    """Random float32 in [0, 1), computed from a seed that is drawn on the host.
+    """As `plain.uniform`, but other numbers, computed on the device from a seed drawn on the host.
 
-    rng      a Generator; a list of R, so that each of R networks gets what it would get alone;
-             or Seeds
-    shape    its first axis is R
-    like     an array on the device
-    Returns  an array of `shape`, with 24 random bits in each number
+    Each has 24 random bits. `rng` may also be `Seeds`.
+
     Source   Philox 4×32-10: Salmon et al. 2011, SC '11
     """
     xp = xp_of(like)
@@ -537,13 +419,7 @@ def uniform(rng, shape, like):
 
 
 def step_sgd(theta, gradient, velocity, rates, momentum, decay):
-    """One step of `SGD`: v ← μ v + g + λ θ,  θ ← θ − ℓ v.
-
-    theta      (P,) or (R, P), contiguous; changed
-    gradient   like theta
-    velocity   like theta, changed; or None without momentum
-    rates      (1,) or (R,) on the device: ℓ
-    """
+    """As `plain.step_sgd`: one launch. θ must be contiguous."""
     given = theta if velocity is None else velocity
     own = Index(theta.shape[-1]), rates.size > 1, velocity is not None
     _launch(
@@ -552,22 +428,11 @@ def step_sgd(theta, gradient, velocity, rates, momentum, decay):
 
 
 def step_adam(theta, gradient, first, second, rates, epsilon, beta1, beta2):
-    """One step of `Adam`: m and v follow g and g²,  θ ← θ − ℓ m / (√v + ε).
-
-    theta           (P,) or (R, P), contiguous; changed
-    gradient        like theta
-    first, second   m and v, like theta; changed
-    rates, epsilon  (1,) or (R,), and (1,), on the device: ℓ and ε, corrected for the start
-    """
+    """As `plain.step_adam`: one launch. θ must be contiguous."""
     own = Index(theta.shape[-1]), rates.size > 1, float(1 - beta1), float(1 - beta2)
     _launch("step_adam", theta.size, theta, gradient, first, second, rates, epsilon, *own)
 
 
 def fold_moments(theta, first, offset, m2, n):
-    """One update of `Moments` (eqs. 2-3), in double: reads and writes 40 bytes a float32 weight.
-
-    theta        the weights, contiguous
-    first        like theta; offset and m2 like it in float64: changed
-    n            (1,) int64 on the device: how many updates count, with this one; 0: not this one
-    """
+    """As `plain.fold_moments`: one launch. θ must be contiguous."""
     _launch("fold_moments", theta.size, theta, first, offset, m2, n)

@@ -36,6 +36,14 @@ def pad(x, padding, value=0):
     return xp_of(x).pad(x, border, constant_values=value) if np.any(padding) else x
 
 
+def output_size(size, kernel, stride, padding, dilation=(1, 1)):
+    """How many windows there are in images of (H, W) pixels, in rows and columns: (OH, OW)."""
+    return tuple(
+        (n + sum(border) - (d * (k - 1) + 1)) // s + 1
+        for n, k, s, border, d in zip(size, kernel, stride, padding, dilation, strict=True)
+    )
+
+
 def windows(padded, kernel, stride, dilation):
     """What every output sees: a view of the padded images, without a copy.
 
@@ -46,10 +54,9 @@ def windows(padded, kernel, stride, dilation):
     Returns   (…, OH, OW, kh, kw, C)
     """
     *lead, row, pixel, channel = padded.strides
-    (kh, kw), (sh, sw), (dh, dw) = kernel, stride, dilation
-    high = (padded.shape[-3] - dh * (kh - 1) - 1) // sh + 1
-    wide = (padded.shape[-2] - dw * (kw - 1) - 1) // sw + 1
-    shape = (*padded.shape[:-3], high, wide, kh, kw, padded.shape[-1])
+    (sh, sw), (dh, dw) = stride, dilation
+    size = output_size(padded.shape[-3:-1], kernel, stride, ((0, 0), (0, 0)), dilation)
+    shape = (*padded.shape[:-3], *size, *kernel, padded.shape[-1])
     strides = (*lead, sh * row, sw * pixel, dh * row, dw * pixel, channel)
     return xp_of(padded).lib.stride_tricks.as_strided(padded, shape, strides)
 
@@ -272,6 +279,13 @@ def separable(x, expand, filters, project, stride, padding, activations):
     activations  after each of the three: None, "relu" or "relu6"
     Returns      (R, N, OH, OW, O)
     """
+    steps = convolve, depthwise
+    return in_three_steps(steps, x, expand, filters, project, stride, padding, activations)
+
+
+def in_three_steps(steps, x, expand, filters, project, stride, padding, activations):
+    """`separable` by the kernels `steps`: (convolve, depthwise) of this file, or of another."""
+    convolve, depthwise = steps
     one = (1, 1), ((0, 0), (0, 0)), (1, 1)  # stride, padding and dilation of a 1×1 kernel
     if expand is not None:
         x = convolve(x, expand[0][:, None, None], expand[1], *one, activations[0])

@@ -20,9 +20,9 @@ from minires.engine.convolution import (
     depthwise_conv2d,
     max_pool,
     mean_pool,
-    output_size,
     pair,
 )
+from minires.kernels.plain import output_size
 
 Shape = tuple[int, ...]  # of one image, without the batch axis
 Pixels = int | tuple[int, int]  # one number, or (rows, columns)
