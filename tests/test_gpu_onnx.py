@@ -26,6 +26,7 @@ from test_improve import (
 
 import minires.onnx
 from minires.commands import cli, improve
+from minires.networks.running_statistics import POLICIES
 from minires.onnx import UnsupportedError
 from minires.onnx.operators import OPERATORS
 
@@ -400,7 +401,7 @@ def test_evaluate_gives_the_scores_of_the_cpu(device, tmp_path, capsys, options)
 
 
 @pytest.mark.parametrize("batch", ["N", 5])
-@pytest.mark.parametrize("choice", improve.STATISTICS)
+@pytest.mark.parametrize("choice", POLICIES)
 def test_improve_gives_the_results_of_the_cpu(device, place, choice, batch):  # noqa: F811
     write_network(place / "n.onnx", batch=batch, layout="NHWC")
     for where in ("cpu", "gpu"):
@@ -424,18 +425,18 @@ def test_stopped_on_the_gpu_it_ends_with_the_same_bits(device, place, monkeypatc
     write_network(place / "n.onnx", dropout=True)
     usual = {"optimizer": optimizer, "rate": 0.01, "device": "gpu"}
     command(*words(place, out="whole", **usual))
-    plain = improve.State.fold
+    plain = improve.State.record
 
-    def fold(self, loss):
+    def record(self, loss):
         if self.updates == 4:  # within an update, before anything of it was kept
             raise Killed
         plain(self, loss)
 
-    monkeypatch.setattr(improve.State, "fold", fold)
+    monkeypatch.setattr(improve.State, "record", record)
     with pytest.raises(Killed):
         command(*words(place, **usual, checkpoint_every=0))
     assert checkpoint(place)["updates"] == 4
-    monkeypatch.setattr(improve.State, "fold", plain)
+    monkeypatch.setattr(improve.State, "record", plain)
     command(*words(place, **usual))
     assert_equal_runs(place, "whole", "out")
 

@@ -18,6 +18,8 @@ from minires import SGD, Moments
 from minires.arrays.results import locked_folder
 from minires.commands import evaluate, improve
 from minires.data import imagenet
+from minires.networks.running_statistics import POLICIES, reestimate_stats
+from minires.training import loop
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
 
@@ -30,7 +32,7 @@ ARRAYS = (
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with a network and 24 pictures of three classes; figures take time: none."""
-    monkeypatch.setattr(improve, "draw", lambda *arguments: None)
+    monkeypatch.setattr(improve, "plot", lambda *arguments: None)
     write_network(tmp_path / "n.onnx")
     write_pictures(tmp_path / "val", each=8)
     return tmp_path
@@ -78,12 +80,12 @@ def test_the_moments_are_those_of_every_update(place, optimizer, classes):
     background = classes == 4 or None
     examination = evaluate.Examination(network, pictures, "keras", background=background)
     training, held_out = improve.split(24, 0.25, seed=0)
-    order = improve.order_of(training, 5, seed=0)
+    order = loop.batches(len(training), 5, loop.stream(0, "fine-tuning order"))
     theta, stats = network.theta.copy(), network.stats.copy()
     step = {"sgd": SGD, "adam": minires.Adam}[optimizer](0.01)
     seen, seen_stats = [], []
     for _ in range(9):
-        images, labels, _ = next(iter(examination.batches([next(order)])))
+        images, labels, _ = next(iter(examination.batches([training[next(order)]])))
         _, gradient = network.loss_and_gradient(theta, images, labels + classes - 3, stats=stats)
         step.step(theta, gradient)
         seen.append(theta.astype(np.float64))
@@ -102,25 +104,32 @@ def test_the_moments_are_those_of_every_update(place, optimizer, classes):
     np.testing.assert_allclose(checkpoint(place)["ema.mean"], ema, atol=1e-6)
 
 
-def test_every_epoch_shows_every_picture_once_in_a_new_order():
-    indices = np.arange(100, 120)
-    order = improve.order_of(indices, 6, seed=3)
-    epochs = [np.concatenate([next(order) for _ in range(3)]) for _ in range(4)]
-    for epoch in epochs:
-        assert len(set(epoch)) == 18
-        assert set(epoch) <= set(indices)
-    assert len({epoch.tobytes() for epoch in epochs}) == 4
-    again = improve.order_of(indices, 6, seed=3)
-    np.testing.assert_array_equal(np.concatenate([next(again) for _ in range(3)]), epochs[0])
-    other = improve.order_of(indices, 6, seed=4)
-    assert not np.array_equal(np.concatenate([next(other) for _ in range(3)]), epochs[0])
-    with pytest.raises(ValueError, match="--batch is 21, but there are 20"):
-        next(improve.order_of(indices, 21, seed=0))
+def test_every_epoch_shows_every_picture_once_in_a_new_order(place, monkeypatch):
+    """18 pictures to train on in batches of 6: an epoch is 3 updates, whatever the seed."""
+    plain, shown = evaluate.Examination.batches, {}
+
+    def batches(self, plan, pictures=None):
+        for images, labels, indices in plain(self, plan, pictures):
+            shown.setdefault(seed, []).append(indices)
+            yield images, labels, indices
+
+    monkeypatch.setattr(evaluate.Examination, "batches", batches)
+    for seed in (3, 4):
+        command(*words(place, out=f"{seed}", batch=6, updates=12, members=0, seed=seed,
+                       batch_norm="last"))  # fmt: skip
+    training = {seed: improve.split(24, 0.25, seed)[0] for seed in shown}
+    epochs = {seed: np.reshape(shown[seed][:12], (4, 18)) for seed in shown}
+    for seed, found in epochs.items():
+        for epoch in found:
+            np.testing.assert_array_equal(np.sort(epoch), training[seed])
+        assert len({epoch.tobytes() for epoch in found}) == 4
+    places = [np.searchsorted(training[seed], epochs[seed][0]) for seed in epochs]
+    assert not np.array_equal(*places)
 
 
 def test_every_update_drops_other_units(place, monkeypatch):
     """At rate 0, with the same batch at every update, only dropout can make losses differ."""
-    monkeypatch.setattr(improve, "order_of", lambda indices, *rest: itertools.repeat(indices))
+    monkeypatch.setattr(improve, "batches", lambda count, *rest: itertools.repeat(np.arange(count)))
     for dropout in (False, True):
         write_network(place / "n.onnx", dropout=dropout)
         command(*words(place, out=f"{dropout}", rate=0, batch=18, updates=5, members=0))
@@ -158,13 +167,14 @@ def test_recomputed_statistics_are_the_mean_over_the_batches(place):
         expected["mean"] += outputs.mean(axis=(0, 2, 3)) / 2
         expected["variance"] += outputs.var(axis=(0, 2, 3), ddof=1) / 2
     before = theta.copy()
-    found = improve.recompute_statistics(examination, theta, network.stats, plan)
+    batches = (images for images, _, _ in examination.batches(plan))
+    found = reestimate_stats(network, theta, batches)
     np.testing.assert_array_equal(theta, before)
     for name, value in expected.items():
         np.testing.assert_allclose(network.arrays(None, found)[name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("choice", improve.STATISTICS)
+@pytest.mark.parametrize("choice", POLICIES)
 def test_each_choice_of_statistics_reaches_the_file(place, choice):
     command(*words(place, batch_norm=choice, updates=4))
     network = minires.onnx.load(place / "n.onnx")
@@ -176,12 +186,13 @@ def test_each_choice_of_statistics_reaches_the_file(place, choice):
         expected = state["moments_of_stats.first"] + state["moments_of_stats.offset"]
     else:
         examination = evaluate.Examination(network, imagenet.load(place / "val"), "keras")
-        order = improve.order_of(improve.split(24, 0.25, 0)[0], 5, 0)
-        plan = [next(order) for _ in range(3)]
-        expected = improve.recompute_statistics(examination, mean.theta, network.stats, plan)
+        order = loop.batches(18, 5, loop.stream(0, "statistics order"))
+        plan = [improve.split(24, 0.25, 0)[0][next(order)] for _ in range(3)]
+        batches = (images for images, _, _ in examination.batches(plan))
+        expected = reestimate_stats(network, mean.theta, batches)
     np.testing.assert_allclose(mean.stats, expected, rtol=1e-6)
     rows = json.loads((place / "out" / "results.json").read_text())["networks"]
-    others = [f"mean, statistics {other}" for other in improve.STATISTICS if other != choice]
+    others = [f"mean, statistics {other}" for other in POLICIES if other != choice]
     assert [row["name"] for row in rows] == [
         "base", "fine-tuned", "EMA", "mean", *others, "ensemble of 2"
     ]  # fmt: skip
@@ -259,30 +270,30 @@ class Killed(Exception):
 def test_stopped_anywhere_it_ends_with_the_same_bits(place, monkeypatch):
     write_network(place / "n.onnx", dropout=True)
     command(*words(place, out="whole", optimizer="adam", rate=0.01))
-    plain = improve.State.fold
+    plain = improve.State.record
     for stops_after in (2, 6):
 
-        def fold(self, loss, stops_after=stops_after):
+        def record(self, loss, stops_after=stops_after):
             # Within an update, before anything of it was kept.
             if self.updates == stops_after:
                 raise Killed
             plain(self, loss)
 
-        monkeypatch.setattr(improve.State, "fold", fold)
+        monkeypatch.setattr(improve.State, "record", record)
         with pytest.raises(Killed):
             command(*words(place, optimizer="adam", rate=0.01, checkpoint_every=0))
         assert checkpoint(place)["updates"] == stops_after
-    monkeypatch.setattr(improve.State, "fold", plain)
+    monkeypatch.setattr(improve.State, "record", plain)
     command(*words(place, optimizer="adam", rate=0.01))
     assert_equal_runs(place, "whole", "out")
 
 
-@pytest.mark.parametrize("place_of_it", ["gradient", "fold"])
+@pytest.mark.parametrize("place_of_it", ["gradient", "record"])
 def test_after_control_c_the_same_command_goes_on(place, monkeypatch, capsys, place_of_it):
     """Between two updates the checkpoint is of the last one; within one, it is the last kept."""
     command(*words(place, out="whole"))
     owner = minires.onnx.Network if place_of_it == "gradient" else improve.State
-    name = "loss_and_gradient" if place_of_it == "gradient" else "fold"
+    name = "loss_and_gradient" if place_of_it == "gradient" else "record"
     plain, calls = getattr(owner, name), []
 
     def interrupted(self, *arguments, **options):
@@ -432,6 +443,7 @@ def test_a_folder_that_another_process_uses_is_refused_before_the_work(place, mo
         ({"holdout": 1.5}, "--holdout 1.5 of 24 pictures leaves nothing .*--test-images"),
         ({"members": -1}, "--members and --seed must be 0 or more"),
         ({"updates": 0}, "--updates is 0"),
+        ({"batch": 19}, "--batch is 19, but there are 18 pictures to train on"),
     ],
 )
 def test_settings_out_of_range_are_named(place, options, message):
@@ -473,7 +485,8 @@ def test_recomputing_statistics_asks_for_no_gradient(place, monkeypatch):
     monkeypatch.setattr(minires.onnx.Network, "loss_and_gradient", None)
     network = minires.onnx.load(place / "n.onnx")
     examination = evaluate.Examination(network, imagenet.load(place / "val"), "keras")
-    stats = improve.recompute_statistics(examination, network.theta, network.stats, [np.arange(9)])
+    batches = (images for images, _, _ in examination.batches([np.arange(9)]))
+    stats = reestimate_stats(network, network.theta, batches)
     assert not np.array_equal(stats, network.stats)
 
 

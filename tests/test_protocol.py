@@ -6,6 +6,7 @@ from helpers import assert_close
 
 import minires
 from minires.networks.protocol import Classifier
+from minires.networks.running_statistics import reestimate_stats
 
 
 def native_lenet(rng):
@@ -65,6 +66,24 @@ def test_training_updates_the_statistics_in_place_and_prediction_leaves_them(pro
     assert (own != stats).any() == (network.stats_size > 0)
 
 
+def test_measured_statistics_are_the_mean_over_batches_and_leave_the_weights(problem):
+    network, theta, stats, images, _ = problem
+    before, parts = theta.copy(), []
+    for part in (images[:3], images[3:]):
+        parts.append(network.init_stats(dtype=np.float64))
+        network.measure(theta, part, parts[-1], 0)
+    np.testing.assert_allclose(
+        reestimate_stats(network, theta, [images[:3], images[3:]]),
+        np.mean(parts, axis=0), rtol=1e-5, atol=1e-6,
+    )  # fmt: skip
+    assert (parts[0] != parts[1]).all()
+    moved = stats.astype(np.float64)
+    network.measure(theta, images[:3], moved, 0.25)
+    np.testing.assert_allclose(moved, 0.25 * stats + 0.75 * parts[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(theta, before)
+    assert network.init_stats(2).shape == (2, network.stats_size)
+
+
 def test_predictions_are_probabilities_whatever_the_batch(problem):
     network, theta, stats, images, _ = problem
     probabilities = network.predict(theta, images, stats)
@@ -109,6 +128,9 @@ def test_arrays_are_views_that_cover_theta_once(problem):
         lambda n, t, s, x, y: n.predict(t, x, s, batch=0),
         lambda n, t, s, x, y: n.predict(t, x, s, batch=-1),
         lambda n, t, s, x, y: n.arrays(t[1:]),
+        lambda n, t, s, x, y: n.measure(t, x, np.append(s, s.dtype.type(0)), 0),
+        lambda n, t, s, x, y: n.measure(t[1:], x, s, 0),
+        lambda n, t, s, x, y: n.measure(t, x[..., :-1], s, 0),
     ],
 )
 def test_what_does_not_fit_is_a_value_error(problem, break_it):

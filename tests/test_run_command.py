@@ -144,7 +144,7 @@ def test_every_record_can_be_computed_again_from_the_files(finished):
         finetuned = load_arrays(out / f"seed_{seed}_finetuned.npz")["theta"]
         moments = Moments.load(out / f"seed_{seed}_moments.npz")
         assert moments.count == 4
-        members = moments.sample(4, loop.stream(seed, "drawn networks"))
+        members = moments.sample(4, loop.stream(seed, "sampled networks"))
         drawn = model.predict(members, images)
         expected = [
             model.predict(pretrained, images),

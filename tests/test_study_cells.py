@@ -103,7 +103,7 @@ class Reference:
         return np.mean([self.predict(theta) for theta in thetas], axis=0)
 
     def draws(self, mean, std, count=10):
-        streams = loop.stream(self.cell.seed, "drawn networks").spawn(count)
+        streams = loop.stream(self.cell.seed, "sampled networks").spawn(count)
         return [mean + std * s.standard_normal(len(mean), dtype=np.float32) for s in streams]
 
 
@@ -192,7 +192,7 @@ def test_swag_from_the_weights_collected(outcome, reference, path):
     mean, std = history.mean(axis=0), history.std(axis=0)
     d = np.array([history[i] - history[: i + 1].mean(axis=0) for i in range(10, 20)])
     members = []
-    for own in loop.stream(1, "drawn networks").spawn(10):
+    for own in loop.stream(1, "sampled networks").spawn(10):
         z1 = own.standard_normal(len(mean), dtype=np.float32)
         members.append(mean + std * z1 / np.sqrt(2) + own.standard_normal(10) @ d / np.sqrt(18))
     members = np.array(members).astype(np.float32)
@@ -228,7 +228,7 @@ def test_mc_dropout_is_ten_passes_with_dropout(outcome, reference, path):
         hidden = layer.apply(hidden, run)
     weight, bias = (entry.view(path[-1]) for entry in model.layout.weights[-2:])
     passes = []
-    for rng in loop.stream(1, "drawn networks").spawn(10):
+    for rng in loop.stream(1, "sampled networks").spawn(10):
         kept = rng.random(hidden.shape, np.float32) >= 0.5
         logits = (hidden * kept * 2) @ weight + bias
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -332,16 +332,11 @@ def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=
     chosen = np.arange(count)
     if limit is not None and limit < count:
         chosen = np.arange(limit) * count // limit
-    plan = [chosen[part] for part in plan_of(len(chosen), batch)]
     parts, computing, started = [], 0.0, time.perf_counter()
-    with progress(quiet=quiet, total=len(chosen), unit="image") as bar:
-        for planned, (images, labels, _) in zip(plan, examination.batches(plan), strict=True):
-            if len(labels):
-                begun = time.perf_counter()
-                probabilities = examination.predict(theta, images, stats)
-                computing += time.perf_counter() - begun
-                parts.append(examination.outcomes(probabilities, labels))
-            bar.update(len(planned))
+    networks = {"": (theta, stats)}
+    for labels, found, seconds in predictions(examination, networks, chosen, batch, quiet=quiet):
+        parts.append(examination.outcomes(found[""], labels))
+        computing += seconds
     if not parts:
         raise ValueError(
             f"{examination.pictures.where}: none of {len(chosen)} pictures can be used "
@@ -354,6 +349,32 @@ def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=
         "images_per_second": len(outcomes) / seconds,
         "network_images_per_second": len(outcomes) / computing,
     }
+
+
+def predictions(examination, networks, indices, batch, pictures=None, **bar):
+    """What networks predict for photographs. Each photograph is decoded once, for all networks.
+
+    examination   Examination
+    networks      {name: (theta, stats)}
+    indices       of the photographs, in the order in which they are shown
+    batch         photographs at once
+    pictures      others than the examination's own
+    bar           settings of the progress bar: quiet, desc
+    Yields        labels (n,), {name: probabilities (n, classes compared)}, and the seconds that
+                  the networks took. Batches without a usable photograph are left out
+    """
+    plan = [indices[part] for part in plan_of(len(indices), batch)]
+    with progress(total=len(indices), unit="image", **bar) as shown_so_far:
+        batches = examination.batches(plan, pictures)
+        for planned, (images, labels, _) in zip(plan, batches, strict=True):
+            if len(labels):
+                begun = time.perf_counter()
+                found = {
+                    name: examination.predict(theta, images, stats)
+                    for name, (theta, stats) in networks.items()
+                }
+                yield labels, found, time.perf_counter() - begun
+            shown_so_far.update(len(planned))
 
 
 def _input_of(network, size):
@@ -568,7 +589,7 @@ def run(options):
             "not_pictures": len(pictures.ignored),
             **speed,
         }
-        print(json.dumps(_without_nan(result), ensure_ascii=False, allow_nan=False))
+        print(json.dumps(without_nan(result), ensure_ascii=False, allow_nan=False))
         return 0
     size = examination.size
     print(
@@ -586,8 +607,8 @@ def run(options):
     return 0
 
 
-def _without_nan(content):
-    """JSON knows no NaN: null in its place."""
+def without_nan(content):
+    """A dict with None in the place of NaN and infinity, which JSON does not have."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in content.items()

@@ -1,23 +1,17 @@
 """`minires improve`: the paper's method on anybody's network, from an ONNX file to an ONNX file.
 
-1. Fine-tune the network on photographs; fold every θ into the moments (eqs. 1-3).
-2. Compare, on photographs that were held out: the file's own weights, the fine-tuned ones,
-   their exponential moving average, the mean model, and an ensemble drawn from the moments.
-3. Write the mean model and the drawn networks as ONNX files that any runtime loads.
+1. Fine-tune the network on photographs. Every update's θ goes into the moments (eqs. 1-3).
+2. Compare five networks on held-out photographs: the file's own weights, the fine-tuned ones,
+   their exponential moving average, the mean model, and an ensemble sampled from the moments.
+3. Write the mean model and the sampled networks as ONNX files that any runtime loads.
 
-What happens at update t is a function of the seed and of t alone: which photographs, and which
-units drop out. So a checkpoint is a handful of vectors and a counter, and a run that was killed
-and started again ends with the same bits as one that was not. On a GPU other units drop out, and
-sums are rounded in another order: a run goes on where it began.
+The seed and the number t decide what happens at update t: which photographs are shown, and which
+units drop out. So a checkpoint is a few vectors and a counter. A training that was killed and
+started again ends with the same bits as one that was not. A GPU drops other units and rounds sums
+in another order, so a training goes on only on the device where it began.
 
-With batch normalisation, a mean of weights needs statistics to go with it. Three choices:
-
-    averaged      the statistics' own running mean, like the weights'
-    recomputed    the mean of the batch statistics that the mean weights see, over training batches
-    last          whatever the last update left
-
-Source   Liu, Tripathi, Kurup and Shah, arXiv:1807.00847; on recomputing: Izmailov et al. 2018,
-         arXiv:1803.05407, §3.2
+An average of weights also needs batch-norm statistics. `minires.networks.running_statistics`
+explains the three choices: averaged, recomputed, last.
 """
 
 import hashlib
@@ -25,6 +19,8 @@ import itertools
 import json
 import math
 import time
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,32 +28,35 @@ import numpy as np
 from minires.arrays import device_of, to_device, to_host
 from minires.arrays.text import progress, say, table
 from minires.commands.evaluate import (
+    Examination,
     Outcomes,
     add_picture_options,
     check_counts,
     counted,
     describe_notes,
     open_examination,
-    plan_of,
+    predictions,
     standard_error,
     summarize,
     with_error,
+    without_nan,
 )
+from minires.networks.running_statistics import POLICIES, stats_by_policy
+from minires.training.loop import batches, stream
 
-STATISTICS = ("averaged", "recomputed", "last")
-RECOMPUTE_BATCHES = 100  # at most so many training batches give the recomputed statistics
+RECOMPUTE_BATCHES = 100  # the most training batches that recomputed statistics are measured on
 CHECKPOINT = "checkpoint.npz"
-FORMAT = "minires improve 2"
+FORMAT = "minires improve 3"
 
 
-# --- what a run carries from one update to the next -----------------------------------------
+# --- what one update hands to the next ------------------------------------------------------
 
 
 class State:
     """Everything that changes while fine-tuning; saved and restored bit for bit.
 
-    theta, stats   the weights (P,) and the batch-norm statistics (S,), copied; all vectors live
-                   where these do
+    theta, stats   the weights (P,) and the batch-norm statistics (S,); both are copied. All other
+                   vectors are made on the same device
     optimizer      SGD or Adam
     decay          of the exponential moving average
     notes          minires.data.imagenet.Notes: files that were left out so far
@@ -74,8 +73,8 @@ class State:
         self.ema, self.ema_of_stats = EMA(decay), EMA(decay)
         self.losses, self.notes = [], notes
 
-    def fold(self, loss):
-        """Count the update that has just been made."""
+    def record(self, loss):
+        """Count the update that has just been made, and take its θ into every average."""
         self.updates += 1
         self.losses.append(float(loss))
         self.moments.update(self.theta)
@@ -86,7 +85,7 @@ class State:
     def save(self, path, settings):
         """Write everything to one file, which appears only when it is complete.
 
-        settings   dict of plain values: what the run was asked to do
+        settings   dict of plain values: what the command line asked for
         """
         from minires.arrays.files import save_arrays
 
@@ -107,7 +106,7 @@ class State:
     def restore(self, path, settings):
         """Go on from what `save` wrote.
 
-        Raises   ValueError when it is damaged, or belongs to a run that was asked for other things
+        Raises   ValueError when the file is damaged, or was written with other settings
         """
         from minires.arrays.files import load_arrays
         from minires.resampling.moments import Moments
@@ -116,13 +115,16 @@ class State:
             path, "format", "settings", "updates", "losses", "notes", "theta", "stats"
         )
         if str(arrays["format"]) != FORMAT:
-            raise ValueError(f"{path} has the format {arrays['format']}, expected {FORMAT!r}")
+            raise ValueError(
+                f"{path} has the format {arrays['format']}, expected {FORMAT!r}: name another "
+                "folder with --out, or delete that file to start anew"
+            )
         before = {"device": "cpu"} | json.loads(str(arrays["settings"]))
         changed = [f"{n} was {before.get(n)}, now {v}" for n, v in settings.items()
                    if before.get(n) != v]  # fmt: skip
         if changed:
             raise ValueError(
-                f"{path} belongs to a run with other settings ({'; '.join(changed)}): name another "
+                f"{path} was written with other settings ({'; '.join(changed)}): name another "
                 "folder with --out, or delete that file to start anew"
             )
         self.updates = int(arrays["updates"])
@@ -146,7 +148,7 @@ class State:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
 
 
-# What a State keeps besides plain arrays: each can give its own state, and go on from it.
+# Parts of a State with a state of their own: each can give it, and go on from it.
 _OWNERS = ("optimizer", "moments", "moments_of_stats", "ema", "ema_of_stats")
 
 
@@ -154,10 +156,11 @@ _OWNERS = ("optimizer", "moments", "moments_of_stats", "ema", "ema_of_stats")
 
 
 def split(count, share, seed):
-    """Hold out a share of the photographs, drawn by the seed.
+    """Hold out a random share of the photographs.
 
     count    how many there are
     share    of them held out, in (0, 1)
+    seed     decides which
     Returns  indices to train on, indices held out, each in rising order
     """
     held = round(count * share)
@@ -166,33 +169,19 @@ def split(count, share, seed):
             f"--holdout {share} of {counted(count, 'picture')} leaves nothing on one side: name "
             "more pictures, or others to compare on with --test-images"
         )
-    order = _generator(seed, "holdout").permutation(count)
+    order = stream(seed, "held-out images").permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def order_of(indices, batch, seed):
-    """Training batches without end: every epoch in a new order, a partial batch dropped.
-
-    indices  of the photographs to train on
-    Yields   (batch,) of them
-    """
-    if not 0 < batch <= len(indices):
-        raise ValueError(f"--batch is {batch}, but there are {len(indices)} pictures to train on")
-    rng = _generator(seed, "order")
-    while True:
-        epoch = indices[rng.permutation(len(indices))]
-        yield from epoch[: len(epoch) - len(epoch) % batch].reshape(-1, batch)
-
-
 def fine_tune(examination, state, indices, updates, batch, seed, save=None, every=180.0):
-    """Fine-tune from wherever `state` is up to a number of updates.
+    """Fine-tune from the update that `state` has reached.
 
     θ ← optimizer(θ, gradient of the mean loss of one batch), and every θ into the moments
 
     examination  the network and the photographs
     state        State, changed
     indices      of the photographs to train on
-    updates      to have been made in the end
+    updates      the number of the last update, counted from the first one of all
     batch        photographs in a batch
     seed         of the order of the photographs, and of dropout
     save         called with no argument when a checkpoint is due, at the end, and after Ctrl-C
@@ -200,7 +189,8 @@ def fine_tune(examination, state, indices, updates, batch, seed, save=None, ever
     Raises       FloatingPointError when the loss is no longer a number
     """
     done = state.updates
-    plan = itertools.islice(order_of(indices, batch, seed), done, updates)
+    order = batches(len(indices), batch, stream(seed, "fine-tuning order"))
+    plan = (indices[chosen] for chosen in itertools.islice(order, done, updates))
     saved, whole = time.monotonic(), True  # whole: no update is half done
     with progress(total=updates, initial=done, unit="update", desc="fine-tuning") as bar:
         try:
@@ -215,7 +205,7 @@ def fine_tune(examination, state, indices, updates, batch, seed, save=None, ever
                 whole = False
                 state.stats = stats
                 state.optimizer.step(state.theta, gradient)
-                state.fold(loss)
+                state.record(loss)
                 whole = True
                 bar.update()
                 bar.set_postfix(loss=f"{state.losses[-1]:.4f}", refresh=False)
@@ -237,120 +227,87 @@ def _slope(examination, state, stats, images, labels, seed):
             f"no picture in the batch of update {state.updates + 1} can be used "
             f"({examination.notes}): mend the files, or use larger batches"
         )
-    # In the place of one that cannot be used, a graph of fixed batch sees another again.
+    # A graph of fixed batch takes so many pictures and no fewer: others stand in for broken ones.
     images, labels = examination.whole_batches(images, labels)
-    rng = _generator(seed, "dropout", state.updates)
-    with np.errstate(over="ignore", invalid="ignore"):  # a loss that is no number says it better
+    rng = stream(seed, "fine-tuning dropout", state.updates)
+    with np.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
         loss, gradient = examination.network.loss_and_gradient(
             state.theta, images, labels + examination.offset, stats=stats, rng=rng
         )
     return float(loss), gradient
 
 
-def recompute_statistics(examination, theta, like, plan):
-    """Batch-norm statistics for weights that were never trained: what training batches show.
-
-    A training step moves every statistic s towards the batch's own b: s ← m s + (1 − m) b. From
-    s = 0 it gets to (1 − m) b. The momenta m, which the file says, show by starting from 1 too:
-    the two end m apart. The result is the mean of b over the batches; a statistic that does
-    not move (m = 1) stays.
-
-    theta    (P,), left as it is
-    like     (S,), statistics of the same network
-    plan     list of index arrays, the training batches
-    Returns  (S,)
-    """
-    network, device = examination.network, examination.device
-    total, share, count = np.zeros(like.shape, np.float64), None, 0
-
-    def after_a_step(start, theta, images):
-        stats = to_device(np.full(like.shape, start, theta.dtype), device)
-        network.follow_batch(theta, images, stats, np.random.default_rng(count))  # of dropout
-        return to_host(stats).astype(np.float64)
-
-    for images, labels, _ in examination.batches(plan):
-        if len(labels) == 0:
-            continue
-        (images,) = examination.whole_batches(images)
-        if share is None:
-            enough = network.batch or 4
-            few = theta.astype(np.float64), images[:enough]
-            share = 1 - (after_a_step(1, *few) - after_a_step(0, *few))
-        total += after_a_step(0, theta, images)
-        count += 1
-    if count == 0:
-        raise ValueError("no training picture can be used to recompute batch-norm statistics")
-    moves = share > 1e-9
-    batch_mean = total / count / np.where(moves, share, 1)
-    return to_device(np.where(moves, batch_mean, to_host(like)).astype(like.dtype), device)
-
-
 # --- comparing ------------------------------------------------------------------------------
 
 
-def contenders(examination, state, choice, members, plan):
+def training_batches(job):
+    """The photographs that recomputed statistics are measured on, batch by batch.
+
+    Yields   images (N, …)
+    Raises   ValueError when none of them can be used
+    """
+    examination, batch, count = job.examination, job.options.batch, len(job.training)
+    order = batches(count, batch, stream(job.options.seed, "statistics order"))
+    plan = itertools.islice(order, min(RECOMPUTE_BATCHES, count // batch))
+    empty = True
+    for images, labels, _ in examination.batches(job.training[chosen] for chosen in plan):
+        if len(labels):
+            empty = False
+            yield examination.whole_batches(images)[0]
+    if empty:
+        raise ValueError("no training picture can be used to recompute batch-norm statistics")
+
+
+def contenders(job, state):
     """The networks to compare: their weights and the statistics that go with them.
 
-    choice   of STATISTICS: what goes with averaged weights
-    members  (K, P), drawn from the moments; K may be 0
-    plan     training batches, for recomputing
-    Returns  {name: (theta, stats)}, members as "member 1", … ; the mean model appears once for
-             each choice when the network has statistics, and as "mean" with the chosen ones. All
-             are where `state` is
+    job      Job
+    state    State after the last update
+    Returns  {name: (theta, stats)} on the device of `state`, sampled networks as "member 1", …
+             The mean model is "mean" with the policy of --batch-norm. When the network has
+             statistics, it appears once more for every other policy
     """
-    mean, ema = state.moments.mean, state.ema.mean
+    options, network = job.options, job.examination.network
+    mean, averaged = state.moments.mean, state.moments_of_stats.mean
 
-    def statistics(theta, averaged, choice):
-        if choice == "last" or not state.stats.size:
-            return state.stats
-        if choice == "averaged":
-            return averaged
-        return recompute_statistics(examination, theta, state.stats, plan)
+    def with_stats(theta, averaged, policy=options.batch_norm):
+        last = state.stats
+        return theta, stats_by_policy(policy, network, theta, averaged, last, training_batches(job))
 
-    averaged = state.moments_of_stats.mean
     found = {
-        "base": examination.own_vectors(),
+        "base": job.examination.own_vectors(),
         "fine-tuned": (state.theta, state.stats),
-        "EMA": (ema, statistics(ema, state.ema_of_stats.mean, choice)),
-        "mean": (mean, statistics(mean, averaged, choice)),
+        "EMA": with_stats(state.ema.mean, state.ema_of_stats.mean),
+        "mean": with_stats(mean, averaged),
     }
     if state.stats.size:
-        for other in STATISTICS:
-            if other != choice:
-                found[f"mean, statistics {other}"] = mean, statistics(mean, averaged, other)
-    for number, theta in enumerate(members, 1):
-        found[f"member {number}"] = theta, statistics(theta, averaged, choice)
+        for policy in POLICIES:
+            if policy != options.batch_norm:
+                found[f"mean, statistics {policy}"] = with_stats(mean, averaged, policy)
+    if options.members:
+        rng = stream(options.seed, "sampled networks")
+        for number, theta in enumerate(state.moments.sample(options.members, rng), 1):
+            found[f"member {number}"] = with_stats(theta, averaged)
     return found
 
 
 def compare(examination, networks, pictures, indices, batch):
-    """Show held-out photographs to all networks, each photograph decoded once.
+    """Show held-out photographs to all networks.
 
     networks  as `contenders` gives them; the ensemble of all members is added
     pictures  the ones that hold the held-out photographs
     indices   of these
     Returns   {name: Outcomes}, members replaced by "ensemble of K"
     """
-    parts = {}
-    plan = [indices[part] for part in plan_of(len(indices), batch)]
-    with progress(total=len(indices), unit="image", desc="comparing") as bar:
-        shown = examination.batches(plan, pictures)
-        for planned, (images, labels, _) in zip(plan, shown, strict=True):
-            bar.update(len(planned))
-            if len(labels) == 0:
-                continue
-            drawn = []
-            for name, (theta, stats) in networks.items():
-                probabilities = examination.predict(theta, images, stats)
-                if name.startswith("member"):
-                    drawn.append(probabilities)
-                else:
-                    outcomes = examination.outcomes(probabilities, labels)
-                    parts.setdefault(name, []).append(outcomes)
-            if drawn:
-                mean = np.mean(drawn, axis=0, dtype=np.float64)
-                name = f"ensemble of {len(drawn)}"
-                parts.setdefault(name, []).append(examination.outcomes(mean, labels))
+    parts = defaultdict(list)
+    for labels, found, _ in predictions(
+        examination, networks, indices, batch, pictures, desc="comparing"
+    ):
+        members = [found.pop(name) for name in list(found) if name.startswith("member")]
+        if members:
+            found[f"ensemble of {len(members)}"] = np.mean(members, axis=0, dtype=np.float64)
+        for name, probabilities in found.items():
+            parts[name].append(examination.outcomes(probabilities, labels))
     if not parts:
         raise ValueError(f"none of {len(indices)} held-out pictures can be used")
     return {name: Outcomes.joined(found) for name, found in parts.items()}
@@ -359,8 +316,8 @@ def compare(examination, networks, pictures, indices, batch):
 def score_all(outcomes):
     """The scores of every network, and its differences to the base, photograph by photograph.
 
-    The errors of the differences are those of paired samples: two networks that err on the same
-    photographs differ by much less than the error of either.
+    The errors of the differences are those of paired samples. Two networks that are wrong on the
+    same photographs differ by much less than the error of either.
 
     outcomes  {name: Outcomes}, "base" among them
     Returns   list of dicts: "name", all of `summarize`, and "top1_difference", "nll_difference",
@@ -397,43 +354,38 @@ def score_table(rows):
     return table(heads, lines)
 
 
-def draw(rows, losses, path):
+def plot(rows, losses, path):
     """The comparison and the training loss as one picture (PNG)."""
-    from minires.arrays.pictures import new_figure, save_png
-    from minires.study.experiment_figure import INK, OURS, PLAIN
+    from minires.arrays.pictures import default_style, new_figure, save_png
+    from minires.study.experiment_figure import INK, OURS, PLAIN, one_row_each, tidy
 
     others = [row for row in rows if row["name"] != "base"]
-    figure = new_figure(11, 1.7 + 0.36 * len(others), 130)
-    figure.suptitle(
-        f"Against the base (top-1 {100 * rows[0]['top1']:.1f} %, NLL {rows[0]['nll']:.3f}) on the "
-        f"same {rows[0]['images']:,} held-out pictures; bars: one standard error",
-        fontsize=10, color=INK,
-    )  # fmt: skip
-    left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 0.9])
-    for axes, key, factor, title in (
-        (left, "top1_difference", 100, "top-1, points (right is better)"),
-        (middle, "nll_difference", 1, "negative log-likelihood (left is better)"),
-    ):
-        for place, row in enumerate(others):
-            axes.errorbar(
-                row[key] * factor, place, xerr=row[f"{key}_error"] * factor, fmt="o", capsize=3,
-                color=PLAIN if row["name"] in ("fine-tuned", "EMA") else OURS,
-            )  # fmt: skip
-        axes.axvline(0, color=PLAIN, lw=1, ls=":")
-        axes.set_ylim(len(others) - 0.5, -0.5)
-        axes.set_title(title, fontsize=9, color=INK)
-    left.set_yticks(range(len(others)), [row["name"] for row in others], fontsize=8.5)
-    middle.set_yticks(range(len(others)), [""] * len(others))
-    width = max(1, len(losses) // 50)
-    smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-    right.plot(np.arange(1, len(losses) + 1), losses, color=PLAIN, lw=0.6)
-    right.plot(np.arange(width, len(losses) + 1), smooth, color=OURS, lw=1.4)
-    right.set_title("training loss, by update", fontsize=9, color=INK)
-    for axes in (left, middle, right):
-        axes.tick_params(labelsize=8.5, colors=INK)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    save_png(figure, path)
+    names = [row["name"] for row in others]
+    with default_style():
+        figure = new_figure(11, 1.7 + 0.36 * len(others), 130)
+        figure.suptitle(
+            f"Against the base (top-1 {100 * rows[0]['top1']:.1f} %, NLL {rows[0]['nll']:.3f}) on "
+            f"the same {rows[0]['images']:,} held-out pictures; bars: one standard error",
+            fontsize=10, color=INK,
+        )  # fmt: skip
+        left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 0.9])
+        for axes, key, factor, title, labels in (
+            (left, "top1_difference", 100, "top-1, points (right is better)", names),
+            (middle, "nll_difference", 1, "NLL (left is better)", [""] * len(names)),
+        ):
+            for height, row in enumerate(others):
+                axes.errorbar(
+                    row[key] * factor, height, xerr=row[f"{key}_error"] * factor, fmt="o",
+                    capsize=3, color=PLAIN if row["name"] in ("fine-tuned", "EMA") else OURS,
+                )  # fmt: skip
+            one_row_each(axes, labels, 0, title)
+        width = max(1, len(losses) // 50)
+        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+        right.plot(np.arange(1, len(losses) + 1), losses, color=PLAIN, lw=0.6)
+        right.plot(np.arange(width, len(losses) + 1), smooth, color=OURS, lw=1.4)
+        right.set_title("training loss, by update", fontsize=10, color=INK)
+        tidy(right)
+        save_png(figure, path)
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -444,43 +396,33 @@ def add_parser(subparsers):
     parser = subparsers.add_parser(
         "improve",
         help="fine-tune an ONNX network with moments, write the averaged one",
-        description="Fine-tune an ONNX network while keeping the running mean and variance of its "
-        "weights; compare it, on held-out photographs, with the mean model and an ensemble drawn "
-        "from the moments; write these as ONNX files. The same command goes on where a run that "
-        "was stopped had its last checkpoint, and ends with the same bits.",
+        description="Fine-tune an ONNX network and keep the running mean and variance of its "
+        "weights. Compare it, on held-out photographs, with the mean model and with an ensemble "
+        "sampled from the moments. Write these as ONNX files. If the command is stopped, give it "
+        "again: it goes on from the last checkpoint and ends with the same bits.",
     )
     add_picture_options(parser)
-    parser.add_argument("--rate", type=float, required=True, help="learning rate")
-    parser.add_argument("--updates", type=int, required=True, help="of fine-tuning")
-    parser.add_argument(
-        "--batch", type=int, default=32, help="photographs in a batch (%(default)s)"
-    )
-    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="(%(default)s)")
-    parser.add_argument("--batch-norm", choices=STATISTICS, default="averaged",
-                        help="which statistics go with averaged weights (%(default)s)")  # fmt: skip
-    parser.add_argument(
-        "--members",
-        type=int,
-        default=3,
-        help="networks drawn for the ensemble, 0 for none (%(default)s)",
-    )
-    parser.add_argument("--ema", type=float, default=0.999, metavar="DECAY",
-                        help="of the moving average to compare with (%(default)s)")  # fmt: skip
+    add = parser.add_argument
+    add("--rate", type=float, required=True, help="learning rate")
+    add("--updates", type=int, required=True, help="updates of fine-tuning")
+    add("--batch", type=int, default=32, help="photographs in a batch (%(default)s)")
+    add("--optimizer", choices=("sgd", "adam"), default="sgd", help="(%(default)s)")
+    add("--batch-norm", choices=POLICIES, default="averaged",
+        help="which batch-norm statistics go with averaged weights (%(default)s)")  # fmt: skip
+    add("--members", type=int, default=3,
+        help="networks sampled for the ensemble; 0: no ensemble (%(default)s)")  # fmt: skip
+    add("--ema", type=float, default=0.999, metavar="DECAY",
+        help="decay of the moving average to compare with (%(default)s)")  # fmt: skip
     held = parser.add_mutually_exclusive_group()
     held.add_argument("--holdout", type=float, default=0.2, metavar="SHARE",
-                      help="of the pictures that are kept to compare on (%(default)s)")  # fmt: skip
+                      help="share of the pictures to compare on (%(default)s)")  # fmt: skip
     held.add_argument("--test-images", type=Path, metavar="DIR",
-                      help="other pictures to compare on")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")
-    parser.add_argument("--checkpoint-every", type=float, default=180, metavar="SECONDS",
-                        help="(%(default)s); 0: after every update")  # fmt: skip
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for the results; with a checkpoint in it, the run goes on",
-    )
+                      help="a folder of other pictures to compare on")  # fmt: skip
+    add("--seed", type=int, default=0, help="of every random choice (%(default)s)")
+    add("--checkpoint-every", type=float, default=180, metavar="SECONDS",
+        help="seconds between checkpoints (%(default)s); 0: after every update")  # fmt: skip
+    add("--out", type=Path, required=True, metavar="DIR",
+        help="folder for the results; fine-tuning goes on from a checkpoint in it")  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -493,11 +435,68 @@ def run(options):
         return 130
 
 
+@dataclass
+class Job:
+    """What the command line asks for, once everything is open and known to fit.
+
+    options       the command line
+    examination   the network, and the photographs to train on
+    training      indices of these
+    test          pictures that hold those to compare on
+    held_out      indices of these
+    """
+
+    options: object
+    examination: Examination
+    training: np.ndarray
+    test: object
+    held_out: np.ndarray
+
+    @property
+    def settings(self):
+        """What must be the same for a checkpoint to be gone on with."""
+        options, examination = self.options, self.examination
+        network, pictures = examination.network, examination.pictures
+        model = hashlib.sha256(Path(options.model).read_bytes())
+        model.update(network.theta.tobytes())  # weights may lie in files of their own
+        model.update(network.stats.tobytes())
+        shown = hashlib.sha256("\n".join(pictures.names).encode())
+        shown.update(pictures.labels.tobytes())
+        shown.update(self.training.tobytes())
+        names = ("rate", "batch", "optimizer", "ema", "seed", "device")
+        return {
+            "model": model.hexdigest(),
+            "pictures": shown.hexdigest(),
+            "preset": str(examination.preset),
+            "size": examination.size,
+            **{name: getattr(options, name) for name in names},
+        }
+
+
 def improve(options):
     """Do all that the command line asks for, or what is left of it; 0 is the exit code."""
     from minires.arrays.results import locked_folder
-    from minires.data import imagenet
 
+    job = open_job(options)
+    with locked_folder(options.out) as out:
+        settings = job.settings
+        state = start(job, out / CHECKPOINT, settings)
+        fine_tune(
+            job.examination, state, job.training, options.updates, options.batch, options.seed,
+            save=lambda: state.save(out / CHECKPOINT, settings), every=options.checkpoint_every,
+        )  # fmt: skip
+        networks = contenders(job, state)
+        write_networks(job, state, networks, out)
+        outcomes = compare(job.examination, networks, job.test, job.held_out, options.batch)
+        report(job, settings, state, score_all(outcomes), out)
+    return 0
+
+
+def open_job(options):
+    """Check the command line, and open the network and the pictures.
+
+    Raises   ValueError for a setting out of its range, or pictures that do not fit the network
+    """
     check_counts(options, "updates")
     if options.members < 0 or options.seed < 0:
         raise ValueError("--members and --seed must be 0 or more")
@@ -514,81 +513,83 @@ def improve(options):
         training, held_out = split(len(pictures), options.holdout, options.seed)
         test = pictures
     else:
-        # By its own class folders, but with the numbers of all classes.
-        test = imagenet.load(options.test_images, options.synsets)
-        if test.classes != pictures.classes:
-            raise ValueError(
-                f"{options.test_images} holds other classes than {options.images}: name the order "
-                "of all classes with --synsets"
-            )
+        test = _other_pictures(options, pictures.classes)
         training, held_out = np.arange(len(pictures)), np.arange(len(test))
-    with locked_folder(options.out) as out:
-        return _improve_in(out, options, examination, training, test, held_out)
+    if options.batch > len(training):
+        raise ValueError(
+            f"--batch is {options.batch}, but there are {len(training)} pictures to train on"
+        )
+    return Job(options, examination, training, test, held_out)
 
 
-def _improve_in(out, options, examination, training, test, held_out):
-    """The same in a folder that no other process may use meanwhile.
+def _other_pictures(options, classes):
+    """The pictures of --test-images; their classes must have the same numbers."""
+    from minires.data import imagenet
 
-    out        the folder
-    training   indices of the pictures to train on
-    test       pictures that hold those to compare on
-    held_out   indices of these
+    test = imagenet.load(options.test_images, options.synsets)
+    if test.classes != classes:
+        raise ValueError(
+            f"{options.test_images} holds other classes than {options.images}: name the order "
+            "of all classes with --synsets"
+        )
+    return test
+
+
+def start(job, checkpoint, settings):
+    """The State to begin with, or that of a checkpoint; says how much there is to do.
+
+    Raises   ValueError for a checkpoint of other settings, or beyond --updates
     """
-    import minires.onnx
-    from minires.arrays.files import save_json
+    from minires.study.experiment import make_optimizer
 
-    network = examination.network
-    settings = _settings(options, examination, training)
-    state = State(*examination.own_vectors(), _optimizer(options), options.ema, examination.notes)
-    checkpoint = out / CHECKPOINT
+    options, examination = job.options, job.examination
+    optimizer = make_optimizer(options.optimizer, options.rate)
+    state = State(*examination.own_vectors(), optimizer, options.ema, examination.notes)
     if checkpoint.exists():
         state.restore(checkpoint, settings)
         say(f"going on after update {state.updates} ({checkpoint})")
         if state.updates > options.updates:
             raise ValueError(
-                f"{out} has made {state.updates} updates already, --updates is {options.updates}: "
-                "name another folder with --out"
+                f"{options.out} has made {state.updates} updates already, --updates is "
+                f"{options.updates}: name another folder with --out"
             )
     say(examination.outputs)
     say(
-        f"{counted(len(training), 'picture')} to train on, {len(held_out):,} to compare on; "
-        f"{state.theta.size:,} weights, {state.stats.size:,} batch-norm statistics"
+        f"{counted(len(job.training), 'picture')} to train on, {len(job.held_out):,} to compare "
+        f"on; {state.theta.size:,} weights, {state.stats.size:,} batch-norm statistics"
     )
-    fine_tune(
-        examination, state, training, options.updates, options.batch, options.seed,
-        save=lambda: state.save(checkpoint, settings), every=options.checkpoint_every,
-    )  # fmt: skip
+    return state
 
-    members = np.empty((0, state.theta.size), np.float32)
-    if options.members:
-        members = state.moments.sample(options.members, _generator(options.seed, "members"))
-    plan = list(
-        itertools.islice(
-            order_of(training, options.batch, options.seed),
-            min(RECOMPUTE_BATCHES, len(training) // options.batch),
-        )
-    )
-    networks = contenders(examination, state, options.batch_norm, members, plan)
+
+def write_networks(job, state, networks, out):
+    """Write moments.npz, mean.onnx and member_1.onnx, … into the folder `out`."""
+    import minires.onnx
+
     state.moments.save(out / "moments.npz")
     for name, (theta, stats) in networks.items():
         if name == "mean" or name.startswith("member"):
             path = out / f"{name.replace(' ', '_')}.onnx"
-            minires.onnx.save(network, path, theta=theta, stats=stats)
-    outcomes = compare(examination, networks, test, held_out, options.batch)
-    rows = score_all(outcomes)
+            minires.onnx.save(job.examination.network, path, theta=theta, stats=stats)
+
+
+def report(job, settings, state, rows, out):
+    """Write results.json and figure.png into the folder `out`, and print the table."""
+    from minires.arrays.files import save_json
+
+    options, examination = job.options, job.examination
     say(*describe_notes(examination))
     save_json(
         out / "results.json",
         {
             "settings": settings | {"updates": options.updates, "members": options.members},
             "outputs": examination.outputs,
-            "training_images": len(training),
+            "training_images": len(job.training),
             "notes": examination.notes.lines(),
-            "networks": _without_nan(rows),
+            "networks": [without_nan(row) for row in rows],
             "losses": state.losses,
         },
     )
-    draw(rows, state.losses, out / "figure.png")
+    plot(rows, state.losses, out / "figure.png")
     print(score_table(rows))
     print(
         f"{counted(rows[0]['images'], 'held-out picture')}; ± is one standard error, Δ the "
@@ -596,48 +597,5 @@ def _improve_in(out, options, examination, training, test, held_out):
     )
     if state.stats.size:
         print(f"batch-norm statistics of averaged networks: {options.batch_norm}, unless named")
-    drawn = counted(options.members, "member")
-    say(f"mean.onnx, {drawn}, moments.npz, results.json, figure.png: in {out}")
-    return 0
-
-
-def _settings(options, examination, training):
-    """What must be the same for a checkpoint to be gone on with."""
-    network, pictures = examination.network, examination.pictures
-    model = hashlib.sha256(Path(options.model).read_bytes())
-    model.update(network.theta.tobytes())  # weights may lie in files of their own
-    model.update(network.stats.tobytes())
-    shown = hashlib.sha256("\n".join(pictures.names).encode())
-    shown.update(pictures.labels.tobytes())
-    shown.update(training.tobytes())
-    return {
-        "model": model.hexdigest(),
-        "pictures": shown.hexdigest(),
-        "preset": str(examination.preset),
-        "size": examination.size,
-        "rate": options.rate,
-        "batch": options.batch,
-        "optimizer": options.optimizer,
-        "ema": options.ema,
-        "seed": options.seed,
-        "device": options.device,
-    }
-
-
-def _optimizer(options):
-    from minires.training.optimizers import SGD, Adam
-
-    return {"sgd": SGD, "adam": Adam}[options.optimizer](options.rate)
-
-
-def _generator(seed, purpose, number=0):
-    """The random generator of a seed for one purpose."""
-    key = ("holdout", "order", "dropout", "members").index(purpose)
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(key, number)))
-
-
-def _without_nan(rows):
-    return [
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        for row in rows
-    ]
+    members = counted(options.members, "member")
+    say(f"mean.onnx, {members}, moments.npz, results.json, figure.png: in {out}")

@@ -373,6 +373,29 @@ class Model:
         return loss.data[()], gradient  # a number, not an array of no axes
 
     @single_threaded_blas
+    def measure(self, theta: Array, images: Array, stats: Array, momentum: float) -> None:
+        """Move the batch-norm statistics towards those of one batch; no training.
+
+        stats ← momentum · stats + (1 − momentum) · (mean and variance of this batch)
+
+        Every batch-norm layer normalises by the batch, as in training. Dropout does nothing,
+        since the statistics are measured for predictions.
+
+        theta     (P,) or (R, P); left as it is
+        images    (N, H, W, C), or (R, N, H, W, C), dtype of theta
+        stats     (S,) or (R, S), float32 or float64, updated in place
+        momentum  the share of the old statistics that is kept, from 0 to 1
+        Raises    ValueError when a shape or a dtype does not fit
+        """
+        checks.theta_for("measure", theta, self.size)
+        checks.images_for("measure", images, theta, self.input_shape)
+        expected = (*theta.shape[:-1], self.stats_size)
+        if stats.shape != expected:
+            raise ValueError(f"measure: stats is {stats.shape}, expected {expected}")
+        forward = ForwardPass(self.layout, theta, stats, "measure", momentum=momentum)
+        self.apply(images, forward)
+
+    @single_threaded_blas
     def logits(
         self, theta: Array, images: Array, stats: Array = None, batch: int | None = None
     ) -> Array:

@@ -7,6 +7,8 @@ evaluates is written once, for a `Classifier`.
 
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 Array = Any  # a NumPy or a CuPy array
 
 
@@ -49,6 +51,32 @@ class Classifier(Protocol):
         rng      a Generator; needed with dropout only
         Returns  loss, a number; gradient, a new array like theta
         Raises   ValueError when a shape, a dtype or a label does not fit, or N is 0
+        """
+
+    def init_stats(
+        self, replicas: int | None = None, dtype: Any = np.float32, device: str = "cpu"
+    ) -> Array:
+        """Batch-norm statistics to begin with.
+
+        replicas  R, for R networks
+        dtype     float32 or float64
+        device    "cpu" or "gpu"
+        Returns   stats (S,) or (R, S): of a Model mean 0 and variance 1, of a file its own
+        """
+
+    def measure(self, theta: Array, images: Array, stats: Array, momentum: float) -> None:
+        """Move the batch-norm statistics towards those of one batch; no training.
+
+        stats ← momentum · stats + (1 − momentum) · (mean and variance of this batch)
+
+        Every batch-norm layer normalises by the batch, as in training. Dropout does nothing,
+        since the statistics are measured for predictions.
+
+        theta     (P,); left as it is
+        images    (N, *input_shape), dtype of theta, N >= 2
+        stats     (S,) float32 or float64, updated in place
+        momentum  the share of the old statistics that is kept, from 0 to 1
+        Raises    ValueError when a shape or a dtype does not fit
         """
 
     def logits(

@@ -16,13 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import checks, device_of, single_threaded_blas
-from minires.networks.model import ForwardPass
+from minires.arrays import checks, device_of
 
 POLICIES = ("averaged", "recomputed", "last")
 
 
-@single_threaded_blas
 def reestimate_stats(model: Any, theta: Any, batches: Iterable[Any]) -> Any:
     """The statistics of a network, as the average over batches of training images.
 
@@ -30,22 +28,18 @@ def reestimate_stats(model: Any, theta: Any, batches: Iterable[Any]) -> Any:
 
     So each image counts alike, also where the last batch is smaller; and the same for the variance.
 
-    model    a Model
-    theta    (P,) or (R, P)
+    model    a Classifier: a Model, or a network from a file
+    theta    (P,); for a Model also (R, P)
     batches  images (N, H, W, C), or (R, N, H, W, C), one batch after another, such as a list
     Returns  stats (S,) or (R, S), dtype of theta
     Raises   ValueError without any batch, or when images do not fit the model
     """
-    checks.theta_for("reestimate_stats", theta, model.size)
     replicas = theta.shape[0] if theta.ndim == 2 else None
     stats = model.init_stats(replicas, dtype=np.float64, device=device_of(theta))
     count = 0  # images so far
     for images in batches:
-        checks.images_for("reestimate_stats", images, theta, model.input_shape)
         count += images.shape[-4]
-        momentum = 1 - images.shape[-4] / count
-        forward = ForwardPass(model.layout, theta, stats, "measure", momentum=momentum)
-        model.apply(images, forward)
+        model.measure(theta, images, stats, 1 - images.shape[-4] / count)
     if count == 0:
         raise ValueError("reestimate_stats: there is no batch of images to look at")
     return stats.astype(theta.dtype)
@@ -56,8 +50,8 @@ def batch_norm_policies(
 ) -> dict[str, Any]:
     """The statistics that each policy gives an averaged θ.
 
-    model     a Model
-    theta     the averaged weights, (P,) or (R, P)
+    model     a Classifier
+    theta     the averaged weights, (P,); for a Model also (R, P)
     averaged  the mean of the statistics over the updates, (S,) or (R, S)
     last      the statistics of the last iterate, (S,) or (R, S)
     batches   training images, one batch after another, for "recomputed"
@@ -67,7 +61,22 @@ def batch_norm_policies(
     if not model.stats_size:
         return {"last": last}
     return {
-        "averaged": averaged,
-        "recomputed": reestimate_stats(model, theta, batches),
-        "last": last,
+        policy: stats_by_policy(policy, model, theta, averaged, last, batches)
+        for policy in POLICIES
     }
+
+
+def stats_by_policy(
+    policy: str, model: Any, theta: Any, averaged: Any, last: Any, batches: Iterable[Any]
+) -> Any:
+    """The statistics that one policy gives an averaged θ.
+
+    policy                                    one of `POLICIES`
+    model, theta, averaged, last, batches     as for `batch_norm_policies`
+    Returns                                   stats (S,) or (R, S)
+    Raises                                    ValueError for another policy
+    """
+    checks.one_of("stats_by_policy", "policy", policy, POLICIES)
+    if policy == "recomputed" and model.stats_size:
+        return reestimate_stats(model, theta, batches)
+    return averaged if policy == "averaged" else last

@@ -121,7 +121,7 @@ class Step:
         x, w, *rest = values
         operators_of.expect_images(self.node, x)
         bias = rest[0] if len(rest) % 4 else None
-        if self.norm is None or not run.training:
+        if self.norm is None or run.mode == "predict":
             w, bias = self.folded(w, *rest)
             y = operators_of.conv(run, self.node, x, w, bias, activation=self.activation)
             return [y]
@@ -237,14 +237,19 @@ class Run:
 
     dtype      of every float
     like       an array on the device to compute on
-    training   whether batch norm uses the batch, and dropout drops
+    mode       "predict"; "train": batch norm uses the batch, its statistics follow, and dropout
+               drops; "measure": as "train", but dropout does nothing
     images     how many there are: the limits are for one
     limits     (bytes at once, multiplications in all), each for one image
     part       of these multiplications that the run may do: one in so many
+    momentum   in "measure": the share of the old statistics that is kept
     """
 
-    def __init__(self, dtype, like, limits, training=False, rng=None, images=1, part=1):
-        self.dtype, self.like, self.training, self.rng = dtype, like, training, rng
+    def __init__(
+        self, dtype, like, limits, mode="predict", rng=None, images=1, part=1, momentum=None
+    ):
+        self.dtype, self.like, self.mode, self.rng = dtype, like, mode, rng
+        self.momentum = momentum
         self.images, (self.memory, self.work) = max(images, 1), limits
         self.part = part
         self.held = self.spent = 0
@@ -855,7 +860,7 @@ class Network:
         for entry in self.statistics:
             values[entry.name] = Value(entry.view(stats), entry.order)
         values.update(constants)
-        predicts = gradient is None and not run.training and xp_of(theta) is np
+        predicts = gradient is None and run.mode == "predict" and xp_of(theta) is np
         for step in self.joined if predicts and not runs_as_written() else self.steps:
             arguments = [values[name] if name else None for name in step.inputs]
             skip = step.node is before
@@ -1020,7 +1025,8 @@ class Network:
         theta, stats = self._vectors(theta, stats, theta.dtype)
         stats = stats.copy() if own else stats
         gradient = empty(theta.shape, theta.dtype, like=theta)
-        run = Run(theta.dtype, theta, self.limits, training, rng, len(images))
+        mode = "train" if training else "predict"
+        run = Run(theta.dtype, theta, self.limits, mode, rng, len(images))
         inputs = {self.input_name: images}
         (output,), variables = self._forward(run, theta, stats, inputs, gradient, self._skipped)
         loss = ops.softmax_cross_entropy(self._as_rows(output), labels, smoothing=smoothing)
@@ -1028,16 +1034,37 @@ class Network:
         return loss.data[()], gradient  # a number, not an array of no axes
 
     @single_threaded_blas
-    def follow_batch(self, theta, images, stats, rng=None):
-        """Let the batch-norm statistics follow a batch, as a training step does: no gradient.
+    def measure(self, theta, images, stats, momentum):
+        """Move the batch-norm statistics towards those of one batch; no training.
 
-        theta, images, rng   as for `loss_and_gradient`
-        stats                (S,), dtype of theta, updated in place
+        stats ← momentum · stats + (1 − momentum) · (mean and unbiased variance of this batch)
+
+        Every batch norm normalises by the batch, as in training. Dropout does nothing, since the
+        statistics are measured for predictions.
+
+        theta      (P,); left as it is
+        images     the file's input, (N, …) floats in the file's own layout
+        stats      (S,) float32 or float64, updated in place
+        momentum   the share of the old statistics that is kept, from 0 to 1
+        Raises     ValueError when a shape or a type disagrees
         """
         self._check_images(images, theta)
-        theta, stats = self._vectors(theta, stats, theta.dtype)
-        run = Run(theta.dtype, theta, self.limits, True, rng, len(images))
+        theta, own = self._vectors(theta, None, theta.dtype)
+        if stats.shape != own.shape:
+            raise ValueError(f"measure: stats is {stats.shape}, expected {own.shape}")
+        run = Run(theta.dtype, theta, self.limits, "measure", images=len(images), momentum=momentum)
         self._forward(run, theta, stats, {self.input_name: images})
+
+    def init_stats(self, replicas=None, dtype=np.float32, device="cpu"):
+        """The statistics to begin with: those of the file.
+
+        replicas   R, for R networks
+        dtype      float32 or float64
+        device     "cpu" or "gpu"
+        Returns    stats (S,) or (R, S), a copy
+        """
+        stats = self.stats.astype(dtype)
+        return to_device(stats if replicas is None else np.tile(stats, (replicas, 1)), device)
 
     @property
     def _skipped(self):

@@ -341,9 +341,11 @@ def batch_normalization(run, node, x, scale, bias, mean, variance, *, activation
     shape = data.shape
     if x.rank not in (2, 4):
         data = ops.reshape(data, shape=(-1, x.shape[1]))
-    if run.training:
+    of_batch = run.mode != "predict"
+    if of_batch:
         moments = batch_moments(data_of(data))
-        update_running(node, (mean.array, variance.array), moments, x.size // x.shape[1])
+        momentum = node["momentum"] if run.mode == "train" else run.momentum
+        update_running(momentum, (mean.array, variance.array), moments, x.size // x.shape[1])
     else:
         moments = mean.array, variance.array
     y = batch_norm(
@@ -353,28 +355,32 @@ def batch_normalization(run, node, x, scale, bias, mean, variance, *, activation
         mean=moments[0],
         variance=moments[1],
         epsilon=node["epsilon"],
-        of_batch=run.training,
+        of_batch=of_batch,
         activation=activation,
     )
     return Value(ops.reshape(y, shape=shape) if y.shape != shape else y, order)
 
 
-def update_running(node, running, moments, count):
-    """Let the running mean and variance follow those of a batch, in place.
+def update_running(momentum, running, moments, count):
+    """Move the running mean and variance towards those of a batch, in place.
 
     running ← momentum · running + (1 − momentum) · new
 
-    The batch is normalised with the population's variance; what is kept is the unbiased
-    estimate, as in PyTorch, whose own "momentum" is one minus that of the file. (ONNX's
-    training mode, which no exporter writes for inference, keeps the population's.)
+    The batch is normalised with the population's variance. The unbiased estimate is what is
+    kept, as in PyTorch. (ONNX's training mode, which no exporter writes for inference, keeps the
+    population's.)
 
-    count   how many values of each channel the batch has
+    momentum   the share of the old values that is kept: of a file's node, its attribute
+               `momentum`. PyTorch's "momentum" is one minus this
+    running    mean and variance (C,), changed
+    moments    mean and population variance (C,) of the batch
+    count      how many values of each channel the batch has
     """
     mean, variance = moments
     new = mean, variance * (count / max(count - 1, 1))
     for kept, value in zip(running, new, strict=True):
-        kept *= node["momentum"]
-        kept += (1 - node["momentum"]) * value
+        kept *= momentum
+        kept += (1 - momentum) * value
 
 
 def as_affine(node, scale, bias, mean, variance):
@@ -455,7 +461,7 @@ def dropout(run, node, x, ratio=None, training=None):
             "itself drops in loss_and_gradient)"
         )
     y = x
-    if run.training and rate > 0:
+    if run.mode == "train" and rate > 0:
         if run.rng is None:
             raise ValueError(f"{node} drops {rate:.0%}: pass rng=numpy.random.default_rng(…)")
         y = Value(ops.dropout(x.data, rate=rate, rng=run.rng), x.order)

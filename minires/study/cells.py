@@ -370,7 +370,7 @@ def _measure(probe, scores, start, theta, recorder, history, others):
     """All that is said of one fine-tuned network; `scores` are those of `start`."""
     parts = probe.profile.parts(probe.cell)
     moments, mean = recorder.moments, recorder.moments.mean
-    members = moments.sample(MEMBERS, probe.stream("drawn networks"))
+    members = moments.sample(MEMBERS, probe.stream("sampled networks"))
 
     finetuned, finetuned_seconds = probe.predict_timed(theta)
     of_mean, mean_seconds = probe.predict_timed(mean)
@@ -545,7 +545,7 @@ def _baselines(probe, finetuned, recorder, others):
         return average(probe.predict(members))
 
     def noise():  # the same for every method that draws networks
-        return probe.stream("drawn networks")
+        return probe.stream("sampled networks")
 
     found = {
         "decayed": probe.predict(last),
@@ -598,7 +598,7 @@ def _curves(probe, recorder, drawn, ensembles):
         if scale == 1:
             predictions = drawn[:NOISE_DRAWS]
         else:
-            members = recorder.moments.sample(NOISE_DRAWS, probe.stream("drawn networks"), scale)
+            members = recorder.moments.sample(NOISE_DRAWS, probe.stream("sampled networks"), scale)
             # Without noise all are the mean model.
             predictions = probe.predict(members if scale else members[:1])
         scores = _columns([probe.score(prediction) for prediction in predictions])

@@ -488,7 +488,7 @@ def compare(
     record("finetuned", 1, predict(finetuned["theta"], finetuned["stats"], "fine-tuned"))
     for policy, stats in statistics_of(experiment, seed, finetuned, moments.mean).items():
         record("mean", 1, predict(moments.mean, stats, "mean model"), policy)
-    members = moments.sample(config.members, loop.stream(seed, "drawn networks"))
+    members = moments.sample(config.members, loop.stream(seed, "sampled networks"))
     for policy, stats in statistics_of(experiment, seed, finetuned, members).items():
         drawn = np.concatenate([  # ten at a time, so that memory does not grow with --members
             predict(members[some], stats[some], f"{config.members} drawn networks")

@@ -75,11 +75,7 @@ def _draw_methods(part, results):
             label = policy if (method, metric) == ("mean", "accuracy") else None
             axes.errorbar(values.mean(), y, xerr=spread, ms=8, capsize=3, label=label, **style)
         reference = rows[FINETUNED][metric].mean() * factor
-        axes.axvline(reference, color=PLAIN, lw=1, ls=":")
-        axes.set_yticks(range(len(methods)), [label_of(*key, None) for key in methods])
-        axes.set_ylim(len(methods) - 0.5, -0.5)
-        axes.set_title(title, fontsize=10, color=INK)
-        _tidy(axes)
+        one_row_each(axes, [label_of(*key, None) for key in methods], reference, title)
     if policies:
         part.legend(
             title="batch-norm statistics",
@@ -89,6 +85,21 @@ def _draw_methods(part, results):
             title_fontsize=8.5,
             frameon=False,
         )
+
+
+def one_row_each(axes, labels, reference, title):
+    """Axes with one row for each method, the first on top, and a line to compare with.
+
+    axes        of Matplotlib; its points are plotted at the heights 0, 1, …
+    labels      one for each method
+    reference   where the vertical line stands
+    title       above the axes
+    """
+    axes.axvline(reference, color=PLAIN, lw=1, ls=":")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_title(title, fontsize=10, color=INK)
+    tidy(axes)
 
 
 def _draw_weights(part, history, names):
@@ -119,12 +130,16 @@ def _draw_weights(part, history, names):
         axes.set_title(f"{name}\n{mean:+.4f} ± {std:.1g}", fontsize=8.5, color=INK)
         axes.set_xlim(0, updates * 1.26)
         axes.set_xticks([0, updates])
-        _tidy(axes)
+        tidy(axes)
     for axes in grid[-1]:
         axes.set_xlabel("update", fontsize=8.5, color=INK)
 
 
-def _tidy(axes):
+def tidy(axes):
+    """Light grid lines, small grey ticks, and no frame at the top and on the right.
+
+    axes   of Matplotlib
+    """
     axes.grid(axis="x", color=GRID, lw=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8.5, colors=INK)

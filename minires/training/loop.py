@@ -30,21 +30,24 @@ STREAMS = (
     "training dropout",
     "fine-tuning order",
     "fine-tuning dropout",
-    "drawn networks",
+    "sampled networks",
     "statistics order",
+    "held-out images",
 )
 
 
-def stream(seed: int, purpose: str) -> np.random.Generator:
+def stream(seed: int, purpose: str, number: int | None = None) -> np.random.Generator:
     """The random generator of a seed for one purpose.
 
     seed     a whole number from 0 up
     purpose  one of `STREAMS`
-    Returns  a Generator; the same seed and purpose give the same numbers
+    number   of an update, for a generator of its own; None: one generator for all updates
+    Returns  a Generator; the same seed, purpose and number give the same random numbers
     Raises   ValueError for another purpose
     """
     checks.one_of("stream", "purpose", purpose, STREAMS)
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(purpose),)))
+    key = (STREAMS.index(purpose),) if number is None else (STREAMS.index(purpose), number)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def batches(count: int, batch: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
