@@ -199,7 +199,7 @@ def test_a_network_that_diverges_takes_no_other_along(device, source, where, fau
     for place in (0, 2):
         assert without_seconds(found[place].record) == without_seconds(good[place].record)
         np.testing.assert_array_equal(found[place].predictions, good[place].predictions)
-    assert set(found[1].record) == {"cell", "diverged", "seconds"}
+    assert set(found[1].record) == {"cell", "diverged", "seconds", "made"}
     assert found[1].predictions is None
     reason = found[1].record["diverged"]
     assert reason.startswith("fine-tuning: the loss is ")

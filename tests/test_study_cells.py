@@ -356,7 +356,7 @@ def test_only_some_cells_have_more_than_the_method(source, start):
     assert not set(found.record) & {"curves", "reliability", "portrait", "moments_check"}
     adam = replace(PRE, optimizer="adam", finetune_optimizer="sgd", l2=0.15)
     found = compute(adam, TINY, source, start)
-    assert set(found.record) == {"cell", "methods", "mcnemar", "seconds"}
+    assert set(found.record) == {"cell", "methods", "mcnemar", "seconds", "made"}
     assert "decayed" not in found.record["methods"]
     assert found.predictions is None
 
@@ -405,6 +405,9 @@ def test_twice_is_the_same_and_the_start_is_left_alone(source, start, outcome):
     assert timeless(again.record) == timeless(outcome.record)
     assert np.array_equal(again.predictions, outcome.predictions)
     assert np.array_equal(start.theta, before)
+    made = again.record["made"]
+    assert set(made) == {"minires", "numpy", "kernels", "processor", "date"}
+    assert all(made.values())
     seconds = again.record["seconds"]
     assert set(seconds) == {"cell", "step", "moments", "predict_mean", "predict_finetuned"}
     assert all(value > 0 for value in seconds.values())
@@ -438,7 +441,7 @@ def test_rates_share_order_and_dropout(source, start, monkeypatch):
 
 def test_a_loss_without_bound_is_a_finding_not_a_failure(source, start):
     outcome = compute(replace(CELL, l2=1e30), replace(TINY, l2=(1e30,)), source, start)
-    assert set(outcome.record) == {"cell", "diverged", "seconds"}
+    assert set(outcome.record) == {"cell", "diverged", "seconds", "made"}
     assert "lower the rate" in outcome.record["diverged"]
     pre = compute(replace(PRE, l1=1e30), TINY, source)
     assert "training: the loss is" in pre.record["diverged"]

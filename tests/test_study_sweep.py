@@ -23,6 +23,7 @@ from minires import data as data_tools
 from minires.arrays.files import load_arrays, load_json, save_arrays
 from minires.arrays.results import locked_folder
 from minires.commands import cli
+from minires.study import store
 from minires.study import sweep as sweep_module
 from minires.study.cells import Source
 from minires.study.claims import TOO_SMALL
@@ -257,7 +258,7 @@ def test_rows_for_a_repository_are_the_same_sweep(undisturbed, dataset, tmp_path
     rows = tmp_path / "rows"
     assert cli.main(["report", str(undisturbed[0]), "--rows", str(rows)]) == 0
     assert {path.name for path in rows.iterdir()} == {
-        "sweep.json", "cells.jsonl.gz", "deep_ensembles.json"
+        "sweep.json", "cells.jsonl.gz", "deep_ensembles.json", "predictions.npz"
     }  # fmt: skip
     assert load_sweep(rows) == load_sweep(undisturbed[0])
     first = (rows / "cells.jsonl.gz").read_bytes()
@@ -269,6 +270,8 @@ def test_rows_for_a_repository_are_the_same_sweep(undisturbed, dataset, tmp_path
     run_sweep(more, ready(rows, dataset, more), rows, crew, quiet=True)
     assert {cell.seed for cell in crew.called} == {2}
     assert len(load_sweep(rows).records) == 12
+    (entry,) = load_sweep(rows).deep_ensembles
+    assert entry["seeds"] == [0, 1, 2], "an ensemble of seeds that were computed apart"
     content = first[:-20]
     (rows / "cells.jsonl.gz").write_bytes(content)
     with pytest.raises(ValueError, match=r"cells\.jsonl\.gz is damaged"):
@@ -291,7 +294,7 @@ def test_what_a_sweep_leaves(undisturbed, dataset):
             before = records[cells.index(cell.pretraining)]
             assert record["methods"]["pretrained"] == before["methods"]["pretrained"]
     assert "seconds" in records[0]
-    assert "seconds" not in table
+    assert not {"seconds", "made"} & set(table)
 
 
 @pytest.mark.parametrize("stop", [1, 3])
@@ -421,6 +424,21 @@ def test_the_table_is_mean_deviation_and_paired_difference(undisturbed):
     text = text_table(table)
     assert "sgd 0.2, dropout 0.5, then sgd 0.25 (2 seeds)" in text
     assert f"{(a + b) / 2:.4f} ± {abs(a - b) / 2**0.5:.4f}" in text
+
+
+def test_seeds_wait_for_a_deep_ensemble_and_are_then_let_go(undisturbed, tmp_path, monkeypatch):
+    """Rows keep predictions while a group is too small, and no longer."""
+    partly = load_sweep(undisturbed[0])
+    assert len(partly.waiting) == 3  # two seeds, and the labels
+    monkeypatch.setattr(store, "DEEP_MEMBERS", 2)
+    whole = load_sweep(undisturbed[0])
+    assert whole.waiting == {}
+    save_rows(partly, tmp_path)
+    assert (tmp_path / "predictions.npz").exists()
+    assert load_sweep(tmp_path) == whole
+    save_rows(load_sweep(tmp_path), tmp_path)
+    assert not (tmp_path / "predictions.npz").exists()
+    assert load_sweep(tmp_path) == whole
 
 
 def test_a_deep_ensemble_averages_what_the_seeds_predict(undisturbed, dataset):

@@ -5,6 +5,8 @@ line of mathematics runs on both.
 """
 
 import importlib
+import os
+import platform
 import sys
 from types import ModuleType
 from typing import Any
@@ -108,6 +110,17 @@ def describe_cuda() -> str:
     versions = runtime.runtimeGetVersion(), runtime.driverGetVersion()
     numbers = [f"{version // 1000}.{version % 1000 // 10}" for version in versions]
     return f"CuPy {cupy.__version__}, CUDA {numbers[0]}, driver for CUDA {numbers[1]}"
+
+
+def describe_processor() -> str:
+    """The name of this machine's processor, as far as the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [line.partition(":")[2] for line in file if line.startswith("model name")]
+    except OSError:  # not on Linux
+        names = []
+    named = names[0].strip() if names else platform.processor() or platform.machine()
+    return f"{named}, cores: {os.cpu_count()}"
 
 
 def describe_blas() -> list[str]:

@@ -23,6 +23,7 @@ def run(options) -> int:
         "minires": minires.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "processor": arrays.describe_processor(),
         "threads": arrays.get_threads(),
         "kernels": kernels_in_use(),
         "blas": arrays.describe_blas(),

@@ -20,7 +20,7 @@ def add_parser(subparsers) -> None:
         "--rows",
         type=Path,
         metavar="FOLDER",
-        help="write no page, but all numbers as three small files, fit for a repository: "
+        help="write no page, but all numbers as a few small files, fit for a repository: "
         "`minires report FOLDER` makes the page from them, `minires sweep --out FOLDER` goes on",
     )
     parser.set_defaults(run=run)

@@ -19,6 +19,7 @@ import math
 import time
 import warnings
 from dataclasses import asdict, dataclass
+from datetime import date
 from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
@@ -30,6 +31,7 @@ from minires import arrays
 from minires.arrays import to_host, xp_of
 from minires.arrays.files import complete
 from minires.engine import ops
+from minires.kernels import kernels_in_use
 from minires.networks.model import ForwardPass
 from minires.resampling.averages import average, prefix_averages
 from minires.resampling.baselines import EMA, SWAG, isotropic_members
@@ -205,7 +207,21 @@ def compute(cells, profile, source, starts=None, device="cpu"):
     for cell, outcome in zip(cells, outcomes, strict=True):
         outcome.record = {"cell": asdict(cell), **outcome.record}
         outcome.record["seconds"]["cell"] = seconds
+        outcome.record["made"] = made_by(device)
     return outcomes
+
+
+def made_by(device):
+    """Versions, kernels, processor and date: what a reader of one number may ask for."""
+    from minires import __version__
+
+    return {
+        "minires": __version__,
+        "numpy": np.__version__,
+        "kernels": kernels_in_use() if device == "cpu" else device,
+        "processor": arrays.describe_processor(),
+        "date": date.today().isoformat(),
+    }
 
 
 def alike(cell, profile):

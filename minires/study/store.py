@@ -7,13 +7,14 @@ import gzip
 import hashlib
 import itertools
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from minires.arrays import text
-from minires.arrays.files import complete, load_json, save_json
+from minires.arrays.files import complete, load_arrays, load_json, save_arrays, save_json
 from minires.arrays.results import check
 from minires.study.experiment import METRICS
 from minires.study.grid import Cell
@@ -21,6 +22,7 @@ from minires.training import loop
 
 FORMAT = 2  # of the folder, since a cell is a file
 SETTINGS, ROWS, DEEP = "sweep.json", "cells.jsonl.gz", "deep_ensembles.json"
+WAITING = "predictions.npz"  # of seeds too few for a deep ensemble yet
 DEEP_MEMBERS = 5  # networks in a deep ensemble
 
 SCORES = dict.fromkeys(METRICS, float)
@@ -46,7 +48,9 @@ RECORD = {
     "moments_check?": {"*": float},
     "portrait?": {"sigma": [LAYER], "line": {"*": [float]}, "plane": PLANE},
     "seconds?": {"*": float},
+    "made?": {"*": str},  # by which versions, kernels and processor, and when
 }
+TIMED = ("seconds", "made")  # what differs from one computation of a cell to the next
 DEEP_ENSEMBLE = {
     "cell": {name: kind for name, kind in CELL.items() if name != "seed"},
     "seeds": [int],
@@ -163,12 +167,15 @@ class Sweep:
     records         one for each finished cell, sorted
     deep_ensembles  of the fine-tuned networks of several seeds
     diverged        records of cells whose loss became infinite: they have no scores
+    waiting         predictions of seeds too few for a deep ensemble of DEEP_MEMBERS yet:
+                    {key of a cell: (N, classes)}, and the labels (N,)
     """
 
     settings: dict
     records: list
     deep_ensembles: list
     diverged: list
+    waiting: dict = field(default_factory=dict, compare=False, repr=False)
 
 
 def load_sweep(folder: str | Path) -> Sweep:
@@ -178,19 +185,22 @@ def load_sweep(folder: str | Path) -> Sweep:
     """
     folder = Path(folder)
     _, records = read_cells(folder)
+    deep_ensembles, waiting = _deep_ensembles(folder, records)
     return Sweep(
         settings=load_json(folder / SETTINGS),
         records=[record for record in records if "diverged" not in record],
-        deep_ensembles=_deep_ensembles(folder, records),
+        deep_ensembles=deep_ensembles,
         diverged=[record for record in records if "diverged" in record],
+        waiting=waiting,
     )
 
 
 def save_rows(sweep: Sweep, folder: str | Path) -> None:
-    """Write a sweep as three small files from which `load_sweep` reads the same.
+    """Write a sweep as a few small files from which `load_sweep` reads the same.
 
     They are what is kept in a repository: `minires report` makes the page from them, and
-    `minires sweep --out` goes on from them. The same sweep gives the same bytes.
+    `minires sweep --out` goes on from them. The same sweep gives the same bytes. Predictions
+    are kept only of seeds that wait for others to make a deep ensemble of DEEP_MEMBERS.
 
     folder   made if need be
     """
@@ -206,16 +216,21 @@ def save_rows(sweep: Sweep, folder: str | Path) -> None:
         for record in records:
             line = json.dumps({"sweep": name, **record}, ensure_ascii=False, allow_nan=False)
             rows.write(line.encode() + b"\n")
-    save_json(folder / DEEP, sweep.deep_ensembles)
+    save_json(folder / DEEP, [e for e in sweep.deep_ensembles if e["members"] == DEEP_MEMBERS])
+    if sweep.waiting:
+        save_arrays(folder / WAITING, **sweep.waiting)
+    else:
+        (folder / WAITING).unlink(missing_ok=True)
     save_json(folder / SETTINGS, sweep.settings)
 
 
 def _deep_ensembles(folder, records):
     """Networks of several seeds averaged, wherever their predictions were kept.
 
-    Returns  [{"cell" without its seed, "seeds", "members", accuracy, nll, brier, ece}, …]
+    Returns  ([{"cell" without its seed, "seeds", "members", accuracy, nll, brier, ece}, …],
+             predictions of the seeds that are fewer than DEEP_MEMBERS: `Sweep.waiting`)
     """
-    groups, found = {}, []
+    groups, found, waiting, predictions = {}, [], {}, _predictions(folder)
     if (folder / DEEP).exists():
         found = load_json(folder / DEEP)
         check(folder / DEEP, found, [DEEP_ENSEMBLE])
@@ -223,16 +238,20 @@ def _deep_ensembles(folder, records):
     for record in records:  # sorted: seeds come in order
         cell = Cell(**record["cell"])
         group = {name: value for name, value in asdict(cell).items() if name != "seed"}
-        kept = (folder / "predictions" / f"{cell.key}.npy").exists()
-        if kept and (str(group), cell.seed) not in known:
+        if cell.key in predictions and (str(group), cell.seed) not in known:
             groups.setdefault(tuple(group.items()), []).append(cell)
     for group, cells in groups.items():
-        labels = _load(folder / "predictions" / "labels.npy", 1)
+        if "labels" not in predictions:
+            raise ValueError(f"{folder}: labels.npy is missing from its predictions")
+        labels = predictions["labels"]()
         for start in range(0, len(cells), DEEP_MEMBERS):
             chosen = cells[start : start + DEEP_MEMBERS]
-            networks = [_load(folder / "predictions" / f"{c.key}.npy", 2) for c in chosen]
+            networks = [predictions[cell.key]() for cell in chosen]
             if {len(network) for network in networks} != {len(labels)}:
-                raise ValueError(f"{folder / 'predictions'}: files of different numbers of images")
+                raise ValueError(f"{folder}: predictions of different numbers of images")
+            if len(chosen) < DEEP_MEMBERS:
+                waiting |= {"labels": labels}
+                waiting |= {c.key: n for c, n in zip(chosen, networks, strict=True)}
             average = np.mean(networks, axis=0, dtype=np.float64).astype(np.float32)
             found.append(
                 {
@@ -242,16 +261,33 @@ def _deep_ensembles(folder, records):
                     **loop.score(average, labels),
                 }
             )
-    return sorted(found, key=lambda entry: (str(entry["cell"]), entry["seeds"]))
+    return sorted(found, key=lambda entry: (str(entry["cell"]), entry["seeds"])), waiting
 
 
-def _load(path, dimensions):
+def _predictions(folder):
+    """{key of a cell, or "labels": a function that reads the array}, whatever was kept."""
+    found = {}
+    if (folder / WAITING).exists():
+        path = folder / WAITING
+        for name, array in load_arrays(path).items():
+            found[name] = partial(_sound, path, array, name)
+    for path in (folder / "predictions").glob("*.npy"):
+        found[path.stem] = partial(_load, path)
+    return found
+
+
+def _load(path):
     """An array of numbers in a .npy file, looked at before it is read."""
     try:
         array = np.load(path, mmap_mode="r")
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it and the cell") from error
-    if array.ndim != dimensions or not np.isfinite(array).all():
+    return _sound(path, array, path.stem)
+
+
+def _sound(path, array, name):
+    """Labels (N,), or the probabilities (N, classes) that a network gave."""
+    if array.ndim != (1 if name == "labels" else 2) or not np.isfinite(array).all():
         raise ValueError(f"{path} does not hold what was predicted: remove it and the cell")
     return np.asarray(array)
 
@@ -268,7 +304,7 @@ def tabulate(sweep):
     """
 
     def timeless(records):
-        return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+        return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
 
     return {
         "settings": sweep.settings,
