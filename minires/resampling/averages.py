@@ -11,19 +11,19 @@ def average(probabilities: Any, rule: str = "probabilities") -> Any:
     """One prediction from the predictions of K networks.
 
     "probabilities"   Σ_k p_k / K, the paper's
-    "geometric"       Π_k p_k^(1/K), made to sum to one. A class with probability 0 in one network
-                      gets about 0; probabilities below the dtype's smallest normal number count
-                      as that number, so that log is finite
-    "logits"          softmax(Σ_k z_k / K). That is "geometric" by another name: z is log p plus a
-                      number that is equal for all classes, and softmax does not change with it
-    "vote"            the fraction of the networks that choose each class; of equal
-                      probabilities a network chooses the first
+    "geometric"       Π_k p_k^(1/K), divided by its sum over the classes. If one network gives a
+                      class probability 0, the class gets about 0. (The logarithm must be finite,
+                      so a probability counts as at least the dtype's smallest normal number)
+    "logits"          softmax(Σ_k z_k / K). This equals "geometric": z is log p plus a number that
+                      is the same for all classes, and softmax ignores such a number
+    "vote"            the fraction of the networks that choose each class. If two classes have
+                      the same probability, the network chooses the first
 
     probabilities   (K, …, C) float32 or float64, or a list, from model.predict
     rule            one of the four
     Returns         (…, C), dtype of probabilities
-    Raises          ValueError for another rule, without networks, and for rows that are no
-                    probabilities; FloatingPointError for networks that predict NaN, which it names
+    Raises          ValueError for another rule, for no networks, and for rows that do not hold
+                    probabilities; FloatingPointError when networks predict NaN: it names them
     Source          §2: "ensembling the model predictions by the average"
     """
     return _combine(probabilities, rule, lambda votes: votes.mean(axis=0, dtype=np.float64))
@@ -46,7 +46,7 @@ def prefix_averages(probabilities: Any, rule: str = "probabilities") -> Any:
 
 
 def _combine(probabilities, rule, mean):
-    """Turn probabilities into what the rule averages, take the mean, and turn that back."""
+    """Turn probabilities into what the rule averages, take the mean, and turn it back."""
     checks.one_of("average", "rule", rule, _RULES)
     probabilities = checks.probabilities_of("average", probabilities)
     others = tuple(range(1, probabilities.ndim))

@@ -1,4 +1,4 @@
-"""Methods to compare the mean model with: EMA, SWAG, and noise of one strength per array.
+"""Methods to compare with: EMA, SWAG, and noise that is equally strong within each array.
 
 Stochastic weight averaging (SWA) is `Moments` with a stride.
 """
@@ -20,14 +20,15 @@ class EMA:
 
     m ← m + w (θ − m),   w = (1 − β) / (1 − βⁿ)
 
-    That is a ← β a + (1 − β) θ from a = 0, divided by 1 − βⁿ. So the weights of θ₁ … θₙ sum
-    to one, and the start a = 0 has no influence. As β goes to 1, w goes to 1/n, which is eq. 2.
+    This equals a ← β a + (1 − β) θ, begun at a = 0 and divided by 1 − βⁿ. So θ₁ … θₙ have
+    weights whose sum is one, and the start a = 0 has no influence. As β goes to 1, w goes to 1/n,
+    which is eq. 2.
 
         ema = EMA(0.999)
         ema.update(theta)                # after every step
         model.predict(ema.mean, images)
 
-    decay     β, in [0, 1): about the last 1/(1 − β) updates count
+    decay     β, in [0, 1): the average is over about the last 1/(1 − β) updates
     """
 
     def __init__(self, decay: float):
@@ -61,10 +62,10 @@ class EMA:
         return (1 - self.decay) / (1 - self.decay**count)
 
     def ready(self, theta: Any) -> Any:
-        """Check θ, and make the array if there is none.
+        """Check θ, and make the array of the average if there is none.
 
         theta    as for `update`
-        Returns  the average so far in float64, which an update changes
+        Returns  the average so far, float64; an update changes it in place
         Raises   ValueError
         """
         checks.is_array("EMA.update", "theta", theta)
@@ -87,7 +88,7 @@ class EMA:
         return self._mean
 
     def __getitem__(self, network: int) -> "EMA":
-        """The average of one of R networks, which shares this array."""
+        """The average of one of R networks; it shares this array."""
         own = copy.copy(self)
         own._mean = self._mean[network]
         return own
@@ -100,7 +101,7 @@ class EMA:
         return self._mean.astype(self._dtype)
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on later, bit for bit.
+        """All that is needed to go on later, bit for bit.
 
         Returns  dict of arrays
         """
@@ -113,7 +114,7 @@ class EMA:
         """Go on from what `state` gave, in an average made with the same decay.
 
         state    dict; its array is copied
-        Raises   ValueError when it is that of another decay
+        Raises   ValueError when the state has another decay
         """
         decay = float(state["decay"]) if "decay" in state else None
         if decay != self.decay:
@@ -129,27 +130,27 @@ class EMA:
 class SWAG:
     """A Gaussian with low-rank covariance, from every stride-th θ of a fine-tuning.
 
-    Two normal distributions with the same mean θ̄, that of the T weights collected:
+    There are two normal distributions. Both have the mean θ̄ of the T weights collected:
 
-    diagonal    N(θ̄, diag σ²): as in the paper, but only every stride-th θ counts; `swag.moments`
-    low rank    N(θ̄, ½ diag σ² + D Dᵀ / (2 (K − 1))): `swag`
+    diagonal    N(θ̄, diag σ²), in `swag.moments`: as in the paper, but only every stride-th θ counts
+    low rank    N(θ̄, ½ diag σ² + D Dᵀ / (2 (K − 1))), in `swag`
                 θ̃ = θ̄ + σ z₁ / √2 + D z₂ / √(2 (K − 1)),   z₁ ~ N(0, I_P), z₂ ~ N(0, I_K)
 
-    The K columns of D are θᵢ − θ̄ᵢ for the last K collected, θ̄ᵢ being the mean of the first i.
-    So it keeps which weights change at the same time.
+    The K columns of D are θᵢ − θ̄ᵢ for the last K weights collected; θ̄ᵢ is the mean of the first
+    i of them. So the low-rank form knows which weights change at the same time.
 
         swag = SWAG(theta.shape, rank=10, stride=25)
         swag.update(theta)                           # after every step
         members = swag.sample(10, rng)               # or swag.moments.sample(10, rng)
 
-    shape    of the weights: (P,); or (R, P), of which `swag[r]` draws
+    shape    of the weights: (P,); or (R, P), and then `swag[r].sample` gives members of network r
     rank     K, at least 2: how many columns of D are kept
-    stride   of the updates, every stride-th is collected
+    stride   every stride-th update is collected
     Source   Maddox et al. 2019, arXiv:1902.02476, §3 and algorithm 1
     """
 
     def __init__(self, shape: Any, rank: int, stride: int = 1):
-        rank = checks.whole_number("SWAG", "rank", rank, 2)  # K − 1 divides
+        rank = checks.whole_number("SWAG", "rank", rank, 2)  # we divide by K − 1
         self.moments = Moments(shape, stride=stride)
         self.deviations = deque(maxlen=rank)
         self._collected = 0
@@ -162,7 +163,7 @@ class SWAG:
         )
 
     def update(self, theta: Any) -> None:
-        """Take the weights after one more update, of which every stride-th is collected.
+        """Take the weights after one more update; every stride-th is collected.
 
         theta    of `shape`, float32 or float64; always the same dtype and device
         Raises   ValueError when shape, dtype or device differ from what was seen before
@@ -173,21 +174,21 @@ class SWAG:
     def collect(self, theta: Any) -> None:
         """Keep a column of D, if `moments` has just counted θ.
 
-        theta    what `moments` was last updated with, by `update` here or by someone else
+        theta    what `moments` was last updated with, by `SWAG.update` or from outside
         """
         if self.moments.count > self._collected:
             self._collected = self.moments.count
             self.deviations.append(theta - self.moments.mean_so_far())
 
     def __getitem__(self, network: int) -> "SWAG":
-        """The Gaussian of one of R networks, which shares these arrays."""
+        """The Gaussian of one of R networks; it shares these arrays."""
         own = copy.copy(self)
         own.moments = self.moments[network]
         own.deviations = deque((d[network] for d in self.deviations), self.deviations.maxlen)
         return own
 
     def sample(self, k: int, rng: Any) -> Any:
-        """Draw k networks; member j depends on `rng` and j, not on k (as in `Moments.sample`).
+        """Sample k networks; member j depends on `rng` and j, not on k (see `Moments.sample`).
 
         k        how many networks
         rng      numpy.random.Generator
@@ -215,12 +216,12 @@ class SWAG:
 
 
 def isotropic_members(mean: Any, std: Any, arrays: Sequence[slice], k: int, rng: Any) -> Any:
-    """Networks around the mean with noise as strong as σ's, but equal within each array.
+    """Networks around the mean. The noise is equally strong for all weights of an array.
 
     θⱼ = θ̄ + s εⱼ,   s² = mean of σ² over the array that the weight belongs to
 
-    The expected squared norm of the noise in each array is that of σ ε. If these networks are
-    as good as those of `Moments.sample`, then the σ of a single weight does not matter. The same
+    In each array the noise has the same expected squared norm as σ ε. If these networks are as
+    good as those of `Moments.sample`, then it does not matter which weight has which σ. The same
     `rng` gives the same ε as in `Moments.sample`.
 
     mean, std  θ̄ and σ, (P,)

@@ -2,18 +2,18 @@
 
 While a network is fine-tuned, every update leaves slightly different weights θ. This file
 keeps their mean θ̄ and variance σ² without keeping the weights themselves (eqs. 2-3 of Liu,
-Tripathi, Kurup and Shah, arXiv:1807.00847, after Welford 1962), and draws new networks from
-the normal distribution they describe.
+Tripathi, Kurup and Shah, arXiv:1807.00847, after Welford 1962). It also samples new networks from
+the normal distribution with this mean and variance.
 
 `literal_update` is the paper's formula, for reading and for testing. `Moments` computes the
 same numbers, made safe for ten thousand updates of millions of float32 weights:
 
-- It accumulates in float64. In float32, after some thousand updates, d/n is too small to be
-  added to θ̄ at all: for a weight of 0.1 that drifts by 3e-5, σ² comes out 20 % too large.
-- It accumulates θ − θ₁, how far a weight has moved from the first θ that was counted. A weight
-  of 300 that moves by 0.08 would otherwise use four of its sixteen digits for the 300.
-- It accumulates n σ², a sum of squares. Nothing is ever subtracted from it, so the variance
-  cannot become negative and needs no clamp.
+- It adds in float64. In float32, after some thousand updates, d/n is so small that adding it to θ̄
+  changes nothing. For a weight of 0.1 that drifts by 3e-5, σ² then becomes 20 % too large.
+- It adds up θ − θ₁: how far a weight has moved from the first θ that was counted. Otherwise a
+  weight of 300 that moves by 0.08 would use four of its sixteen digits for the 300.
+- It adds up n σ², a sum of squares. Nothing is ever subtracted from it, so the variance cannot
+  become negative and needs no clamp.
 """
 
 import html
@@ -33,7 +33,7 @@ def literal_update(mean: Any, variance: Any, theta: Any, t: int) -> tuple[Any, A
     θ̄⁽ᵗ⁺¹⁾ = θ̄⁽ᵗ⁾ + (θ⁽ᵗ⁺¹⁾ − θ̄⁽ᵗ⁾) / (t+1)
     σ²⁽ᵗ⁺¹⁾ = (σ²⁽ᵗ⁾ t + t/(t+1) (θ⁽ᵗ⁺¹⁾ − θ̄⁽ᵗ⁾)²) / (t+1)
 
-    mean, variance   of the first t updates, any shape; anything finite at t = 0
+    mean, variance   of the first t updates, any shape; at t = 0 any finite numbers will do
     theta            θ⁽ᵗ⁺¹⁾, the weights after update t+1
     t                how many updates came before this one, from 0
     Returns          mean and variance of the first t+1 updates
@@ -53,20 +53,20 @@ class Moments:
             ...                                  # one step of SGD
             moments.update(theta)
         probabilities = model.predict(moments.mean, images)
-        members = moments.sample(10, rng)        # ten networks drawn from N(θ̄, σ²)
+        members = moments.sample(10, rng)        # ten networks sampled from N(θ̄, σ²)
 
     shape     of the weights: (P,), or (R, P) for R networks side by side
     ddof      0: population variance, Σ(θ−θ̄)²/n, as in eq. 3; 1: sample variance, over n−1
     burn_in   how many updates at the start are seen but not counted
-    stride    of the updates after the burn-in, every stride-th is counted. With the length of
-              a learning-rate cycle the mean is stochastic weight averaging (arXiv:1803.05407)
+    stride    after the burn-in, every stride-th update is counted. If the stride is the length of
+              a learning-rate cycle, the mean is stochastic weight averaging (arXiv:1803.05407)
 
     `seen` is the number of calls of `update`, `count` the number of them that count.
 
-    The weights may be float32 or float64, on the CPU or on a GPU, where the accumulators
-    then live too: 20 bytes for each float32 weight. A weight that is infinite or not a number
-    stays so in its accumulators. To look for it at every update would cost a pass over the
-    weights. So `mean`, `variance`, `std`, `sample` and `save` look for it: they raise
+    The weights may be float32 or float64, on the CPU or on a GPU. The sums lie on the same
+    device: 20 bytes for each float32 weight. A weight that was once infinite or not a number makes
+    its sums infinite or NaN for ever. `update` does not look for such weights, since that would
+    cost one more pass over θ. `mean`, `variance`, `std`, `sample` and `save` do: they raise
     FloatingPointError and say how many weights are lost.
 
     Source    eqs. 2-3; Welford 1962, Technometrics 4(3)
@@ -111,14 +111,14 @@ class Moments:
             d *= (n - 1) / n
             m2 += d
 
-        # Seven short expressions per block: larger blocks spend less time between them.
+        # Seven short expressions per block: with larger blocks, Python takes less of the time.
         numbers, block = [self.count], 1 << 17
         apply_formula(
             formula, theta, *self.arrays, numbers=numbers, kernel="fold_moments", block=block
         )
 
     def counts(self, seen: int) -> bool:
-        """Whether an update counts: those of the burn-in do not, then every stride-th does.
+        """Whether an update counts: not during the burn-in, and then every stride-th one.
 
         seen     the number of the update, from 1
         """
@@ -126,7 +126,7 @@ class Moments:
         return after > 0 and after % self.stride == 0
 
     def accepted(self, theta: Any) -> Any:
-        """Refuse weights that cannot be added to those counted so far.
+        """Check that weights fit those counted so far.
 
         theta    as for `update`
         Returns  theta, contiguous
@@ -156,8 +156,8 @@ class Moments:
 
         d = θ̄_b − θ̄_a,   θ̄ = θ̄_a + d n_b/n,   nσ² = n_a σ²_a + n_b σ²_b + d² n_a n_b/n
 
-        The result does not depend on the order but for rounding. `other` is left as it is;
-        so are `seen`, burn-in and stride here.
+        Merging in another order gives the same result, up to rounding. `other` is left as it is;
+        so are `seen`, burn-in and stride of these moments.
 
         other    Moments of the same shape, dtype and device
         Raises   ValueError when they differ
@@ -208,13 +208,13 @@ class Moments:
         return self._finite(self._first + self._offset).astype(self._first.dtype)
 
     def mean_so_far(self) -> Any:
-        """θ̄ like `mean`, for use between updates: it is not checked, so no GPU is waited for."""
+        """θ̄ like `mean`, for use between updates. Nothing is checked: a GPU need not stop."""
         self._require("mean_so_far", 1)
         return (self._first + self._offset).astype(self._first.dtype)
 
     @property
     def variance(self) -> Any:
-        """σ², a new array of `shape` and of θ's dtype. At a count of one: 0, or ddof 1's error."""
+        """σ², a new array of `shape` and of θ's dtype. After one update 0 (ddof 1: error)."""
         return self._in_dtype("variance", self._variance("variance"))
 
     @property
@@ -224,19 +224,19 @@ class Moments:
         return self._in_dtype("std", xp_of(variance).sqrt(variance))
 
     def sample(self, k: int, rng: Any, scale: float = 1.0) -> Any:
-        """Draw k networks around the mean.
+        """Sample k networks around the mean.
 
-        θⱼ = θ̄ + scale · σ · εⱼ,   εⱼ ~ N(0, 1) for every weight on its own
+        θⱼ = θ̄ + scale · σ · εⱼ,   εⱼ ~ N(0, 1), independent for every weight
 
-        Member j has its own random stream, the j-th that `rng` spawns, so it does not depend
-        on k: the first 3 of 10 are the 3 that the same `rng` would have given. Spawning moves
-        `rng` on to new streams; a second call gives other networks. The noise is made on the
+        Member j has its own random stream, the j-th that `rng` spawns. So it does not depend on
+        k: with the same `rng`, the first 3 of 10 networks are those of k = 3. A second call with
+        this `rng` gives other networks, since it spawns new streams. The noise is made on the
         host, so that a GPU gets the same networks.
 
         k        how many networks, at least 1
         rng      numpy.random.Generator
         scale    of the standard deviation, at least 0; 1 is the paper's
-        Returns  (k, *shape), dtype of θ, where θ lives
+        Returns  (k, *shape), dtype and device of θ
         Raises   ValueError, TypeError for an argument that does not fit; FloatingPointError when
                  the weights are lost or too large
         Source   §2, the second approach
@@ -273,7 +273,7 @@ class Moments:
         return members.reshape(k, *self.shape)
 
     def save(self, path: str | Path) -> None:
-        """Write everything needed to go on later, bit for bit, to one .npz file.
+        """Write all that is needed to go on later, bit for bit, to one .npz file.
 
         The file appears under its name only when it is complete.
 
@@ -283,9 +283,9 @@ class Moments:
         save_arrays(path, **self.state())
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on later, bit for bit.
+        """All that is needed to go on later, bit for bit.
 
-        Returns  dict of arrays on the host, for a file that holds other things besides
+        Returns  dict of arrays on the host, which may be kept in a file with other things
         Raises   FloatingPointError when a weight is not finite
         """
         content = {"format": np.array(_FORMAT), "shape": np.array(self.shape, np.int64)}
@@ -301,7 +301,7 @@ class Moments:
         """Read what `save` wrote, and go on from there.
 
         path     a file written by `save`
-        device   "cpu" or "gpu": where the weights to come will live
+        device   "cpu" or "gpu": where the next weights will be
         Returns  Moments
         Raises   FileNotFoundError; ValueError when the file is damaged or of another kind
         """
@@ -320,11 +320,11 @@ class Moments:
 
     @classmethod
     def from_state(cls, content: dict[str, Any]) -> "Moments":
-        """Go on from what `state` gave, once it is known to make sense.
+        """Go on from what `state` gave. Its content is checked first.
 
         content  dict of arrays on the host
         Returns  Moments
-        Raises   KeyError, TypeError or ValueError when these are no moments
+        Raises   KeyError, TypeError or ValueError when the content is not that of moments
         """
         if str(content["format"]) != _FORMAT:
             raise ValueError(f"format is {str(content['format'])!r}, expected {_FORMAT!r}")
@@ -348,7 +348,7 @@ class Moments:
         return moments
 
     def _check(self, theta, where):
-        """Refuse weights that cannot be added to those counted so far."""
+        """Raise ValueError unless weights fit those counted so far."""
         if theta.shape != self.shape:
             raise ValueError(
                 f"Moments.{where}: theta is {theta.shape}, expected {self.shape}, "
@@ -377,7 +377,7 @@ class Moments:
 
     def _variance(self, what):
         self._require(what, 1 + self.ddof)
-        self._finite(self._first)  # after a single update nothing else would show it
+        self._finite(self._first)  # after one update, a weight that is not finite is only here
         self._finite(self._offset)
         variance = self._m2 / (self.count - self.ddof)
         large = int((~xp_of(variance).isfinite(variance)).sum())
@@ -389,7 +389,7 @@ class Moments:
         return variance
 
     def _in_dtype(self, what, array):
-        """`array` in θ's dtype, once it is known to fit."""
+        """`array` in θ's dtype; FloatingPointError where it is too large for that."""
         largest, dtype = float(np.finfo(self._first.dtype).max), self._first.dtype
         if array.size and float(array.max()) > largest:
             raise FloatingPointError(
@@ -404,7 +404,7 @@ class Moments:
         if lost:
             raise FloatingPointError(
                 f"Moments: {lost} of {array.size} weights were infinite or not a number in some "
-                "update (a learning rate too high?); their moments are lost, start anew"
+                "update (a learning rate too high?); their moments are lost: start anew"
             )
         return array
 

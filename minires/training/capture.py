@@ -1,17 +1,18 @@
 """Many updates of θ on a GPU: one is recorded as a CUDA graph, the others play it again.
 
 A small network keeps a GPU busy for a fraction of a millisecond. Python needs several milliseconds
-to tell it what to do: a hundred launches of kernels, each some microseconds. But every update
-launches the same kernels on the same memory. So the third update is *recorded*: nothing is
-computed, CUDA only notes the launches, in a graph. From then on an update is one launch.
+to tell the GPU what to do: it launches a hundred kernels, and each launch takes microseconds. But
+every update launches the same kernels on the same memory. So the third update is *recorded*:
+nothing is computed, CUDA only writes the launches down in a graph. From then on one launch of the
+graph makes an update.
 
-What differs between updates must lie on the device beforehand: the images of every batch, the
-rates, the number of updates in the moments, the seeds of dropout. They are rows of tables; the
-graph begins by copying the current row to a fixed place, and ends by adding one to its number.
-The losses gather in an array that the host looks at when an epoch is over.
+Some things differ between updates: the images of the batch, the rate, the number of updates in the
+moments, the seeds of dropout. They are copied to the device beforehand, as the rows of tables. The
+graph begins by copying the current row to a fixed place, and ends by going on to the next row. The
+losses are kept in an array on the device; the host reads it at the end of an epoch.
 
-The graph keeps the addresses of all that it worked with. So the memory of the recorded update comes
-from a pool of its own, which nothing else uses while the graph lives.
+The graph remembers memory addresses. So the recorded update takes its memory from a pool of its
+own, which nothing else uses while the graph exists.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,32 +26,34 @@ from minires.resampling.baselines import EMA
 from minires.training.optimizers import SGD
 from minires.training.schedules import constant
 
-PLAIN = 2  # updates before one is recorded: first compile the kernels, then fill the pool
+# So many updates are made one by one before one is recorded: the first compiles the kernels, the
+# second fills the pool.
+PLAIN = 2
 
 
 class RecordedSteps:
-    """Updates of θ on a GPU: each is a batch, a step of the optimizer, and the moments.
+    """Updates of θ on a GPU: each takes a batch, makes a step, and updates the moments.
 
         with RecordedSteps(task, theta, stats, optimizer, order, rng) as steps:
             for number in range(len(order)):
-                steps.take()                # queued, not necessarily done
-        losses = steps.losses.get()         # after the block all is done
+                steps.take()                # puts the update into the GPU's queue
+        losses = steps.losses.get()         # after the block all updates are done
 
-    What the body of the block asks of the GPU is queued too: it sees θ after this update and before
-    the next.
+    GPU work that the body of the block starts goes into the same queue. So it sees θ after this
+    update and before the next one.
 
     task            what to learn: its images and labels are on the GPU
     theta, stats    (P,) and (S,), or (R, P) and (R, S); changed in place
     optimizer       SGD or Adam; its rate may be changed between updates
     order           (updates, batch) or (updates, R, batch) integers: the images of each batch
     rng             for dropout: a Generator, or a list of R
-    schedule        schedule(t) is the share of the rate at update t = 0, 1, …; without one all
+    schedule        schedule(t) is the share of the rate at update t = 0, 1, …; None: all of it
     moments         [(Moments or EMA, vector), …]: updated with the vector after every step
-    watch           indices of weights whose every value is kept, in `history`
-    record          whether to record; if not, every update launches its kernels itself
+    watch           indices of weights; their values after every update are kept in `history`
+    record          whether to record; if not, every update launches its kernels one by one
 
-    `losses` is (updates,) or (updates, R), `history` (updates, [R,] watched), on the device;
-    `reason` says why nothing could be recorded, if so.
+    `losses` is (updates,) or (updates, R), `history` (updates, [R,] watched), on the device. When
+    no update could be recorded, `reason` says why.
     """
 
     def __init__(
@@ -71,9 +74,9 @@ class RecordedSteps:
         self.xp = xp = xp_of(theta)
         self.count, self.number = len(order), 0
         self.reason = self._graph = None
-        # The private pool below cannot use what CuPy's default pool keeps for later.
+        # The private pool below cannot use memory that CuPy's default pool keeps for later.
         xp.get_default_memory_pool().free_all_blocks()
-        # A private pool, and a stream to record: work on it waits for nothing else.
+        # A private pool, and a stream of its own, which no other stream can delay.
         self._pool = xp.cuda.MemoryPool()
         self._stream = xp.cuda.Stream(non_blocking=True)
         lead = theta.shape[:-1]
@@ -94,7 +97,7 @@ class RecordedSteps:
         self._fill_moments()
         self._rows = {name: xp.empty_like(table[:1]) for name, table in self._tables.items()}
 
-    # --- what lies on the device beforehand ---------------------------------------------
+    # --- the tables -----------------------------------------------------------------------
 
     def _fill_rates(self, first):
         """The optimizer's numbers for all updates from `first` on."""
@@ -116,9 +119,9 @@ class RecordedSteps:
             self._tables[f"moments {place}"] = self.xp.asarray(average.numbers(self.count))
 
     def _fill_seeds(self, calls):
-        """Dropout's seeds for all updates but the first, in the order of plain updates."""
+        """Dropout's seeds for all updates but the first, in the order that plain updates use."""
         generators = self._generators()
-        # The first row is not used: that update drew for itself.
+        # The first row is not used: the first update took its own seeds.
         seeds = np.zeros((self.count, calls, len(generators)), np.uint64)
         for place, generator in enumerate(generators):
             seeds[1:, :, place] = generator.integers(1 << 63, size=(self.count - 1, calls))
@@ -133,7 +136,7 @@ class RecordedSteps:
     # --- one update -----------------------------------------------------------------------
 
     def _update(self, rng):
-        """All the work of an update, from what lies in the rows: nothing here asks the host."""
+        """All the work of an update. It reads the rows only, and never waits for the host."""
         xp, rows = self.xp, self._rows
         for name, table in self._tables.items():
             xp.take(table, self._number, axis=0, out=rows[name])
@@ -151,19 +154,19 @@ class RecordedSteps:
             self.history[self._number] = self.theta[..., self._watch][None]
         self._number += 1
 
-    def _draws(self):
+    def _random(self):
         """Random numbers for an update that is recorded, or could be."""
         if "seeds" not in self._rows:
             return self.rng
         return kernels_of(self.theta).Seeds(self._rows["seeds"][0])
 
     def _record(self):
-        """Record an update; remember why if that is not possible."""
+        """Record an update; if that is not possible, remember why."""
         failure = None
         try:
             self._stream.begin_capture()
             try:
-                self._update(self._draws())
+                self._update(self._random())
             except Exception as error:
                 failure = error
             finally:
@@ -171,7 +174,7 @@ class RecordedSteps:
         except Exception as error:
             failure = failure or error
         try:
-            if isinstance(failure, MemoryError):  # nor is there room to go on without a graph
+            if isinstance(failure, MemoryError):  # an update without a graph needs as much
                 raise failure
             if failure is None:
                 self._graph = graph
@@ -179,22 +182,22 @@ class RecordedSteps:
                 self.record = False
                 self.reason = f"{type(failure).__name__}: {failure}"
         finally:
-            del failure  # it knows this frame, and would keep the memory of all that is here
+            del failure  # its traceback would keep the arrays of this frame alive
 
     def __enter__(self):
-        # What was queued before, on other streams, is done when the first update begins.
+        # Work that other streams have queued must be done before the first update begins.
         self.xp.cuda.get_current_stream().synchronize()
         self._stream.__enter__()
         return self
 
     def __exit__(self, *error):
         self._stream.__exit__(*error)
-        self._stream.synchronize()  # after an error, too, nothing is still at work on θ
+        self._stream.synchronize()  # no kernel changes θ after the block, not even after an error
 
     def take(self) -> None:
-        """Queue the next update.
+        """Put the next update into the GPU's queue.
 
-        Returns  None, since its loss may not be known yet: see `losses`
+        Returns  None: the loss may not be known yet, see `losses`
         """
         number = self.number
         if not np.array_equal(self._rate, self.optimizer.rate):
@@ -221,14 +224,14 @@ class RecordedSteps:
                 if calls:
                     self._fill_seeds(calls)
             else:
-                self._update(self._draws())
+                self._update(self._random())
 
 
-# --- what SGD, Adam, Moments and EMA do, with numbers that lie on the device ---------------
+# --- SGD, Adam, Moments and EMA with numbers that lie on the device -------------------------
 #
-# Each says beforehand which numbers its updates will need (`numbers`), and makes an update of
-# the numbers in the current row of the table. `Moments.update` and its like count as they go; here
-# the counting is apart, because a recorded update runs without Python.
+# `numbers` says beforehand which numbers the updates will need; `step` or `update` uses those of
+# the current row. `Moments.update` and `EMA.update` also count the updates. Here `count` does that,
+# because a recorded update executes no Python.
 
 
 class _RecordedSGD:
@@ -267,7 +270,7 @@ class _RecordedMoments:
             moments.start(theta)
 
     def numbers(self, updates):
-        """For each update its number among those that count, from 1; or 0 if it does not."""
+        """For each update its number among those that count, from 1; 0 if it does not count."""
         numbers, count = [], self.moments.count
         for seen in range(self.moments.seen + 1, self.moments.seen + 1 + updates):
             counts = self.moments.counts(seen)
@@ -276,7 +279,7 @@ class _RecordedMoments:
         return np.array(numbers, np.int64)
 
     def update(self, n):
-        """Change the arrays: from scratch if n is 1, not at all if it is 0."""
+        """Change the arrays: start anew if n is 1, change nothing if n is 0."""
         kernels_of(self.theta).fold_moments(self.theta, *self.moments.arrays, n)
 
     def count(self):
@@ -295,7 +298,7 @@ class _RecordedEMA:
 
     def update(self, weight):
         rows = zip(self.theta, self.mean, strict=True) if self.theta.ndim == 2 else None
-        for theta, mean in rows or [(self.theta, self.mean)]:  # one at a time, to save memory
+        for theta, mean in rows or [(self.theta, self.mean)]:  # one by one, to save memory
             mean += weight * (theta - mean)
 
     def count(self):
@@ -314,12 +317,12 @@ class _Counting:
 
 
 def epoch_ends(updates: int, images: int, batch: int) -> list[int]:
-    """After which updates an epoch is over, and the host looks at the losses.
+    """The last update of each epoch, after which the host reads the losses.
 
-    updates   how many there are
-    images    how many there are to train on
+    updates   the number of updates
+    images    the number of training images
     batch     images per update
-    Returns   numbers of updates, from 0; the last one always
+    Returns   numbers of updates, from 0; the very last update is always among them
     """
     each = max(1, images // batch)
     return [*range(each - 1, updates - 1, each), updates - 1]

@@ -5,8 +5,8 @@
     tuned = fine_tune(task, theta, stats, SGD(0.15), 500)      eqs. 2-3
     probabilities = model.predict(tuned.moments.mean, images, tuned.moments_of_stats.mean)
 
-Every random choice has a stream of its own, made from the seed and its purpose, so that a
-stage can be done again, alone, with the same bits.
+Every random choice has a stream of its own, which the seed and its purpose decide. So one stage
+can be done again alone and gives the same bits.
 """
 
 import itertools
@@ -51,16 +51,16 @@ def stream(seed: int, purpose: str, number: int | None = None) -> np.random.Gene
 
 
 def batches(count: int, batch: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Index arrays without end: every epoch in a new order, a partial batch at its end left out.
+    """Endless index arrays. Every epoch has a new order; a partial batch at its end is left out.
 
     count    number of examples
     batch    examples in a batch
-    rng      where the order comes from
+    rng      random numbers for the order
     Returns  an iterator over arrays (batch,) of integers
     Raises   ValueError when a batch has more examples than there are
     """
     if not 0 < batch <= count:
-        raise ValueError(f"batches: {batch} examples a batch, but there are {count}")
+        raise ValueError(f"batches: {batch} examples in a batch, but there are {count}")
     checks.generator_of("batches", rng)
 
     def epochs():
@@ -76,11 +76,11 @@ class Task:
     """What is to be learnt: a network, images, and the random choices.
 
     model    a `minires.networks.protocol.Classifier`, such as a Model
-    images   (N, H, W, C), dtype and device of the θ that is trained
+    images   (N, H, W, C), with the dtype and the device of θ
     labels   (N,) integers from 0 to classes − 1, or a list of them
     batch    images in a mini-batch
-    seed     of the order of the images, and of dropout; or R of them, one for each network
-    quiet    no progress bar (where standard error is no terminal there is none in any case)
+    seed     for the order of the images and for dropout; or R seeds, one for each network
+    quiet    no progress bar (there is none either when standard error is not a terminal)
     Raises   ValueError when a length, a label or a setting does not fit
     """
 
@@ -95,7 +95,7 @@ class Task:
         checks.is_array("Task", "images", self.images)
         count, classes = len(self.images), self.model.classes
         if count == 0:
-            raise ValueError("Task: images are empty: there is nothing to learn from")
+            raise ValueError("Task: images are empty, there is nothing to learn from")
         labels = checks.labels_for("Task", self.labels, count, classes, like=self.images)
         object.__setattr__(self, "labels", labels)
         for seed in self.seed if np.ndim(self.seed) else [self.seed]:
@@ -106,11 +106,11 @@ class Task:
 
 
 class Trained(NamedTuple):
-    """What `train` returns, besides θ and the statistics, which it changed in place.
+    """What `train` returns. θ and the batch-norm statistics it changed in place.
 
     history   the watched weights after every update, (updates, [R,] watched), on the host
-    lost      {place among the R networks: FloatingPointError} for every network whose loss or
-              final weights are not finite; empty unless `raise_lost` was off
+    lost      {number of the network, from 0: FloatingPointError} for every network whose loss
+              or final weights are not finite; empty unless `raise_lost` was off
     """
 
     history: np.ndarray
@@ -118,7 +118,7 @@ class Trained(NamedTuple):
 
 
 class FineTuned(NamedTuple):
-    """What `fine_tune` returns, besides θ and the statistics, which it changed in place.
+    """What `fine_tune` returns. θ and the batch-norm statistics it changed in place.
 
     moments            of θ over the updates
     moments_of_stats   of the batch-norm statistics
@@ -146,8 +146,8 @@ def train(
 ) -> Trained:
     """Improve θ by mini-batch gradient descent (eq. 1), in place.
 
-    On a GPU, updates are recorded and played again (`minires.training.capture`), and the losses
-    are looked at once an epoch. With plain kernels nothing is recorded.
+    On a GPU an update is recorded once and then played again (`minires.training.capture`); the
+    losses are checked once per epoch. With plain kernels nothing is recorded.
 
     task          what to learn
     theta         (P,), or (R, P) for R networks side by side; changed in place
@@ -155,16 +155,16 @@ def train(
     optimizer     SGD or Adam
     updates       how many mini-batches
     phase         "training" or "fine-tuning": which of the seed's random streams to use
-    schedule      schedule(t) is the share of the optimizer's rate at update t = 0, 1, …; without
-                  one it is all of it (see `minires.training.schedules`)
+    schedule      schedule(t) is the share of the optimizer's rate at update t = 0, 1, …; None:
+                  the whole rate at every update (see `minires.training.schedules`)
     moments       [(Moments or EMA, vector), …]: updated with the vector after every update
-    watch         indices of weights whose every value is returned
-    after_update  called with (number of the update, theta, loss) after each; on a GPU the loss
-                  is None, since it may not be known yet
-    raise_lost    whether to raise the first error of a network whose loss or weights are not
-                  finite; if not, these networks are returned in `lost`, and the others train on
+    watch         indices of weights; their values after every update are returned
+    after_update  called with (number of the update, theta, loss) after each update; on a GPU the
+                  loss is None, since it may not be known yet
+    raise_lost    True: the first loss or weight that is not finite raises an error. False: such
+                  networks are returned in `lost`, and the others train on
     Returns       Trained
-    Raises        FloatingPointError when a loss, or θ at the end, is not finite, and `raise_lost`;
+    Raises        FloatingPointError, if `raise_lost`, when a loss or the final θ is not finite;
                   ValueError when an image holds a NaN, or an argument does not fit
     """
     updates = checks.whole_number("train", "updates", updates, 0)
@@ -192,7 +192,7 @@ def train(
     check.weights(theta, stats)
     if steps.reason:
         warnings.warn(
-            f"{phase}: slower than it could be, as no update could be recorded as a CUDA graph "
+            f"{phase} is slower than it could be: no update could be recorded as a CUDA graph "
             f"({steps.reason})",
             stacklevel=2,
         )
@@ -200,22 +200,22 @@ def train(
 
 
 class Steps:
-    """Updates of θ, each done at once: a batch, a step of the optimizer, and the moments.
+    """Updates of θ: each takes a batch, makes a step of the optimizer, and updates the moments.
 
     task            what to learn
     theta, stats    (P,) and (S,), or (R, P) and (R, S); changed in place
     optimizer       SGD or Adam
     order           [(batch,) or (R, batch) integers, …]: the images of each update
     rng             for dropout: a Generator, or a list of R
-    schedule        schedule(t) is the share of the rate at update t = 0, 1, …; without one all
+    schedule        schedule(t) is the share of the rate at update t = 0, 1, …; None: all of it
     moments         [(Moments or EMA, vector), …]: updated with the vector after every step
-    watch           indices of weights whose every value is kept, in `history`
+    watch           indices of weights; their values after every update are kept in `history`
 
-    `losses` is (updates,) or (updates, R), `history` (updates, [R,] watched). On a GPU, but not
-    with plain kernels, `capture.RecordedSteps` takes this one's place.
+    `losses` is (updates,) or (updates, R), `history` (updates, [R,] watched). On a GPU
+    `capture.RecordedSteps` does this work, unless the kernels are plain.
     """
 
-    reason = None  # why nothing could be recorded; there is nothing to record here
+    reason = None  # RecordedSteps says here why nothing could be recorded
 
     def __init__(
         self,
@@ -266,9 +266,9 @@ class Steps:
 
 @dataclass
 class _Check:
-    """Looks whether losses and weights are finite, and keeps which networks are lost.
+    """Checks whether losses and weights are finite, and remembers which networks are lost.
 
-    rate        before any schedule: what the remedy is to lower
+    rate        the optimizer's own, before any schedule: the error says to lower it
     raise_lost  whether to raise the first error
     """
 
@@ -282,7 +282,7 @@ class _Check:
         self.lost = {}
 
     def losses(self, losses, first):
-        """Look at the losses (n, [R]) of updates from `first` on; returns how many are lost."""
+        """Check the losses (n, [R]) of updates from `first` on; returns how many are lost."""
         losses = losses.reshape(len(losses), -1)
         bad = ~np.isfinite(losses)
         for network in np.flatnonzero(bad.any(axis=0)):
@@ -291,21 +291,21 @@ class _Check:
             remedy = (
                 f"lower the rate, {self._rate(network)}"
                 if number
-                else "the weights to start from give no finite loss: start from others, or lower "
-                "the rate that led to them"
+                else "the initial weights give no finite loss: start from others, or lower the "
+                "rate that led to them"
             )
             what = f"the loss is {loss} at update {number + 1} of {self.updates}: {remedy}"
             self._lose(network, what)
         return len(self.lost)
 
     def weights(self, theta, stats):
-        """Look at θ (P,) or (R, P) and the statistics after the last update."""
+        """Check θ (P,) or (R, P) and the batch-norm statistics after the last update."""
         xp = xp_of(theta)
         good = xp.isfinite(theta).all(axis=-1) & xp.isfinite(stats).all(axis=-1)
         for network in np.flatnonzero(~to_host(good).reshape(-1)):
             self._lose(
                 network,
-                f"after {self.updates} updates weights or batch-norm statistics are infinite or "
+                f"after {self.updates} updates, weights or batch-norm statistics are infinite or "
                 f"not a number: lower the rate, {self._rate(network)}",
             )
 
@@ -314,7 +314,7 @@ class _Check:
         return float(rates[network % len(rates)])
 
     def _lose(self, network, what):
-        if not self.lost:  # the images, rather than the weights, may be to blame
+        if not self.lost:  # images that are not finite may be the cause, and not the rate
             checks.images_are_finite(self.phase, self.images)
         error = FloatingPointError(f"{self.phase}: {what}")
         if self.raise_lost:
@@ -357,15 +357,15 @@ def fine_tune(
     watch: Sequence[int] = (),
     **moments_options: int,
 ) -> FineTuned:
-    """Train on for a few hundred updates and keep the moments of θ over them all (eqs. 2-3).
+    """Train on for a few hundred updates and keep the moments of θ over all of them (eqs. 2-3).
 
     task             what to learn
     theta            (P,) or (R, P), trained weights; changed in place
     stats            (S,) or (R, S); changed in place
     optimizer        SGD or Adam
     updates          how many mini-batches; about an epoch in the paper
-    schedule         as for `train`; the paper's rate stays as it is
-    watch            indices of weights whose every value is kept, for a picture
+    schedule         as for `train`; the paper's rate is constant
+    watch            indices of weights; their values after every update are kept, for a picture
     moments_options  ddof, burn_in, stride: see `Moments`
     Returns          FineTuned
     Raises           FloatingPointError, ValueError as `train`
@@ -402,7 +402,7 @@ def predict(
     images   (N, H, W, C), dtype and device of theta
     stats    (S,) or (R, S); needed with batch norm only
     quiet    no progress bar
-    desc     what the bar says
+    desc     the text beside the bar
     Returns  (N, classes) or (R, N, classes), on the host
     Raises   ValueError as `Model.predict`
     """
@@ -427,11 +427,11 @@ def score(probabilities: Any, labels: Any) -> dict[str, float]:
 
 
 def choose_weights(model: Any, count: int, rng: np.random.Generator) -> list[int]:
-    """Indices into θ of weights to watch, spread over the layers.
+    """Indices into θ of some weights to watch, spread over the layers.
 
     model    a Model
     count    how many
-    rng      where the choice comes from
+    rng      random numbers for the choice
     Returns  [index, …]
     """
     kernels = [entry for entry in model.layout.weights if entry.name.endswith("weight")]

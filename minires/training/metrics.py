@@ -1,9 +1,9 @@
 """How good predicted probabilities are: four numbers, one definition each.
 
-Every function takes probabilities (…, N, C) of N images and C classes, and labels (N,), and
-returns (…): one number for each network that shares the images. All sums are in float64, and
-the same probabilities give the same numbers in float32 and float64. A prediction that is not a
-number is a wrong one to `accuracy`, and makes the others NaN.
+Every function takes probabilities (…, N, C) of N images and C classes, and labels (N,). It
+returns (…): one number for each network. All sums are in float64, and the same probabilities give
+the same numbers in float32 and float64. If a network predicts NaN for an image, `accuracy` counts
+that image as wrong, and the other three numbers are NaN.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ def evaluate(probabilities: Any, labels: Any) -> dict[str, Any]:
     probabilities   (…, N, C) float32 or float64, or a list: each row sums to one
     labels          (N,) integers from 0 to C − 1, or a list of them
     Returns         dict: "accuracy", "nll", "brier" and "ece", each (…) float64 on the host
-    Raises          ValueError when shapes do not fit, a row is no probabilities, or a label is
-                    out of range
+    Raises          ValueError when shapes do not fit, a row does not hold probabilities, or a
+                    label is out of range
     """
     probabilities, labels = _checked("evaluate", probabilities, labels)
     return {
@@ -48,8 +48,8 @@ def nll(probabilities: Any, labels: Any) -> Any:
 
     −(1/N) Σ_n ln max(p[n, label_n], tiny)
 
-    tiny is the smallest normal number of the dtype, 1.2e-38 for float32: an image whose label
-    has probability zero costs 87.3 instead of infinity.
+    tiny is the smallest normal number of the dtype, 1.2e-38 for float32. So an image whose label
+    has probability zero adds 87.3 to the sum, and not infinity.
 
     probabilities, labels, Raises   as in `evaluate`
     Returns   (…) float64, at least 0
@@ -62,7 +62,7 @@ def nll(probabilities: Any, labels: Any) -> Any:
 
 
 def brier(probabilities: Any, labels: Any) -> Any:
-    """The Brier score: a sum over the classes, a mean over the images.
+    """The Brier score: the squared error, summed over the classes, averaged over the images.
 
     (1/N) Σ_n Σ_c (p[n, c] − [c = label_n])²
 
@@ -78,7 +78,7 @@ def brier(probabilities: Any, labels: Any) -> Any:
 
 
 def ece(probabilities: Any, labels: Any, bins: int = 15) -> Any:
-    """The expected calibration error: how far confidence and accuracy lie apart.
+    """The expected calibration error: how much confidence and accuracy differ.
 
     Σ_b |B_b|/N · |mean confidence in B_b − accuracy in B_b|
 
@@ -96,7 +96,7 @@ def ece(probabilities: Any, labels: Any, bins: int = 15) -> Any:
 
 
 def calibration_error(confidence: Any, correct: Any, bins: int = 15) -> Any:
-    """The expected calibration error, from all that it needs to know of a prediction.
+    """The expected calibration error, from confidences and hits.
 
     confidence  (…, N) float, the largest probability of each image
     correct     (…, N) bool, whether that class is the label

@@ -1,14 +1,14 @@
 """Gradient descent: plain, with momentum, and Adam. Each changes θ in place.
 
-An optimizer holds its own state vectors, made like θ at the first step. So θ may be (P,) or
-(R, P), float32 or float64, on a CPU or a GPU. The loop that trains owns θ:
+An optimizer makes its own state vectors at the first step, with the shape, the dtype and the
+device of θ. So θ may be (P,) or (R, P), float32 or float64, on a CPU or a GPU. The caller holds θ:
 
     optimizer = SGD(0.2)
     loss, gradient = model.loss_and_gradient(theta, images, labels, rng=rng)
     optimizer.step(theta, gradient)
 
-`rate` may be changed between steps; that is all a schedule is. R networks side by side may each
-have their own: a rate of shape (R, 1) for θ (R, P).
+`rate` may be changed between steps; a schedule does only that. R networks side by side may each
+have a rate of their own: rate (R, 1) for θ (R, P).
 """
 
 import copy
@@ -22,7 +22,7 @@ from minires.kernels.vectors import apply_formula
 
 
 class _Optimizer:
-    """What every optimizer needs: its state made like θ, kept, and given back."""
+    """What every optimizer needs: it makes its state vectors, gives them, and takes them back."""
 
     vectors: tuple[str, ...] = ()  # names of the state vectors; each is None until the first step
     settings: tuple[str, ...] = ()  # names of its arguments, for `repr`
@@ -32,7 +32,7 @@ class _Optimizer:
         return f"{type(self).__name__}({', '.join(given)})  # {self.count:,} steps taken"
 
     def state(self) -> dict[str, Any]:
-        """Everything that changes from step to step, for going on later bit for bit.
+        """Everything that changes from step to step. With it, training goes on bit for bit.
 
         Returns  dict: "rate", "count" (steps taken) and a copy of each state vector
         """
@@ -46,7 +46,7 @@ class _Optimizer:
         """Go on from what `state` gave, in an optimizer made with the same arguments.
 
         state    dict; its arrays are copied, and go to θ's device at the next step
-        Raises   ValueError when it is another optimizer's
+        Raises   ValueError when the state belongs to another kind of optimizer
         """
         count = int(state["count"]) if "count" in state else 0
         expected = {"rate", "count"} | (set(self.vectors) if count else set())
@@ -70,7 +70,7 @@ class _Optimizer:
         raise NotImplementedError
 
     def ready(self, theta: Any, gradient: Any) -> None:
-        """Check one step's arrays, and make the state vectors if there are none.
+        """Check the arrays of one step, and make the state vectors if there are none.
 
         theta, gradient, Raises   as for `step`
         """
@@ -92,8 +92,8 @@ class _Optimizer:
                 setattr(self, name, xp_of(theta).zeros_like(theta))
             elif vector.shape != theta.shape or vector.dtype != theta.dtype:
                 raise ValueError(
-                    f"{where}: theta is {theta.shape} {theta.dtype}, the {name} of the steps "
-                    f"before is {vector.shape} {vector.dtype}: use a new optimizer"
+                    f"{where}: theta is {theta.shape} {theta.dtype}, the {name} of earlier steps "
+                    f"is {vector.shape} {vector.dtype}: use a new optimizer"
                 )
             else:
                 setattr(self, name, to_device(vector, device_of(theta)))
@@ -111,8 +111,8 @@ class SGD(_Optimizer):
     θ ← θ − ℓ v
 
     rate           ℓ, the learning rate, at least 0: a number, or (R, 1) for R networks
-    momentum       μ, in [0, 1); 0 keeps no state: θ ← θ − ℓ g, eq. 1. It may be changed between
-                   steps; from 0 upwards, v starts at 0
+    momentum       μ, in [0, 1). With 0 no state is kept: θ ← θ − ℓ g, eq. 1. It may be changed
+                   between steps; when it becomes larger than 0, v starts at 0
     weight_decay   λ, at least 0
     Source         eq. 1, with g the gradient of the mean loss; momentum: Polyak 1964
     """
@@ -158,11 +158,11 @@ class SGD(_Optimizer):
 class Adam(_Optimizer):
     """Adaptive moment estimation: a step size for every weight.
 
-    m ← β₁ m + (1 − β₁) g            first:  the gradient's moving average
-    v ← β₂ v + (1 − β₂) g²           second: its square's
+    m ← β₁ m + (1 − β₁) g            first:  the moving average of the gradient
+    v ← β₂ v + (1 − β₂) g²           second: the moving average of its square
 
-    The averages start at zero; dividing by 1 − βᵗ after t steps corrects for that. Where ε
-    stands relative to the correction differs between programs:
+    The averages start at zero; dividing by 1 − βᵗ after t steps corrects for that. Programs
+    differ in whether ε is added before or after the correction:
 
     θ ← θ − ℓ √(1−β₂ᵗ)/(1−β₁ᵗ) m / (√v + ε)             epsilon_inside=False (TensorFlow 1.8)
     θ ← θ − ℓ m/(1−β₁ᵗ) / (√(v/(1−β₂ᵗ)) + ε)            epsilon_inside=True (PyTorch)
@@ -196,7 +196,7 @@ class Adam(_Optimizer):
         self.second = None
 
     def corrected(self, count: int) -> tuple[Any, float]:
-        """The rate and ε of one step, both corrected for averages that started at zero.
+        """The rate and ε of one step, both corrected because the averages start at zero.
 
         count    t, the number of the step, from 1
         Returns  ℓ √(1−β₂ᵗ)/(1−β₁ᵗ), a number or (R, 1); and ε, or ε √(1−β₂ᵗ) when inside:
@@ -226,7 +226,7 @@ class Adam(_Optimizer):
 
 
 def _rate_of(where, rate):
-    """A learning rate, once every one of them is known to be a finite number from 0 up."""
+    """Check that a learning rate, or each of several, is a finite number from 0 up; return it."""
     for number in np.ravel(to_host(rate)) if np.ndim(rate) else [rate]:
         checks.number_in(where, "rate", number, 0)
     return rate

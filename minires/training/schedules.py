@@ -1,7 +1,7 @@
-"""Schedules of the learning rate: the share of it that is used at each update.
+"""Schedules of the learning rate: which share of the rate each update uses.
 
-A schedule is a function of the number of the update, t = 0, 1, …; `train` multiplies the rate
-of the optimizer by its value:
+A schedule is a function of the number of the update, t = 0, 1, … `train` multiplies the rate of
+the optimizer by its value:
 
     train(task, theta, stats, SGD(0.2), 1000, schedule=cosine(1000))
 """
@@ -24,12 +24,11 @@ def constant(number: int) -> float:
 
 
 def linear(updates: int, final: float = 0.0) -> Schedule:
-    """The rate falls along a line.
+    """The rate falls along a straight line.
 
     share(t) = 1 − (1 − final) t/T
 
-    updates  T, after how many updates the share would be `final`; the last update, t = T − 1, is
-             one step before it
+    updates  T: the share would be `final` at t = T; the last update is t = T − 1
     final    the share at the end, in [0, 1]
     Returns  a schedule
     Raises   ValueError when a setting is out of its range
@@ -44,7 +43,7 @@ def cosine(updates: int, final: float = 0.0) -> Schedule:
 
     share(t) = final + (1 − final) (1 + cos(π t/T)) / 2
 
-    updates  T, after how many updates the share would be `final`
+    updates  T: the share would be `final` at t = T; the last update is t = T − 1
     final    the share at the end, in [0, 1]
     Returns  a schedule
     Raises   ValueError when a setting is out of its range
@@ -56,7 +55,7 @@ def cosine(updates: int, final: float = 0.0) -> Schedule:
 
 
 def cyclic(length: int, lowest: float = 0.01) -> Schedule:
-    """The rate falls along a line in each cycle, then jumps back: for averages of weights (SWA).
+    """In each cycle the rate falls along a line; then it jumps back. SWA averages weights so.
 
     s = ((t mod c) + 1)/c,   share(t) = (1 − s) + lowest · s
 

@@ -1,7 +1,7 @@
 """How long a training step, a prediction and the moments' update take on this machine.
 
-Medians of several rounds, after one round that does not count. On a GPU a round ends when the
-device has finished all that was queued.
+Each number is the median of several rounds, after one round that does not count. On a GPU a
+round ends when the device has finished all queued work.
 """
 
 import statistics
@@ -18,7 +18,9 @@ from minires.training import capture
 from minires.training.loop import Task
 from minires.training.optimizers import SGD
 
-MOMENTS_BYTES = 40  # that one update reads and writes for a float32 weight: θ, θ₁, θ̄ − θ₁, nσ²
+# For each float32 weight, one update of the moments reads θ, θ₁, θ̄ − θ₁ and nσ², and writes the
+# last two: 4 + 4 + 8 + 8 + 8 + 8 bytes.
+MOMENTS_BYTES = 40
 ROUND_UPDATES = 20
 
 
@@ -29,7 +31,7 @@ class Problem:
     batch      images in a mini-batch
     replicas   networks side by side
     device     "cpu" or "gpu"
-    images     how many; four batches without it
+    images     how many; None: four batches
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class Problem:
 
 
 def median_seconds(xp: Any, function: Callable[[], Any], rounds: int) -> float:
-    """The median time of a function, with all that it makes a GPU do.
+    """The median time of a function, with all the work that it gives to a GPU.
 
     xp        the array module that it uses: numpy or cupy
     function  called without arguments
@@ -141,7 +143,7 @@ def median_seconds(xp: Any, function: Callable[[], Any], rounds: int) -> float:
 
 
 def copy_seconds(xp: Any, rounds: int, size: int = 1 << 28) -> tuple[float, int]:
-    """How long it takes to copy memory from one place to another.
+    """How long it takes to copy memory.
 
     xp       the array module: numpy or cupy
     rounds   how many times to measure
