@@ -71,7 +71,7 @@ def run(model, task, updates=20, seed=3, rate=0.2, phase="training", optimizer=N
 @given(count=st.integers(1, 40), batch=st.integers(1, 40), seed=st.integers(0, 99))
 def test_every_epoch_is_a_permutation_cut_into_batches(count, batch, seed):
     if batch > count:
-        with pytest.raises(ValueError, match=f"{batch} examples a batch, but there are {count}"):
+        with pytest.raises(ValueError, match=f"{batch} examples in a batch, but there are {count}"):
             batches(count, batch, np.random.default_rng(seed))
         return
     order = batches(count, batch, np.random.default_rng(seed))
@@ -88,7 +88,7 @@ def test_every_epoch_is_a_permutation_cut_into_batches(count, batch, seed):
 
 @pytest.mark.parametrize("batch", [0, -1])
 def test_batches_have_examples(batch):
-    with pytest.raises(ValueError, match=f"batches: {batch} examples a batch"):
+    with pytest.raises(ValueError, match=f"batches: {batch} examples in a batch"):
         batches(10, batch, np.random.default_rng(0))
 
 

@@ -6,7 +6,7 @@
     data = load("mnist", data_dir="~/data")     # the classic, read from disk or downloaded
     images = scale(data.train_images)           # (N, 28, 28, 1) float32 in [-1, 1]
 
-This package knows nothing of networks: it makes or reads arrays, and hands them out.
+This package knows nothing about networks. It makes arrays or reads them from files.
 """
 
 import os
@@ -28,7 +28,7 @@ class Dataset:
     train_labels  (N,) int64, 0 … 9
     test_images   (M, 28, 28, 1) uint8
     test_labels   (M,) int64
-    name          what the data is, in words fit for a report
+    name          what the data are called in a report
     """
 
     train_images: np.ndarray
@@ -41,26 +41,26 @@ class Dataset:
 def load(name, *, train=None, test=None, seed=0, data_dir=None, progress=True, threads=None):
     """Return a data set by its name.
 
-    name      "glyphs": digits drawn on the spot (minires/data/glyphs.py);
+    name      "glyphs": digits made by the program (minires/data/glyphs.py);
               "mnist": read from disk, downloaded at the first use (minires/data/mnist.py)
     train     number of training images; None: 30,000 glyphs, all of MNIST
     test      number of test images; None: 5,000 glyphs, all of MNIST
-    seed      which glyphs are drawn, an int ≥ 0; MNIST is always the same
+    seed      which glyphs are made, an int ≥ 0; MNIST is always the same
     data_dir  folder of the MNIST files, or the folder that holds them as mnist/; None: look in
               the folder named by the environment variable MINIRES_DATA, then in the cache,
               then download
     progress  show a bar while downloading
-    threads   that draw glyphs; None: one for every core of this process
+    threads   how many threads make glyphs; None: one for every core of this process
     Returns   Dataset
-    Raises    ValueError for an unknown name, a count that cannot be had or a damaged file;
+    Raises    ValueError for an unknown name, a count that is too large or a damaged file;
               FileNotFoundError when data_dir lacks the files;
               ConnectionError when no mirror delivers them
     """
     if name == "glyphs":
         if data_dir is not None:
             raise ValueError(
-                f"load: glyphs are made, not read, so data_dir={os.fspath(data_dir)!r} means "
-                "nothing here; leave it out, or load 'mnist'"
+                f"load: glyphs are made, not read, so data_dir={os.fspath(data_dir)!r} has no "
+                "use here: leave it out, or load 'mnist'"
             )
         from minires.data import glyphs
 
@@ -97,7 +97,7 @@ def cores():
 
 
 def cache_folder():
-    """Return the folder where made and downloaded data are kept between runs.
+    """Return the folder that keeps made and downloaded data for the next time.
 
     It is the folder named by the environment variable MINIRES_CACHE, or else the usual place
     of the operating system (on Linux ~/.cache/minires). It need not exist yet.

@@ -1,17 +1,17 @@
-"""Glyph digits: a data set like MNIST that is made on the spot, with nothing to download.
+"""Glyph digits: a data set like MNIST that the program makes, with nothing to download.
 
-Each image shows one digit of one of the fonts that Matplotlib brings along, bent out of shape:
-turned, sheared, stretched, shifted, its strokes warped, thickened or thinned, blurred, faded,
-smudged and covered with noise.
+Each image shows one digit in one of the fonts of Matplotlib. The digit is distorted: turned,
+sheared, stretched, shifted and bent; its strokes are made thicker or thinner, blurred, faded and
+covered with noise.
 
-The trick that makes this fast and short is to store each letter shape not as pixels but as a
-*distance field*: at every point, how far it is to the nearest edge, positive inside the ink. Such
-a field is smooth, so a coarse grid holds it and it may be sampled anywhere; and adding a number
-to it before asking "is it positive?" makes every stroke thicker or thinner.
+One idea makes this fast and short. A digit is not stored as pixels but as a *distance field*: for
+every point the distance to the nearest edge, positive inside the ink. Such a field is smooth. So a
+coarse grid is enough, and the field can be read between the points of the grid. The ink is where
+the field is positive; adding a number to the field makes every stroke thicker or thinner.
 
     images, labels = draw(1000, seed=0)             # (1000, 28, 28, 1) uint8, (1000,) int64
 
-Image i depends on seed, split and i alone, not on how many are drawn.
+Image i depends on the seed, the split and i only, not on the number of images.
 """
 
 import functools
@@ -24,7 +24,7 @@ import numpy as np
 
 from minires.data import Dataset, cache_folder, cores
 
-# Part of the cached files' names: raise it with every change that alters an image.
+# This number is part of the cached files' names. Raise it with every change that alters an image.
 VERSION = 1
 
 SIZE = 28
@@ -47,7 +47,7 @@ FONTS = (
     "cmr10",
     "cmss10",
     "cmti10",
-    # The last four are seen in test images only.
+    # The last four fonts are for test images only.
     "DejaVuSansMono-BoldOblique",
     "DejaVuSerif-BoldItalic",
     "STIXGeneralBolIta",
@@ -57,26 +57,28 @@ FONTS_IN_TRAINING = len(FONTS) - 4
 
 # Random numbers come in chunks of this many images, each with a stream of its own.
 CHUNK = 500
-BLOCK = 50  # of them are drawn at a time: what they need stays in the cache
+# A chunk is drawn in blocks of this many images, so that their arrays fit into the cache.
+BLOCK = 50
 SPLITS = {"train": 0, "test": 1}
 
-# How far the digits stray, in pixels, radians or powers of e: standard deviations.
+# How much the digits are distorted: standard deviations, in pixels, radians or powers of e.
 SHIFT = 1.0
 BEND = 0.7
-KNOTS = 5  # along each side, between which a digit bends smoothly
+KNOTS = 5  # a digit bends smoothly between so many points along each side
 ANGLE = 0.12
 SLANT = 0.12
 LOG_SIZE = 0.06
 LOG_STRETCH = 0.06
-# Strokes: pixels added on each side, and the width of their soft edge (lowest, highest).
+# Strokes: pixels added on each side, and the width of the soft edge (lowest, highest).
 BOLDER = (0.0, 0.8)
 EDGE = (1.0, 2.0)
-# Murk, in units of its own: the ink fades, the noise grows.
+# How quickly an image becomes unreadable: for each unit of murk the ink fades by a factor
+# e^(−FADE), and the noise grows by NOISE.
 FADE = 0.25
 NOISE = 0.13
 
-# A distance field is a square of FIELD × FIELD points in which a digit is 20 pixels high, and
-# it is measured in a drawing with FINER times as many dots.
+# A distance field is a square of FIELD × FIELD points, in which a digit is HEIGHT pixels high.
+# It is measured in a drawing with FINER times as many dots along each side.
 HEIGHT = 20
 FIELD = 64
 FINER = 2
@@ -88,9 +90,9 @@ def load(train=30_000, test=5_000, seed=0, threads=None):
 
     train, test  number of images
     seed         int ≥ 0; another seed gives other images of the same kind
-    threads      that draw; None: one for every core. The images do not depend on it
+    threads      how many threads draw; None: one for every core. The images do not depend on it
     Returns      Dataset
-    Raises       ValueError for a count or seed that is no number of the kind
+    Raises       ValueError for a count or a seed out of its range
     """
     train_images, train_labels = _draw_cached(train, seed, "train", threads)
     test_images, test_labels = _draw_cached(test, seed, "test", threads)
@@ -103,10 +105,10 @@ def draw(count, seed=0, split="train", threads=None):
 
     count    number of images
     seed     int ≥ 0
-    split    "train" or "test": other random numbers, and test images use four fonts more
-    threads  that draw; None: one for every core
+    split    "train" or "test": they use different random numbers, and "test" has four more fonts
+    threads  how many threads draw; None: one for every core
     Returns  images (count, 28, 28, 1) uint8, labels (count,) int64
-    Raises   ValueError for a count or seed that is no number of the kind, or an unknown split
+    Raises   ValueError for a count or a seed out of its range, or an unknown split
     """
     _check(count, seed, split)
     fields = distance_fields()
@@ -126,7 +128,7 @@ def draw(count, seed=0, split="train", threads=None):
 
 
 def _draw_chunk(fields, fonts, rng):
-    """Draw CHUNK digits of the first so many fonts: uint8 (CHUNK, 28, 28), and their labels."""
+    """Draw CHUNK digits with the first `fonts` fonts: uint8 (CHUNK, 28, 28), and their labels."""
 
     def normal(deviation, shape=(1, 1)):
         return np.float32(deviation) * rng.standard_normal((CHUNK, *shape), np.float32)
@@ -161,8 +163,8 @@ def _distort(
     fields, glyphs, down, bend_down, right, bend_right, angle, slant, size, stretch,
     bolder, edge, murk, noise,
 ):  # fmt: skip
-    """Digits as the random numbers want them: uint8 (…, 28, 28)."""
-    # At which place of the undistorted digit does each pixel look? In pixels from the centre.
+    """Digits distorted by the given random numbers: uint8 (…, 28, 28)."""
+    # Each pixel shows a point of the undistorted digit: which one, in pixels from the centre?
     curve = _smooth_curve()
     centred = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
     row = centred[:, None] + down + curve @ bend_down @ curve.T
@@ -173,7 +175,7 @@ def _distort(
     distance = _look_up(fields, glyphs, up, along)
     ink = np.clip(0.5 + (distance + bolder) / edge, 0, 1)
 
-    # Most images are clear, some are murky, and one in fifty is past reading.
+    # Most images are clear, some are hard to read, and one in fifty cannot be read at all.
     image = ink * np.exp(-FADE * murk) + murk * noise
     return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
@@ -182,8 +184,8 @@ def _distort(
 def _smooth_curve(knots=KNOTS):
     """Return the matrix (28, knots) that turns random numbers into a smooth curve of 28 pixels.
 
-    Each column is a bell around one knot. Rows have length 1, so that the curve has the variance
-    of the numbers everywhere.
+    Each column is a bell curve around one knot. Each row has length 1, so at every pixel the curve
+    has the same variance as the random numbers.
     """
     pixel = np.arange(SIZE)[:, None]
     bells = np.exp(-0.5 * ((pixel - np.linspace(0, SIZE - 1, knots)) / (SIZE / 6)) ** 2)
@@ -191,11 +193,11 @@ def _smooth_curve(knots=KNOTS):
 
 
 def _look_up(fields, glyphs, row, column):
-    """Read distance fields between their points (bilinear), outside them at their border.
+    """Read distance fields between their points (bilinear). Outside, the border's value holds.
 
     fields       (G, FIELD, FIELD) float32
-    glyphs       (N,) which field
-    row, column  (N, 28, 28) float32 where, in pixels from the centre
+    glyphs       (N,) the number of the field for each image
+    row, column  (N, 28, 28) float32, the places to read, in pixels from the centre
     Returns      (N, 28, 28) float32 distance to the edge of the ink, in pixels
     """
     density = np.float32(POINTS_A_PIXEL)
@@ -263,7 +265,7 @@ def _render(font, side):
 
 
 def _draw_cached(count, seed, split, threads=None):
-    """Return what draw returns, from a file in the cache folder where there is a sound one."""
+    """Return what `draw` returns, from a file in the cache folder if there is a sound one."""
     _check(count, seed, split)
     folder = cache_folder() / "glyphs"
     path = folder / f"v{VERSION}-{split}-seed{seed}-{count}.npz"
@@ -287,11 +289,11 @@ def _draw_cached(count, seed, split, threads=None):
 
 
 def _read_cached(path, count):
-    """Return images and labels from a file, or None when it is missing, damaged or otherwise."""
+    """Return images and labels from a file, or None when it is missing or not as expected."""
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             images, labels = file["images"], file["labels"]
-    # A damaged archive fails in a dozen ways, and for each of them there is the same remedy.
+    # A damaged archive can raise many exceptions, and the remedy is always to make it anew.
     except Exception:
         return None
     sound = images.shape == (count, SIZE, SIZE, 1) and images.dtype == np.uint8

@@ -1,22 +1,22 @@
-"""ImageNet and folders like it: photographs read, prepared as a network expects them, in order.
+"""ImageNet and folders like it: photographs are read and prepared as a network expects them.
 
     pictures = imagenet.load("val", synsets="synsets.txt")
     plan = np.array_split(np.arange(len(pictures)), 16)         # which pictures, batch by batch
     for batch in imagenet.batches(pictures, plan, "keras", 224):
         batch.images                                            # (n, 224, 224, 3) float32
 
-Three things decide whether a published accuracy comes out, and each has one place here:
+To get a published accuracy again, three things must be right. Each has one place here:
 
-- The order of the classes. Networks number them by WordNet id (n01440764 is class 0). The
-  validation set's own ground truth counts in another order, and TF-slim's networks have one
-  class more, the background, in front.
-- How a photograph is cut and scaled: a *preset*, named after the programs that use it. They
-  differ in ways that cost tenths of a point, so each states its rule to the last rounding.
-- Files that are not what they seem. ImageNet itself holds grey and CMYK pictures and a PNG
-  called .JPEG; a copy of it, broken files. Each is named and counted; none stops the run.
+- The order of the classes. Networks number the classes by WordNet id (n01440764 is class 0). The
+  validation set's own ground truth uses another order. TF-slim's networks have one more class, the
+  background, in front of all others.
+- How a photograph is cut and scaled: a *preset*, named after the program that uses it. Programs
+  differ in details that cost tenths of a point, so each preset defines even how it rounds.
+- Files that are not what they seem. ImageNet itself holds grey and CMYK pictures and a PNG that is
+  called .JPEG; a copy of it may hold broken files. All are named and counted; none stops the work.
 
-Pictures are decoded by threads ahead of the caller. What comes out, and in which order, does
-not depend on their number.
+Threads decode the next pictures while the caller computes. The number of threads changes neither
+the pictures nor their order.
 """
 
 import csv
@@ -54,9 +54,9 @@ LARGEST_FILE = 1 << 28  # bytes; ImageNet's largest file has 15 million
 LARGEST_PICTURE = 1 << 26  # pixels, also after resizing; 200 MB decoded. ImageNet: 61 million
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
-# By content, whatever the suffix says. The last three only where Pillow was built with them.
+# The content decides the format, not the suffix. Some Pillows lack the last three.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
-DEEPEST = 32  # folders within folders
+DEEPEST = 32  # levels of folders within folders
 
 
 # --- which pictures there are ---------------------------------------------------------------
@@ -66,11 +66,11 @@ DEEPEST = 32  # folders within folders
 class Pictures:
     """Pictures that can be read one by one, and the class of each.
 
-    where    the folder or tar they come from
+    where    the folder or tar that they come from
     names    of the files, in order
     labels   (N,) int64, the class of each
-    classes  name of every class, in order: WordNet ids
-    ignored  names of files that are no pictures, by their suffix; and of folders and links that
+    classes  the names of all classes, in order: WordNet ids
+    ignored  names of files whose suffix is not that of a picture, and of folders and links that
              cannot be opened
     read     read(index) returns a file's bytes; safe to call from several threads
     """
@@ -89,17 +89,17 @@ class Pictures:
 def load(images, synsets=None, labels=None):
     """List the pictures of a folder of class folders, or of a tar.
 
-    images   a folder that holds one folder for each class (val/n01440764/….JPEG), which may hold
-             folders of their own; a tar with such folders in it; or pictures in no class
-             folders, with `labels`
+    images   a folder that holds one folder for each class (val/n01440764/….JPEG), with or without
+             more folders inside; or a tar with such folders in it; or, with `labels`, pictures
+             without class folders
     synsets  a file whose line n (from 0) is, or begins with, the name of class n. Without it the
              names must be WordNet ids, and their sorted order is the order of the classes
-    labels   for pictures that lie in no class folders. Either a file of lines "picture class"
-             (val.txt, or CSV with or without a head line); the class is a name, or a number n
-             that stands for line n of `synsets`. Or a file whose line n is the class of the
-             n-th picture by name, either a WordNet id, or the number in
-             ILSVRC2012_validation_ground_truth.txt. Those last numbers are in an order of their
-             own, which meta.mat of the same development kit explains: it must lie beside the file
+    labels   for pictures without class folders. Either a file of lines "picture class" (val.txt,
+             or CSV with or without a head line); the class is a name, or a number n that means
+             line n of `synsets`. Or a file whose line n is the class of the n-th picture by name:
+             a WordNet id, or the number in ILSVRC2012_validation_ground_truth.txt. These numbers
+             have an order of their own. The file meta.mat of the same development kit explains
+             it, and must lie beside the file
     Returns  Pictures, sorted by class and name; with `labels`, by name
     Raises   FileNotFoundError; ValueError when the order of the classes is not known
     """
@@ -141,14 +141,14 @@ def load(images, synsets=None, labels=None):
 
 
 def match_outputs(classes, outputs, background=None):
-    """Tell how the outputs of a network belong to the classes.
+    """Find out which output of a network belongs to which class.
 
-    classes     how many classes the pictures know
+    classes     how many classes the pictures have
     outputs     how many outputs the network has
-    background  whether output 0 is a background class, of which there are no pictures. None: only
-                for the 1,001 outputs of TF-slim's ImageNet networks. One output more than there
-                are classes means nothing otherwise: one class folder may be missing
-    Returns     offset, sentence: class c is output c + offset; the sentence says so in words
+    background  whether output 0 is a background class, for which there are no pictures. None: yes
+                only for the 1,001 outputs of TF-slim's ImageNet networks. In other cases one
+                output too many may also mean that a class folder is missing
+    Returns     offset, sentence: class c is output c + offset; the sentence says this in words
     Raises      ValueError when the numbers do not fit
     """
     if background is None:
@@ -164,18 +164,18 @@ def match_outputs(classes, outputs, background=None):
         else ""
     )
     raise ValueError(
-        f"imagenet: the pictures know {classes} classes, the network has {outputs} outputs: name "
-        "the order of all its classes with a synsets file (--synsets), line n (from 0) beginning "
-        f"with the name of class n{more}"
+        f"imagenet: the pictures have {classes} classes, the network has {outputs} outputs: name "
+        "the order of all its classes with a synsets file (--synsets), whose line n (from 0) "
+        f"begins with the name of class n{more}"
     )
 
 
 def _scan_folder(folder):
-    """The pictures of a folder and of all folders in it, sorted, and how to read one."""
+    """The sorted pictures of a folder and of all folders in it, and a function to read one."""
     names, ignored = [], []
 
     def scan(prefix, above):
-        """Look through one folder. `above`: the real paths of the folders that it lies in."""
+        """Look through one folder. `above`: the real paths of all folders above it."""
         place = os.path.join(folder, prefix)
         real = os.path.realpath(place)
         try:
@@ -197,7 +197,7 @@ def _scan_folder(folder):
             if is_folder:
                 if not entry.name.startswith(".") and entry.name != "__MACOSX":
                     scan(name + "/", (*above, real))
-            elif _is_picture(name):  # a link that leads nowhere shows when it is read
+            elif _is_picture(name):  # a link to nothing is noticed when it is read
                 names.append(name)
             elif above or not entry.name.startswith("."):
                 ignored.append(name)
@@ -216,8 +216,9 @@ def _scan_folder(folder):
 def _class_of(name, in_folder, listed):
     """The class folder in a picture's name, "" for none.
 
-    in_folder   whether the picture lies in a folder: then the first part is the class. In a tar,
-                it is the first part that is a WordNet id or one of `listed`, or the last part
+    in_folder   True: the pictures lie in a folder, and the first part of the name is the class.
+                False: in a tar the class is the first part that is a WordNet id or one of
+                `listed`; if there is none, the last part
     """
     parts = [unicodedata.normalize("NFC", part) for part in name.split("/")[:-1]]
     if in_folder or not parts:
@@ -227,7 +228,7 @@ def _class_of(name, in_folder, listed):
 
 
 def _scan_tar(path):
-    """The pictures in a tar, sorted, and how to read one where it lies: nothing is unpacked."""
+    """The sorted pictures in a tar, and a function to read one; nothing is unpacked to disk."""
     places, ignored = {}, []
     try:
         # "r:" refuses compression: a compressed tar can only be read from its start.
@@ -238,7 +239,7 @@ def _scan_tar(path):
                     places[member.name.removeprefix("./")] = member.offset_data, member.size
                 elif not member.isdir():
                     ignored.append(member.name)
-                archive.members = []  # or the archive would keep every one
+                archive.members = []  # else the archive would keep all of them
     except (tarfile.TarError, ValueError, OSError, EOFError) as error:
         raise ValueError(
             f"imagenet: {path} cannot be read as a tar ({error}): name a folder of class folders, "
@@ -260,18 +261,18 @@ def _is_picture(name):
 
 
 def _class_order(keys, synsets, listed, where):
-    """The names of all classes in order, from the file or, for WordNet ids, by sorting."""
+    """The names of all classes in order: from the file, or WordNet ids sorted."""
     names = sorted(set(keys))
     if listed is None:
         odd = [name for name in names if not _is_wordnet_id(name)]
         if odd:
             raise ValueError(
                 f"imagenet: the class {odd[0]!r} in {where} is not a WordNet id (n and eight "
-                "digits), so its number is not known: name the order of the classes with a "
-                "synsets file (--synsets), line n (from 0) beginning with the name of class n"
+                "digits), so its number is not known: name the order of the classes with a synsets "
+                "file (--synsets), whose line n (from 0) begins with the name of class n"
             )
         return names
-    for separator in ("\n", "\t", ",", None):  # the whole line may be a name, or a part of it
+    for separator in ("\n", "\t", ",", None):  # the name is the whole line, or its first part
         classes = [line.split(separator)[0].strip() for line in listed]
         if len(set(classes)) == len(classes) and set(names) <= set(classes):
             return classes
@@ -300,9 +301,8 @@ def _read_labels(path, names, where, listed):
     meta = path.with_name("meta.mat")
     if not meta.is_file():
         raise ValueError(
-            f"imagenet: {path} holds numbers, and which classes they mean stands in meta.mat of "
-            f"the ILSVRC2012 development kit: put it beside, as {meta}, or name a file of "
-            "WordNet ids"
+            f"imagenet: {path} holds numbers. The file meta.mat of the ILSVRC2012 development kit "
+            f"says which classes they mean: put it there as {meta}, or name a file of WordNet ids"
         )
     from scipy.io import loadmat
 
@@ -337,7 +337,7 @@ def _labels_by_name(path, rows, names, where, listed):
     if listed is None:
         raise ValueError(
             f"imagenet: {path} holds numbers of classes: name the order of the classes with a "
-            "synsets file (--synsets), line n (from 0) beginning with the name of class n"
+            "synsets file (--synsets), whose line n (from 0) begins with the name of class n"
         )
     most = max(map(int, words))
     if most >= len(listed):
@@ -346,9 +346,9 @@ def _labels_by_name(path, rows, names, where, listed):
 
 
 def _lines(path):
-    """The lines of a text file, of which none but the last ones may be empty.
+    """The lines of a text file. Only lines at its end may be empty.
 
-    It is UTF-8, or UTF-16 that begins with its mark, as Windows writes it.
+    The file is UTF-8, or UTF-16 with a byte-order mark, as Windows writes it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"imagenet: there is no file {path}")
@@ -375,9 +375,9 @@ CONVERTED = ("grey", "CMYK", "animated", "other colours")  # such pictures are u
 
 
 class Notes:
-    """Files with something to tell: which were left out, which had to be converted.
+    """A list of unusual files: those that were left out, and those that were converted.
 
-    Each file is noted once for each kind, however often it is read.
+    A file that is read several times is noted only once for each kind.
     """
 
     def __init__(self):
@@ -403,7 +403,7 @@ class Notes:
         return sum(self.counts.get(kind, 0) for kind in SKIPPED)
 
     def lines(self):
-        """One line a file: its name, its kind and the reason, those left out first."""
+        """One line per file: its name, its kind and the reason. Those left out come first."""
         items = sorted(self._found.items(), key=lambda item: item[0][1] in CONVERTED)
         return [f"{name}: {kind} ({text})" for (name, kind), text in items]
 
@@ -424,12 +424,12 @@ class _Refused(Exception):
 def decode(content):
     """Turn a file's bytes into an RGB picture.
 
-    Of several frames the first is taken; transparency is dropped; a rotation noted in the
-    file (EXIF) is ignored, as all published accuracies do. JPEG is decoded at full size:
-    decoding to a half or a quarter is faster, and gives other pixels.
+    The first of several frames is used, and transparency is dropped. A rotation that is noted in
+    the file (EXIF) is ignored, as for all published accuracies. JPEG is decoded at full size:
+    decoding to a half or a quarter is faster, but gives other pixels.
 
     content  bytes of a file in one of _FORMATS
-    Returns  a PIL image of mode RGB, and a list of (kind, text), what had to be converted
+    Returns  a PIL image of mode RGB, and a list of (kind, text): what was converted
     Raises   an exception with a kind and a text, when the picture cannot be used
     """
     from PIL import Image, UnidentifiedImageError
@@ -482,7 +482,7 @@ def _to_rgb(picture, remarks):
         remarks.append(("other colours", f"mode {mode}"))
     else:
         raise _Refused("corrupt", f"mode {mode} is no colour picture")
-    # A palette with transparent entries must be unfolded before they can be dropped.
+    # In a palette, transparency belongs to the entries: make it a channel, then drop that.
     return (picture.convert("RGBA") if mode == "P" else picture).convert("RGB")
 
 
@@ -505,22 +505,23 @@ def _check_pixels(width, height, why=""):
 class Preparation:
     """How a photograph becomes what a network expects: how it is cut, and how it is scaled.
 
-    The size first. "short side": the picture's short side becomes `resize` pixels, or
-    round(size / crop) without it, and the middle size × size is cut out. "square": the middle
-    share `crop` of both sides is cut out, and squeezed into size × size whatever its shape.
+    First the picture is cut. "short side": the short side becomes `resize` pixels, or
+    round(size / crop) if that is None; then the middle size × size is cut out. "square": the
+    middle share `crop` of both sides is cut out; then it is resized to size × size, whatever its
+    shape.
 
-    Then the numbers: y = (x · scale − mean) / std for each channel, x from 0 to 255.
+    Then the numbers are scaled: y = (x / divisor − mean) / std for each channel, x from 0 to 255.
 
     cut            "short side" or "square"
-    rounding       "pillow" or "floor", of "short side" only: the long side becomes int(…) or
-                   round(…), the cut begins at round(…) or ⌊…⌋. That moves it by a pixel, and some
-                   predictions of a hundred change with it
+    rounding       for "short side" only. "pillow": the long side becomes int(…), the cut begins at
+                   round(…). "floor": the long side becomes round(…), the cut begins at ⌊…⌋. The
+                   two differ by a pixel, which changes a few predictions in a hundred
     crop           share of the picture that is seen, in (0, 1]
     resize         pixels of the short side; None: by `crop`
     interpolation  "nearest", "bilinear", "bicubic" or "lanczos" of Pillow, which averages when it
-                   shrinks; "legacy" with "square": two neighbours, pixels measured from their
-                   corner, nothing averaged (TensorFlow 1)
-    divisor        1 / scale: 255 for numbers from 0 to 1, 1 for 0 to 255
+                   makes a picture smaller. With "square" also "legacy", as in TensorFlow 1: only
+                   the neighbouring pixels count, measured from their corners, without averaging
+    divisor        255 gives numbers from 0 to 1; 1 leaves 0 to 255
     mean, std      of the channels, in the order in which the network takes them
     channels       "rgb" or "bgr"
     """
@@ -548,7 +549,7 @@ class Preparation:
             if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
                 raise ValueError(f"{name} is {numbers}, expected one number for each of 3 channels")
         if not 0 < self.crop <= 1:
-            raise ValueError(f"crop is {self.crop}, expected a share from above 0 to 1")
+            raise ValueError(f"crop is {self.crop}, expected a share above 0 and up to 1")
         if self.resize is not None and self.resize < 1:
             raise ValueError(f"resize is {self.resize}, expected pixels")
         if 0 in self.std or not 0 < self.divisor < math.inf:
@@ -585,7 +586,7 @@ class Preparation:
             width, height = short, whole_side(short * height / width)
         else:
             width, height = whole_side(short * width / height), short
-        # A line of 1 × 60000 pixels is harmless until it is 256 wide.
+        # A picture of 1 × 60000 pixels is small. With a short side of 256 it becomes huge.
         _check_pixels(width, height, " once resized")
         picture = picture.resize((width, height), _resampling(self.interpolation))
         left, top = whole_offset((width - size) / 2), whole_offset((height - size) / 2)
@@ -620,12 +621,15 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "legacy")
 def _resampling(name):
     from PIL import Image
 
-    # Where the whole picture becomes larger or smaller by a short side, "legacy" has no meaning.
+    # "legacy" is defined for "square" only; elsewhere it means bilinear.
     return Image.Resampling["BILINEAR" if name == "legacy" else name.upper()]
 
 
 def _legacy_places(length, size, crop):
-    """Where `size` pixels are read from the central cut of `length`: below, above, and between."""
+    """Where `size` pixels are read from the middle of `length`.
+
+    Returns   the pixel before each place, the one after it, and the share of the latter
+    """
     start = int((length - length * crop) / 2)
     cut = length - 2 * start
     place = np.arange(size, dtype=np.float32) * np.float32(cut / size)
@@ -636,31 +640,32 @@ def _legacy_places(length, size, crop):
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# As the networks of torchvision were evaluated. Short side round(size/0.875) (224 → 256,
-# 299 → 342). Source: the evaluation transforms that torchvision's weights document.
+# For the networks of torchvision, as they were evaluated: short side round(size/0.875) (224 → 256,
+# 299 → 342). Source: the evaluation transforms in the documentation of torchvision's weights.
 torchvision = Preparation(rounding="pillow", mean=IMAGENET_MEAN, std=IMAGENET_STD)
-# Numbers in [−1, 1]: Keras' MobileNet V1 and V2, Inception, Xception, NASNet. Keras fixes the
-# numbers only; the central 87.5 % are usual.
+# Numbers in [−1, 1], for Keras' MobileNet V1 and V2, Inception, Xception, NASNet. Keras defines
+# the numbers only; it is usual to cut out the central 87.5 %.
 keras = Preparation(divisor=127.5, mean=(1.0, 1.0, 1.0))
-# As TF-slim evaluated Inception and MobileNet: cut first, then squeeze into a square. Source:
-# TF-slim's Inception preprocessing; TensorFlow 1's central_crop, and resize_bilinear without
-# align_corners.
+# For TF-slim's Inception and MobileNet, as they were evaluated: cut first, then resize to a square.
+# Source: TF-slim's Inception preprocessing; TensorFlow 1's central_crop, and resize_bilinear
+# without align_corners.
 tf_slim = Preparation("square", interpolation="legacy", divisor=127.5, mean=(1.0, 1.0, 1.0))
 
 PRESETS = {
     "torchvision": torchvision,
     "keras": keras,
     "tf-slim": tf_slim,
-    # 0 … 255, for networks that scale within: Keras' EfficientNet, MobileNetV3, ConvNeXt, RegNet.
+    # 0 … 255, for networks that scale images themselves: Keras' EfficientNet, MobileNetV3,
+    # ConvNeXt, RegNet.
     "keras-raw": Preparation(divisor=1.0),
-    # Blue, green, red, less the mean of each: Keras' VGG and ResNet, and networks from Caffe.
+    # Blue, green, red, minus the mean of each: Keras' VGG and ResNet, and networks from Caffe.
     "keras-caffe": Preparation(divisor=1.0, mean=(103.939, 116.779, 123.68), channels="bgr"),
-    # Standardised, cut as by Keras: Keras' DenseNet.
+    # torchvision's numbers with Keras' way of cutting: Keras' DenseNet.
     "keras-torch": Preparation(mean=IMAGENET_MEAN, std=IMAGENET_STD),
 }
 
 
-# --- ahead of the caller --------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -680,19 +685,19 @@ class Batch:
 def batches(pictures, plan, preset, size, notes=None, threads=None, ahead=2):
     """Decode and prepare pictures, batch by batch, while the caller computes.
 
-    Memory is bounded: besides the batch that the caller has, at most ahead + 1 are kept. Pillow's
-    warnings about odd files are silenced for the whole process, since a filter cannot be kept
-    to one thread; what is wrong with a file is found in `notes`.
+    Memory is bounded: besides the caller's batch, at most ahead + 1 batches are kept. Pillow's
+    warnings about odd files are switched off for the whole process, since Python has no filter
+    for one thread; `notes` says what is wrong with a file.
 
     pictures  Pictures
     plan      iterable of integer arrays, the indices of the pictures of each batch
     preset    a name in PRESETS, or a Preparation
     size      of the network's input, pixels
-    notes     Notes, to be added to
+    notes     Notes; unusual files are added to it
     threads   how many decode; None: one for each core of this process
     ahead     how many batches are prepared while the caller has one
-    Yields    Batch, in the order of the plan; pictures that cannot be used are missing in it (it
-              may be empty)
+    Yields    Batch, in the order of the plan. Pictures that cannot be used are missing in it, so
+              it may be empty
     Raises    ValueError for an unknown preset; ImportError without Pillow
     """
     if importlib.util.find_spec("PIL") is None:
@@ -708,7 +713,7 @@ def _batches(pictures, plan, prepare, size, notes, threads, ahead):
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def work(index, place):
-        """Put a picture where it belongs; return its remarks, and whether it can be used."""
+        """Write a picture into its place; return its remarks, and whether it can be used."""
         try:
             picture, remarks = decode(pictures.read(index))
             place[...] = prepare(picture, size)
@@ -746,6 +751,6 @@ def _batches(pictures, plan, prepare, size, notes, threads, ahead):
             if not usable.all():
                 images, indices = images[usable], indices[usable]
             yield Batch(images, pictures.labels[indices], indices)
-            del images, jobs  # or a batch would stay alive while the next one is awaited
+            del images, jobs  # else this batch stays in memory while the next one is made
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -11,14 +11,14 @@ The four files are in IDX format, a header and then plain bytes, usually packed 
 
 They are looked for in this order:
 
-1. the folder the caller names (or the folder mnist/ in it): what is missing there is an error;
-2. the folder named by the environment variable MINIRES_DATA, likewise, if it holds any of them;
-3. the cache folder (see minires.data.cache_folder);
-4. the network: the mirrors below, one after the other, into the cache.
+1. in the folder that the caller names, or in the folder mnist/ in it; a missing file is an error;
+2. in the folder that the environment variable MINIRES_DATA names, if it holds any of the files;
+3. in the cache folder (see minires.data.cache_folder);
+4. on the internet: from the mirrors below, one after the other, into the cache.
 
-Downloads must carry the SHA-256 of the original files. Files found on disk are used as they are,
-so any data set in the shape of MNIST works (Fashion-MNIST, Kuzushiji-MNIST …); the data set's name
-says whether they are the originals.
+A downloaded file must have the SHA-256 of the original. Files that are found on disk are used as
+they are. So any data set in the format of MNIST works (Fashion-MNIST, Kuzushiji-MNIST …); its name
+tells whether the files are the originals.
 """
 
 import gzip
@@ -47,21 +47,21 @@ FILES = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 
-# No file is unpacked beyond this, whatever its header promises (1.3 million images).
+# At most so many bytes of a file are unpacked, whatever its header says (1.3 million images).
 LARGEST = 1 << 30
 
 
 def load(data_dir=None, *, train=None, test=None, progress=True):
-    """Return MNIST, or the data set in its format that lies in the named folder.
+    """Return MNIST, or a data set in its format from the named folder.
 
     data_dir  folder of the four files, or the folder that holds them as mnist/; None: see the
               top of this file
-    train     use the first this many training images; None: all
-    test      use the first this many test images; None: all
+    train     how many of the training images, from the first on; None: all
+    test      how many of the test images, from the first on; None: all
     progress  show a bar while downloading
-    Returns   Dataset; its name is "MNIST" only where all four files are the originals
+    Returns   Dataset; its name is "MNIST" only if all four files are the originals
     Raises    FileNotFoundError when data_dir lacks a file; ValueError when a file is damaged or a
-              count cannot be had; ConnectionError when no mirror delivers
+              count is too large; ConnectionError when no mirror delivers
     """
     paths = find(data_dir)
     if paths is None:
@@ -77,13 +77,12 @@ def load(data_dir=None, *, train=None, test=None, progress=True):
 
 
 def find(data_dir=None):
-    """Look for the four files on disk, without touching the network.
+    """Look for the four files on disk; nothing is downloaded.
 
     data_dir  as in load
-    Returns   list of four paths in the order of FILES, or None when they are nowhere
+    Returns   list of four paths in the order of FILES, or None when no folder has the files
     Raises    FileNotFoundError when data_dir (or the folder named by MINIRES_DATA) does not
-              exist, when data_dir lacks a file, or when a folder holds some of the four but not
-              all
+              exist, when data_dir lacks a file, or when a folder holds some of the four files only
     """
     if data_dir is not None:
         return _find_in(Path(data_dir).expanduser(), "data_dir", required=True)
@@ -92,7 +91,7 @@ def find(data_dir=None):
         paths = _find_in(Path(named).expanduser(), "the environment variable MINIRES_DATA")
         if paths:
             return paths
-    # Downloads arrive one by one: a cache with some of the four is one to be completed.
+    # A download may have been stopped: a cache with some of the files is completed later.
     cached = [_variant(cache_folder() / "mnist", name) for name in FILES]
     return cached if all(cached) else None
 
@@ -100,11 +99,11 @@ def find(data_dir=None):
 def _find_in(folder, origin, required=False):
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"mnist: {folder} (named by {origin}) is not a folder; name the one with the files"
+            f"mnist: {folder} (named by {origin}) is not a folder: name the one with the files"
         )
     inside = sorted(place for place in folder.iterdir() if place.is_dir())
     full = [place for place in inside if all(_variant(place, name) for name in FILES)]
-    # Its parent will do, if it is clear which of the parent's folders is meant.
+    # The files may lie one folder deeper, if only one inner folder has all of them.
     for place in (folder, full[0] if len(full) == 1 else folder / "mnist"):
         paths = {name: _variant(place, name) for name in FILES}
         missing = [name for name, path in paths.items() if path is None]
@@ -118,14 +117,14 @@ def _find_in(folder, origin, required=False):
     if required:
         raise FileNotFoundError(
             f"mnist: neither {folder} (named by {origin}) nor {folder / 'mnist'} holds "
-            f"{', '.join(FILES)} (plain or as .gz); name the folder that does, or leave it out "
-            "to download them"
+            f"{', '.join(FILES)} (plain or as .gz); name the folder that does, or name none to "
+            "download them"
         )
     return None
 
 
 def _variant(folder, name):
-    """Return the file of that name, packed or not; some archives write a dot for the hyphen."""
+    """Return the file of that name, packed or not; some archives write a dot, not a hyphen."""
     for variant in (f"{name}.gz", name, name.replace("-idx", ".idx")):
         if (folder / variant).is_file():
             return folder / variant
@@ -133,13 +132,13 @@ def _variant(folder, name):
 
 
 def download(folder, mirrors=MIRRORS, progress=True):
-    """Fetch those of the four files that a folder lacks, and check them.
+    """Download those of the four files that a folder lacks, and check them.
 
-    A file appears in the folder only when it is complete and carries the right SHA-256.
+    A file appears in the folder only when it is complete and has the right SHA-256.
 
-    folder    where they go; made if need be
-    mirrors   addresses, each with its closing slash; a file that one does not deliver is asked of
-              the next, and a mirror that failed is asked last from then on
+    folder    where the files go; it is made if it does not exist
+    mirrors   addresses, each with a slash at the end. If one does not deliver a file, the next is
+              tried; a mirror that failed is tried last for the other files
     progress  show a bar for each file
     Returns   list of four paths in the order of FILES
     Raises    ConnectionError when no mirror delivers a file: it lists each failure and the
@@ -154,7 +153,7 @@ def download(folder, mirrors=MIRRORS, progress=True):
 
 
 def _download_file(folder, name, mirrors, progress):
-    """Fetch one file from the first mirror that delivers it, and return its path."""
+    """Download one file from the first mirror that delivers it, and return its path."""
     import pooch
     from requests import RequestException
     from urllib3.exceptions import HTTPError
@@ -162,7 +161,8 @@ def _download_file(folder, name, mirrors, progress):
     file = f"{name}.gz"
     fetch = pooch.HTTPDownloader(progressbar=progress, chunk_size=1 << 16, timeout=20)
     failures = []
-    # A file in this folder vanishes with it unless it has been moved out, which is atomic.
+    # This folder is deleted at the end, with all files in it. A complete file is moved out, in one
+    # step that cannot be done by half.
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
         arrived = Path(temporary, file)
         for mirror in list(mirrors):
@@ -253,9 +253,9 @@ def _read_idx(path, dimensions):
                     f"its header promises {' × '.join(map(str, shape))} = {size} bytes, "
                     f"and 1 to {LARGEST} are allowed"
                 )
-            # One byte more than promised: it must not be there, and asking for it makes gzip
-            # reach the end and compare its checksum. A file that unpacks to far more than it
-            # promises is never unpacked.
+            # Ask for one byte more than the header says. Then gzip reaches the end of the file and
+            # compares the checksum, and a file that is too long shows itself. A file that would
+            # unpack to far more is never unpacked.
             content = file.read(size + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise damaged(f"cannot be unpacked ({error})") from error
@@ -268,11 +268,11 @@ def _read_idx(path, dimensions):
 
 
 def _first(count, images, labels, what, paths):
-    """Return the first images and labels, all of them for None."""
+    """Return the first `count` images and labels; all of them for None."""
     if len(images) != len(labels):
         raise ValueError(
             f"{paths[0]} holds {len(images)} images but {paths[1]} {len(labels)} labels; "
-            "put files there that belong together"
+            "put files there that belong to each other"
         )
     if count is None:
         return images, labels
