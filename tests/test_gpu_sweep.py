@@ -67,11 +67,11 @@ class Host:
 
     capacity = 1
 
-    def __init__(self, together=1):
-        self.together = together
+    def __init__(self, side_by_side=1):
+        self.side_by_side = side_by_side
 
     def submit(self, function, *arguments):
-        device = Device(self.together)
+        device = Device(self.side_by_side)
         return device.submit(lambda *a, device: function(*a), *arguments)
 
     def renew(self):
@@ -468,7 +468,9 @@ def test_the_command_on_a_gpu(device, command, tmp_path, capsys):
 def test_the_dry_run_measures_on_the_device(device, command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("minires.training.timing.ROUND_UPDATES", 1)
     monkeypatch.setattr("minires.study.sweep.MEASURED", 1)
-    assert command("--device", "gpu", "--together", 1, "--dry-run", "--out", tmp_path / "out") == 0
+    assert (
+        command("--device", "gpu", "--side-by-side", 1, "--dry-run", "--out", tmp_path / "out") == 0
+    )
     printed = capsys.readouterr().out
     assert "13 updates of " in printed  # 4, and three times 3
     assert "(1 side by side, measured now)" in printed
@@ -485,11 +487,11 @@ def test_a_full_card_says_what_to_lower(device, command, tmp_path, capsys, monke
     )
     monkeypatch.setattr(where, full)
     more = ["--dry-run"] if dry else []
-    assert command("--device", "gpu", "--together", 7, "--out", tmp_path, *more) == 2
+    assert command("--device", "gpu", "--side-by-side", 7, "--out", tmp_path, *more) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "the GPU's memory is full" in error
-    assert "lower --together, now 7" in error
+    assert "lower --side-by-side, now 7" in error
 
 
 def test_a_full_machine_is_not_taken_for_a_full_card(
@@ -520,8 +522,8 @@ def test_the_command_refuses_the_folder_of_a_cpu(device, command, dataset, tmp_p
     [
         (["--device", "gpu", "--workers", "2"], "--workers and --cluster are for CPUs"),
         (["--device", "gpu", "--cluster", "tcp://127.0.0.1:9"], "--workers and --cluster are for"),
-        (["--together", "2"], "--together is for --device gpu"),
-        (["--device", "gpu", "--together", "0"], "--together is 0, expected 1 or more"),
+        (["--side-by-side", "2"], "--side-by-side is for --device gpu"),
+        (["--device", "gpu", "--side-by-side", "0"], "--side-by-side is 0, expected 1 or more"),
     ],
 )
 def test_what_does_not_go_together_is_one_error(

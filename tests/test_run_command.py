@@ -78,7 +78,7 @@ def test_the_table_and_nothing_else_is_on_stdout(finished):
     assert len(lines) == 3
     assert "61,706 weights" in lines[0]
     assert lines[1].endswith(f"results, weights and figure.png are in {out}")
-    assert lines[2].startswith(f"next: open {out / 'figure.png'}; give --seeds 3")
+    assert lines[2].startswith(f"next: open the picture {out / 'figure.png'}; give --seeds 3")
 
 
 def test_the_files_of_a_run(finished):
@@ -375,7 +375,7 @@ def test_a_damaged_stage_is_named(finished, tmp_path, capsys):
         (["--network", "mobilenet_v1", "--width", 0], "width is 0.0, expected a positive factor"),
         (["--network", "alexnet"], "network is 'alexnet', there are lenet, lenet_classic"),
         (["--threads", 0], "count is 0, expected at least 1"),
-        (["--resume"], "there is no runs/glyphs-lenet_classic-… to go on with"),
+        (["--resume"], "there is no folder runs/glyphs-lenet_classic-…"),
         (["--batch", 300], "--batch is 300, but there are 256 training images"),
         (["--data-dir", "x"], "glyphs are made, not read"),
         (["--train", 0], "count must be a whole number ≥ 1, not 0"),

@@ -66,7 +66,7 @@ def dataset(cache):
 class Inline:
     """A crew of one, here and now; `stop_after` cells it is interrupted like by Ctrl-C."""
 
-    capacity = together = 1
+    capacity = side_by_side = 1
 
     def __init__(self, stop_after=None):
         self.left = stop_after

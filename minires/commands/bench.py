@@ -1,7 +1,8 @@
 """`minires bench`: how fast this machine trains, predicts and keeps moments.
 
-Medians of several rounds, after one that does not count. On a GPU a round ends when the device
-has done all that was queued; its memory's own speed, by copying, stands beside the moments'.
+Each time is the median of several rounds, after one round that does not count. On a GPU a round
+ends when the device has finished all queued work. The last row is the speed of plain copying: it is
+the limit for the update of the moments, which only moves memory.
 """
 
 import numpy as np
@@ -15,7 +16,9 @@ from minires.training.timing import MOMENTS_BYTES, Problem, copy_seconds
 def add_parser(subparsers):
     """Add the command's arguments."""
     parser = subparsers.add_parser("bench", help="time a step, a prediction, the moments' update")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where (cpu)")
+    parser.add_argument(
+        "--device", choices=("cpu", "gpu"), default="cpu", help="where to compute (cpu)"
+    )
     parser.add_argument("--network", default="lenet", help="as in run (lenet)")
     parser.add_argument("--batch", type=int, default=128, help="images in a mini-batch (128)")
     parser.add_argument("--replicas", type=int, default=1, help="networks side by side (1)")

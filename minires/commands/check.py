@@ -1,4 +1,4 @@
-"""`minires check KIND FILE:NAME`: point a property set at code in a file."""
+"""`minires check KIND FILE:NAME`: test somebody's code with properties that must hold."""
 
 import argparse
 import importlib
@@ -14,14 +14,16 @@ def add_parser(subparsers):
     """Add the command to the parser of `minires`."""
     parser = subparsers.add_parser(
         "check",
-        help="point properties at your own code",
-        description="Try the code NAME in FILE on many inputs, and say which properties hold; or, "
-        "of one that does not, the smallest input that shows it. Exit code 0 when all hold, 1 "
-        "when one does not, 2 when there is nothing to try.",
+        help="test your own code with properties that must hold",
+        description="Try the code NAME in FILE on many inputs, and say which properties hold. If "
+        "one does not hold, show the smallest input that breaks it. The exit code is 0 when all "
+        "hold, 1 when one does not, 2 when there is no code to try.",
         epilog="example: minires check moments answers.py:Running",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("kind", nargs="?", metavar="KIND", help="what it is; --list names them")
+    parser.add_argument(
+        "kind", nargs="?", metavar="KIND", help="what the code is; --list shows all kinds"
+    )
     parser.add_argument(
         "code",
         nargs="?",
@@ -29,19 +31,22 @@ def add_parser(subparsers):
         help="FILE:NAME1,NAME2 for a function and its backward pass",
     )
     parser.add_argument(
-        "--shapes", nargs="+", metavar="SHAPE", help="of the inputs, for `gradient`: 2,3 3"
+        "--shapes",
+        nargs="+",
+        metavar="SHAPE",
+        help="for `gradient`: shapes of the inputs, as 2,3 3",
     )
-    parser.add_argument("--list", action="store_true", help="the kinds, and what each expects")
+    parser.add_argument("--list", action="store_true", help="show the kinds, and what each expects")
     parser.add_argument(
         "--matrix",
         action="store_true",
-        help="which property catches which known mistake (of KIND only, if given)",
+        help="show which property catches which known mistake (with KIND: for that kind only)",
     )
     parser.set_defaults(run=run)
 
 
 def run(options):
-    """The command: returns the exit code."""
+    """Carry out the command; returns the exit code."""
     from minires.testing.kinds import KINDS
 
     if options.kind is not None and options.kind not in KINDS:
@@ -71,13 +76,13 @@ def run(options):
 
 
 def _load(kind, code):
-    """What is named by FILE:NAME, or by FILE:NAME1,NAME2, as a tuple."""
+    """The code that FILE:NAME, or FILE:NAME1,NAME2, names, as a tuple."""
     from minires.testing.kinds import WITH_BACKWARD
 
     file, colon, names = code.rpartition(":")
     if not colon or not file or not names or "/" in names or "\\" in names:
         raise ValueError(
-            f"check: {code!r} names no code: write FILE:NAME, as in answers.py:Running"
+            f"check: {code!r} does not name code: write FILE:NAME, as in answers.py:Running"
         )
     path = Path(file)
     if not path.is_file():
@@ -101,7 +106,7 @@ def _run_file(path):
         raise ValueError(f"check: {path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)  # a file may import those beside it
+    sys.path.insert(0, folder)  # the file may import others from its own folder
     sys.modules[spec.name] = module
     write, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
@@ -133,7 +138,7 @@ def _shapes(texts):
 
 
 def _list(kinds):
-    """Every kind, with the first sentence and the signature that its function asks for."""
+    """Every kind, with the first sentence of the function that checks it."""
     from minires import testing
 
     owner = {

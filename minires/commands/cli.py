@@ -1,4 +1,4 @@
-"""The command line: `minires COMMAND`. Each command is a module of its own beside this one."""
+"""The command line: `minires COMMAND`. Each command is a module of this folder."""
 
 import argparse
 import importlib
@@ -8,11 +8,12 @@ import sys
 import minires
 from minires.arrays.text import prepare_streams, say
 
-# What the user can mend is told in one line; anything else is our mistake and shows its trace.
+# These errors the user can mend: they are told in one line. Any other error is our own mistake, and
+# its trace is shown.
 MENDABLE = (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError, ImportError)
 
-# Each module has `add_parser(subparsers)`, which sets `run` to what carries the command out, and
-# may set `kept` to what becomes of the work when Ctrl-C stops it.
+# Each module has `add_parser(subparsers)`. It sets `run` to the function that carries out the
+# command. It may set `kept` to words that Ctrl-C prints: what is kept of the work so far.
 COMMANDS = (
     "run",
     "sweep",
@@ -27,7 +28,7 @@ COMMANDS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words that the command line understands."""
+    """The commands and options of the command line."""
     parser = argparse.ArgumentParser(
         prog="minires", description="Better networks by weight resampling (arXiv:1807.00847)."
     )
@@ -51,7 +52,7 @@ def main(arguments: list | None = None) -> int:
     except KeyboardInterrupt:
         say("", f"stopped{getattr(options, 'kept', '')}")
         return 130
-    except BrokenPipeError:  # `minires run | head`: nobody reads on
+    except BrokenPipeError:  # `minires run | head`: the reader has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except MENDABLE as error:
@@ -60,7 +61,7 @@ def main(arguments: list | None = None) -> int:
 
 
 def _told(error):
-    """An error in one line, with the remedy where its own words have none."""
+    """An error in one line; the remedy is added if the error's own words have none."""
     if type(error).__name__ == "OutOfMemoryError":  # CuPy's
         return (
             f"the GPU's memory is full ({error}): lower --batch, --members or --replicas, end "

@@ -6,8 +6,8 @@
     outcomes, speed = examine(examination)
     summarize(outcomes)                     # top-1, top-5, NLL, ECE, each with a standard error
 
-An accuracy without its error is half a number: 78 % of 1,000 photographs is 78 ± 1.3 %, and
-cannot be told from 77 %. So every score here carries its standard error.
+An accuracy needs its error: 78 % of 1,000 photographs is 78 ± 1.3 %, which cannot be distinguished
+from 77 %. So every score here has its standard error.
 """
 
 import argparse
@@ -24,22 +24,23 @@ from minires.arrays import describe_gpus, module_for, set_threads, to_device, to
 from minires.arrays.text import progress, say, shown
 from minires.engine import ops
 
-BATCH = 32  # photographs at once: more is not faster, and takes more memory
+# So many photographs are shown at once. A larger number is not faster, and takes more memory.
+BATCH = 32
 
 
 class Examination:
-    """A network and the photographs it is shown: sizes, layout and numbering made to agree.
+    """A network and the photographs that it is shown. Here sizes, layout and class numbers agree.
 
     network     as minires.onnx.load gives it
     pictures    minires.data.imagenet.Pictures
     preset      how photographs are prepared: a name in imagenet.PRESETS, or a Preparation
     size        of the input, pixels; None: as the network's file says
-    threads     how many decode photographs; None: one for each core
+    threads     how many threads decode photographs; None: one for each core
     device      "cpu" or "gpu": where the network computes
     among       compare only the classes that the pictures show; the others are left out of the
                 softmax, as is usual for ImageNet-A, ImageNet-R and Imagenette
     background  whether output 0 is a background class; see imagenet.match_outputs
-    Raises      ValueError when the network is not one for photographs, or knows other classes
+    Raises      ValueError when the network is not for photographs, or has other classes
     """
 
     def __init__(
@@ -53,10 +54,9 @@ class Examination:
         self.layout, self.size = _input_of(network, size)
         if network.input_dtype.kind != "f" and preset != "keras-raw":
             raise ValueError(
-                f"{network.path} takes bytes, 0 … 255, and prepares them by itself: "
-                "--preset keras-raw"
+                f"{network.path} takes bytes, 0 … 255, and scales them: use --preset keras-raw"
             )
-        if None in network.declared_shape[1:]:  # then nothing was tried when it was loaded
+        if None in network.declared_shape[1:]:  # then loading could not try an image
             sides = self.size, self.size
             try:
                 network.try_size((3, *sides) if self.layout == "NCHW" else (*sides, 3))
@@ -79,7 +79,7 @@ class Examination:
             self.outputs += f"; compared among the {len(self.compared)} classes of the pictures"
 
     def outcomes(self, probabilities, labels):
-        """What became of photographs: Outcomes.
+        """How well photographs were predicted: Outcomes.
 
         probabilities  (n, classes compared), as from `predict`
         labels         (n,) numbers of classes
@@ -87,16 +87,18 @@ class Examination:
         """
         place = np.minimum(np.searchsorted(self.compared, labels), len(self.compared) - 1)
         if not np.array_equal(self.compared[place], labels):
-            raise ValueError("--among: the pictures to compare on show classes that others lack")
+            raise ValueError(
+                "--among: the pictures to compare on show a class that the others do not show"
+            )
         return Outcomes.of(probabilities, place)
 
     def batches(self, plan, pictures=None):
         """Photographs as the network expects them, in the layout of its file, batch by batch.
 
         plan      iterable of index arrays
-        pictures  others than the examination's own
-        Yields    images, on the device; labels (numbers of classes) and indices. Those of unusable
-                  photographs are missing
+        pictures  other pictures than the examination's own
+        Yields    images on the device, labels (numbers of classes) and indices; photographs that
+                  cannot be used are missing
         """
         from minires.data import imagenet
 
@@ -113,11 +115,11 @@ class Examination:
             yield images, batch.labels, batch.indices
 
     def as_bytes(self, images):
-        """Whole numbers 0 … 255, for a graph that prepares its pictures by itself."""
+        """Whole numbers 0 … 255, for a graph that scales its pictures itself."""
         return np.rint(images).astype(self.network.input_dtype)
 
     def whole_batches(self, *arrays):
-        """The same photographs, some of them again where a graph takes so many at a time or none.
+        """Fill the last batch of a graph with a fixed batch size: some photographs appear again.
 
         arrays   images (n, …), perhaps labels (n,)
         Returns  list of arrays, (n or more, …): n rounded up to a multiple of the fixed batch
@@ -146,10 +148,10 @@ class Examination:
 
 
 class NativeNetwork:
-    """The network of this library that a file holds, where a network from a file is expected.
+    """A Model with the weights of a file, in the place of the network from the file.
 
     network   as minires.onnx.load gives it
-    Raises    MismatchError when it is none that is built here
+    Raises    MismatchError when this library cannot build that network
     """
 
     input_layout, input_dtype, batch = "NHWC", np.dtype(np.float32), None
@@ -171,7 +173,7 @@ class NativeNetwork:
 
 
 def plan_of(count, batch):
-    """All of `count` photographs in order: index arrays of `batch`, the last one shorter."""
+    """The indices of all photographs in order, in arrays of `batch`; the last may be shorter."""
     return [np.arange(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
@@ -180,11 +182,11 @@ def plan_of(count, batch):
 
 @dataclass
 class Outcomes:
-    """What became of each photograph: all that the scores need, a few bytes each.
+    """How well each photograph was predicted: all that the scores need, in a few bytes.
 
-    top1, top5  (N,) bool: whether the label is the most probable class, among the first five
+    top1, top5  (N,) bool: whether the label is the most probable class, or one of the five first
     nll         (N,) float64: −ln of the label's probability, as in minires.training.metrics.nll
-    confidence  (N,) float64: the largest probability; NaN where a prediction is no number
+    confidence  (N,) float64: the largest probability; NaN where a prediction is NaN
     """
 
     top1: np.ndarray
@@ -197,7 +199,7 @@ class Outcomes:
         """From predictions (N, classes) and labels (N,)."""
         rows = np.arange(len(labels))
         own = probabilities[rows, labels]
-        # Of equal probabilities the class with the smaller number comes first.
+        # If two classes have the same probability, the smaller number comes first.
         before = (probabilities == own[:, None]) & (
             np.arange(probabilities.shape[1]) < labels[:, None]
         )
@@ -213,7 +215,7 @@ class Outcomes:
 
     @classmethod
     def joined(cls, parts):
-        """Several one after another."""
+        """The outcomes of several batches as one."""
         names = ("top1", "top5", "nll", "confidence")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
@@ -225,13 +227,13 @@ def summarize(outcomes):
     """The scores of a network, each with its standard error.
 
     top1, top5  fractions; √(p(1−p)/N)
-    nll         nats a photograph; standard deviation (ddof 1)/√N
-    ece         see minires.training.metrics.ece; the standard deviation over 200 resamplings of the
-                photographs with replacement (bootstrap), always the same ones
+    nll         nats per photograph; standard deviation (ddof 1)/√N
+    ece         see minires.training.metrics.ece; its error is a bootstrap: the standard deviation
+                over 200 random choices of N photographs with replacement, always the same choices
 
     outcomes  Outcomes of N photographs
-    Returns   dict: "images", each score, and each score's "…_error"; NaN where it is undefined:
-              a single photograph says nothing of how much others would differ
+    Returns   dict: "images", each score, and each score's "…_error". For one photograph an error
+              is NaN: nothing is known about how much other photographs would differ
     """
     count = len(outcomes)
     top1, top5 = float(outcomes.top1.mean()), float(outcomes.top5.mean())
@@ -254,7 +256,7 @@ def _error_of_share(share, count):
 
 
 def standard_error(values):
-    """Of the mean of N numbers: their standard deviation (ddof 1) over √N; NaN for one number."""
+    """The error of the mean of N numbers: their standard deviation (ddof 1)/√N; NaN for one."""
     if len(values) < 2:
         return math.nan
     return float(np.std(values, ddof=1) / math.sqrt(len(values)))
@@ -277,9 +279,10 @@ def _calibration(outcomes, resamplings=200):
 
 
 def is_no_better_than_chance(outcomes, classes):
-    """Whether so few labels are among the first five that guessing would do as well.
+    """Whether the top-5 accuracy is so low that guessing would give the same.
 
-    classes  that the network knows, more than ten; of fewer, chance is too good a guess
+    classes  how many the network has. With ten or fewer the answer is always no: guessing alone
+             then has a high top-5 accuracy
     """
     count, chance = len(outcomes), 5 / classes
     if classes <= 10 or count < 20:
@@ -288,9 +291,9 @@ def is_no_better_than_chance(outcomes, classes):
 
 
 def better_preset(examination, most=60):
-    """A sentence that names another preset under which a network knows what it sees, or "".
+    """A sentence that names another preset with which the network predicts well; "" for none.
 
-    most   photographs to try, spread over all
+    most   how many photographs to try, spread over all
     """
     from minires.data import imagenet
 
@@ -319,8 +322,8 @@ def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=
     theta, stats  weights and statistics; None: those of the network's file
     batch         photographs at once
     limit         show only so many, spread evenly over all; None: all
-    quiet         no progress bar (there is none off a terminal in any case)
-    Returns       Outcomes; dict of "seconds", and of photographs a second with decoding
+    quiet         no progress bar (there is none either without a terminal)
+    Returns       Outcomes; and a dict: "seconds", photographs per second with decoding
                   ("images_per_second") and in the network alone ("network_images_per_second")
     Raises        ValueError when no photograph can be used
     """
@@ -398,11 +401,11 @@ def _input_of(network, size):
     return layout, size or fixed.pop()
 
 
-# --- in words -------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------
 
 
 def with_error(scores, key, digits, factor=1, sign=""):
-    """A score and its standard error as text; – for an error that is undefined."""
+    """A score and its standard error as text; – for an error that is NaN."""
     value, error = scores[key] * factor, scores[key + "_error"] * factor
     return f"{value:{sign}.{digits}f} ± " + (f"{error:.{digits}f}" if error == error else "–")
 
@@ -420,8 +423,9 @@ def add_parser(subparsers):
     parser = subparsers.add_parser(
         "evaluate",
         help="accuracy, NLL and calibration of an ONNX network",
-        description="Show an ONNX network the photographs of a folder: top-1, top-5, negative "
-        "log-likelihood and calibration error, each with its standard error, and the speed.",
+        description="Show the photographs of a folder to an ONNX network. Print top-1, top-5, "
+        "negative log-likelihood and calibration error, each with its standard error, and the "
+        "speed.",
     )
     add_picture_options(parser)
     parser.add_argument(
@@ -431,14 +435,14 @@ def add_parser(subparsers):
     parser.add_argument(
         "--native",
         action="store_true",
-        help="compute with the MobileNet or Inception built here, which takes the file's weights",
+        help="compute with this library's MobileNet or Inception and the file's weights",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=run)
 
 
 def add_picture_options(parser):
-    """Add what `evaluate` and `improve` both ask: the network and the pictures."""
+    """Add the options that `evaluate` and `improve` share: the network and the pictures."""
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR",
                         help="folder with one folder for each class, or a tar")  # fmt: skip
@@ -446,31 +450,33 @@ def add_picture_options(parser):
                         help="line n is, or begins with, the name (WordNet id) of class n; needed "
                         "when the folder lacks classes")  # fmt: skip
     parser.add_argument("--labels", type=Path, metavar="FILE",
-                        help="classes of pictures in no class folders: lines \"picture class\" or "
-                        "CSV; or line n is the class of the n-th picture by name")  # fmt: skip
+                        help="the classes of pictures without class folders: lines \"picture "
+                        "class\" or CSV; or line n is the class of the n-th by name")  # fmt: skip
     parser.add_argument("--among", action="store_true",
                         help="compare only the classes that the pictures show")  # fmt: skip
     parser.add_argument("--background", action="store_true", default=None,
                         help="output 0 is a background class")  # fmt: skip
     parser.add_argument("--output", metavar="NAME",
-                        help="the output of classes, where a file has several")  # fmt: skip
+                        help="the output of the classes, if the file has several")  # fmt: skip
     parser.add_argument("--preset", choices=PRESETS, default="keras",
-                        help="how pictures are prepared: as for networks from this program "
+                        help="pictures are prepared as for networks from this program "
                         "(%(default)s)")  # fmt: skip
-    own = parser.add_argument_group("preparation", "Each replaces a part of the preset.")
-    own.add_argument("--scale", type=_number, help="factor of the bytes 0 … 255: 1/255, perhaps")
-    own.add_argument("--mean", type=_three, metavar="A,B,C", help="then subtracted")
-    own.add_argument("--std", type=_three, metavar="A,B,C", help="then divided by")
-    own.add_argument("--channels", choices=("rgb", "bgr"), help="their order")
-    own.add_argument("--resize", type=int, metavar="PIXELS", help="of the short side")
-    own.add_argument("--crop", type=float, metavar="SHARE", help="of the picture that is seen")
-    own.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic", "lanczos"))
-    parser.add_argument("--size", type=int, help="pixels, for a network that takes any")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where (cpu)")
+    own = parser.add_argument_group("preparation", "Each option replaces a part of the preset.")
+    own.add_argument("--scale", type=_number, help="the bytes 0 … 255 times this, such as 1/255")
+    own.add_argument("--mean", type=_three, metavar="A,B,C", help="then minus this")
+    own.add_argument("--std", type=_three, metavar="A,B,C", help="then divided by this")
+    own.add_argument("--channels", choices=("rgb", "bgr"), help="the order of the colours")
+    own.add_argument("--resize", type=int, metavar="PIXELS", help="length of the short side")
+    own.add_argument("--crop", type=float, metavar="SHARE", help="how much of the picture is seen")
+    own.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic", "lanczos"),
+                     help="how pixels are computed when the size changes")  # fmt: skip
+    parser.add_argument("--size", type=int, help="pixels, for a network that takes any size")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
+                        help="where to compute (cpu)")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
 
 
-# Names in imagenet.PRESETS: `--help` does not load what reads photographs.
+# The names in imagenet.PRESETS. They stand here so that `--help` need not import that module.
 PRESETS = ("keras", "torchvision", "tf-slim", "keras-raw", "keras-caffe", "keras-torch")
 
 
@@ -480,7 +486,7 @@ def _number(text):
     try:
         return float(above) / (float(below) if slash else 1.0)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number or fraction") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number or a fraction") from None
 
 
 def _three(text):
@@ -492,7 +498,7 @@ def _three(text):
 
 
 def preparation_of(options):
-    """The preset that the command line names, or a Preparation where options change it."""
+    """The preset that the command line names; a Preparation if options change a part of it."""
     from minires.data import imagenet
 
     names = "mean", "std", "channels", "resize", "crop", "interpolation"
@@ -507,7 +513,7 @@ def preparation_of(options):
 
 
 def check_counts(options, *names):
-    """Raise ValueError unless the named options are whole numbers from 1, where they are given."""
+    """Raise ValueError if one of the named options is given and below 1."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -535,13 +541,13 @@ def open_examination(options):
 
 
 def describe_notes(examination, most=10):
-    """Lines about files that were left out or converted: the counts, and the first names."""
+    """Lines about files that were left out or converted: their number, and the first names."""
     notes, ignored = examination.notes, examination.pictures.ignored
     lines = []
     if ignored:
         lines.append(
-            f"{len(ignored)} files or folders are no pictures by their names, or cannot be opened: "
-            f"{ignored[0]} …"
+            f"{len(ignored)} files or folders do not have the name of a picture, or cannot be "
+            f"opened: {ignored[0]} …"
         )
     if notes.counts:
         found = notes.lines()
@@ -566,8 +572,8 @@ def run(options):
     if is_no_better_than_chance(outcomes, len(examination.compared)):
         say(
             "guessing would do as well: is the order of the classes "
-            f"({options.synsets or 'sorted by name'}) the network's own, and the preset "
-            f"({options.preset}) that of the program it comes from?"
+            f"({options.synsets or 'sorted by name'}) the network's own? Is the preset "
+            f"({options.preset}) the right one for this network?"
         )
         better = better_preset(examination)
         if better:

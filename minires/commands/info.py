@@ -1,16 +1,16 @@
-"""`minires info`: versions, threads and GPUs at hand."""
+"""`minires info`: the versions, threads, kernels and GPUs of this machine."""
 
 import json
 
 
 def add_parser(subparsers) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser("info", help="versions, threads and GPUs at hand")
+    parser = subparsers.add_parser("info", help="the versions, threads and GPUs of this machine")
     parser.set_defaults(run=run)
 
 
 def run(options) -> int:
-    """Print what this machine has, as JSON."""
+    """Print the facts about this machine as JSON."""
     import platform
 
     import numpy as np

@@ -1,8 +1,8 @@
 """`minires lessons bundle`: all that a class without a network needs, in one folder.
 
-notebooks/   to work in
-pages/       the teacher's, to read: delete this folder from what students get
-wheels/      this package and its needs, one set for all computers asked for
+notebooks/   the students work in these
+pages/       the teacher reads these: delete this folder before students get the rest
+wheels/      this package and all packages that it needs, for all computers asked for
 README.md    what to type
 """
 
@@ -28,20 +28,22 @@ PLATFORMS = {
     "linux": ["manylinux2014_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64"],
     "linux-arm": ["manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64"],
 }
-NEEDS = ("jupyterlab",)  # beside those of minires[teach]: a place to open notebooks in
-OWN_FILES = {"INSTALLER", "REQUESTED", "direct_url.json", "RECORD"}  # the installer's, not ours
+# Besides the packages of minires[teach], a class needs a program that opens notebooks.
+NEEDS = ("jupyterlab",)
+# These files in an installed package were written by the installer; a wheel does not have them.
+OWN_FILES = {"INSTALLER", "REQUESTED", "direct_url.json", "RECORD"}
 
 
 def bundle(out, platforms, pythons, pages=True, replace=False):
     """Fill a folder for a class without a network.
 
     out         the folder
-    platforms   names in PLATFORMS, or tags as pip knows them
+    platforms   names in PLATFORMS, or tags that pip understands
     pythons     versions of Python, such as "3.12"
-    pages       run the lessons, for the teacher's pages
-    replace     write over notebooks that are there
-    Returns     0; 1 when wheels could not be had (notebooks and pages are there)
-    Raises      ValueError for notebooks that are there; RuntimeError when a lesson does not run
+    pages       whether to run the lessons, for the teacher's pages
+    replace     replace notebooks that exist already
+    Returns     0; 1 when wheels could not be downloaded (notebooks and pages are made)
+    Raises      ValueError when notebooks exist already; RuntimeError when a lesson does not run
     """
     everything = lessons()
     lesson_pages.build(everything, out / "notebooks", False, False, replace)
@@ -66,15 +68,16 @@ def bundle(out, platforms, pythons, pages=True, replace=False):
     print(f"{out}: {total / 1e6:.0f} MB")
     if reasons:
         print(
-            "\nNotebooks and pages are there, but the wheels are not complete. Run this again "
-            "with --replace where there is a network. What went wrong:\n  " + "\n  ".join(reasons),
+            "\nNotebooks and pages are made, but the wheels are not complete. Give this command "
+            "again with --replace when there is a network. What went wrong:\n  "
+            + "\n  ".join(reasons),
             file=sys.stderr,
         )
     return 1 if reasons else 0
 
 
 def own_wheel(place):
-    """This package as a wheel: packed again from where it is installed, or built in a checkout.
+    """This package as a wheel: built in a checkout, else packed again from the installed files.
 
     place     folder to write to
     Returns   the wheel's path
@@ -93,7 +96,7 @@ def own_wheel(place):
 
 
 def _repack(distribution, place):
-    """The wheel that a distribution was installed from, but for the installer's own files."""
+    """The wheel that a distribution was installed from, without the installer's own files."""
     tag = "py3-none-any"
     path = place / f"{distribution.name}-{distribution.version}-{tag}.whl"
     rows = []
@@ -120,7 +123,7 @@ def _repack(distribution, place):
 
 
 def _download(wheel, wheels, platform, version):
-    """What a computer of one kind needs to install. Returns a reason when it failed, or ""."""
+    """Download what a computer of one kind needs. Returns why it failed, or ""."""
     tags = PLATFORMS.get(platform, [platform])
     return _pip(
         "download", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:",

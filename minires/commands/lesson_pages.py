@@ -1,10 +1,10 @@
-"""Notebooks and pages from the lessons' scripts: jupytext reads, nbconvert runs and renders.
+"""Notebooks and pages from the lessons' scripts, made with jupytext and nbconvert.
 
-    student   an exercise and its check are one cell; solutions and wrong answers are gone
+    student   an exercise and its check are one cell; solutions and wrong answers are left out
     teacher   everything, run from top to bottom
 
-Pages need nothing from elsewhere: style and pictures are inside, formulas are plain text. So they
-open from a USB stick on any computer.
+A page is one file: style and pictures are inside, formulas are plain text. So it opens from a USB
+stick on any computer.
 """
 
 import time
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from minires.commands.lessons import TEACH, folder
 
-LONGEST = 600  # seconds that one cell may take
+LONGEST = 600  # the most seconds that one cell may take
 HOW = (
     "\n\n*Shift + Enter runs a cell. In an exercise, write your answer where it says `raise "
     "NotImplementedError`, and run the cell: its last line judges the answer.*"
@@ -33,13 +33,13 @@ class Page:
 def build(lessons, out, teacher, html, replace=False):
     """Write notebooks to a folder, and pages if they are wanted.
 
-    lessons   of `minires.commands.lessons`
-    out       the folder; made if it is not there
+    lessons   a list of Lesson
+    out       the folder; made if it does not exist
     teacher   with solutions and wrong answers
-    html      pages too. The teacher's are run, and get an index and an answer sheet
-    replace   write over notebooks that are there
+    html      also make pages. The teacher's are run, and get an index and an answer sheet
+    replace   replace notebooks that exist already
     Returns   a list of Page
-    Raises    ValueError when a notebook is there already; ImportError without the packages;
+    Raises    ValueError when a notebook exists already; ImportError without the packages;
               RuntimeError when a lesson does not run
     """
     modules = _modules()
@@ -110,7 +110,7 @@ def run_notebook(notebook, name):
 
 
 def size_of(path):
-    """A file's size in words."""
+    """A file's size as text, such as "1.2 MB"."""
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
@@ -149,7 +149,7 @@ def _write_pages(pages, out, teacher):
 
 
 def _answers(notebook):
-    """What the answer sheet shows: every exercise with all that belongs to it."""
+    """The cells of the answer sheet: every exercise with its text, solution, check and mistakes."""
     wanted = ("exercise", "solution", "check", "wrong")
     cells = []
     for before, cell in zip([None, *notebook.cells], notebook.cells, strict=False):

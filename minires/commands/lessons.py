@@ -1,13 +1,13 @@
 """`minires lessons`: list, run, build, check and bundle the lessons.
 
-A lesson is one *percent script*: a Python file whose cells begin with `# %%`. It runs as it is,
-and notebooks and pages are made from it. Tags say what a cell is for:
+A lesson is one *percent script*: a Python file whose cells begin with `# %%`. It runs as it is;
+notebooks and pages are made from it. Tags say what a cell is for:
 
-    setup                  imports, and what the checks of this lesson need
-    sizes                  how much is computed; `small={…}` beside the tag replaces it in tests
-    exercise NAME          what a student is to write: a function that raises NotImplementedError
+    setup                  imports, and whatever the checks of this lesson need
+    sizes                  how much is computed; tests use `small={…}` beside the tag instead
+    exercise NAME          a function that raises NotImplementedError: the student writes it
     solution NAME          a right answer
-    wrong NAME             an answer that looks right and is not, and what the check says to it
+    wrong NAME             an answer that looks right but is wrong, and what the check says to it
     check NAME             the call that judges the answer
 """
 
@@ -33,8 +33,8 @@ def add_parser(subparsers):
     parser = subparsers.add_parser(
         "lessons",
         help="lessons to run, to hand out, and to check",
-        description="Lessons: each is one idea, with exercises that check themselves. Without a "
-        "word behind it, the command lists them.",
+        description="Lessons: each has one idea, and exercises that check themselves. Without an "
+        "action, the command lists them.",
     )
     parser.set_defaults(run=_in_any_terminal(_list))
     actions = parser.add_subparsers(metavar="ACTION")
@@ -52,10 +52,14 @@ def add_parser(subparsers):
     reader.add_argument("--student", action="store_true", help="exercises without their answers")
     reader.add_argument("--teacher", action="store_true", help="with solutions and wrong answers")
     build.add_argument(
-        "--html", action="store_true", help="pages too; the teacher's are run, with pictures"
+        "--html",
+        action="store_true",
+        help="also make pages; the teacher's are run first, so that they show pictures",
     )
     build.add_argument("--out", type=Path, required=True, help="folder to write to")
-    build.add_argument("--replace", action="store_true", help="write over notebooks in the folder")
+    build.add_argument(
+        "--replace", action="store_true", help="replace notebooks that are in the folder already"
+    )
     build.set_defaults(run=_in_any_terminal(_build))
 
     check = actions.add_parser("check", help="judge somebody's answers to a lesson")
@@ -75,10 +79,12 @@ def add_parser(subparsers):
         "--python",
         nargs="+",
         default=[f"{sys.version_info.major}.{sys.version_info.minor}"],
-        help="for which versions of Python, such as 3.12 (this one's)",
+        help="for which versions of Python, such as 3.12 (the version of this Python)",
     )
     bundle.add_argument("--no-pages", action="store_true", help="leave the executed pages out")
-    bundle.add_argument("--replace", action="store_true", help="write over notebooks in the folder")
+    bundle.add_argument(
+        "--replace", action="store_true", help="replace notebooks that are in the folder already"
+    )
     bundle.set_defaults(run=_in_any_terminal(_bundle))
 
 
@@ -96,7 +102,7 @@ class Cell:
 
     @property
     def kind(self):
-        """The first tag, or "" for a cell that every reader gets as it is."""
+        """The first tag; "" for a cell that every reader gets unchanged."""
         return self.tags[0] if self.tags else ""
 
     @property
@@ -107,7 +113,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A lesson and what its first lines say of it.
+    """A lesson, and what its first lines say about it.
 
     path      the percent script
     number    from 1
@@ -168,7 +174,7 @@ def execute(cells, names, small=False, name="lesson"):
 
     cells   of a lesson
     names   the dictionary, changed in place
-    small   whether a cell's own small sizes replace what it has set
+    small   whether the small sizes of a cell replace the values that it sets
     name    for error messages
     """
     for number, cell in enumerate(cells, 1):
@@ -192,7 +198,7 @@ def _read(path):
     if not (title and purpose and times):
         raise ValueError(
             f"{path}: a lesson begins with its number and title, what one can do after it, and "
-            "its times, as the others do"
+            "its times, like the other lessons"
         )
     said = purpose[1].replace("\n", " ").rstrip(".")
     return Lesson(path, int(title[1]), title[2], said, int(times[1]), int(times[2]))
@@ -251,7 +257,7 @@ def _run(options):
 
 
 class _Saver:
-    """Stands in for `pyplot.show` where no window can be opened: pictures become files."""
+    """Replaces `pyplot.show` when no window can be opened: pictures become files."""
 
     def __init__(self, place, chosen):
         self.place, self.stem, self.count = place, chosen.path.stem, 0
@@ -297,13 +303,13 @@ def _check(options):
 
 
 def _answers(path, chosen):
-    """What somebody's file or notebook defines."""
+    """{name: value} of everything that somebody's file or notebook defines."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix == ".ipynb":
         try:
             cells = _jupytext().read(path).cells
-        except Exception as error:  # whatever a damaged notebook makes its reader raise
+        except Exception as error:  # a damaged notebook can raise anything
             raise ValueError(f"{path} cannot be read as a notebook: {error}") from error
         wanted = {"setup", "exercise"}
         sources = [
@@ -330,7 +336,7 @@ def _answers(path, chosen):
 
 
 def _definitions(source):
-    """A notebook cell without the calls that stand on lines of their own, such as checks."""
+    """A notebook cell without the calls on lines of their own, such as checks."""
     lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
     tree = ast.parse("\n".join(lines))
     tree.body = [node for node in tree.body if not isinstance(node, ast.Expr)]
@@ -371,7 +377,7 @@ def _bundle(options):
 
 
 def _in_any_terminal(action):
-    """An action whose output no terminal refuses: θ becomes "theta" where there is no θ."""
+    """An action with output for any terminal: θ becomes "theta" if the terminal has no θ."""
 
     def run(options):
         prepare_streams()

@@ -1,4 +1,4 @@
-"""`minires report`: one HTML page of what a sweep found."""
+"""`minires report`: one HTML page with the findings of a sweep."""
 
 from pathlib import Path
 
@@ -9,25 +9,27 @@ def add_parser(subparsers) -> None:
     """Add the command to the command line."""
     parser = subparsers.add_parser(
         "report",
-        help="one HTML page of what a sweep found",
+        help="one HTML page with the findings of a sweep",
         description="Write one self-contained HTML file: verdicts on the paper's claims, figures, "
-        "tables, sliders. The sweep may still be running.",
+        "tables, sliders. The sweep need not be finished.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (DIR/report.html)")
-    parser.add_argument("--png", type=Path, metavar="FOLDER", help="the figures as PNG files too")
+    parser.add_argument(
+        "--png", type=Path, metavar="FOLDER", help="also write the figures as PNG files"
+    )
     parser.add_argument(
         "--rows",
         type=Path,
         metavar="FOLDER",
-        help="write no page, but all numbers as a few small files, fit for a repository: "
-        "`minires report FOLDER` makes the page from them, `minires sweep --out FOLDER` goes on",
+        help="write no page, but all numbers as a few small files for a repository. From these "
+        "`minires report FOLDER` makes the page, and `minires sweep --out FOLDER` goes on",
     )
     parser.set_defaults(run=run)
 
 
 def run(options) -> int:
-    """Carry the command out."""
+    """Carry out the command."""
     from minires.arrays.files import complete
     from minires.study import figures, report
     from minires.study.store import load_sweep, save_rows

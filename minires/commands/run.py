@@ -1,4 +1,4 @@
-"""`minires run`: train, fine-tune with moments, compare."""
+"""`minires run`: train a network, fine-tune it with moments, compare the methods."""
 
 import argparse
 import time
@@ -10,10 +10,10 @@ from minires.arrays.text import say
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Says defaults, where there are any to say."""
+    """Adds the default to the help of every option that has one."""
 
     def _get_help_string(self, action):
-        if action.default is None or action.default is False:  # 0 is said
+        if action.default is None or action.default is False:  # the default 0 is shown
             return action.help
         return super()._get_help_string(action)
 
@@ -23,15 +23,15 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "run",
         help="train, fine-tune with moments, compare",
-        description="Train a network, fine-tune it while keeping the running mean and variance of "
-        "its weights, then compare the fine-tuned network with the mean model and with ensembles.",
+        description="Train a network. Fine-tune it, and keep the running mean and variance of its "
+        "weights. Then compare the fine-tuned network with the mean model and with ensembles.",
         formatter_class=_Formatter,
     )
     parser.add_argument(
         "--data",
         choices=("glyphs", "mnist"),
         default="glyphs",
-        help="digits made on the spot, or MNIST",
+        help="digits made by the program, or MNIST",
     )
     parser.add_argument("--data-dir", type=Path, help="the folder of the MNIST files")
     parser.add_argument(
@@ -42,7 +42,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--width",
         type=float,
-        help="what multiplies the channels of MobileNet and Inception (0.25)",
+        help="factor on the number of channels of MobileNet and Inception (0.25)",
     )
     parser.add_argument(
         "--l1", type=float, help="learning rate of training (LeNet 0.2, others 0.05; Adam 0.001)"
@@ -54,31 +54,38 @@ def add_parser(subparsers) -> None:
         "Adam 0.001)",
     )
     parser.add_argument("--momentum", type=float, help="of SGD (LeNet 0, others 0.9)")
-    parser.add_argument("--epochs", type=int, default=2, help="of training")
-    parser.add_argument("--updates", type=int, default=500, help="of fine-tuning")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of training")
+    parser.add_argument("--updates", type=int, default=500, help="updates of fine-tuning")
     parser.add_argument("--batch", type=int, default=128, help="images in a mini-batch")
     parser.add_argument(
         "--dropout", type=float, help="share of units dropped (LeNet 0.5, others 0.2)"
     )
-    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="of training")
     parser.add_argument(
-        "--finetune-optimizer", choices=("sgd", "adam"), default="sgd", help="of fine-tuning"
+        "--optimizer", choices=("sgd", "adam"), default="sgd", help="optimizer of training"
+    )
+    parser.add_argument(
+        "--finetune-optimizer",
+        choices=("sgd", "adam"),
+        default="sgd",
+        help="optimizer of fine-tuning",
     )
     parser.add_argument("--members", type=int, default=10, help="networks in the ensemble")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--seeds", type=int, default=1, help="how many repeats")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="how many seeds: repeats of everything"
+    )
     parser.add_argument("--train", type=int, help="training images (glyphs 30,000, MNIST all)")
     parser.add_argument("--test", type=int, help="test images (glyphs 5,000, MNIST all)")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where to compute")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
     parser.add_argument("--out", type=Path, help="folder for results (runs/DATA-NETWORK-TIME)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=run, kept="; what is finished is kept, `run --resume` goes on with it")
 
 
 def run(options) -> int:
-    """Carry the command out: check all settings, then train, then print the table."""
+    """Carry out the command: check all settings, then train, then print the table."""
     from minires import arrays
     from minires import data as data_tools
     from minires.arrays.results import locked_folder
@@ -117,7 +124,7 @@ def run(options) -> int:
                 f"weights; {_place(config.device)}; results go to {out}"
             )
         with warnings.catch_warnings():
-            # Weights that grow without bound overflow on their way; training says so in one line.
+            # Weights that diverge overflow first. Training reports that in one line of its own.
             warnings.simplefilter("ignore", RuntimeWarning)
             results = experiment.run(config, dataset, folder, options.quiet)
         draw_folder(folder, results, model)
@@ -126,8 +133,8 @@ def run(options) -> int:
         seconds = time.monotonic() - started
         say(
             f"{seconds:.0f} s; results, weights and figure.png are in {out}",
-            f"next: open {out / 'figure.png'}; give --seeds 3 to see how much differs by chance; "
-            "the lessons explain each step",
+            f"next: open the picture {out / 'figure.png'}; give --seeds 3 to see how much is "
+            "chance; `minires lessons` explains each step",
         )
     return 0
 
@@ -141,11 +148,13 @@ def _place(device):
 
 
 def _own_folder(config, resume):
-    """Where results go without --out: a new folder, or the newest one to go on with."""
+    """The folder of results when --out names none: a new one, or with --resume the newest."""
     runs, name = Path("runs"), f"{config.data}-{config.network}-"
     if not resume:
         return runs / (name + time.strftime("%Y%m%d-%H%M%S"))
     earlier = sorted(runs.glob(name + "*"))
     if not earlier:
-        raise ValueError(f"--resume: there is no {runs / name}… to go on with: name it with --out")
+        raise ValueError(
+            f"--resume: there is no folder {runs / name}…: name the one to go on with by --out"
+        )
     return earlier[-1]

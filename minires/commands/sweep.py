@@ -24,36 +24,40 @@ SIZES = (
 def add_parser(subparsers) -> None:
     """Add the command to the command line."""
     from minires.study.grid import CANDIDATES, PROFILES
-    from minires.study.sweep import TOGETHER_ON_GPU
+    from minires.study.sweep import SIDE_BY_SIDE_ON_GPU
 
     parser = subparsers.add_parser(
         "sweep",
         help="the paper's MNIST study: many cells, on every core, many machines or a GPU",
-        description="Compute every cell of a profile of the study: pre-trainings, fine-tunings, "
-        "the paper's method and others beside it. The same command, given again, does what is "
-        "missing.",
+        description="Compute every cell of a profile of the study: pre-trainings and fine-tunings, "
+        "with the paper's method and others for comparison. Give the same command again after it "
+        "was stopped: it computes what is missing.",
     )
     parser.add_argument(
         "--profile",
         choices=(*PROFILES, "which-lenet"),
         default="smoke",
-        help="smoke (half a minute, only to see that everything runs), class (four minutes), lite "
+        help="smoke (half a minute, only to see that everything works), class (four minutes), lite "
         "(MNIST, an hour), full (the paper's grid, a night), which-lenet (eight networks that the "
-        "paper may have used); smoke by default",
+        "paper may have used); without this option smoke",
     )
-    parser.add_argument("--data", choices=("glyphs", "mnist"), help="other data than the profile's")
+    parser.add_argument(
+        "--data", choices=("glyphs", "mnist"), help="the images (as the profile says)"
+    )
     parser.add_argument("--data-dir", type=Path, help="the folder of the MNIST files")
     parser.add_argument("--out", type=Path, help="folder for results (runs/sweep-PROFILE-DATA)")
     parser.add_argument(
         "--device", choices=("cpu", "gpu"), default="cpu", help="where to compute (cpu)"
     )
     parser.add_argument(
-        "--together",
+        "--side-by-side",
         type=int,
-        help=f"cells that train side by side on a GPU, at most ({TOGETHER_ON_GPU})",
+        help=f"at most so many cells train side by side on a GPU ({SIDE_BY_SIDE_ON_GPU})",
     )
     parser.add_argument("--workers", type=int, help="processes (one for each core)")
-    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler: work there")
+    parser.add_argument(
+        "--cluster", metavar="ADDRESS", help="compute on the workers of this Dask scheduler"
+    )
     for name, what in SIZES:
         parser.add_argument(f"--{name}", type=int, help=f"{what} (as the profile says)")
     parser.add_argument(
@@ -61,13 +65,19 @@ def add_parser(subparsers) -> None:
         action="append",
         choices=[candidate.name for candidate in CANDIDATES],
         metavar="CANDIDATE",
-        help="for which-lenet: only this network; may be given again: "
+        help="for which-lenet: only this network; give the option several times for several: "
         + ", ".join(candidate.name for candidate in CANDIDATES),
     )
     parser.add_argument(
-        "--outside", action="store_true", help="for which-lenet: ℓ₁ 0.05 and 0.6 too, for claim C1"
+        "--outside",
+        action="store_true",
+        help="for which-lenet: also compute ℓ₁ = 0.05 and 0.6, for claim C1",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only list the cells and the time")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="compute nothing; list the cells and how long they would take",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(
         run=run, kept="; what is finished is kept, the same command goes on with it"
@@ -75,7 +85,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(options) -> int:
-    """Carry the command out: check everything, then compute what is missing, then print."""
+    """Carry out the command: check everything, compute what is missing, print the findings."""
     from minires.arrays.results import locked_folder
 
     _check_options(options)
@@ -101,7 +111,7 @@ def _tries_networks(options):
 
 
 def _profiles(options):
-    """The profiles that the options ask for: one, or a candidate for each network."""
+    """The profiles that the options ask for: one, or one candidate for each network."""
     from minires.study.grid import CANDIDATES, OUTSIDE, PROFILES
 
     changed = {name: getattr(options, name) for name in ("data", *(name for name, _ in SIZES))}
@@ -115,25 +125,26 @@ def _profiles(options):
 
 
 def _check_options(options):
-    """Refuse what does not go together, before anything is loaded or written."""
-    for name in ("workers", "together"):
+    """Refuse options that exclude each other, before anything is loaded or written."""
+    for name in ("workers", "side_by_side"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name} is {value}, expected 1 or more")
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is {value}, expected 1 or more")
     arrays.module_for(options.device)  # is there a GPU?
     if options.device == "gpu" and (options.workers or options.cluster):
         raise ValueError(
             "--workers and --cluster are for CPUs, --device gpu works in one process: leave one "
-            "of them out (--together says how many cells train side by side on the GPU)"
+            "of them out (on a GPU, --side-by-side says how many cells train at a time)"
         )
-    if options.device == "cpu" and options.together:
-        raise ValueError("--together is for --device gpu: on CPUs every worker has one cell")
+    if options.device == "cpu" and options.side_by_side:
+        raise ValueError("--side-by-side is for --device gpu: on CPUs every worker has one cell")
     if (options.only or options.outside) and not _tries_networks(options):
         raise ValueError("--only and --outside are for --profile which-lenet: leave them out")
 
 
 def _find_data(profile, data_dir):
-    """The images of a profile, and the Source by which workers find them."""
+    """The images of a profile, and the Source that tells workers where to find them."""
     from minires.study.cells import Source
     from minires.study.experiment import fingerprint
 
@@ -149,7 +160,7 @@ def _find_data(profile, data_dir):
 
 
 def _check_all(options, sweeps):
-    """Refuse, before any work, folders of other sweeps, and what disk or memory cannot hold."""
+    """Check, before any work, that each folder fits its sweep, and that disk and memory suffice."""
     from minires.arrays.limits import check_memory
     from minires.study.sweep import check_settings, check_space, worker_bytes
 
@@ -197,7 +208,7 @@ def _compute(options, profile, folder, source, dataset):
 
 
 def _print_findings(options, sweeps, out):
-    """Print what was found: the table of the sweep, or a line for each network."""
+    """Print the findings: the table of the sweep, or a line for each network."""
     from minires.arrays.files import load_json, save_json
     from minires.study import which_lenet
     from minires.study.claims import TOO_SMALL
@@ -217,35 +228,35 @@ def _print_findings(options, sweeps, out):
 
 @contextlib.contextmanager
 def _remedy_for(crew):
-    """Where a GPU's memory is full, say what to lower."""
+    """When a GPU's memory is full, say what to lower."""
     try:
         yield
     except MemoryError as error:
         if type(error).__name__ != "OutOfMemoryError":  # CuPy's; another is this machine's memory
             raise
         raise MemoryError(
-            f"the GPU's memory is full ({error}): lower --together, now {crew.together}, or end "
-            "other programs that use the card; what is finished is kept"
+            f"the GPU's memory is full ({error}): lower --side-by-side, now {crew.side_by_side}, "
+            "or end other programs that use the card; what is finished is kept"
         ) from error
 
 
 def _crew(options, dry_run=False):
-    """Who does the work, by the options; nobody asks a cluster what the work would cost."""
+    """Who does the work. For a dry run never a cluster: the time is measured on this machine."""
     from minires.study.crews import Cluster, Device, Processes
-    from minires.study.sweep import TOGETHER_ON_GPU
+    from minires.study.sweep import SIDE_BY_SIDE_ON_GPU
 
     if options.device == "gpu":
-        return Device(options.together or TOGETHER_ON_GPU)
+        return Device(options.side_by_side or SIDE_BY_SIDE_ON_GPU)
     if options.cluster and not dry_run:
         return Cluster(options.cluster)
     return Processes(options.workers or arrays.default_threads())
 
 
-# --- what it would cost -------------------------------------------------------------------
+# --- a dry run ----------------------------------------------------------------------------
 
 
 def _dry_run(options, sweeps, dataset):
-    """Print the cells, and how long those that are missing would take; nothing is written."""
+    """Print the cells, and how long the missing ones would take; nothing is written."""
     from minires.study.sweep import Cost, done_cells
 
     _check_all(options, sweeps)
@@ -273,7 +284,7 @@ def _dry_run(options, sweeps, dataset):
 
 
 def _describe(profile, cells, done):
-    """The cells by configuration, one line each; `done` are finished already."""
+    """One line for each configuration: its seeds, and how many of them are in `done`."""
     groups, finished = Counter(), Counter()
     for cell in cells:
         groups[replace(cell, seed=0)] += 1

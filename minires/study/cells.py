@@ -55,7 +55,9 @@ LANDSCAPE_IMAGES = 2_000  # on which losses of the portrait are measured
 LINE = tuple(step / 10 - 0.5 for step in range(31))
 PLANE = 21  # points along each axis
 FILTERS = 128  # values of σ at most for each array
-TOGETHER = 64  # images at once when ten networks predict, so that their results fit in the cache
+ENSEMBLE_BATCH = (
+    64  # images at once when ten networks predict, so that their results fit in the cache
+)
 
 
 # --- the data -----------------------------------------------------------------------------
@@ -318,7 +320,7 @@ class Probe:
 
     def predict(self, theta):
         """Class probabilities of all test images: θ (P,) → (N, C), θ (R, P) → (R, N, C)."""
-        batch = self.model.batch if theta.ndim == 1 else TOGETHER
+        batch = self.model.batch if theta.ndim == 1 else ENSEMBLE_BATCH
         return self.model.predict(theta, self.data.test_images, batch=batch)
 
     def predict_timed(self, theta):
@@ -674,7 +676,9 @@ def _portrait(probe, pretrained, finetuned, moments):
         found = []
         for start in range(0, len(thetas), MEMBERS):  # some at once, to share the images
             networks = xp.stack(thetas[start : start + MEMBERS])
-            found += nll(probe.model.predict(networks, images, batch=TOGETHER), labels).tolist()
+            found += nll(
+                probe.model.predict(networks, images, batch=ENSEMBLE_BATCH), labels
+            ).tolist()
         return found
 
     train_loss = partial(losses, images=first[0], labels=first[1])

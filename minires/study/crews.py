@@ -4,7 +4,7 @@ All have
 
     submit(function, …)   a Future of the call
     capacity              calls to hand over at a time
-    together              cells in a call, at most
+    side_by_side              cells in a call, at most
     renew()               after a worker's death
     close()               when all is done, or nothing more is to be done
 """
@@ -24,7 +24,7 @@ class Processes:
     count   how many
     """
 
-    together = 1  # cells in a call
+    side_by_side = 1  # cells in a call
 
     def __init__(self, count):
         self.count = count
@@ -76,7 +76,7 @@ class Cluster:
     Raises     RuntimeError without Dask; OSError when nobody answers
     """
 
-    together = 1  # cells in a call
+    side_by_side = 1  # cells in a call
 
     def __init__(self, address, patience="20s"):
         try:
@@ -125,13 +125,13 @@ class Cluster:
 class Device:
     """A GPU, told by this process what to do; cells train side by side on it.
 
-    together   how many at a time, at most
+    side_by_side   how many at a time, at most
     """
 
     capacity = 1
 
-    def __init__(self, together):
-        self.together = together
+    def __init__(self, side_by_side):
+        self.side_by_side = side_by_side
 
     def submit(self, function, *arguments):
         """Call a function here and now; returns a Future that is done."""

@@ -30,14 +30,14 @@ from minires.arrays.limits import check_disk
 from minires.arrays.results import settle
 from minires.arrays.text import progress
 from minires.resampling.moments import Moments
-from minires.study.cells import TOGETHER, Start, alike, compute, work
+from minires.study.cells import ENSEMBLE_BATCH, Start, alike, compute, work
 from minires.study.crews import Device, failure, is_death
 from minires.study.grid import MEMBERS, Cell
 from minires.study.store import FORMAT, SETTINGS, Store, read_cells
 from minires.training.optimizers import SGD
 from minires.training.timing import Problem
 
-TOGETHER_ON_GPU = 50  # networks of the full profile need some 10 GB, with all baselines 15
+SIDE_BY_SIDE_ON_GPU = 50  # networks of the full profile need some 10 GB, with all baselines 15
 MEASURED = 5  # rounds of a measurement
 DEATHS = 3  # of a cell's worker; after that the cell runs alone, and once more is an error
 
@@ -51,7 +51,8 @@ def run_sweep(profile, source, folder, crew, quiet=False):
     profile   Profile
     source    Source of the data
     folder    of the sweep, prepared by `prepare`
-    crew      Processes, Cluster or Device: has `submit`, `capacity`, `together`, `renew`, `close`
+    crew      Processes, Cluster or Device: it has `submit`, `capacity`, `side_by_side`, `renew` and
+              `close`
     quiet     no progress bar
     Returns   how many cells were missing, and are now there
     Raises    RuntimeError when a cell kills its worker again and again
@@ -72,7 +73,7 @@ def _carry_out(plan, profile, source, crew, bar):
     running, deaths = {}, Counter()
     while plan.ready or running:
         while plan.ready and len(running) < crew.capacity:
-            cells = plan.next(crew.together)
+            cells = plan.next(crew.side_by_side)
             involved = itertools.chain(cells, *running.values())
             if running and any(deaths[cell] >= DEATHS for cell in involved):
                 break  # a suspect runs alone, so that nobody else is blamed
@@ -301,15 +302,15 @@ def measure(profile, dataset):
     return float(np.median(steps[3:])), predicting / len(images) * len(dataset.test_images)
 
 
-def measure_on_gpu(profile, dataset, together):
+def measure_on_gpu(profile, dataset, side_by_side):
     """The same for one of the networks that share a GPU.
 
-    together   how many train side by side
+    side_by_side   how many train side by side
     """
     model = profile.model(max(profile.dropout), dataset.train_images.shape[1:])
-    training = Problem(model, profile.batch, together, "gpu")
-    step = training.step_seconds(MEASURED, moments=True) / together
-    ensemble = Problem(model, TOGETHER, MEMBERS, "gpu")
+    training = Problem(model, profile.batch, side_by_side, "gpu")
+    step = training.step_seconds(MEASURED, moments=True) / side_by_side
+    ensemble = Problem(model, ENSEMBLE_BATCH, MEMBERS, "gpu")
     predicting = ensemble.predict_seconds(MEASURED) / (MEMBERS * len(ensemble.images))
     return step, predicting * len(dataset.test_images)
 
@@ -323,7 +324,7 @@ class Cost:
     images        test images
     step          seconds of one update
     predicting    seconds of one prediction
-    together      networks side by side on a GPU; None on a CPU
+    side_by_side      networks side by side on a GPU; None on a CPU
     workers       on a CPU
     """
 
@@ -332,7 +333,7 @@ class Cost:
     images: int
     step: float
     predicting: float
-    together: int | None
+    side_by_side: int | None
     workers: int
 
     @classmethod
@@ -343,17 +344,17 @@ class Cost:
         crew    Processes or Device
         """
         train, test = len(dataset.train_images), len(dataset.test_images)
-        together = None
+        side_by_side = None
         if isinstance(crew, Device):
             kinds = Counter(alike(cell, profile) for cell in cells)
-            together = max(1, min(crew.together, max(kinds.values(), default=1)))
-            step, predicting = measure_on_gpu(profile, dataset, together)
+            side_by_side = max(1, min(crew.side_by_side, max(kinds.values(), default=1)))
+            step, predicting = measure_on_gpu(profile, dataset, side_by_side)
         else:
             step, predicting = measure(profile, dataset)
         costs = [work(cell, profile, train, test) for cell in cells]
         updates, predictions = (sum(cost[part] for cost in costs) for part in (0, 1))
         workers = getattr(crew, "count", 1)
-        return cls(updates, predictions, test, step, predicting, together, workers)
+        return cls(updates, predictions, test, step, predicting, side_by_side, workers)
 
     @property
     def seconds(self):
@@ -362,8 +363,8 @@ class Cost:
 
     def describe(self):
         """The cost in words."""
-        if self.together:
-            how, digits = f"{self.together} side by side", 4
+        if self.side_by_side:
+            how, digits = f"{self.side_by_side} side by side", 4
             whole = f"{duration(self.seconds)}, and what the host needs besides"
         else:
             how, digits = "one thread", 2
