@@ -379,7 +379,7 @@ def test_weights_lost_in_the_last_update(device, where):
     options["schedule"] = lambda number: 1e9 * (number == UPDATES - 1)
     trained(device, where, lost=lost, **options)
     assert list(lost) == [1]
-    assert "after 9 updates weights or batch-norm statistics are infinite" in str(lost[1])
+    assert "after 9 updates, weights or batch-norm statistics are infinite" in str(lost[1])
 
 
 @pytest.mark.parametrize("where", ["cpu", "gpu"])
