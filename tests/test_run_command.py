@@ -437,7 +437,7 @@ def test_divergence_is_one_line(tmp_path, capsys):
     ("options", "complaint"),
     [
         # One update is too few to see it in a loss.
-        (["--l1", 1e39], "training: after 1 updates, weights or batch-norm statistics are infinite"),
+        (["--l1", 1e39], "training: after 1 updates, weights or batch-norm statistics are inf"),
         (
             ["--l2", 1e38],
             r"fine-tuning: the loss is nan at update [23] of 4: lower the rate, 1e\+38",
