@@ -94,18 +94,15 @@ def test_replicas_at_once_equal_one_by_one(name, own_images, rng):
             assert_close(a[r], b, 1e-8)
 
 
-def test_many_images_in_groups_equal_one_pass(rng, monkeypatch):
+def test_large_images_are_predicted_a_few_at_a_time(rng, monkeypatch):
+    monkeypatch.setattr(module, "PIXELS", 2 * 16 * 16 + 100)
     model = mobilenet_v2(width=0.1, input_shape=(16, 16, 1), classes=4)
+    assert model.batch == 2
     theta, stats = model.init(rng, replicas=2), model.init_stats(replicas=2)
-    images = rng.standard_normal((10, 16, 16, 1), np.float32)
-    whole = model.logits(theta, images, stats)
-    monkeypatch.setattr(module, "GROUP_PIXELS", 2 * 16 * 16)
-    calls = []
-    tiles = module.run_tiles
-    monkeypatch.setattr(module, "run_tiles", lambda f, n: calls.append(n) or tiles(f, n))
+    images = rng.standard_normal((5, 16, 16, 1), np.float32)
+    whole = model.logits(theta, images, stats, batch=5)
     assert_close(model.logits(theta, images, stats), whole, 1e-5)
-    assert_close(model.logits(theta, images[:9], stats), whole[:, :9], 1e-5)
-    assert calls == [5, 5]
+    assert mobilenet_v2(width=0.1, input_shape=(32, 32, 1), classes=4).batch == 1
 
 
 def test_unknown_variants_are_named():

@@ -1,4 +1,4 @@
-"""The floor of the house: where arrays live, threads, memory, files."""
+"""The floor of the house: where arrays live, threads, files."""
 
 from minires.arrays.device import (
     describe_blas,
@@ -11,17 +11,7 @@ from minires.arrays.device import (
     to_host,
     xp_of,
 )
-from minires.arrays.memory import empty, release_memory
-from minires.arrays.workers import (
-    default_threads,
-    each_block,
-    get_threads,
-    run_tiles,
-    set_threads,
-    single_threaded_blas,
-    threads,
-    within_tile,
-)
+from minires.arrays.workers import default_threads, get_threads, set_threads, threads
 
 __all__ = [
     "default_threads",
@@ -30,17 +20,11 @@ __all__ = [
     "describe_gpus",
     "describe_processor",
     "device_of",
-    "each_block",
-    "empty",
     "get_threads",
     "module_for",
-    "release_memory",
-    "run_tiles",
     "set_threads",
-    "single_threaded_blas",
     "threads",
     "to_device",
     "to_host",
-    "within_tile",
     "xp_of",
 ]

@@ -36,7 +36,7 @@ KERNELS = (
 CHOICES = ("plain", "cpu")
 VARIABLE = "MINIRES_KERNELS"
 
-# None: what the environment says. `run_tiles` hands it on to the threads that it starts.
+# None: what the environment says.
 _chosen = contextvars.ContextVar("minires.kernels", default=None)
 
 

@@ -14,9 +14,10 @@ import math
 
 import numpy as np
 
-from minires.arrays import empty, get_threads, within_tile
+from minires.arrays import get_threads
 from minires.kernels import compiled, plain, winograd
 from minires.kernels.compiled import Strided
+from minires.kernels.memory import empty
 from minires.kernels.sums import merge_moments
 
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
@@ -27,8 +28,7 @@ def call(name, dtype, *arguments):
 
     Raises   MemoryError when the system has none left for its intermediate results
     """
-    count = 1 if within_tile() else get_threads()
-    if compiled.functions(dtype)[name](*arguments, count):
+    if compiled.functions(dtype)[name](*arguments, get_threads()):
         raise MemoryError(f"{name}: no memory for intermediate results")
 
 

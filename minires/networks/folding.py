@@ -14,9 +14,7 @@ import copy
 import math
 from typing import Any
 
-import numpy as np
-
-from minires.arrays import run_tiles, xp_of
+from minires.arrays import xp_of
 from minires.engine.convolution import MOST_POOLED, borders
 from minires.kernels import kernels_of
 from minires.networks.layers import (
@@ -194,9 +192,7 @@ def fold_weights(
     stats          (S,) or (R, S): its statistics
     result         (P',) or (R, P'), written to
     """
-
-    def fold(number):
-        layer, (first, *norm) = origins[number]
+    for layer, (first, *norm) in origins:
         own, new = layout.of(first), folded_layout.of(layer)
         if norm:
             factor, offset = _factor_and_offset(norm[0], layout, theta, stats)
@@ -214,12 +210,6 @@ def fold_weights(
         else:
             for name, entry in own.items():
                 new[name].view(result)[...] = entry.view(theta)
-
-    if xp_of(theta) is np:
-        run_tiles(fold, len(origins))
-    else:
-        for number in range(len(origins)):
-            fold(number)
 
 
 def _factor_and_offset(norm, layout, theta, stats):

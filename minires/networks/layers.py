@@ -632,7 +632,7 @@ class Residual(_Chain):
         return shape
 
     def apply(self, x, forward):
-        return ops.residual_sum(x, super().apply(x, forward))
+        return ops.add(x, super().apply(x, forward))
 
 
 class Branches(Layer):

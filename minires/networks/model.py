@@ -18,15 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import (
-    checks,
-    empty,
-    run_tiles,
-    single_threaded_blas,
-    to_device,
-    to_host,
-    xp_of,
-)
+from minires.arrays import checks, to_device, to_host, xp_of
 from minires.arrays.files import load_arrays, save_arrays
 from minires.engine import ops
 from minires.engine.autodiff import gradients, variable
@@ -35,8 +27,7 @@ from minires.networks.folding import fold_weights, folded_network, joined_networ
 from minires.networks.layers import Layer, Shape
 from minires.networks.protocol import Array
 
-GROUP_PIXELS = 8 * 224 * 224  # how many pixels one thread takes through a network at once
-LEAST_GROUPS = 4  # with fewer groups of images than this, threads share each layer instead
+PIXELS = 16 * 224 * 224  # of images that are predicted at once
 
 MODES = ("train", "predict", "measure")
 
@@ -228,25 +219,6 @@ class ForwardPass:
         return self.layout[layer, name].view(self.stats)
 
 
-def _pass_through(model, images, forward, result):
-    """Write a model's outputs for `images` (…, N, H, W, C) to `result` (…, N, classes).
-
-    What a few images need stays in the cache from layer to layer, so each thread takes a group
-    of images through the whole network. With few groups, the threads share each layer instead.
-    """
-    count, height, width = images.shape[-4:-1]
-    group = max(1, GROUP_PIXELS // (height * width))
-
-    def pass_group(number):
-        part = slice(number * group, (number + 1) * group)
-        result[..., part, :] = model.apply(images[..., part, :, :, :], forward)
-
-    if xp_of(images) is np and count >= LEAST_GROUPS * group:
-        run_tiles(pass_group, -(-count // group))
-    else:
-        result[...] = model.apply(images, forward)
-
-
 class Model:
     """A network for images of one shape: a `minires.networks.protocol.Classifier`.
 
@@ -259,12 +231,12 @@ class Model:
     smoothing     label smoothing of the training loss, 0 <= smoothing < 1
     """
 
-    batch = 256  # how many images `logits` and `predict` take at once
-
     def __init__(self, input_shape: Shape, network: Layer, smoothing: float = 0.0):
         shape = (checks.whole_number("Model", "input_shape", n, 1) for n in input_shape)
         self.input_shape: Shape = tuple(shape)
         self.smoothing = checks.number_in("Model", "smoothing", smoothing, 0, 1)
+        # How many images `logits` and `predict` take at once.
+        self.batch = max(1, min(256, PIXELS // math.prod(self.input_shape[:2])))
         self._connect(network)
 
     def _connect(self, network):
@@ -342,7 +314,6 @@ class Model:
             stats = np.tile(stats, (replicas, 1))
         return to_device(stats, device)
 
-    @single_threaded_blas
     def loss_and_gradient(
         self, theta: Array, images: Array, labels: Array, stats: Array = None, rng: Any = None
     ) -> tuple[Any, Array]:
@@ -359,7 +330,7 @@ class Model:
         stats = self._check("loss_and_gradient", theta, images, stats)
         if rng is not None:
             checks.generator_of("loss_and_gradient", rng)
-        gradient = empty(theta.shape, theta.dtype, like=theta)
+        gradient = xp_of(theta).empty(theta.shape, theta.dtype)
         forward = ForwardPass(self.layout, theta, stats, "train", rng, gradient)
         logits = self.apply(images, forward)
         loss = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
@@ -372,7 +343,6 @@ class Model:
                 entry.view(gradient)[...] = 0
         return loss.data[()], gradient  # a number, not an array of no axes
 
-    @single_threaded_blas
     def measure(self, theta: Array, images: Array, stats: Array, momentum: float) -> None:
         """Move the batch-norm statistics towards those of one batch; no training.
 
@@ -395,7 +365,6 @@ class Model:
         forward = ForwardPass(self.layout, theta, stats, "measure", momentum=momentum)
         self.apply(images, forward)
 
-    @single_threaded_blas
     def logits(
         self, theta: Array, images: Array, stats: Array = None, batch: int | None = None
     ) -> Array:
@@ -404,7 +373,7 @@ class Model:
         theta    (P,), or (R, P): R networks in one pass over the images
         images   (N, H, W, C), or (R, N, H, W, C), dtype of theta
         stats    (S,) or (R, S); needed with batch norm only
-        batch    how many images to take at once; 256 without it
+        batch    how many images to take at once; `self.batch` without it
         Returns  (N, classes), or (R, N, classes), dtype of theta
         Raises   ValueError when a shape or a dtype does not fit, or batch is below 1
         """
@@ -418,7 +387,7 @@ class Model:
         result = xp_of(theta).empty((*theta.shape[:-1], count, self.classes), theta.dtype)
         for start in range(0, count, step):
             part = slice(start, start + step)
-            _pass_through(model, images[..., part, :, :, :], forward, result[..., part, :])
+            result[..., part, :] = model.apply(images[..., part, :, :, :], forward)
         return result
 
     def predict(
@@ -492,7 +461,7 @@ class Model:
         Returns  a Model, and its weights (P',) or (R, P'): see `minires.networks.folding`
         """
         folded, origins = self._folded
-        result = empty((*theta.shape[:-1], folded.size), theta.dtype, like=theta)
+        result = xp_of(theta).empty((*theta.shape[:-1], folded.size), theta.dtype)
         fold_weights(origins, self.layout, folded.layout, theta, stats, result)
         return folded, result
 

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minires.arrays import device_of, empty, single_threaded_blas, to_device, to_host, xp_of
+from minires.arrays import device_of, to_device, to_host, xp_of
 from minires.arrays.text import shown
 from minires.engine import ops
 from minires.engine.autodiff import data_of, gradients, variable
@@ -895,7 +895,6 @@ class Network:
             }
         return self._cast_constants[key]
 
-    @single_threaded_blas
     def run(self, images=None, theta=None, stats=None, **inputs):
         """The outputs of the graph, exactly as the file defines them.
 
@@ -1002,7 +1001,6 @@ class Network:
         if xp_of(theta) is np and xp_of(images) is not np:
             raise ValueError("images are on the GPU, theta is not: use minires.to_device")
 
-    @single_threaded_blas
     def loss_and_gradient(
         self, theta, images, labels, stats=None, rng=None, *, training=True, smoothing=0.0
     ):
@@ -1024,7 +1022,7 @@ class Network:
         own = stats is None
         theta, stats = self._vectors(theta, stats, theta.dtype)
         stats = stats.copy() if own else stats
-        gradient = empty(theta.shape, theta.dtype, like=theta)
+        gradient = xp_of(theta).empty(theta.shape, theta.dtype)
         mode = "train" if training else "predict"
         run = Run(theta.dtype, theta, self.limits, mode, rng, len(images))
         inputs = {self.input_name: images}
@@ -1033,7 +1031,6 @@ class Network:
         gradients(loss, variables)
         return loss.data[()], gradient  # a number, not an array of no axes
 
-    @single_threaded_blas
     def measure(self, theta, images, stats, momentum):
         """Move the batch-norm statistics towards those of one batch; no training.
 
@@ -1083,7 +1080,6 @@ class Network:
             rows = ops.log(ops.clip(rows, low=tiny, high=np.inf))
         return rows
 
-    @single_threaded_blas
     def logits(self, theta, images, stats=None, batch=None):
         """The outputs before the softmax, `batch` images at a time.
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import checks, each_block, empty, run_tiles, to_device, to_host, xp_of
+from minires.arrays import checks, to_device, to_host, xp_of
 from minires.arrays.files import load_arrays, save_arrays
 from minires.kernels.vectors import apply_formula
 
@@ -111,11 +111,8 @@ class Moments:
             d *= (n - 1) / n
             m2 += d
 
-        # Seven short expressions per block: with larger blocks, Python takes less of the time.
-        numbers, block = [self.count], 1 << 17
-        apply_formula(
-            formula, theta, *self.arrays, numbers=numbers, kernel="fold_moments", block=block
-        )
+        vectors = theta, *self.arrays
+        apply_formula(formula, *vectors, numbers=[self.count], kernel="fold_moments")
 
     def counts(self, seen: int) -> bool:
         """Whether an update counts: not during the burn-in, and then every stride-th one.
@@ -178,17 +175,14 @@ class Moments:
         n_a, n_b = self.count, other.count
         n = n_a + n_b
 
-        def formula(first, offset, m2, other_first, other_offset, other_m2):
-            d = other_first.astype(np.float64)
-            d -= first
-            d += other_offset - offset
-            offset += d * (n_b / n)
-            d *= d
-            d *= n_a * n_b / n
-            m2 += other_m2
-            m2 += d
-
-        each_block(formula, *self.arrays, *other.arrays)
+        d = other._first.astype(np.float64)
+        d -= self._first
+        d += other._offset - self._offset
+        self._offset += d * (n_b / n)
+        d *= d
+        d *= n_a * n_b / n
+        self._m2 += other._m2
+        self._m2 += d
         self.count = n
 
     def __getitem__(self, network: int) -> "Moments":
@@ -256,20 +250,13 @@ class Moments:
             )
 
         streams = rng.spawn(k)
-        noise = empty((k, mean.size), mean.dtype)
-
-        def fill(member):
-            streams[member].standard_normal(out=noise[member], dtype=noise.dtype)
-
-        run_tiles(fill, k)
-
-        def place(member, deviation, mean):
-            member *= deviation
-            member += mean
-
+        noise = np.empty((k, mean.size), mean.dtype)
+        for stream, member in zip(streams, noise, strict=True):
+            stream.standard_normal(out=member, dtype=noise.dtype)
         members = xp_of(mean).asarray(noise)
         for member in members:
-            each_block(place, member, deviation, mean)
+            member *= deviation
+            member += mean
         return members.reshape(k, *self.shape)
 
     def save(self, path: str | Path) -> None:

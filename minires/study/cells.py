@@ -26,6 +26,7 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+import threadpoolctl
 
 from minires import arrays
 from minires.arrays import to_host, xp_of
@@ -201,7 +202,7 @@ def compute(cells, profile, source, starts=None, device="cpu"):
         arrays.set_threads(1)  # the calls are the parallelism
     data = source.data() if xp is np else _on_device(source, xp)
     cohort = Cohort(cells, profile, data)
-    with arrays.single_threaded_blas, warnings.catch_warnings():
+    with threadpoolctl.threadpool_limits(1, "blas"), warnings.catch_warnings():
         # Weights that grow without bound overflow on their way; training notices.
         warnings.simplefilter("ignore", RuntimeWarning)
         outcomes = _pretrain(cohort) if starts is None else _fine_tune(cohort, starts)
@@ -581,7 +582,6 @@ def _baselines(probe, finetuned, recorder, others):
     return found
 
 
-@arrays.single_threaded_blas
 def predict_with_dropout(probe, theta, rng):
     """Class probabilities of the test images from one pass with dropout on, (N, classes)."""
     images, step = probe.data.test_images, probe.model.batch
