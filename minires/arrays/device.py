@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 
 def xp_of(array: Any) -> ModuleType:
@@ -125,6 +124,8 @@ def describe_processor() -> str:
 
 def describe_blas() -> list[str]:
     """The BLAS libraries in this process, with their kernels' architecture and threads."""
+    import threadpoolctl  # only here: reading it takes longer than any module of minires
+
     return [
         f"{library['internal_api']} {library['version']} "
         f"({library.get('architecture', 'unknown architecture')}, {library['num_threads']} threads)"
