@@ -106,13 +106,18 @@ class Examination:
         for batch in imagenet.batches(
             pictures, plan, self.preset, self.size, self.notes, self.threads
         ):
-            images = batch.images
-            if self.network.input_dtype.kind != "f":
-                images = self.as_bytes(images)
-            images = to_device(images, self.device)
-            if self.layout == "NCHW":
-                images = images.transpose(0, 3, 1, 2)
+            images = self.as_input(batch.images)
             yield images, batch.labels, batch.indices
+
+    def as_input(self, images):
+        """Prepared photographs (n, size, size, 3) in the layout and the type of the file's input.
+
+        Returns  an array on the device
+        """
+        if self.network.input_dtype.kind != "f":
+            images = self.as_bytes(images)
+        images = to_device(images, self.device)
+        return images.transpose(0, 3, 1, 2) if self.layout == "NCHW" else images
 
     def as_bytes(self, images):
         """Whole numbers 0 … 255, for a graph that scales its pictures itself."""
@@ -446,6 +451,13 @@ def add_picture_options(parser):
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR",
                         help="folder with one folder for each class, or a tar")  # fmt: skip
+    add_preparation_options(parser)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
+                        help="where to compute (cpu)")  # fmt: skip
+
+
+def add_preparation_options(parser):
+    """Add how classes are numbered and pictures prepared: for every command that shows pictures."""
     parser.add_argument("--synsets", type=Path, metavar="FILE",
                         help="line n is, or begins with, the name (WordNet id) of class n; needed "
                         "when the folder lacks classes")  # fmt: skip
@@ -471,8 +483,6 @@ def add_picture_options(parser):
     own.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic", "lanczos"),
                      help="how pixels are computed when the size changes")  # fmt: skip
     parser.add_argument("--size", type=int, help="pixels, for a network that takes any size")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
-                        help="where to compute (cpu)")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
 
 

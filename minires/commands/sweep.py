@@ -10,6 +10,7 @@ from pathlib import Path
 from minires import arrays
 from minires.arrays import text
 from minires.arrays.text import say
+from minires.commands import pretrained
 
 SIZES = (
     ("seeds", "repeats"),
@@ -28,18 +29,19 @@ def add_parser(subparsers) -> None:
 
     parser = subparsers.add_parser(
         "sweep",
-        help="the paper's MNIST study: many cells, on every core, many machines or a GPU",
+        help="the paper's studies: many cells, on every core, many machines or a GPU",
         description="Compute every cell of a profile of the study: pre-trainings and fine-tunings, "
         "with the paper's method and others for comparison. Give the same command again after it "
         "was stopped: it computes what is missing.",
     )
     parser.add_argument(
         "--profile",
-        choices=(*PROFILES, "which-lenet"),
+        choices=(*PROFILES, "which-lenet", "pretrained"),
         default="smoke",
         help="smoke (half a minute, only to see that everything works), class (four minutes), lite "
         "(MNIST, an hour), full (the paper's grid, a night), which-lenet (eight networks that the "
-        "paper may have used); without this option smoke",
+        "paper may have used), pretrained (your own network, on photographs); without this option "
+        "smoke",
     )
     parser.add_argument(
         "--data", choices=("glyphs", "mnist"), help="the images (as the profile says)"
@@ -79,6 +81,7 @@ def add_parser(subparsers) -> None:
         help="compute nothing; list the cells and how long they would take",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    pretrained.add_options(parser)
     parser.set_defaults(
         run=run, kept="; what is finished is kept, the same command goes on with it"
     )
@@ -89,6 +92,8 @@ def run(options) -> int:
     from minires.arrays.results import locked_folder
 
     _check_options(options)
+    if options.profile == "pretrained":
+        return pretrained.run(options)
     profiles = _profiles(options)
     out = options.out or Path("runs") / f"sweep-{options.profile}-{profiles[0].data}"
     source, dataset = _find_data(profiles[0], options.data_dir)
@@ -126,6 +131,7 @@ def _profiles(options):
 
 def _check_options(options):
     """Refuse options that exclude each other, before anything is loaded or written."""
+    pretrained.check_options(options)
     for name in ("workers", "side_by_side"):
         value = getattr(options, name)
         if value is not None and value < 1:

@@ -48,6 +48,7 @@ __all__ = [
     "decode",
     "load",
     "match_outputs",
+    "preparation",
 ]
 
 LARGEST_FILE = 1 << 28  # bytes; ImageNet's largest file has 15 million
@@ -563,7 +564,15 @@ class Preparation:
         Returns  (size, size, 3) float32
         """
         cut = self._square if self.cut == "square" else self._middle
-        pixels = cut(picture, size).astype(np.float32)
+        return self.scaled(cut(picture, size))
+
+    def scaled(self, pixels):
+        """The numbers of pictures that are cut already.
+
+        pixels   (…, size, size, 3), red, green and blue from 0 to 255; left as they are
+        Returns  the same shape, float32
+        """
+        pixels = pixels.astype(np.float32)
         if self.channels == "bgr":
             pixels = pixels[..., ::-1].copy()
         if self.divisor != 1:
@@ -665,6 +674,18 @@ PRESETS = {
 }
 
 
+def preparation(preset):
+    """A Preparation by its name in PRESETS; one that is given is given back.
+
+    Raises   ValueError for an unknown name
+    """
+    if isinstance(preset, Preparation):
+        return preset
+    if preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}, expected one of {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
 # --- batches --------------------------------------------------------------------------------
 
 
@@ -702,10 +723,8 @@ def batches(pictures, plan, preset, size, notes=None, threads=None, ahead=2):
     """
     if importlib.util.find_spec("PIL") is None:
         raise ImportError("photographs are decoded with Pillow: pip install 'minires[onnx]'")
-    if not isinstance(preset, Preparation) and preset not in PRESETS:
-        raise ValueError(f"batches: preset is {preset!r}, expected one of {', '.join(PRESETS)}")
+    prepare = preparation(preset)
     notes = Notes() if notes is None else notes
-    prepare = PRESETS.get(preset, preset) if isinstance(preset, str) else preset
     return _batches(pictures, iter(plan), prepare, size, notes, threads, ahead)
 
 

@@ -1002,8 +1002,9 @@ class Network:
             raise ValueError("images are on the GPU, theta is not: use minires.to_device")
 
     def loss_and_gradient(
-        self, theta, images, labels, stats=None, rng=None, *, training=True, smoothing=0.0
-    ):
+        self, theta, images, labels, stats=None, rng=None, *, training=True, smoothing=0.0,
+        classes=None,
+    ):  # fmt: skip
         """The mean loss of a batch (softmax cross-entropy), and its gradient.
 
         theta      (P,) float32 or float64: everything is computed in its type
@@ -1015,6 +1016,8 @@ class Network:
         rng        a Generator; needed with dropout in training only
         training   False for the gradient of the network as `predict` computes it
         smoothing  of the labels
+        classes    (C,) numbers of the outputs that compete; the others are left out of the softmax,
+                   and a label is a place among these. None: all outputs
         Returns    loss: a float, on a GPU an array of no axes; gradient: like theta
         Raises     ValueError when a shape or a type disagrees
         """
@@ -1027,7 +1030,10 @@ class Network:
         run = Run(theta.dtype, theta, self.limits, mode, rng, len(images))
         inputs = {self.input_name: images}
         (output,), variables = self._forward(run, theta, stats, inputs, gradient, self._skipped)
-        loss = ops.softmax_cross_entropy(self._as_rows(output), labels, smoothing=smoothing)
+        rows = self._as_rows(output)
+        if classes is not None:
+            rows = ops.take(rows, index=(slice(None), xp_of(theta).asarray(classes)))
+        loss = ops.softmax_cross_entropy(rows, labels, smoothing=smoothing)
         gradients(loss, variables)
         return loss.data[()], gradient  # a number, not an array of no axes
 

@@ -1,0 +1,255 @@
+"""`minires sweep --profile pretrained`: the paper's second half, on anybody's network.
+
+    minires sweep --profile pretrained --model net.onnx --images train --test-images test --among
+
+`minires.study.pretrained` says what a cell computes and what lies in the folder.
+"""
+
+import hashlib
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+
+from minires.arrays.text import say
+from minires.commands.evaluate import check_counts, counted, describe_notes, open_examination
+
+# Options that say something to this profile only.
+OWN = (
+    "model", "images", "test_images", "choose_images", "rates", "synsets", "labels", "among",
+    "background", "output", "scale", "mean", "std", "channels", "resize", "crop", "interpolation",
+    "size", "threads",
+)  # fmt: skip
+OTHERS = ("data", "data_dir", "side_by_side", "workers", "cluster", "train", "test", "epochs", "only")
+
+
+def add_options(parser) -> None:
+    """Add to `minires sweep` what this profile needs to know."""
+    from minires.commands.evaluate import add_preparation_options
+
+    own = parser.add_argument_group("for --profile pretrained")
+    own.add_argument("--model", type=Path, metavar="FILE", help="the ONNX file")
+    own.add_argument("--images", type=Path, metavar="DIR",
+                     help="pictures to fine-tune on: a folder a class, or a tar")  # fmt: skip
+    own.add_argument("--test-images", type=Path, metavar="DIR",
+                     help="pictures to compare on")  # fmt: skip
+    own.add_argument("--choose-images", type=Path, metavar="DIR",
+                     help="others to choose the best rate on (without: the test pictures, as "
+                     "in the paper)")  # fmt: skip
+    own.add_argument("--rates", type=_rates, metavar="A,B,…",
+                     help="rates ℓ₂, a decade and a half around the best")  # fmt: skip
+    add_preparation_options(parser)
+
+
+def _rates(words):
+    """Rates from "0.001,0.01"."""
+    return [float(word) for word in words.split(",")]
+
+
+def check_options(options) -> None:
+    """Refuse options that do not go with the profile.
+
+    Raises   ValueError, which names them
+    """
+
+    def given(names):
+        found = [name for name in names if getattr(options, name) not in (None, False)]
+        return ", ".join(f"--{name.replace('_', '-')}" for name in found)
+
+    if options.profile != "pretrained":
+        if given(OWN):
+            raise ValueError(f"{given(OWN)}: for --profile pretrained only: leave it out")
+        return
+    if given(OTHERS) or options.outside:
+        raise ValueError(
+            f"{given(OTHERS) or '--outside'}: for the other profiles only: leave it out"
+        )
+    for name in ("model", "images", "test_images"):
+        if getattr(options, name) is None:
+            raise ValueError(f"--profile pretrained needs --{name.replace('_', '-')}")
+    check_counts(options, "seeds", "updates", "batch")
+    if options.rates is not None and not all(0 < rate < math.inf for rate in options.rates):
+        raise ValueError(f"--rates are {options.rates}, expected numbers above 0")
+
+
+def run(options) -> int:
+    """Carry the command out: check everything, then compute what is missing, then print."""
+    from minires.arrays.results import locked_folder, settle
+    from minires.study import pretrained, pretrained_report
+    from minires.study.store import SETTINGS
+
+    out = options.out or Path("runs") / f"sweep-pretrained-{options.model.stem}"
+    batch = options.batch
+    options.batch = batch or 32
+    examination = open_examination(options)
+    network, pictures = examination.network, examination.pictures
+    if network.batch not in (None, options.batch):
+        raise ValueError(
+            f"--batch is {options.batch}, but {options.model} takes {network.batch} pictures at a "
+            f"time: --batch {network.batch}, or export it with a free batch"
+        )
+    others = {"test": options.test_images, "choose": options.choose_images}
+    others = {
+        name: _pictures_like(pictures, path, options) for name, path in others.items() if path
+    }
+    updates = options.updates or 2 * (len(pictures) // options.batch)
+    plan = pretrained.Plan(updates, options.batch)
+    rates = options.rates or pretrained.RATES
+    cells = pretrained.cells_of(options.seeds or 1, rates)
+    settings = _settings(options, examination, {"train": pictures, **others}, plan)
+    with locked_folder(out):
+        settle(out, SETTINGS, settings, write=False)
+        check_space(out, settings, cells)
+        if options.dry_run:
+            return _dry_run(out, examination, plan, cells, settings)
+        settle(out, SETTINGS, settings)
+        shown = {
+            name: _photographs(out, name, each, examination, options)
+            for name, each in {"train": pictures, **others}.items()
+        }
+        theta, stats = examination.own_vectors()
+        subject = pretrained.Subject(
+            network=network, theta=theta, stats=stats, train=shown["train"], test=shown["test"],
+            choose=shown.get("choose"), outputs=outputs_of(examination),
+            predict=examination.predict,
+        )  # fmt: skip
+        say(examination.outputs)
+        say(
+            f"{counted(len(subject.train), 'picture')} to fine-tune on, {len(subject.test):,} to "
+            f"compare on; {theta.size:,} weights, {stats.size:,} batch-norm statistics; "
+            f"{len(cells)} cells of {updates} updates; results go to {out}"
+        )
+        say(*describe_notes(examination))
+        began = time.monotonic()
+        count = pretrained.run_sweep(subject, plan, cells, out, options.quiet)
+        for path in (out / "data").glob("*.npy"):
+            path.unlink()
+        say(f"{counted(count, 'cell')} in {(time.monotonic() - began) / 60:.0f} minutes: {out}")
+    print(pretrained_report.text_table(pretrained_report.load(out)))
+    return 0
+
+
+def outputs_of(examination):
+    """Numbers of the network's outputs that compete; None where all do."""
+    if len(examination.compared) == examination.network.classes:
+        return None
+    return examination.compared + examination.offset
+
+
+def _pictures_like(pictures, path, options):
+    """Other pictures, with the numbers of the same classes."""
+    from minires.data import imagenet
+
+    found = imagenet.load(path, options.synsets)
+    if found.classes != pictures.classes:
+        raise ValueError(
+            f"{path} holds other classes than {options.images}: name the order of all classes "
+            "with --synsets"
+        )
+    return found
+
+
+def _photographs(out, name, pictures, examination, options):
+    """Photographs of one kind, decoded into the folder if need be."""
+    from minires.data import imagenet
+    from minires.study import pretrained
+
+    preparation = imagenet.preparation(examination.preset)
+    pixels, labels = pretrained.decode(
+        out / "data" / f"{name}.npy", pictures, preparation, examination.size, examination.notes,
+        examination.threads,
+    )  # fmt: skip
+    compared = examination.compared
+    places = np.minimum(np.searchsorted(compared, labels), len(compared) - 1)
+    if not np.array_equal(compared[places], labels):
+        raise ValueError("--among: some pictures show classes that the training pictures lack")
+    return pretrained.Photographs(
+        pixels, places, lambda cut: examination.as_input(preparation.scaled(cut))
+    )
+
+
+def _settings(options, examination, shown, plan):
+    """What must be the same for a sweep to be gone on with; more seeds and rates are more of it."""
+    from minires.study import pretrained
+
+    network, pictures = examination.network, shown["train"]
+    model = hashlib.sha256(Path(options.model).read_bytes())
+    model.update(network.theta.tobytes())  # weights may lie in files of their own
+    model.update(network.stats.tobytes())
+    return {
+        "format": pretrained.FORMAT,
+        "profile": pretrained.PROFILE,
+        "model": options.model.name,
+        "model_sha256": model.hexdigest(),
+        "weights": network.theta.size,
+        "statistics": network.stats.size,
+        "folders": {name: Path(each.where).name for name, each in shown.items()},
+        "images": {name: len(each) for name, each in shown.items()},
+        "images_sha256": {name: _sha256(each) for name, each in shown.items()},
+        "classes": [pictures.classes[number] for number in examination.compared],
+        "outputs": network.classes,
+        "among": options.among,
+        "preset": str(examination.preset),
+        "size": examination.size,
+        "updates": plan.updates,
+        "batch": plan.batch,
+        "ema": pretrained.EMA_DECAY,
+        "members": pretrained.MEMBERS,
+        "device": options.device,
+    }
+
+
+def _sha256(pictures):
+    """Of the names and classes of pictures."""
+    shown = hashlib.sha256("\n".join(pictures.names).encode())
+    shown.update(pictures.labels.tobytes())
+    return shown.hexdigest()
+
+
+def check_space(folder: Path, settings: dict, cells: list) -> None:
+    """Refuse a sweep whose results the disk cannot hold."""
+    from minires.arrays.limits import check_disk
+
+    pixels = 3 * settings["size"] ** 2 * sum(settings["images"].values())
+    vectors = settings["weights"] + settings["statistics"]
+    each = 4 * vectors + 200 * settings["images"]["test"]
+    check_disk(folder, pixels + 40 * vectors, each, len(cells), "cells")
+
+
+# --- what it would cost -------------------------------------------------------------------
+
+
+def _dry_run(out, examination, plan, cells, settings):
+    """Print the cells, and how long those that are missing would take; nothing is kept."""
+    from minires.study import pretrained
+    from minires.study.sweep import duration
+
+    network, rng = examination.network, np.random.default_rng(0)
+    shape = (plan.batch, examination.size, examination.size, 3)
+    images = examination.as_input(rng.uniform(-1, 1, shape).astype(np.float32))
+    tuning_labels = np.zeros(plan.batch, np.int64)
+    theta, stats = examination.own_vectors()
+    steps = []
+    for _ in range(4):
+        began = time.perf_counter()
+        network.loss_and_gradient(
+            theta, images, tuning_labels, stats=stats, rng=rng, classes=outputs_of(examination)
+        )
+        steps.append(time.perf_counter() - began)
+    step = float(np.median(steps[1:]))
+    began = time.perf_counter()
+    examination.predict(theta, images, stats)
+    each = (time.perf_counter() - began) / plan.batch
+    done = pretrained.read_cells(out)[1] if (out / "sweep.json").exists() else {}
+    missing = [cell for cell in cells if cell not in done]
+    compared = 3 + 2 * bool(stats.size)
+    shown = (compared + pretrained.MEMBERS) * settings["images"]["test"]
+    shown += compared * settings["images"].get("choose", 0)
+    seconds = sum(plan.updates * step + shown * each for cell in missing if cell.rate is not None)
+    print(
+        f"{len(missing)} of {counted(len(cells), 'cell')} to do: {plan.updates} updates of "
+        f"{step:.2f} s and {shown:,} predictions of {1000 * each:.1f} ms each (measured now):\n"
+        f"about {duration(seconds)}"
+    )
+    return 0

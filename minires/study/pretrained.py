@@ -1,0 +1,522 @@
+"""The paper's second half: a network that others have trained, fine-tuned over a range of rates.
+
+A cell is one fine-tuning: a seed and a rate ℓ₂. All start from the weights of the network's file.
+Every update goes into the moments (eqs. 2-3) and into a moving average. Then the cell compares, on
+photographs that the network never saw:
+
+    finetuned        θ after the last update
+    ema              the exponential moving average of θ
+    mean             the mean of θ; batch-norm statistics averaged likewise
+    mean_recomputed  the same weights; statistics measured again on training photographs
+    mean_last        the same weights; statistics of the last update
+    ensemble_3, _10  predictions averaged over networks drawn around the mean
+
+The folder of a sweep, DIR:
+
+    sweep.json               the settings: a second sweep with others is refused
+    cells/*.json             what each finished cell found, photograph by photograph
+    means/*_mean.onnx        the mean model of each cell
+    data/*.npy               the photographs, decoded once
+    unfinished_*.npz         the cell that is being computed, saved every two minutes
+
+A cell is a function of its seed and rate alone. Killed and started again, it goes on after the
+last save and ends with the same bits. Of one seed all rates see the same photographs in the same
+order, so rates and methods can be compared in pairs.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minires.arrays import device_of, to_device, to_host
+from minires.arrays.files import complete, load_arrays, load_json, save_arrays
+from minires.arrays.results import check
+from minires.arrays.text import progress, say
+from minires.networks.running_statistics import reestimate_stats
+from minires.resampling.baselines import EMA
+from minires.resampling.moments import Moments
+from minires.study.store import SETTINGS, name_of_sweep
+from minires.training import loop
+from minires.training.optimizers import SGD
+
+FORMAT = 1
+PROFILE = "pretrained"
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)
+EMA_DECAY = 0.99  # about the last 100 updates count
+MEMBERS, FEW_MEMBERS = 10, 3
+RECOMPUTE_BATCHES = 50  # training batches that show the recomputed statistics
+SAVE_EVERY = 120.0  # seconds between two saves of an unfinished cell
+SHOWN = 50  # photographs that a network predicts at once
+
+
+# --- the photographs ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Photographs that are decoded and cut already, in a file that is read as it is needed.
+
+    pixels    (N, size, size, 3), red, green and blue from 0 to 255, memory-mapped
+    labels    (N,) places of the classes among those that compete
+    as_input  turns pixels of some photographs into what the network takes
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    as_input: Callable
+
+    def __len__(self):
+        return len(self.labels)
+
+    def images(self, chosen: Any) -> Any:
+        """Some of the photographs as the network takes them.
+
+        chosen   indices, or a slice
+        """
+        return self.as_input(self.pixels[chosen])
+
+
+def decode(path: Path, pictures: Any, preparation: Any, size: int, notes: Any, threads: Any = None):
+    """Decode and cut pictures once; what is there already is taken as it is.
+
+    path         of the file of pixels, DIR/data/train.npy; labels go to train_labels.npy
+    pictures     minires.data.imagenet.Pictures
+    preparation  minires.data.imagenet.Preparation
+    size         of the network's input, pixels
+    notes        Notes, to be added to
+    threads      how many decode
+    Returns      pixels (N, size, size, 3), memory-mapped; labels (N,). Pictures that cannot be
+                 used are left out
+    """
+    from minires.data import imagenet
+
+    names = path.with_name(f"{path.stem}_labels.npy")
+    if not (path.exists() and names.exists()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = preparation.interpolation != "legacy"  # that one interpolates by itself, in float
+        plain = replace(preparation, divisor=1.0, mean=(0, 0, 0), std=(1, 1, 1), channels="rgb")
+        shape = (len(pictures), size, size, 3)
+        part, kept = path.with_name(f"{path.name}.part"), []
+        pixels = np.lib.format.open_memmap(part, "w+", np.uint8 if whole else np.float32, shape)
+        plan = [np.arange(n, min(n + 64, shape[0])) for n in range(0, shape[0], 64)]
+        with progress(total=shape[0], unit="image", desc=f"decoding {path.stem}") as bar:
+            for batch in imagenet.batches(pictures, plan, plain, size, notes, threads):
+                pixels[len(kept) : len(kept) + len(batch.indices)] = batch.images
+                kept += batch.indices.tolist()
+                bar.update(64)
+        if not kept:
+            raise ValueError(f"{pictures.where}: no picture can be used ({notes})")
+        pixels.flush()
+        del pixels
+        part.replace(path)
+        with complete(names) as file:  # last: it says that the pixels are complete
+            np.save(file, pictures.labels[kept])
+    labels = np.load(names)
+    return np.load(path, mmap_mode="r")[: len(labels)], labels
+
+
+# --- a cell ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning. The base, the network as its file has it, has neither seed nor rate."""
+
+    seed: int | None = None
+    rate: float | None = None
+
+    @property
+    def key(self) -> str:
+        """A name fit for a file."""
+        return "base" if self.rate is None else f"seed_{self.seed}_rate_{self.rate!r}"
+
+    @property
+    def order(self) -> tuple:
+        """What cells are sorted by: the base, then seeds outermost."""
+        return (-1, 0) if self.rate is None else (self.seed, self.rate)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is studied: a network, and the photographs it sees.
+
+    network   as minires.onnx.load gives it
+    theta     (P,) the weights of its file, on the device that computes
+    stats     (S,) its batch-norm statistics
+    train     Photographs to fine-tune on
+    test      Photographs to compare on
+    choose    Photographs to choose the best rate on, or None
+    outputs   (C,) numbers of the outputs that compete; None: all
+    predict   (theta, images, stats) → (n, C) probabilities of these classes, on the host
+    """
+
+    network: Any
+    theta: Any
+    stats: Any
+    train: Photographs
+    test: Photographs
+    choose: Photographs | None
+    outputs: np.ndarray | None
+    predict: Callable
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How every cell is fine-tuned: how many updates, and photographs in a batch."""
+
+    updates: int
+    batch: int
+
+
+class Tuning:
+    """A fine-tuning as far as it has come; saved and restored bit for bit."""
+
+    def __init__(self, subject: Subject, cell: Cell):
+        self.cell = cell
+        self.theta, self.stats = subject.theta.copy(), subject.stats.copy()
+        self.optimizer = SGD(cell.rate)
+        self.moments, self.moments_of_stats = (
+            Moments(vector.shape) for vector in (self.theta, self.stats)
+        )
+        self.ema, self.ema_of_stats = EMA(EMA_DECAY), EMA(EMA_DECAY)
+        self.losses, self.seconds = [], 0.0
+
+    def update(self, subject: Subject, chosen: np.ndarray) -> None:
+        """One update on some of the training photographs: eq. 1, then eqs. 2-3.
+
+        Raises   FloatingPointError when the loss is not finite
+        """
+        began, number = time.perf_counter(), len(self.losses)
+        with np.errstate(over="ignore", invalid="ignore"):  # the loss says it better
+            loss, gradient = subject.network.loss_and_gradient(
+                self.theta,
+                subject.train.images(chosen),
+                subject.train.labels[chosen],
+                stats=self.stats,
+                rng=_stream(self.cell.seed, "fine-tuning dropout", number),
+                classes=subject.outputs,
+            )
+        if not math.isfinite(float(loss)):
+            raise FloatingPointError(f"the loss is {float(loss)} at update {number + 1}")
+        self.optimizer.step(self.theta, gradient)
+        for average, vector in self._averages():
+            average.update(vector)
+        self.losses.append(float(loss))
+        self.seconds += time.perf_counter() - began
+
+    def _averages(self):
+        yield self.moments, self.theta
+        yield self.ema, self.theta
+        yield self.moments_of_stats, self.stats
+        yield self.ema_of_stats, self.stats
+
+    def save(self, path: Path, sweep: str) -> None:
+        """Write everything to one file."""
+        arrays = {"sweep": np.array(sweep), "cell": np.array(self.cell.key)}
+        arrays |= {"losses": np.array(self.losses), "seconds": np.array(self.seconds)}
+        arrays |= {"theta": self.theta, "stats": self.stats}
+        for name in _AVERAGES:
+            state = getattr(self, name).state()
+            arrays |= {f"{name}.{part}": value for part, value in state.items()}
+        save_arrays(path, **{name: np.asarray(to_host(value)) for name, value in arrays.items()})
+
+    def restore(self, path: Path, sweep: str) -> None:
+        """Go on from what `save` wrote.
+
+        Raises   ValueError when the file is damaged, or of another sweep
+        """
+        shapes = {"theta": self.theta.shape, "stats": self.stats.shape}
+        arrays = load_arrays(path, "sweep", "cell", "losses", "seconds", shapes=shapes)
+        if (str(arrays["sweep"]), str(arrays["cell"])) != (sweep, self.cell.key):
+            raise ValueError(f"{path} belongs to another sweep: remove it")
+        device = device_of(self.theta)
+        kept = {name: {} for name in _AVERAGES}
+        for name, array in arrays.items():
+            owner, point, part = name.partition(".")
+            if point and owner in kept:
+                kept[owner][part] = to_device(array, device) if array.ndim > 0 else array
+        try:
+            for name in ("moments", "moments_of_stats"):
+                kept[name]["shape"] = to_host(kept[name]["shape"])
+                setattr(self, name, Moments.from_state(kept[name]))
+            for name in ("ema", "ema_of_stats"):
+                getattr(self, name).restore(kept[name])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it") from error
+        self.theta, self.stats = (to_device(arrays[name], device) for name in ("theta", "stats"))
+        self.losses, self.seconds = arrays["losses"].tolist(), float(arrays["seconds"])
+
+
+_AVERAGES = ("moments", "moments_of_stats", "ema", "ema_of_stats")
+
+
+def fine_tune(tuning: Tuning, subject: Subject, plan: Plan, save: Callable | None = None) -> None:
+    """Fine-tune from wherever a cell is up to the number of updates of the plan.
+
+    save     called now and then, when a save is due
+    Raises   FloatingPointError when the loss is not finite
+    """
+    seed, done = tuning.cell.seed, len(tuning.losses)
+    order = loop.batches(len(subject.train), plan.batch, _stream(seed, "fine-tuning order"))
+    saved = time.monotonic()
+    with progress(total=plan.updates, initial=done, unit="update", desc=tuning.cell.key) as bar:
+        for chosen in itertools.islice(order, done, plan.updates):
+            tuning.update(subject, chosen)
+            bar.update()
+            bar.set_postfix(loss=f"{tuning.losses[-1]:.4f}", refresh=False)
+            if save is not None and time.monotonic() - saved >= SAVE_EVERY:
+                save()
+                saved = time.monotonic()
+
+
+def networks(tuning: Tuning, subject: Subject, plan: Plan) -> Iterator[tuple]:
+    """The networks that a cell compares, one after another, so that few are in memory.
+
+    Yields   name, θ (P,), statistics (S,); of the networks that are drawn, the name is None
+    """
+    mean, averaged = tuning.moments.mean, tuning.moments_of_stats.mean
+    yield "finetuned", tuning.theta, tuning.stats
+    yield "ema", tuning.ema.mean, tuning.ema_of_stats.mean
+    yield "mean", mean, averaged
+    if tuning.stats.size:
+        order = loop.batches(
+            len(subject.train), plan.batch, _stream(tuning.cell.seed, "statistics order")
+        )
+        most = min(RECOMPUTE_BATCHES, len(subject.train) // plan.batch)
+        shown = (subject.train.images(chosen) for chosen in itertools.islice(order, most))
+        yield "mean_recomputed", mean, reestimate_stats(subject.network, mean, shown)
+        yield "mean_last", mean, tuning.stats
+    rng = _stream(tuning.cell.seed, "drawn networks")
+    for _ in range(MEMBERS):  # one at a time: member k is the same as of ten at once
+        yield None, tuning.moments.sample(1, rng)[0], averaged
+
+
+def _stream(seed, purpose, number=0):
+    """The random generator of a seed for one purpose, and perhaps for one update."""
+    key = loop.STREAMS.index(purpose), number
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+# --- what networks make of photographs ------------------------------------------------------
+
+
+def probabilities_of(subject: Subject, photographs: Photographs, theta: Any, stats: Any):
+    """What a network says of all photographs: (N, C) float64."""
+    parts = [
+        subject.predict(theta, photographs.images(slice(n, n + SHOWN)), stats)
+        for n in range(0, len(photographs), SHOWN)
+    ]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def pictures_of(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+    """What a prediction says of each photograph, rounded to what a file needs.
+
+    probabilities   (N, C)
+    labels          (N,) places among the C
+    Returns         {"predicted": place of the most probable class, "nll": −ln of the label's
+                    probability, "confidence": the largest probability}, lists of N
+    """
+    if not np.isfinite(probabilities).all():
+        raise FloatingPointError("a prediction is not a number")
+    own = probabilities[np.arange(len(labels)), labels]
+    nll = -np.log(np.maximum(own, float(np.finfo(np.float32).tiny)))
+    return {
+        "predicted": probabilities.argmax(axis=1).tolist(),
+        "nll": [float(f"{value:.4g}") for value in nll + 0.0],
+        "confidence": np.round(probabilities.max(axis=1), 4).tolist(),
+    }
+
+
+def scored(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+    """Accuracy and NLL alone, of the photographs that only choose a rate."""
+    scores = loop.score(probabilities, labels)
+    return {name: scores[name] for name in ("accuracy", "nll")}
+
+
+def examine(subject: Subject, compared: Iterator[tuple]) -> dict:
+    """Show the photographs to networks.
+
+    compared  as from `networks`
+    Returns   {"pictures": {method: as from `pictures_of`}, "choose": {method: scores}}
+    """
+    labels = subject.test.labels
+    pictures, choose = {}, {}
+    total, members = 0.0, 0
+    for name, theta, stats in compared:
+        found = probabilities_of(subject, subject.test, theta, stats)
+        if name is None:
+            total, members = total + found, members + 1
+            if members in (FEW_MEMBERS, MEMBERS):
+                pictures[f"ensemble_{members}"] = pictures_of(total / members, labels)
+            continue
+        pictures[name] = pictures_of(found, labels)
+        if subject.choose is not None:
+            found = probabilities_of(subject, subject.choose, theta, stats)
+            choose[name] = scored(found, subject.choose.labels)
+    return {"pictures": pictures, "choose": choose}
+
+
+# --- the sweep ------------------------------------------------------------------------------
+
+NUMBERS = {"predicted": [int], "nll": [float], "confidence": [float]}
+RECORD = {
+    "sweep": str,
+    "cell": {"seed": (int, None), "rate": (float, None)},
+    "diverged?": str,
+    "labels?": [int],
+    "environment?": {"*": str},
+    "pictures?": {"*": NUMBERS},
+    "choose?": {"*": {"accuracy": float, "nll": float}},
+    "losses?": [float],
+    "seconds?": {"*": float},
+}
+
+
+def cells_of(seeds: int, rates: list) -> list:
+    """Every cell, in the order in which they are done: the base, then seed by seed."""
+    tuned = [Cell(seed, rate) for seed in range(seeds) for rate in sorted(set(rates))]
+    return [Cell(), *tuned]
+
+
+def run_sweep(subject: Subject, plan: Plan, cells: list, folder: Path, quiet: bool = False) -> int:
+    """Compute every cell that the folder does not hold yet.
+
+    folder   of the sweep, with its sweep.json, held by `locked_folder`
+    Returns  how many were missing, and are now there
+    """
+    folder = Path(folder)
+    name, done = read_cells(folder)
+    missing = [cell for cell in cells if cell not in done]
+    for number, cell in enumerate(missing, 1):
+        record = _base(subject) if cell.rate is None else _tuned(subject, plan, cell, folder, name)
+        record = {"sweep": name, "cell": {"seed": cell.seed, "rate": cell.rate}, **record}
+        path = folder / "cells" / f"{cell.key}.json"
+        path.parent.mkdir(exist_ok=True)
+        with complete(path, "w") as file:
+            json.dump(record, file, allow_nan=False)
+            file.write("\n")
+        with contextlib.suppress(FileNotFoundError):
+            _unfinished(folder, cell).unlink()
+        if not quiet:
+            say(f"{cell.key}: {number} of {len(missing)} cells; {_in_words(record)}")
+    return len(missing)
+
+
+def _unfinished(folder, cell):
+    return folder / f"unfinished_{cell.key}.npz"
+
+
+def _base(subject):
+    """The record of the network as its file has it."""
+    began = time.perf_counter()
+    found = examine(subject, [("base", subject.theta, subject.stats)])
+    return {
+        "labels": subject.test.labels.tolist(),
+        "environment": environment(),
+        **found,
+        "seconds": {"cell": time.perf_counter() - began},
+    }
+
+
+def _tuned(subject, plan, cell, folder, sweep):
+    """The record of a fine-tuning; its mean model is written as ONNX."""
+    import minires.onnx
+
+    tuning, unfinished = Tuning(subject, cell), _unfinished(folder, cell)
+    if unfinished.exists():
+        tuning.restore(unfinished, sweep)
+        say(f"{cell.key}: going on after update {len(tuning.losses)}")
+    try:
+        fine_tune(tuning, subject, plan, lambda: tuning.save(unfinished, sweep))
+        began = time.perf_counter()
+        found = examine(subject, networks(tuning, subject, plan))
+    except FloatingPointError as error:
+        return {"diverged": str(error)}
+    means = folder / "means"
+    means.mkdir(exist_ok=True)
+    minires.onnx.save(
+        subject.network,
+        means / f"{cell.key}_mean.onnx",
+        theta=to_host(tuning.moments.mean),
+        stats=to_host(tuning.moments_of_stats.mean),
+    )
+    seconds = {"updates": tuning.seconds, "comparing": time.perf_counter() - began}
+    return {
+        **found,
+        "losses": [float(f"{loss:.4g}") for loss in tuning.losses],
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+    }
+
+
+def _in_words(record):
+    if "diverged" in record:
+        return record["diverged"]
+    parts = [
+        f"{method} NLL {np.mean(found['nll']):.4f}" for method, found in record["pictures"].items()
+    ]
+    return ", ".join(parts)
+
+
+def environment() -> dict:
+    """The program, the processor and the kernels that computed."""
+    import platform
+    from importlib.metadata import version
+
+    import minires
+    from minires.kernels import kernels_in_use
+
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        models = [line for line in lines if line.startswith("model name")]
+        processor = models[0].partition(":")[2].strip() if models else processor
+    return {
+        "minires": minires.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": version("scipy"),
+        "kernels": str(kernels_in_use()),
+        "processor": processor,
+        "system": platform.system(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def read_cells(folder: Path) -> tuple[str, dict]:
+    """The name of the sweep in a folder, and its cells.
+
+    Returns  name; {Cell: record}, in order
+    Raises   FileNotFoundError when it holds no sweep; ValueError, which names a damaged file
+    """
+    settings = load_json(folder / SETTINGS)
+    name, found = name_of_sweep(settings), {}
+    for path in sorted((folder / "cells").glob("*.json")):
+        record = checked(path, load_json(path), name)
+        found[Cell(**record["cell"])] = record
+    return name, dict(sorted(found.items(), key=lambda item: item[0].order))
+
+
+def checked(path: Any, record: Any, name: str) -> dict:
+    """A record that is what it must be, without the name of its sweep."""
+    check(path, record, RECORD)
+    if record["sweep"] != name:
+        raise ValueError(f"{path} belongs to another sweep: remove it, and it is done again")
+    if ("diverged" in record) == ("pictures" in record):
+        raise ValueError(f"{path} has neither results nor a reason why there are none: remove it")
+    if (record["cell"]["rate"] is None) != ("labels" in record):
+        raise ValueError(f"{path}: the base alone has labels: remove it")
+    lengths = {
+        len(each) for found in record.get("pictures", {}).values() for each in found.values()
+    }
+    if len(lengths) > 1:
+        raise ValueError(f"{path} has results of unequal lengths: remove it")
+    return {key: value for key, value in record.items() if key != "sweep"}
