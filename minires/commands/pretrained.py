@@ -76,7 +76,7 @@ def check_options(options) -> None:
 def run(options) -> int:
     """Carry the command out: check everything, then compute what is missing, then print."""
     from minires.arrays.results import locked_folder, settle
-    from minires.study import pretrained, pretrained_report
+    from minires.study import pretrained, pretrained_findings
     from minires.study.store import SETTINGS
 
     out = options.out or Path("runs") / f"sweep-pretrained-{options.model.stem}"
@@ -126,7 +126,7 @@ def run(options) -> int:
         for path in (out / "data").glob("*.npy"):
             path.unlink()
         say(f"{counted(count, 'cell')} in {(time.monotonic() - began) / 60:.0f} minutes: {out}")
-    print(pretrained_report.text_table(pretrained_report.load(out)))
+    print(pretrained_findings.text_table(pretrained_findings.load(out)))
     return 0
 
 

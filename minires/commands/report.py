@@ -31,10 +31,18 @@ def add_parser(subparsers) -> None:
 def run(options) -> int:
     """Carry out the command."""
     from minires.arrays.files import complete
-    from minires.study import figures, report
-    from minires.study.store import load_sweep, save_rows
+    from minires.study.figures import write_pngs
+    from minires.study.pretrained_findings import is_pretrained
 
-    sweep = load_sweep(options.folder)
+    if is_pretrained(options.folder):
+        from minires.study.pretrained_findings import load, save_rows
+        from minires.study.pretrained_report import draw_all, write_page
+    else:
+        from minires.study.figures import draw_all
+        from minires.study.report import write_page
+        from minires.study.store import load_sweep as load
+        from minires.study.store import save_rows
+    sweep = load(options.folder)
     if options.rows:
         if options.out or options.png:
             raise ValueError("--rows writes no page and no pictures: leave --out and --png out")
@@ -42,11 +50,11 @@ def run(options) -> int:
         size = sum(path.stat().st_size for path in options.rows.glob("*.*"))
         say(f"{options.rows}: {size / 1e6:.2f} MB")
         return 0
-    panels = figures.draw_all(sweep)
+    panels = draw_all(sweep)
     out = options.out or options.folder / "report.html"
     with complete(out, "w") as file:
-        file.write(report.write_page(sweep, panels, options.folder))
+        file.write(write_page(sweep, panels, options.folder))
     if options.png:
-        figures.write_pngs(panels, options.png)
+        write_pngs(panels, options.png)
     say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -290,11 +290,12 @@ def _letters(match):
     return f"font-size: {match[2]}px" + (f"; font-weight: {weight}" if weight else "")
 
 
-def _canvas(width, height):
+def new_canvas(width, height):
+    """A figure of so many points."""
     return new_figure(width / 72, height / 72)
 
 
-def _tidy(axes, x="", y="", grid="y"):
+def tidy(axes, x="", y="", grid="y"):
     """Thin lines, words in ink, no box."""
     axes.set_xlabel(x, fontsize=SMALL, color=MUTED)
     axes.set_ylabel(y, fontsize=SMALL, color=MUTED, rotation_mode="anchor")
@@ -306,7 +307,7 @@ def _tidy(axes, x="", y="", grid="y"):
     axes.spines[["left", "bottom"]].set_color(RULE)
 
 
-def _head(figure, title, handles=(), columns=1):
+def put_head(figure, title, handles=(), columns=1):
     """The title, and below it the legend, both at the left edge."""
     legend = figure.legend(
         handles=list(handles), title=title, loc="outside upper left", ncols=columns, frameon=False,
@@ -316,7 +317,8 @@ def _head(figure, title, handles=(), columns=1):
     legend.get_title().set_color(INK)
 
 
-def _handle(label, colour, mark="", line="-", full=True, width=1.6):
+def new_handle(label, colour, mark="", line="-", full=True, width=1.6):
+    """An entry of a legend."""
     from matplotlib.lines import Line2D
 
     return Line2D(
@@ -334,7 +336,7 @@ def _dropout_handles(dropouts, colour=INK, mark="o"):
     handles = []
     for dropout in sorted(dropouts, reverse=True):
         line, full = _look(dropout)
-        handles.append(_handle(name_dropout(dropout), colour, mark, line, full))
+        handles.append(new_handle(name_dropout(dropout), colour, mark, line, full))
     return handles
 
 
@@ -409,19 +411,19 @@ def _over_rates(sweep, optimizer, name, methods, dropouts, measure, unit, title,
     rates = sorted({l1 for l1, _, _ in over})
     columns = min(2, len(rates))
     rows = [rates[i : i + columns] for i in range(0, len(rates), columns)]
-    figure = _canvas(WIDTH, (66 if zero else 84) + (260 if len(rows) == 1 else 220) * len(rows))
+    figure = new_canvas(WIDTH, (66 if zero else 84) + (260 if len(rows) == 1 else 220) * len(rows))
     all_axes = figure.subplots(len(rows), 1, squeeze=False, sharey=True)[:, 0]
     for axes, row in zip(all_axes, rows, strict=True):
         _draw_row(axes, row, columns, over, fallen, methods, measure, zero)
         lines = _draw_beside(axes, beside, zero, measure) if beside else []
-        _tidy(axes, y=unit)
+        tidy(axes, y=unit)
     _crop(all_axes, least=0 if zero else 1)  # a point of accuracy is not far
     if zero:
         handles = _dropout_handles(dropouts)
     else:
         line, full = _look(max(dropouts))
-        handles = [_handle(METHODS[m], COLOURS[m], MARKS[m], line, full) for m in methods]
-    _head(figure, title, handles + lines, 2)
+        handles = [new_handle(METHODS[m], COLOURS[m], MARKS[m], line, full) for m in methods]
+    put_head(figure, title, handles + lines, 2)
     label = f"{title}: {unit} of {', '.join(METHODS[m] for m in methods)} for ℓ₁ "
     label += f"{', '.join(map(number, rates))}, each with every ℓ₂"
     return Panel(name, label, figure)
@@ -528,7 +530,7 @@ def _draw_beside(axes, beside, zero, measure):
         for setting, records in beside.items():
             line, _ = _look(setting.dropout)
             axes.axhline(measure(records, method)[0], color=colour, ls=line, lw=1.6, zorder=1.5)
-        handles.append(_handle(f"{words}, by Adam", colour))
+        handles.append(new_handle(f"{words}, by Adam", colour))
     return handles
 
 
@@ -541,7 +543,7 @@ def pretraining_over_rates(sweep):
     }
     if not groups:
         return []
-    figure = _canvas(WIDTH, 300)
+    figure = new_canvas(WIDTH, 300)
     axes = figure.subplots()
     rates = sorted({s.l1 for s in groups})
     place, fallen = {rate: i for i, rate in enumerate(rates)}, {}
@@ -565,8 +567,8 @@ def pretraining_over_rates(sweep):
         _count_fallen(axes, place[rate], count)
     axes.set_xticks(range(len(rates)), [number(rate) for rate in rates])
     axes.set_xlim(-0.5, len(rates) - 0.5)
-    _tidy(axes, "ℓ₁", "test accuracy, %")
-    _head(figure, "Pre-trained networks", _dropout_handles(dropouts, MUTED), 2)
+    tidy(axes, "ℓ₁", "test accuracy, %")
+    put_head(figure, "Pre-trained networks", _dropout_handles(dropouts, MUTED), 2)
     label = f"Test accuracy of the pre-trained networks for ℓ₁ {', '.join(map(number, rates))}"
     return [Panel("pretraining", label, figure)]
 
@@ -613,7 +615,7 @@ def _draw_baselines(sweep, settings, metric, unit, number_of):
     held = {m for records in settings.values() for r in records for m in r["methods"]}
     held |= {"deep_ensemble"} if any(deep.values()) else set()
     shown = [m for m in METHODS if m in held and m not in ("pretrained", "finetuned")]
-    figure = _canvas(WIDTH, 92 + 21 * len(shown))
+    figure = new_canvas(WIDTH, 92 + 21 * len(shown))
     axes = figure.subplots()
     axes.axvline(0, color=MUTED, lw=1)
     asides = np.linspace(-0.16, 0.16, len(settings)) if len(settings) > 1 else [0]
@@ -635,12 +637,12 @@ def _draw_baselines(sweep, settings, metric, unit, number_of):
     axes.set_yticks(range(len(shown)), [METHODS[m] for m in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     better = "right is better" if metric == "accuracy" else "left is better"
-    _tidy(axes, f"{unit} ({better})", grid="x")
+    tidy(axes, f"{unit} ({better})", grid="x")
     axes.locator_params(axis="x", nbins=5)
     axes.tick_params(axis="y", labelcolor=INK, length=0)
     axes.spines["left"].set_visible(False)
     handles = _points_only(_dropout_handles({s.dropout for s in settings}))
-    _head(figure, f"Difference to fine-tuned: {unit}", handles, 2)
+    put_head(figure, f"Difference to fine-tuned: {unit}", handles, 2)
     label = f"Difference of each method to plain fine-tuning in {unit}; the table gives the numbers"
     return Panel(f"baselines-{number_of}-{metric}", label, figure)
 
@@ -734,7 +736,7 @@ def curves(sweep, key):
     palette = [curve.colour, GREEN, SKY, MUTED]
     panels = []
     for metric, unit in (("accuracy", "points of accuracy"), ("nll", "NLL")):
-        figure = _canvas(WIDTH, 300)
+        figure = new_canvas(WIDTH, 300)
         axes = figure.subplots()
         axes.axhline(0, color=MUTED, lw=1)
         handles = []
@@ -745,7 +747,7 @@ def curves(sweep, key):
             axes.fill_between(positions, low, high, color=colour, alpha=0.13, lw=0)
             axes.plot(positions, middle, color=colour, ls=line, lw=1.5, marker="o", ms=4.2,
                       mew=1.1, markerfacecolor=colour if full else PAGE)  # fmt: skip
-            handles.append(_handle(names[setting], colour, "o", line, full))
+            handles.append(new_handle(names[setting], colour, "o", line, full))
         if curve.log:
             axes.set_xscale("log")
             ticks = [p for p in (1, 10, 100, 500, 1000) if positions[0] <= p <= positions[-1]]
@@ -754,8 +756,8 @@ def curves(sweep, key):
         elif len(positions) <= 12:
             axes.set_xticks(positions, [number(p) for p in positions])
         better = "up is better" if metric == "accuracy" else "down is better"
-        _tidy(axes, curve.x, f"difference to fine-tuned ({better})")
-        _head(figure, f"{curve.title}: {unit}", handles, 2 if len(heads) == 1 else 1)
+        tidy(axes, curve.x, f"difference to fine-tuned ({better})")
+        put_head(figure, f"{curve.title}: {unit}", handles, 2 if len(heads) == 1 else 1)
         # The last line drawn is the slider's.
         axes.axvline(positions[0], color=INK, lw=1, gid="cursor")
         label = f"{curve.title}: difference to fine-tuned in {unit} over {curve.x}"
@@ -780,7 +782,7 @@ def reliability(sweep):
     panels = []
     for number_of, (setting, entries) in enumerate(held.items(), 1):
         methods = [m for m in ("finetuned", "mean", "ensemble_10") if all(m in e for e in entries)]
-        figure = _canvas(WIDTH, 370)
+        figure = new_canvas(WIDTH, 370)
         above, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
         above.plot([0, 1], [0, 1], color=MUTED, lw=1)
         for rank, method in enumerate(methods):
@@ -802,12 +804,12 @@ def reliability(sweep):
         below.set_xlim(0, 1.02)
         above.set_ylim(0, 1.02)
         title = f"Reliability, {names[setting]}" if len(held) > 1 else "Reliability"
-        _tidy(above, "", "share that is right")
-        _tidy(below, "confidence", "images")
+        tidy(above, "", "share that is right")
+        tidy(below, "confidence", "images")
         below.set_ylim(bottom=0.8)
         figure.align_ylabels()
-        handles = [_handle(METHODS[m], COLOURS[m], MARKS[m], width=1.1) for m in methods]
-        _head(figure, title, handles, 3)
+        handles = [new_handle(METHODS[m], COLOURS[m], MARKS[m], width=1.1) for m in methods]
+        put_head(figure, title, handles, 3)
         label = f"Reliability diagram, {describe(setting)}: share of right answers over confidence"
         panels.append(Panel(f"reliability-{number_of}", label, figure))
     return panels
@@ -854,7 +856,7 @@ def _draw_sigma(layers):
     rows = range(len(layers))
     height = 78 + 26 * len(layers)
 
-    strips = _canvas(WIDTH, height)
+    strips = new_canvas(WIDTH, height)
     axes = strips.subplots()
     logs = [np.log10(np.maximum(np.asarray(layer["filters"], float), 1e-30)) for layer in layers]
     real = np.concatenate([log[log > -30] for log in logs]) if logs else np.zeros(1)
@@ -871,12 +873,12 @@ def _draw_sigma(layers):
     axes.set_xlim(0, 1)
     axes.set_xticks([])
     words = f"faint: σ = {10**low:.1g};  strong: σ = {10**high:.1g}"
-    _tidy(axes, f"filters or units   ({words})", grid="x")
-    _head(strips, "σ of each filter, layer by layer")
+    tidy(axes, f"filters or units   ({words})", grid="x")
+    put_head(strips, "σ of each filter, layer by layer")
     axes.tick_params(axis="y", labelcolor=INK, length=0)
     axes.spines[["left", "bottom"]].set_visible(False)
 
-    ranges = _canvas(WIDTH, height)
+    ranges = new_canvas(WIDTH, height)
     axes = ranges.subplots()
     for row, layer in zip(rows, layers, strict=True):
         q5, q25, q50, q75, q95 = layer["quantiles"]
@@ -896,8 +898,8 @@ def _draw_sigma(layers):
     axes.set_ylim(len(layers) - 0.45, -0.55)
     axes.annotate("σ / w", (1, 1), (4, 0), "axes fraction", "offset points", fontsize=TINY,
                   color=MUTED)  # fmt: skip
-    _tidy(axes, "σ: median, middle half, 5 to 95 %", grid="x")
-    _head(ranges, "σ in each layer, and relative to the weights")
+    tidy(axes, "σ: median, middle half, 5 to 95 %", grid="x")
+    put_head(ranges, "σ in each layer, and relative to the weights")
     axes.tick_params(axis="y", labelcolor=INK, length=0)
     axes.spines["left"].set_visible(False)
     return [
@@ -911,7 +913,7 @@ STATIONS = {"pretrained": "pre-trained", "finetuned": "fine-tuned", "mean": "mea
 
 def _draw_line(line):
     """Loss along the straight lines from pre-trained to fine-tuned to the mean."""
-    figure = _canvas(WIDTH, 330)
+    figure = new_canvas(WIDTH, 330)
     axes = figure.subplots()
     for place in range(3):
         axes.axvline(place, color=RULE, lw=0.8)
@@ -925,9 +927,9 @@ def _draw_line(line):
     if losses.min() > 0 and losses.max() > 15 * losses.min():
         axes.set_yscale("log")
     axes.set_xticks(range(3), STATIONS.values())
-    _tidy(axes, "", "loss (NLL)")
-    handles = [_handle("test", ACCENT), _handle("training", MUTED, line=(0, (4, 2.2)))]
-    _head(figure, "Loss along the way", handles, 2)
+    tidy(axes, "", "loss (NLL)")
+    handles = [new_handle("test", ACCENT), new_handle("training", MUTED, line=(0, (4, 2.2)))]
+    put_head(figure, "Loss along the way", handles, 2)
     label = "Training and test loss on the line from pre-trained to fine-tuned to the mean model"
     return [Panel("loss-line", label, figure)]
 
@@ -935,7 +937,7 @@ def _draw_line(line):
 def _draw_plane(plane):
     """Test loss on the plane through the three networks."""
     tall = np.ptp(plane["y"]) / np.ptp(plane["x"])
-    figure = _canvas(WIDTH, 68 + 340 * float(np.clip(tall, 0.3, 1.6)))
+    figure = new_canvas(WIDTH, 68 + 340 * float(np.clip(tall, 0.3, 1.6)))
     axes = figure.subplots()
     loss = np.array(plane["test_loss"], float)
     low, high = np.nanmin(loss), np.nanmax(loss)
@@ -964,8 +966,8 @@ def _draw_plane(plane):
             ha="left" if share < 0.2 else "right" if share > 0.8 else "center",
         )  # fmt: skip
     axes.set_aspect("equal", adjustable="box")
-    _tidy(axes, "distance in θ", "distance in θ")
-    _head(figure, "Test loss on the plane through the three")
+    tidy(axes, "distance in θ", "distance in θ")
+    put_head(figure, "Test loss on the plane through the three")
     axes.grid(False)
     axes.spines[:].set_visible(False)
     label = "Contours of the test loss on the plane through the pre-trained, the fine-tuned and "

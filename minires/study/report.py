@@ -58,8 +58,11 @@ def write_page(sweep, panels=None, folder=None) -> str:
     return template().render(**content_of(sweep, panels, folder))
 
 
-def template():
-    """The page without content; text from outside is escaped, and made harmless by `shown`."""
+def template(name: str = "report.html.j2"):
+    """A page without content; text from outside is escaped, and made harmless by `shown`.
+
+    name   of its file beside this one
+    """
 
     def harmless(value):
         return value if isinstance(value, Markup) or not isinstance(value, str) else shown(value)
@@ -76,7 +79,7 @@ def template():
     )
     environment.filters["glue"] = glue
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def content_of(sweep, panels, folder=None) -> dict:

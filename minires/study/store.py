@@ -118,7 +118,7 @@ def read_cells(folder: Path) -> tuple[str, list]:
     check(folder / SETTINGS, settings, {**kinds, "*": object})
     name, found = name_of_sweep(settings), {}
     if (folder / ROWS).exists():
-        for number, row in enumerate(_read_rows(folder / ROWS), 1):
+        for number, row in enumerate(read_rows(folder / ROWS), 1):
             record = _checked(f"{folder / ROWS}, line {number}", row, name)
             found[Cell(**record["cell"])] = record
     for path in sorted((folder / "cells").glob("*.json")):
@@ -150,8 +150,11 @@ def _checked(path, record, name):
     return {key: value for key, value in record.items() if key != "sweep"}
 
 
-def _read_rows(path):
-    """The lines of a compressed file of JSON."""
+def read_rows(path: Path) -> list:
+    """The lines of a compressed file of JSON.
+
+    Raises   ValueError, which names it, when it is damaged
+    """
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             return [json.loads(line) for line in file]
