@@ -73,10 +73,36 @@ class Examination:
             len(pictures.classes), network.classes, background
         )
         self.notes = imagenet.Notes()
+        self.among = among
         self.compared = np.arange(len(pictures.classes))  # the classes that compete
         if among:
             self.compared = np.unique(pictures.labels)
             self.outputs += f"; compared among the {len(self.compared)} classes of the pictures"
+
+    def targets(self, labels):
+        """What the loss of a training step is told.
+
+        labels   (n,) numbers of classes
+        Returns  labels (n,), and the outputs that compete, as Network.loss_and_gradient takes
+                 them: None for all; with `among` only those of the pictures' classes
+        """
+        if self.among:
+            return self.places(labels), self.compared + self.offset
+        return labels + self.offset, None
+
+    def places(self, labels):
+        """Where each class stands among those that are compared.
+
+        labels   (n,) numbers of classes
+        Returns  (n,)
+        Raises   ValueError for a class that is not compared
+        """
+        places = np.minimum(np.searchsorted(self.compared, labels), len(self.compared) - 1)
+        if not np.array_equal(self.compared[places], labels):
+            raise ValueError(
+                "--among: the pictures to compare on show a class that the others do not show"
+            )
+        return places
 
     def outcomes(self, probabilities, labels):
         """How well photographs were predicted: Outcomes.
@@ -85,12 +111,7 @@ class Examination:
         labels         (n,) numbers of classes
         Raises         ValueError for a class that is not compared
         """
-        place = np.minimum(np.searchsorted(self.compared, labels), len(self.compared) - 1)
-        if not np.array_equal(self.compared[place], labels):
-            raise ValueError(
-                "--among: the pictures to compare on show a class that the others do not show"
-            )
-        return Outcomes.of(probabilities, place)
+        return Outcomes.of(probabilities, self.places(labels))
 
     def batches(self, plan, pictures=None):
         """Photographs as the network expects them, in the layout of its file, batch by batch.

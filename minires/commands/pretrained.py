@@ -111,7 +111,7 @@ def run(options) -> int:
         theta, stats = examination.own_vectors()
         subject = pretrained.Subject(
             network=network, theta=theta, stats=stats, train=shown["train"], test=shown["test"],
-            choose=shown.get("choose"), outputs=outputs_of(examination),
+            choose=shown.get("choose"), outputs=examination.targets(pictures.labels)[1],
             predict=examination.predict,
         )  # fmt: skip
         say(examination.outputs)
@@ -128,13 +128,6 @@ def run(options) -> int:
         say(f"{counted(count, 'cell')} in {(time.monotonic() - began) / 60:.0f} minutes: {out}")
     print(pretrained_findings.text_table(pretrained_findings.load(out)))
     return 0
-
-
-def outputs_of(examination):
-    """Numbers of the network's outputs that compete; None where all do."""
-    if len(examination.compared) == examination.network.classes:
-        return None
-    return examination.compared + examination.offset
 
 
 def _pictures_like(pictures, path, options):
@@ -160,12 +153,9 @@ def _photographs(out, name, pictures, examination, options):
         out / "data" / f"{name}.npy", pictures, preparation, examination.size, examination.notes,
         examination.threads,
     )  # fmt: skip
-    compared = examination.compared
-    places = np.minimum(np.searchsorted(compared, labels), len(compared) - 1)
-    if not np.array_equal(compared[places], labels):
-        raise ValueError("--among: some pictures show classes that the training pictures lack")
+    labels = examination.targets(labels)[0] if name == "train" else examination.places(labels)
     return pretrained.Photographs(
-        pixels, places, lambda cut: examination.as_input(preparation.scaled(cut))
+        pixels, labels, lambda cut: examination.as_input(preparation.scaled(cut))
     )
 
 
@@ -228,14 +218,12 @@ def _dry_run(out, examination, plan, cells, settings):
     network, rng = examination.network, np.random.default_rng(0)
     shape = (plan.batch, examination.size, examination.size, 3)
     images = examination.as_input(rng.uniform(-1, 1, shape).astype(np.float32))
-    tuning_labels = np.zeros(plan.batch, np.int64)
+    labels, classes = examination.targets(examination.pictures.labels[: plan.batch])
     theta, stats = examination.own_vectors()
     steps = []
     for _ in range(4):
         began = time.perf_counter()
-        network.loss_and_gradient(
-            theta, images, tuning_labels, stats=stats, rng=rng, classes=outputs_of(examination)
-        )
+        network.loss_and_gradient(theta, images, labels, stats=stats, rng=rng, classes=classes)
         steps.append(time.perf_counter() - began)
     step = float(np.median(steps[1:]))
     began = time.perf_counter()

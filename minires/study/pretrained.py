@@ -17,7 +17,7 @@ The folder of a sweep, DIR:
     cells/*.json             what each finished cell found, photograph by photograph
     means/*_mean.onnx        the mean model of each cell
     data/*.npy               the photographs, decoded once
-    unfinished_*.npz         the cell that is being computed, saved every two minutes
+    unfinished_*.npz         the cell that is being computed, saved every half minute
 
 A cell is a function of its seed and rate alone. Killed and started again, it goes on after the
 last save and ends with the same bits. Of one seed all rates see the same photographs in the same
@@ -53,7 +53,7 @@ RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)
 EMA_DECAY = 0.99  # about the last 100 updates count
 MEMBERS, FEW_MEMBERS = 10, 3
 RECOMPUTE_BATCHES = 50  # training batches that show the recomputed statistics
-SAVE_EVERY = 120.0  # seconds between two saves of an unfinished cell
+SAVE_EVERY = 30.0  # seconds between two saves of an unfinished cell
 SHOWN = 50  # photographs that a network predicts at once
 
 
@@ -65,7 +65,8 @@ class Photographs:
     """Photographs that are decoded and cut already, in a file that is read as it is needed.
 
     pixels    (N, size, size, 3), red, green and blue from 0 to 255, memory-mapped
-    labels    (N,) places of the classes among those that compete
+    labels    (N,) places of the classes among those that compete, as the loss or the comparison
+              takes them
     as_input  turns pixels of some photographs into what the network takes
     """
 
@@ -261,7 +262,7 @@ _AVERAGES = ("moments", "moments_of_stats", "ema", "ema_of_stats")
 def fine_tune(tuning: Tuning, subject: Subject, plan: Plan, save: Callable | None = None) -> None:
     """Fine-tune from wherever a cell is up to the number of updates of the plan.
 
-    save     called now and then, when a save is due
+    save     called when a save is due, and at the end
     Raises   FloatingPointError when the loss is not finite
     """
     seed, done = tuning.cell.seed, len(tuning.losses)
@@ -272,7 +273,8 @@ def fine_tune(tuning: Tuning, subject: Subject, plan: Plan, save: Callable | Non
             tuning.update(subject, chosen)
             bar.update()
             bar.set_postfix(loss=f"{tuning.losses[-1]:.4f}", refresh=False)
-            if save is not None and time.monotonic() - saved >= SAVE_EVERY:
+            last = len(tuning.losses) == plan.updates
+            if save is not None and (last or time.monotonic() - saved >= SAVE_EVERY):
                 save()
                 saved = time.monotonic()
 
