@@ -352,7 +352,7 @@ def synthetic(gains, pictures=400, seed=0, choose=True, rates=(0.01, 0.1)):
             "losses": [1.0], "seconds": {"updates": 1.0, "comparing": 1.0},
         }  # fmt: skip
 
-    seeds = sorted({number for _, _, number in gains}) or [0]
+    seeds = sorted({key[2] for key in gains if key != "base"}) or [0]
     images = {"train": 1000, "test": pictures} | ({"choose": pictures} if choose else {})
     settings = {
         "profile": "pretrained", "model": "n.onnx", "model_sha256": "0", "weights": 10,
