@@ -101,7 +101,7 @@ def again(place, seed, rate, updates=7, batch=5):
     mean, mean_stats = (
         np.mean(each, axis=0, dtype=np.float64).astype(np.float32) for each in (seen, seen_stats)
     )
-    key = loop.STREAMS.index("drawn networks"), 0
+    key = loop.STREAMS.index("sampled networks"), 0
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
     return {
         "finetuned": [(theta, own_stats)],
@@ -210,7 +210,7 @@ def test_killed_inside_a_cell_it_goes_on_and_ends_with_the_same_bits(place, fold
         one, other = (json.loads((f / "cells" / path.name).read_text()) for f in (folder, out))
         for record in (one, other):
             record.pop("seconds")
-            record.pop("environment", None)
+            record.pop("made", None)
         assert one == other, path.name
     for path in (folder / "means").glob("*.onnx"):
         assert path.read_bytes() == (out / "means" / path.name).read_bytes()
@@ -360,11 +360,11 @@ def synthetic(gains, pictures=400, seed=0, choose=True, rates=(0.01, 0.1)):
         "classes": [str(n) for n in range(10)], "outputs": 1000, "among": True, "size": 32,
         "updates": 100, "batch": 32,
     }  # fmt: skip
-    environment = dict.fromkeys(("processor", "date", "kernels", "minires", "python"), "x")
+    made = dict.fromkeys(("processor", "date", "kernels", "minires", "numpy"), "x")
     base = {
         "cell": {"seed": None, "rate": None}, "labels": labels.tolist(), "choose": {},
         "pictures": {"base": numbers(gains.get("base", 0.0))},
-        "environment": environment | {"numpy": "x", "scipy": "x"},
+        "made": made,
     }  # fmt: skip
     records = {Cell(n, rate): record(rate, n) for n in seeds for rate in rates}
     return Findings(settings, base, records, {})

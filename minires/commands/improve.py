@@ -119,7 +119,7 @@ class State:
                 f"{path} has the format {arrays['format']}, expected {FORMAT!r}: name another "
                 "folder with --out, or delete that file to start anew"
             )
-        before = {"device": "cpu"} | json.loads(str(arrays["settings"]))
+        before = {"device": "cpu", "among": False} | json.loads(str(arrays["settings"]))
         changed = [f"{n} was {before.get(n)}, now {v}" for n, v in settings.items()
                    if before.get(n) != v]  # fmt: skip
         if changed:
@@ -230,9 +230,10 @@ def _slope(examination, state, stats, images, labels, seed):
     # A graph of fixed batch takes so many pictures and no fewer: others stand in for broken ones.
     images, labels = examination.whole_batches(images, labels)
     rng = stream(seed, "fine-tuning dropout", state.updates)
+    targets, classes = examination.targets(labels)
     with np.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
         loss, gradient = examination.network.loss_and_gradient(
-            state.theta, images, labels + examination.offset, stats=stats, rng=rng
+            state.theta, images, targets, stats=stats, rng=rng, classes=classes
         )
     return float(loss), gradient
 
@@ -463,7 +464,7 @@ class Job:
         shown = hashlib.sha256("\n".join(pictures.names).encode())
         shown.update(pictures.labels.tobytes())
         shown.update(self.training.tobytes())
-        names = ("rate", "batch", "optimizer", "ema", "seed", "device")
+        names = ("rate", "batch", "optimizer", "ema", "seed", "device", "among")
         return {
             "model": model.hexdigest(),
             "pictures": shown.hexdigest(),

@@ -43,6 +43,7 @@ from minires.arrays.text import progress, say
 from minires.networks.running_statistics import reestimate_stats
 from minires.resampling.baselines import EMA
 from minires.resampling.moments import Moments
+from minires.study.cells import made_by
 from minires.study.store import SETTINGS, name_of_sweep
 from minires.training import loop
 from minires.training.optimizers import SGD
@@ -296,15 +297,14 @@ def networks(tuning: Tuning, subject: Subject, plan: Plan) -> Iterator[tuple]:
         shown = (subject.train.images(chosen) for chosen in itertools.islice(order, most))
         yield "mean_recomputed", mean, reestimate_stats(subject.network, mean, shown)
         yield "mean_last", mean, tuning.stats
-    rng = _stream(tuning.cell.seed, "drawn networks")
+    rng = _stream(tuning.cell.seed, "sampled networks")
     for _ in range(MEMBERS):  # one at a time: member k is the same as of ten at once
         yield None, tuning.moments.sample(1, rng)[0], averaged
 
 
 def _stream(seed, purpose, number=0):
-    """The random generator of a seed for one purpose, and perhaps for one update."""
-    key = loop.STREAMS.index(purpose), number
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+    """The random generator of a seed for one purpose; dropout has one for each update."""
+    return loop.stream(seed, purpose, number)
 
 
 # --- what networks make of photographs ------------------------------------------------------
@@ -375,7 +375,7 @@ RECORD = {
     "cell": {"seed": (int, None), "rate": (float, None)},
     "diverged?": str,
     "labels?": [int],
-    "environment?": {"*": str},
+    "made?": {"*": str},
     "pictures?": {"*": NUMBERS},
     "choose?": {"*": {"accuracy": float, "nll": float}},
     "losses?": [float],
@@ -400,6 +400,7 @@ def run_sweep(subject: Subject, plan: Plan, cells: list, folder: Path, quiet: bo
     missing = [cell for cell in cells if cell not in done]
     for number, cell in enumerate(missing, 1):
         record = _base(subject) if cell.rate is None else _tuned(subject, plan, cell, folder, name)
+        record |= {"made": made_by(device_of(subject.theta))}
         record = {"sweep": name, "cell": {"seed": cell.seed, "rate": cell.rate}, **record}
         path = folder / "cells" / f"{cell.key}.json"
         path.parent.mkdir(exist_ok=True)
@@ -423,7 +424,6 @@ def _base(subject):
     found = examine(subject, [("base", subject.theta, subject.stats)])
     return {
         "labels": subject.test.labels.tolist(),
-        "environment": environment(),
         **found,
         "seconds": {"cell": time.perf_counter() - began},
     }
@@ -466,31 +466,6 @@ def _in_words(record):
         f"{method} NLL {np.mean(found['nll']):.4f}" for method, found in record["pictures"].items()
     ]
     return ", ".join(parts)
-
-
-def environment() -> dict:
-    """The program, the processor and the kernels that computed."""
-    import platform
-    from importlib.metadata import version
-
-    import minires
-    from minires.kernels import kernels_in_use
-
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        models = [line for line in lines if line.startswith("model name")]
-        processor = models[0].partition(":")[2].strip() if models else processor
-    return {
-        "minires": minires.__version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": version("scipy"),
-        "kernels": str(kernels_in_use()),
-        "processor": processor,
-        "system": platform.system(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
 
 
 def read_cells(folder: Path) -> tuple[str, dict]:

@@ -150,7 +150,7 @@ def write_page(found: Findings, panels: dict, folder=None) -> str:
 
 def facts(found: Findings, folder=None) -> list:
     """What was computed, where and how long: [(name, text), …]."""
-    settings, environment = found.settings, found.base["environment"]
+    settings, made = found.settings, found.base["made"]
     seconds = sum(sum(record["seconds"].values()) for record in found.records.values())
     pictures = ", ".join(f"{n:,} {kind}" for kind, n in settings["images"].items())
     seeds = sorted({cell.seed for cell in found.records})
@@ -164,10 +164,8 @@ def facts(found: Findings, folder=None) -> list:
         ("cells", f"{len(found.records)} finished"
          + (f", {len(found.diverged)} diverged" if found.diverged else "")),
         ("time", f"{seconds / 3600:.1f} hours"),
-        ("machine", f"{environment['processor']}, {environment['date']}; kernels "
-         f"{environment['kernels']}"),
-        ("versions", f"minires {environment['minires']}, Python {environment['python']}, NumPy "
-         f"{environment['numpy']}, SciPy {environment['scipy']}"),
+        ("machine", f"{made['processor']}, {made['date']}"),
+        ("made by", f"minires {made['minires']}, NumPy {made['numpy']}, kernels {made['kernels']}"),
         ("command", command(found, folder)),
     ]  # fmt: skip
 
