@@ -21,7 +21,17 @@ OWN = (
     "background", "output", "scale", "mean", "std", "channels", "resize", "crop", "interpolation",
     "size", "threads",
 )  # fmt: skip
-OTHERS = ("data", "data_dir", "side_by_side", "workers", "cluster", "train", "test", "epochs", "only")
+OTHERS = (
+    "data",
+    "data_dir",
+    "side_by_side",
+    "workers",
+    "cluster",
+    "train",
+    "test",
+    "epochs",
+    "only",
+)
 
 
 def add_options(parser) -> None:
