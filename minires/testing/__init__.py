@@ -67,6 +67,16 @@ from minires.testing.kernels import (
 )
 from minires.testing.moments import check_moments, moments_suite
 from minires.testing.optimizers import check_optimizer, optimizer_suite
+from minires.testing.weights import (
+    check_collector,
+    check_harm,
+    check_line,
+    check_weights_of,
+    collector_suite,
+    harm_suite,
+    line_suite,
+    weights_of_suite,
+)
 
 __all__ = [
     "Falsified",
@@ -76,11 +86,14 @@ __all__ = [
     "batch_norm_suite",
     "check_average",
     "check_batch_norm",
+    "check_collector",
     "check_convolution",
     "check_depthwise",
     "check_dropout",
     "check_equivalence",
     "check_gradient",
+    "check_harm",
+    "check_line",
     "check_log_softmax",
     "check_matmul",
     "check_metric",
@@ -95,11 +108,15 @@ __all__ = [
     "check_softmax_cross_entropy",
     "check_topological_backward",
     "check_unbroadcast",
+    "check_weights_of",
+    "collector_suite",
     "convolution_suite",
     "depthwise_suite",
     "dropout_suite",
     "equivalence_suite",
     "gradient_suite",
+    "harm_suite",
+    "line_suite",
     "log_softmax_suite",
     "matmul_suite",
     "metric_suite",
@@ -114,4 +131,5 @@ __all__ = [
     "softmax_cross_entropy_suite",
     "topological_backward_suite",
     "unbroadcast_suite",
+    "weights_of_suite",
 ]

@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from functools import partial
 
-from minires.testing import ensembles, experiments, gradients, kernels, moments, optimizers
+from minires.testing import (
+    ensembles,
+    experiments,
+    gradients,
+    kernels,
+    moments,
+    optimizers,
+    weights,
+)
 from minires.testing.judging import Property
 
 # name → a function of the code to be judged that returns its properties
@@ -36,6 +44,10 @@ KINDS: dict[str, Callable[..., list[Property]]] = {
     "paired_difference": experiments.paired_difference_properties,
     "paired_test": experiments.paired_test_properties,
     "equivalence": experiments.equivalence_properties,
+    "collector": weights.collector_properties,
+    "line": weights.line_properties,
+    "harm": weights.harm_properties,
+    "weights_of": weights.weights_of_properties,
 }
 
 # The kinds that take a second function, the backward pass.

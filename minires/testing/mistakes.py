@@ -985,6 +985,159 @@ def one_side(a, b, margin):
     return stats.t.sf((mean + margin) / error, len(a) - 1)
 
 
+# --- collecting weights, walking between them, choosing them -----------------------------
+
+
+def _counted(theta, step, updates, counts):
+    """Mean and variance of copies of the θ whose number counts."""
+    seen = []
+    for number in range(1, updates + 1):
+        step(theta)
+        if counts(number):
+            seen.append(theta.copy())
+    return np.mean(seen, axis=0), np.var(seen, axis=0)
+
+
+@_wrong("collector", "θ is taken in before the step")
+def before_the_step(theta, step, updates, burn_in=0, stride=1):
+    seen = []
+    for number in range(1, updates + 1):
+        if number > burn_in and (number - burn_in) % stride == 0:
+            seen.append(theta.copy())
+        step(theta)
+    return np.mean(seen, axis=0), np.var(seen, axis=0)
+
+
+@_wrong("collector", "a list of one and the same array")
+def keeps_no_copies(theta, step, updates, burn_in=0, stride=1):
+    seen = []
+    for number in range(1, updates + 1):
+        step(theta)
+        if number > burn_in and (number - burn_in) % stride == 0:
+            seen.append(theta)
+    return np.mean(seen, axis=0), np.var(seen, axis=0)
+
+
+@_wrong("collector", "θ⁰ counts too")
+def counts_the_start(theta, step, updates, burn_in=0, stride=1):
+    seen = [theta.copy()]
+    for number in range(1, updates + 1):
+        step(theta)
+        if number > burn_in and (number - burn_in) % stride == 0:
+            seen.append(theta.copy())
+    return np.mean(seen, axis=0), np.var(seen, axis=0)
+
+
+@_wrong("collector", "the burn-in is not left out")
+def no_burn_in(theta, step, updates, burn_in=0, stride=1):
+    return _counted(theta, step, updates, lambda number: number % stride == 0)
+
+
+@_wrong("collector", "the stride counts from the start")
+def stride_from_the_start(theta, step, updates, burn_in=0, stride=1):
+    return _counted(theta, step, updates, lambda n: n > burn_in and (n - 1) % stride == 0)
+
+
+@_wrong("collector", "the burn-in comes on top of the updates")
+def burn_in_on_top(theta, step, updates, burn_in=0, stride=1):
+    for _ in range(burn_in):
+        step(theta)
+    return _counted(theta, step, updates, lambda number: number % stride == 0)
+
+
+@_wrong("collector", "divided by n − 1")
+def collected_sample_variance(theta, step, updates, burn_in=0, stride=1):
+    mean, variance = right.collect(theta, step, updates, burn_in, stride)
+    n = (updates - burn_in) // stride
+    return mean, variance * n / max(n - 1, 1)
+
+
+@_wrong("line", "a and b are exchanged")
+def exchanged_ends(a, b, places):
+    return right.points(b, a, places)
+
+
+@_wrong("line", "b is added, not the way to b")
+def adds_b(a, b, places):
+    return a + places[:, None] * b
+
+
+@_wrong("line", "never leaves the piece between a and b")
+def stops_at_the_ends(a, b, places):
+    return right.points(a, b, np.clip(places, 0, 1))
+
+
+@_wrong("line", "the place is squared")
+def bent(a, b, places):
+    return right.points(a, b, places**2)
+
+
+@_wrong("line", "b becomes the way to b")
+def moves_b(a, b, places):
+    b -= a
+    return a + places[:, None] * b
+
+
+@_wrong("harm", "worse on average")
+def worse_on_average(settings, plain, mean):
+    return settings[mean.mean(axis=0) > plain.mean(axis=0)]
+
+
+@_wrong("harm", "the sign")
+def better_not_worse(settings, plain, mean):
+    return right.harmful(settings, mean, plain)
+
+
+@_wrong("harm", "not paired")
+def unpaired_harm(settings, plain, mean):
+    error = np.sqrt((plain.var(axis=0, ddof=1) + mean.var(axis=0, ddof=1)) / len(plain))
+    return settings[mean.mean(axis=0) - plain.mean(axis=0) > 2 * error]
+
+
+@_wrong("harm", "two standard deviations, not errors")
+def deviation_for_error(settings, plain, mean):
+    d = mean - plain
+    return settings[d.mean(axis=0) > 2 * d.std(axis=0, ddof=1)]
+
+
+@_wrong("harm", "one bad run")
+def one_bad_run(settings, plain, mean):
+    return settings[(mean > plain).any(axis=0)]
+
+
+@_wrong("weights_of", "every array of floats")
+def every_float(nodes, arrays):
+    used = dict.fromkeys(name for _, inputs in nodes for name in inputs if name in arrays)
+    return [name for name in used if arrays[name].dtype.kind == "f"]
+
+
+@_wrong("weights_of", "a shared array counts twice")
+def shared_twice(nodes, arrays):
+    places = right._WEIGHTS
+    used = [inputs[i] for operator, inputs in nodes for i in places.get(operator, ())]
+    return [name for name in used if name in arrays]
+
+
+@_wrong("weights_of", "results of nodes too")
+def results_too(nodes, arrays):
+    places = right._WEIGHTS
+    return list(
+        dict.fromkeys(inputs[i] for operator, inputs in nodes for i in places.get(operator, ()))
+    )
+
+
+@_wrong("weights_of", "the biases are forgotten")
+def no_biases(nodes, arrays):
+    kernels = [i[1] for o, i in nodes if o in ("Conv", "Gemm", "MatMul", "BatchNormalization")]
+    return list(dict.fromkeys(name for name in kernels if name in arrays))
+
+
+@_wrong("weights_of", "in the order of the file")
+def order_of_the_file(nodes, arrays):
+    found = set(right.weights_of(nodes, arrays))
+    return [name for name in arrays if name in found]
+
+
 # --- the matrix --------------------------------------------------------------------------
 
 

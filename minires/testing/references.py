@@ -654,3 +654,96 @@ def equivalence(a, b, margin):
     above = stats.t.sf((mean + margin) / error, len(a) - 1)
     below = stats.t.cdf((mean - margin) / error, len(a) - 1)
     return max(above, below)
+
+
+# --- collecting weights, walking between them, choosing them -----------------------------
+
+
+@_right("collector", "Welford")
+def collect(theta, step, updates, burn_in=0, stride=1):
+    count, mean, squares = 0, np.zeros(theta.shape), np.zeros(theta.shape)
+    for number in range(1, updates + 1):
+        step(theta)
+        if number > burn_in and (number - burn_in) % stride == 0:
+            count += 1
+            d = theta - mean
+            mean = mean + d / count
+            squares = squares + d * (theta - mean)
+    return mean, squares / count
+
+
+@_right("collector", "copies in float32")
+def _collect_copies(theta, step, updates, burn_in=0, stride=1):
+    seen = []
+    for _ in range(updates):
+        step(theta)
+        seen.append(theta.astype(np.float32))
+    counted = seen[burn_in:][stride - 1 :: stride]
+    return np.mean(counted, axis=0), np.var(counted, axis=0)
+
+
+@_right("collector", "lists of Python numbers")
+def _collect_lists(theta, step, updates, burn_in=0, stride=1):
+    counted = []
+    for number in range(updates):
+        step(theta)
+        if number >= burn_in and (number - burn_in + 1) % stride == 0:
+            counted.append(theta.tolist())
+    columns = list(zip(*counted, strict=True))
+    means = [sum(column) / len(column) for column in columns]
+    pairs = zip(columns, means, strict=True)
+    return means, [sum((x - mean) ** 2 for x in own) / len(own) for own, mean in pairs]
+
+
+@_right("line", "a and a part of the way")
+def points(a, b, places):
+    return a + places[:, None] * (b - a)
+
+
+@_right("line", "a weighted mean, float32")
+def _points_float32(a, b, places):
+    a, b, t = (array.astype(np.float32) for array in (a, b, places))
+    return np.outer(1 - t, a) + np.outer(t, b)
+
+
+@_right("line", "lists of Python numbers")
+def _points_lists(a, b, places):
+    pairs = list(zip(a.tolist(), b.tolist(), strict=True))
+    return [[x + place * (y - x) for x, y in pairs] for place in places.tolist()]
+
+
+@_right("harm", "NumPy")
+def harmful(settings, plain, mean):
+    d = mean - plain
+    return settings[d.mean(axis=0) > 2 * d.std(axis=0, ddof=1) / np.sqrt(len(d))]
+
+
+@_right("harm", "lists of Python numbers")
+def _harmful_lists(settings, plain, mean):
+    found = []
+    for column, setting in enumerate(settings.tolist()):
+        difference, error = _paired_difference_lists(mean[:, column], plain[:, column])
+        if difference > 2 * error:
+            found.append(setting)
+    return found
+
+
+_WEIGHTS = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (1,), "BatchNormalization": (1, 2)}
+
+
+@_right("weights_of", "by the place of use")
+def weights_of(nodes, arrays):
+    found = []
+    for operator, inputs in nodes:
+        for place in _WEIGHTS.get(operator, ()):
+            if inputs[place] in arrays and inputs[place] not in found:
+                found.append(inputs[place])
+    return found
+
+
+@_right("weights_of", "a generator over a dictionary")
+def _weights_of_names(nodes, arrays):
+    used = (
+        name for operator, (_, *rest) in nodes for name in rest[: len(_WEIGHTS.get(operator, ()))]
+    )
+    return dict.fromkeys(name for name in used if name in arrays)

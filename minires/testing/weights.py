@@ -14,6 +14,7 @@ from minires.testing.judging import (
     judge,
     show,
     strategies,
+    suite_of,
 )
 
 # --- collecting --------------------------------------------------------------------------
@@ -36,6 +37,11 @@ def check_collector(collect: Callable):
     return judge("collector", collector_properties(collect))
 
 
+def collector_suite(collect):
+    """`check_collector` for pytest: one test a property."""
+    return suite_of("collector", collector_properties(collect))
+
+
 def collector_properties(collect):
     st = strategies()
     small = st.integers(-4, 4)
@@ -52,9 +58,10 @@ def collector_properties(collect):
 
     def run(case):
         start, way, burn, every = case
-        theta, ways = np.array([float(start)]), iter(way)
+        theta, ways, calls = np.array([float(start)]), iter(way), []
 
         def step(theta):
+            calls.append(1)
             theta += next(ways, 0.0)
 
         settings = {"burn_in": burn} if burn else {}
@@ -62,7 +69,7 @@ def collector_properties(collect):
         pair = collect(theta, step, len(way), **settings)
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise Misfit(Words(type(pair).__name__), Words("a pair: mean, variance"))
-        return pair, len(list(ways))
+        return pair, len(calls)
 
     def outcome(which):
         def compared(case):
@@ -90,8 +97,7 @@ def collector_properties(collect):
         return compared
 
     def all_steps(case):
-        wanted, left = len(case[1]), run(case)[1]
-        return compare(wanted - left, wanted, 0)
+        return compare(run(case)[1], len(case[1]), 0)
 
     def tell(case):
         start, way, burn, every = case
@@ -129,6 +135,11 @@ def check_line(points: Callable):
     Raises   Falsified
     """
     return judge("line", line_properties(points))
+
+
+def line_suite(points):
+    """`check_line` for pytest: one test a property."""
+    return suite_of("line", line_properties(points))
 
 
 def line_properties(points):
@@ -187,6 +198,11 @@ def check_harm(harmful: Callable):
     Raises   Falsified
     """
     return judge("harm", harm_properties(harmful))
+
+
+def harm_suite(harmful):
+    """`check_harm` for pytest: one test a property."""
+    return suite_of("harm", harm_properties(harmful))
 
 
 def harm_properties(harmful):
@@ -261,6 +277,11 @@ _SLOTS = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (1,), "BatchNormalization": 
 _INPUTS = {
     "Conv": 3, "Gemm": 3, "MatMul": 2, "BatchNormalization": 5, "Clip": 3, "Reshape": 2, "Relu": 1,
 }  # fmt: skip
+
+
+def weights_of_suite(weights_of):
+    """`check_weights_of` for pytest: one test a property."""
+    return suite_of("weights_of", weights_of_properties(weights_of))
 
 
 def weights_of_properties(weights_of):
