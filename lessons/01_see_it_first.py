@@ -37,7 +37,7 @@ import numpy as np
 import minires
 from minires.data import load, scale
 from minires.testing import check_paired_difference
-from minires.testing.classroom import picture_style, rejected
+from minires.testing.classroom import bar, picture_style, rejected
 from minires.training.metrics import accuracy, nll
 
 picture_style()
@@ -107,14 +107,14 @@ def update(theta, rates, rngs, copies=1):
 
 rngs = [np.random.default_rng(seed) for seed in range(SEEDS)]
 theta = model.init(rngs)  # (4, P)
-for _ in range(TRAINING):
+for _ in bar(range(TRAINING), "training"):
     update(theta, np.float32(0.2), rngs)
 trained = theta.copy()
 
 theta = trained.repeat(len(RATES), axis=0)  # (20, P)
 rates = np.tile(RATES, SEEDS)[:, None].astype(np.float32)
 moments = minires.Moments(theta.shape)
-for _ in range(FINE_TUNING):
+for _ in bar(range(FINE_TUNING), "fine-tuning"):
     update(theta, rates, rngs, copies=len(RATES))
     moments.update(theta)  # the running mean: this line is the method
 

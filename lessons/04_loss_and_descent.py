@@ -29,7 +29,7 @@ from minires.data import load
 from minires.engine import ops
 from minires.engine.autodiff import gradients, variable
 from minires.testing import check_log_softmax, check_optimizer
-from minires.testing.classroom import picture_style, rejected
+from minires.testing.classroom import bar, picture_style, rejected
 
 picture_style()
 
@@ -85,7 +85,7 @@ def train(rate, updates, seed=1, looks=()):
     """Descend from a random start. Returns the losses, and θ at some of the updates."""
     rng = np.random.default_rng(seed)
     theta, losses, kept = start(rng), [], {}
-    for number in range(updates + 1):
+    for number in bar(range(updates + 1), "training"):
         if number in looks:
             kept[number] = [array.copy() for array in theta]
         batch = rng.choice(len(features), BATCH, replace=False)

@@ -32,7 +32,7 @@ import minires
 from minires.data import load, scale
 from minires.engine import convolution
 from minires.testing import check_convolution, check_pooling
-from minires.testing.classroom import picture_style, rejected
+from minires.testing.classroom import bar, picture_style, rejected
 
 picture_style()
 
@@ -75,7 +75,7 @@ digits = load("glyphs", train=IMAGES, test=500)
 images, labels = scale(digits.train_images), digits.train_labels
 rng = np.random.default_rng(0)
 theta = model.init(rng)
-for _ in range(UPDATES):
+for _ in bar(range(UPDATES), "training"):
     batch = rng.choice(len(images), BATCH, replace=False)
     loss, gradient = model.loss_and_gradient(theta, images[batch], labels[batch])
     theta -= RATE * gradient  # eq. 1

@@ -24,8 +24,8 @@ import numpy as np
 
 import minires
 from minires.data import load, scale
-from minires.testing.classroom import picture_style, rejected
-from minires.testing.weights import check_collector
+from minires.testing import check_collector
+from minires.testing.classroom import bar, picture_style, rejected
 
 picture_style()
 
@@ -54,12 +54,12 @@ def step(theta):
 
 
 theta = model.init(rng)
-for _ in range(TRAINING):
+for _ in bar(range(TRAINING), "training"):
     step(theta)
 
 moments = minires.Moments(theta.shape)
 lives = np.empty((UPDATES, model.size), np.float32)  # all of it: this network is small
-for number in range(UPDATES):
+for number in bar(range(UPDATES), "fine-tuning"):
     step(theta)
     moments.update(theta)
     lives[number] = theta
@@ -143,8 +143,8 @@ plt.show()
 #
 # Does that spoil the method? The mean needs no bell: lesson 8's argument uses only the mean and the
 # spread. The *draws* of lesson 9 do use the bell, and each weight on its own. But weights move
-# *together*. Here is how much: if 13,000 weights moved independently, 500 updates would spread over
-# some hundred directions alike. Count how many directions hold 90 % of all the motion:
+# *together*. Here is how much. If these 14,000 weights moved independently, no direction would be
+# better than another: it would take 440 of 500 directions to hold 90 % of all the motion. Count:
 
 # %%
 motion = np.linalg.svd(lives - moments.mean, compute_uv=False) ** 2

@@ -30,8 +30,8 @@ import numpy as np
 
 import minires
 from minires.data import load, scale
-from minires.testing.classroom import picture_style, rejected
-from minires.testing.weights import check_harm, check_line
+from minires.testing import check_harm, check_line
+from minires.testing.classroom import bar, picture_style, rejected
 from minires.training.metrics import nll
 
 picture_style()
@@ -68,11 +68,11 @@ def loss_of(thetas, count=400):
 
 rng = np.random.default_rng(1)
 theta = model.init([rng])  # (1, P)
-for _ in range(TRAINING):
+for _ in bar(range(TRAINING), "training"):
     update(theta, np.float32(0.1), [rng])
 
 path, moments = [theta[0].copy()], minires.Moments(theta.shape)
-for _ in range(FINE_TUNING):
+for _ in bar(range(FINE_TUNING), "fine-tuning"):
     update(theta, np.float32(0.15), [rng])
     moments.update(theta)
     path.append(theta[0].copy())

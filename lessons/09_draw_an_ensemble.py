@@ -32,7 +32,7 @@ import numpy as np
 import minires
 from minires.data import load, scale
 from minires.testing import check_average, check_metric, check_sampler
-from minires.testing.classroom import picture_style, rejected
+from minires.testing.classroom import bar, picture_style, rejected
 from minires.training.metrics import accuracy, ece, nll
 
 picture_style()
@@ -54,7 +54,7 @@ model = minires.lenet(channels=(4, 8), hidden=32, dropout=0)
 rng = np.random.default_rng(4)
 theta = model.init(rng)
 moments = minires.Moments(theta.shape)
-for number in range(TRAINING + FINE_TUNING):
+for number in bar(range(TRAINING + FINE_TUNING), "training"):
     fine_tuning = number >= TRAINING
     chosen = rng.choice(IMAGES, BATCH, replace=False)
     _, gradient = model.loss_and_gradient(theta, images[chosen], labels[chosen])

@@ -41,7 +41,7 @@ from minires.networks.layers import (
     Sequential,
 )
 from minires.testing import check_depthwise, check_reestimation, check_running_statistics
-from minires.testing.classroom import picture_style, rejected
+from minires.testing.classroom import bar, picture_style, rejected
 from minires.training.metrics import accuracy, nll
 
 picture_style()
@@ -118,14 +118,14 @@ def update(theta, stats, rates, rngs):
 
 rngs = [np.random.default_rng([10, seed]) for seed in range(SEEDS)]
 theta, stats = model.init(rngs), model.init_stats(SEEDS)
-for _ in range(TRAINING):
+for _ in bar(range(TRAINING), "training"):
     update(theta, stats, np.float32(0.3), rngs)
 
 theta, stats = theta.repeat(len(RATES), axis=0), stats.repeat(len(RATES), axis=0)  # 9 networks
 rates = np.tile(RATES, SEEDS)[:, None]
 rngs = [np.random.default_rng([11, n // len(RATES)]) for n in range(len(theta))]
 weights, statistics = minires.Moments(theta.shape), minires.Moments(stats.shape)
-for _ in range(FINE_TUNING):
+for _ in bar(range(FINE_TUNING), "fine-tuning"):
     update(theta, stats, rates, rngs)
     weights.update(theta)
     statistics.update(stats)

@@ -35,7 +35,7 @@ from scipy import stats
 import minires
 from minires.data import load, scale
 from minires.testing import check_equivalence, check_paired_test
-from minires.testing.classroom import picture_style, rejected
+from minires.testing.classroom import bar, picture_style, rejected
 from minires.training.metrics import accuracy, nll
 
 picture_style()
@@ -83,7 +83,7 @@ def run(seed):
     return found
 
 
-runs = [run(seed) for seed in SEEDS]
+runs = [run(seed) for seed in bar(SEEDS, "seeds")]
 table = {name: np.stack([each[name] for each in runs]) for name in ("last θ", "mean")}
 print("for the class: NLL of the last θ | NLL of the mean, a row per seed, a column per ℓ₂")
 for seed, plain, mean in zip(SEEDS, table["last θ"][:, 0], table["mean"][:, 0], strict=True):

@@ -27,6 +27,8 @@
 # come without data.
 
 # %% tags=["setup"]
+import atexit
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -35,8 +37,8 @@ import numpy as np
 
 import minires
 from minires.data import load, scale
-from minires.testing.classroom import picture_style, rejected
-from minires.testing.weights import check_weights_of
+from minires.testing import check_weights_of
+from minires.testing.classroom import bar, picture_style, rejected
 from minires.training.metrics import accuracy, nll
 
 picture_style()
@@ -63,8 +65,8 @@ TRAINING, FINE_TUNING = 400, 150  # updates
 RUNS, RATE = 4, np.float32(0.1)  # of fine-tuning; ℓ₂
 
 # %%
-temporary = tempfile.TemporaryDirectory()  # emptied by the last cell of code
-folder = Path(temporary.name)
+folder = Path(tempfile.mkdtemp(prefix="minires-lesson-12-"))
+atexit.register(shutil.rmtree, folder, ignore_errors=True)  # gone when this Python ends
 rng = np.random.default_rng(12)
 
 
@@ -193,8 +195,10 @@ def step(theta, rate):
 
 
 if onnx:
+    rng = np.random.default_rng(12)
+    network = minires.onnx.load(folder / "new.onnx")
     theta = network.theta.copy()
-    for _ in range(TRAINING):
+    for _ in bar(range(TRAINING), "training"):
         step(theta, np.float32(0.05))
     minires.onnx.save(network, folder / "base.onnx", theta=theta)
 
@@ -222,7 +226,7 @@ METHODS = ("base", "fine-tuned", "mean", "ensemble of 10")
 scores = np.full((2, RUNS, len(METHODS)), np.nan)  # NLL and accuracy
 if onnx:
     network = minires.onnx.load(folder / "base.onnx")
-    for run in range(RUNS):
+    for run in bar(range(RUNS), "fine-tuning"):
         rng = np.random.default_rng([13, run])
         theta, moments = network.theta.copy(), minires.Moments(network.theta.shape)
         for _ in range(FINE_TUNING):
@@ -266,8 +270,9 @@ if onnx:
 # ## Write it back, and look whether it is the same
 #
 # `minires.onnx.save` puts the new numbers into a copy of the file: same nodes, same names. Any
-# program that ran the old file runs the new one. Do not believe it: read the file again, and
-# compare what it *computes*. Where the package `onnxruntime` is installed, it is asked too: a
+# program that ran the old file runs the new one. (The folder goes when this notebook is closed. To
+# keep the file, write it elsewhere.) Do not believe it: read the file again, and compare what it
+# *computes*. Where the package `onnxruntime` is installed, it is asked too: a
 # program that shares no line with this one.
 
 # %%
@@ -302,12 +307,6 @@ if onnx:
     p = network.predict(moments.mean, grey)
     print(f"in [-1, 1]: {scores[1, -1, 2]:.1f} % right; in [0, 255]: "
           f"{100 * accuracy(p, test_labels):.1f} %, and no error message")  # fmt: skip
-
-# %% [markdown]
-# In the end we tidy up. (To keep `mean.onnx`, copy it from `folder` first.)
-
-# %%
-temporary.cleanup()
 
 # %% [markdown]
 # **A network that was averaged already.** Many published networks are averages (an exponential

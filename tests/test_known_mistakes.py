@@ -1,20 +1,24 @@
-"""Mistakes that running weight averages are known to make, one test for each.
+"""How far the known mistakes of public code lead astray, on weights as fine-tuning has them.
 
-Every test writes the wrong formula down, shows on data how wrong it is, and shows that
-`Moments` is right on the same data.
+That each is rejected by a property is in the matrix; here the wrong classes of
+`minires.testing.mistakes` meet `Moments` on the same data.
 """
 
 import numpy as np
 import pytest
 
 from minires.resampling.moments import Moments
+from minires.testing import mistakes
 
 
-def fold(thetas):
-    moments = Moments(thetas.shape[1:])
+def fold(moments, thetas):
     for theta in thetas:
         moments.update(theta)
     return moments
+
+
+def ours(thetas):
+    return fold(Moments(thetas.shape[1:]), thetas)
 
 
 def relative_error(value, truth):
@@ -23,88 +27,64 @@ def relative_error(value, truth):
 
 def test_the_first_snapshot_is_not_counted_twice():
     thetas = np.array([[0.0], [3.0]])
-
-    mean, count = thetas[0].copy(), 1  # starts with the first snapshot …
-    for theta in thetas:  # … and meets it again
-        mean += (theta - mean) / (count + 1)
-        count += 1
-
-    assert mean[0] == pytest.approx(1 / 3 * 3.0)  # the two weigh 2/3 and 1/3
-    assert fold(thetas).mean[0] == 1.5
+    wrong = fold(mistakes.FirstCountedTwice((1,)), thetas)
+    assert wrong.mean[0] == pytest.approx(1 / 3 * 3.0)  # the two weigh 2/3 and 1/3
+    assert ours(thetas).mean[0] == 1.5
 
 
-def test_the_initial_weights_are_not_part_of_the_sum(rng):
-    initial = rng.standard_normal(1000)
-    thetas = initial + 0.01 * rng.standard_normal((5, 1000))
-
-    total, squares = initial.copy(), initial**2  # not zeros
-    for theta in thetas:
-        total += theta
-        squares += theta**2
-    mean, variance = total / 5, squares / 5 - (total / 5) ** 2
-
-    assert np.median(mean / thetas.mean(axis=0)) == pytest.approx(1.2, abs=0.01)
-    assert (variance < 0).mean() > 0.97  # which a clamp at 0 would hide
-    moments = fold(thetas)
+def test_sums_do_not_start_at_the_first_weights(rng):
+    thetas = rng.standard_normal(1000) + 0.01 * rng.standard_normal((5, 1000))
+    wrong = fold(mistakes.StartsAtACopy(), thetas)
+    assert np.median(wrong.mean / thetas.mean(axis=0)) == pytest.approx(1.2, abs=0.01)
+    assert (wrong.variance == 0).mean() > 0.97  # below zero, which its clamp hides
+    moments = ours(thetas)
     np.testing.assert_allclose(moments.mean, thetas.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(moments.variance, thetas.var(axis=0), rtol=1e-10)
 
 
 def test_the_mean_is_divided_by_updates_not_by_epochs():
-    epochs, batches = 7, 469
-    last_ten = np.zeros((epochs * batches, 1))
+    class Epochs(mistakes.DividedByEpoch):
+        batches = 469
+
+    last_ten = np.zeros((7 * 469, 1))
     last_ten[-10:] = 1  # so the mean of these is the weight that the last ten carry
-
-    mean = np.zeros(1)
-    for step, theta in enumerate(last_ten):
-        epoch = step // batches + 1
-        mean += (theta - mean) / epoch
-
-    assert mean[0] == pytest.approx(0.79, abs=0.005)
-    assert fold(last_ten).mean[0] == pytest.approx(10 / 3283, rel=1e-12)
+    assert fold(Epochs((1,)), last_ten).mean[0] == pytest.approx(0.79, abs=0.005)
+    assert ours(last_ten).mean[0] == pytest.approx(10 / 3283, rel=1e-12)
 
 
 def test_no_difference_of_large_squares(rng):
     thetas = (0.1 + 1e-4 * rng.standard_normal((500, 5000))).astype(np.float32)
     truth = thetas.var(axis=0, dtype=np.float64)
-
-    mean = square = np.zeros(5000, np.float32)
-    for count, theta in enumerate(thetas):
-        mean = mean * count / (count + 1) + theta / (count + 1)
-        square = square * count / (count + 1) + theta**2 / (count + 1)
-    variance = square - mean**2  # E[x²] − E[x]², in float32
-
-    assert (variance < 0).mean() > 0.1  # which a clamp at 0 would hide
+    variance = fold(mistakes.DifferenceOfSquares(), thetas).variance
+    assert variance.dtype == np.float32
+    assert (variance < 1e-29).mean() > 0.1  # below zero, which its clamp hides
     assert np.median(relative_error(variance, truth)) > 0.5
-    ours = fold(thetas).variance
-    assert (ours > 0).all()
-    assert relative_error(ours, truth).max() < 1e-6
+    moments = ours(thetas)
+    assert (moments.variance > 0).all()
+    assert relative_error(moments.variance, truth).max() < 1e-6
 
 
-def test_noise_is_multiplied_by_the_standard_deviation(rng):
+@pytest.mark.parametrize(
+    ("wrong", "scale", "spread", "room"),
+    [
+        # A hundredth of the spread: hardly an ensemble at all.
+        (mistakes.variance_as_sigma, 1.0, 0.01, 0.01),
+        (mistakes.scale_of_variance, 4.0, 2.0, 0.05),
+    ],
+    ids=["variance as σ", "scale of σ²"],
+)
+def test_noise_is_multiplied_by_the_scale_and_the_standard_deviation(
+    rng, wrong, scale, spread, room
+):
     thetas = 0.01 * rng.standard_normal((50, 20_000)) + 1
-    sigma = thetas.std(axis=0)
-    moments = fold(thetas)
+    sigma, moments = thetas.std(axis=0), ours(thetas)
 
-    wrong = moments.mean + moments.variance * rng.standard_normal(20_000)
-    ours = moments.sample(1, rng)[0]
+    def in_sigmas(member):
+        return ((member - moments.mean) / sigma).std()
 
-    in_sigmas = [((member - moments.mean) / sigma).std() for member in (wrong, ours)]
-    assert in_sigmas[0] < 0.02  # a hundredth of the spread: hardly an ensemble at all
-    assert in_sigmas[1] == pytest.approx(1, abs=0.03)
-
-
-def test_a_scale_is_of_sigma_not_of_sigma_squared(rng):
-    thetas = 0.01 * rng.standard_normal((50, 20_000)) + 1
-    sigma = thetas.std(axis=0)
-    moments = fold(thetas)
-
-    wrong = moments.mean + np.sqrt(4 * moments.variance / 2) * rng.standard_normal(20_000)
-    ours = moments.sample(1, rng, scale=4)[0]
-
-    in_sigmas = [((member - moments.mean) / sigma).std() for member in (wrong, ours)]
-    assert in_sigmas[0] == pytest.approx(2**0.5, abs=0.03)
-    assert in_sigmas[1] == pytest.approx(4, abs=0.1)
+    theirs = wrong(moments.mean, moments.variance, 1, rng, scale=scale)[0]
+    assert in_sigmas(theirs) == pytest.approx(spread, abs=room)
+    assert in_sigmas(moments.sample(1, rng, scale=scale)[0]) == pytest.approx(scale, rel=0.03)
 
 
 def test_ten_thousand_updates_of_float32_are_not_summed_in_float32(rng):
@@ -112,12 +92,6 @@ def test_ten_thousand_updates_of_float32_are_not_summed_in_float32(rng):
     drift = np.linspace(0, 3e-5, 10_000)[:, None]
     thetas = (0.1 + drift + 1e-5 * rng.standard_normal((10_000, 500))).astype(np.float32)
     truth = thetas.var(axis=0, dtype=np.float64)
-
-    mean, m2 = np.zeros((2, 500), np.float32)
-    for count, theta in enumerate(thetas, start=1):  # Welford's own formula
-        difference = theta - mean
-        mean += difference / np.float32(count)
-        m2 += difference * (theta - mean)
-
-    assert relative_error(m2 / 10_000, truth).min() > 0.1
-    assert relative_error(fold(thetas).variance, truth).max() < 1e-6
+    wrong = fold(mistakes.WelfordFloat32((500,)), thetas)
+    assert relative_error(wrong.variance, truth).min() > 0.1
+    assert relative_error(ours(thetas).variance, truth).max() < 1e-6

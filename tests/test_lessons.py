@@ -6,6 +6,7 @@ import io
 import re
 import zipfile
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from minires.testing.classroom import rejected
 
 LESSONS = commands.lessons()
 SECTIONS = ("## Predict", "## What would break this?", "## Three questions", "## Where this is")
+COMMANDS = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=[each.path.stem for each in LESSONS])
 
 
@@ -119,10 +121,23 @@ def test_a_lesson_has_all_its_parts(lesson):
         assert all(ast.get_docstring(node) for node in ast.parse(stub).body)
 
 
-def test_lessons_are_numbered_in_order():
-    numbers = [each.number for each in LESSONS]
-    assert numbers == sorted(set(numbers))
-    assert numbers[:6] == [1, 2, 3, 4, 5, 6]
+@each_lesson
+def test_what_a_lesson_names_in_the_code_is_there(lesson):
+    text = " ".join(cell.source for cell in lesson.cells() if not cell.code).replace("\n", " ")
+    root = Path(minires.__file__).parent.parent
+    paths = re.findall(r"`(minires/[\w./]+)`", text)
+    assert paths, "it names no place in the code"
+    assert [path for path in paths if not (root / path).exists()] == []
+    for names, path in re.findall(r"((?:`\w+`(?:,| and)? )+)in `(minires/[\w/]+\.py)`", text):
+        code = (root / path).read_text("utf-8")
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^\s*(def|class) {name}\b", code, re.MULTILINE), (name, path)
+    for command in re.findall(r"`minires (\w+)", text):
+        assert command in COMMANDS, command
+
+
+def test_there_are_twelve_lessons_in_order():
+    assert [each.number for each in LESSONS] == list(range(1, 13))
 
 
 def test_the_table_names_every_lesson(capsys):

@@ -12,6 +12,7 @@ from minires.engine.convolution import conv2d, depthwise_conv2d, max_pool, mean_
 from minires.resampling.averages import average
 from minires.resampling.moments import literal_update
 from minires.testing import (
+    Falsified,
     average_suite,
     batch_norm_suite,
     check_convolution,
@@ -219,3 +220,45 @@ test_average = average_suite(average)
 test_geometric = average_suite(lambda p: average(p, "geometric"), "geometric")
 test_logits = average_suite(lambda p: average(p, "logits"), "logits")
 test_vote = average_suite(lambda p: average(p, "vote"), "vote")
+
+
+# --- whole networks -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernels", ["plain", "cpu"])
+@pytest.mark.parametrize("name", ["lenet", "batch norm"])
+def test_a_whole_network(name, kernels):
+    """LeNet with its dropout, and a small MobileNet with batch norm: θ and the loss."""
+    if name == "lenet":
+        model = minires.lenet(input_shape=(12, 12, 1), channels=(2, 3), hidden=8, classes=3)
+    else:
+        model = minires.Model((8, 8, 1), minires.layers.Sequential(*separable()))
+    rng = np.random.default_rng(5)
+    images, labels = rng.standard_normal((6, *model.input_shape)), rng.integers(0, 3, 6)
+
+    def loss(theta):
+        return model.loss_and_gradient(
+            theta, images, labels, model.init_stats(), rng=np.random.default_rng(6)
+        )
+
+    def wrong(theta):
+        value, gradient = loss(theta)
+        gradient = gradient.copy()
+        gradient[model.size // 2 :] *= 1 + 1e-4
+        return value, gradient
+
+    with minires.kernels(kernels):
+        check_gradient(loss, [(model.size,)], (-0.5, 0.5))
+        with pytest.raises(Falsified):
+            check_gradient(wrong, [(model.size,)], (-0.5, 0.5))
+
+
+def separable():
+    """A convolution and a depthwise one, batch norm behind each, and a dense layer."""
+    layers = minires.layers
+    yield layers.Conv2D(3, 3, 2, bias=False)
+    yield layers.BatchNorm(activation="relu6")
+    yield layers.DepthwiseConv2D(3, 1, bias=False)
+    yield layers.BatchNorm(activation="relu")
+    yield layers.Flatten()
+    yield layers.Dense(3)

@@ -68,7 +68,7 @@ def say(*lines: object) -> None:
 
 
 def progress(iterable=None, quiet: bool = False, **settings):
-    """A tqdm progress bar on stderr, hidden where stderr is no terminal, or is not there.
+    """A tqdm progress bar: on a terminal's stderr, or below the cell of a notebook, else hidden.
 
     iterable   what it goes through, or None: `update` is called
     quiet      no bar in any case
@@ -76,8 +76,39 @@ def progress(iterable=None, quiet: bool = False, **settings):
     """
     from tqdm import tqdm
 
+    if _in_notebook():
+        settings = {"file": _BelowCell(), "ncols": 80, "mininterval": 0.3} | settings
+        return tqdm(iterable, disable=quiet, **settings)
     seen = _is_open(sys.stderr) and getattr(sys.stderr, "isatty", lambda: False)()
     return tqdm(iterable, disable=quiet or not seen, **settings)
+
+
+def _in_notebook():
+    ipython = sys.modules.get("IPython")
+    return hasattr(ipython and ipython.get_ipython(), "kernel")
+
+
+class _BelowCell:
+    """A file for one progress bar: a line below a notebook's cell, where each text replaces the
+    last. What is written to stderr would be red there, and would stay.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self):
+        self.line = None
+
+    def write(self, text):
+        shown = {"text/plain": text.strip()}
+        if self.line is not None and text != "\n":  # the end of a bar that is to stay
+            self.line.update(shown, raw=True)
+        elif shown["text/plain"]:
+            from IPython.display import display
+
+            self.line = display(shown, raw=True, display_id=True)
+
+    def flush(self):
+        pass
 
 
 def prepare_streams() -> None:

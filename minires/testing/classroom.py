@@ -1,7 +1,9 @@
-"""What the lessons share: the look of their pictures, and how a wrong answer is shown."""
+"""What the lessons share: the look of their pictures, a bar, and how a wrong answer is shown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from minires.arrays import text
 
 # Dark, middle, light, middle: told apart on a projector, in print and by a colour-blind eye,
 # since each has its own dashes and its own grey.
@@ -33,6 +35,15 @@ def picture_style() -> None:
             "savefig.dpi": 110,
         }
     )
+
+
+def bar(steps: Iterable, what: str) -> Iterator:
+    """Go through `steps`; below the cell a bar shows how far it is, and goes away at the end.
+
+    steps   such as range(500)
+    what    is done in one word, such as "training"
+    """
+    return iter(text.progress(steps, desc=what, leave=False))
 
 
 def rejected(check: Callable, answer: Any, *arguments: Any, **settings: Any) -> None:

@@ -78,8 +78,8 @@ class DividedByEpoch:
     source="github.com/wjmaddox/swa_gaussian, swag/posteriors/swag.py: var_clamp",
 )  # fmt: skip
 class DifferenceOfSquares:
-    def __init__(self, shape):
-        self.n, self.mean, self.square = 0, np.zeros(shape), np.zeros(shape)
+    def __init__(self):
+        self.n, self.mean, self.square = 0, 0.0, 0.0  # of θ's dtype from the first update on
 
     def update(self, theta):
         self.mean = self.mean * self.n / (self.n + 1) + theta / (self.n + 1)
@@ -231,6 +231,18 @@ def derivative_at_the_result(x):
 @_wrong("gradient", "what comes from behind is forgotten", shapes=[(3,)])
 def forgets_g(x):
     return x**2, lambda g: 2 * x
+
+
+@_wrong("gradient", "one weight of a hundred", shapes=[(100,)])
+def one_of_a_hundred(w):
+    gradient = 2 * w
+    gradient[6] = w[6]
+    return float((w**2).sum()), gradient
+
+
+@_wrong("gradient", "the mean's N is forgotten on one side of a kink", shapes=[(4,)])
+def forgotten_on_one_side(x):
+    return float(np.maximum(x, 0.1 * x).mean()), np.where(x > 0, 1 / x.size, 0.1)
 
 
 @_wrong("gradient", "the input is changed in place", shapes=[(3,)])

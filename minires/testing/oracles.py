@@ -34,22 +34,28 @@ def sum_to(gradient, shape):
     return total
 
 
-def slope(function, x, place, step):
-    """Left, central and right difference quotients of a number-valued function at x[place].
+def slope(function, steps, tolerance):
+    """The slope of a function of one number at 0, kinks and all: a pair (lowest, highest).
 
-    The central one is Richardson's: (4 D(h/2) − D(h)) / 3, whose error is of order h⁴.
+    At each step h the slope is measured on the left, on the right, and across with h and h/2. Where
+    all agree, no kink lies within h of 0, and the slope is Richardson's: (4 D(h/2) − D(h)) / 3,
+    whose error is of order h⁴. Else a kink may lie near 0: the next step is smaller. Where none
+    agrees, 0 is itself a kink, and what lies between the slopes of its two sides is right.
+
+    function   float → float
+    steps      the steps h, the largest first
+    tolerance  slopes that are not further apart agree
     """
-
-    def at(by):
-        moved = x.copy()
-        moved[place] += by
-        return function(moved)
-
-    here, values = at(0.0), {by: at(by * step) for by in (-1, -0.5, 0.5, 1)}
-    wide = (values[1] - values[-1]) / (2 * step)
-    narrow = (values[0.5] - values[-0.5]) / step
-    left, right = (here - values[-0.5]) / (step / 2), (values[0.5] - here) / (step / 2)
-    return left, (4 * narrow - wide) / 3, right
+    here = function(0.0)
+    for h in steps:
+        far_left, left, right, far_right = (function(part * h) for part in (-1, -0.5, 0.5, 1))
+        wide, narrow = (far_right - far_left) / (2 * h), (right - left) / h
+        # One-sided, with an error of order h²: a curve without a kink has two equal sides.
+        sides = (far_left - 4 * left + 3 * here) / h, (4 * right - 3 * here - far_right) / h
+        if abs(sides[0] - sides[1]) <= tolerance and abs(wide - narrow) <= tolerance:
+            center = (4 * narrow - wide) / 3
+            return center, center
+    return min(sides), max(sides)
 
 
 def log_softmax(logits):
