@@ -5,10 +5,9 @@ import pytest
 from helpers import assert_adjoint, assert_close, assert_gradient, generator, pull_back, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.signal import correlate2d
 
 from minires.arrays import threads
-from minires.engine.convolution import borders, conv2d, depthwise_conv2d
+from minires.engine.convolution import borders, depthwise_conv2d
 from minires.kernels import cpu
 
 
@@ -60,22 +59,6 @@ def test_every_output_is_the_sum_of_its_window(case):
 def test_gradients_are_adjoint(case):
     x, w, settings, rng = case
     assert_adjoint(lambda x, w: depthwise_conv2d(x, w, **settings), x, w, rng=rng)
-
-
-def test_against_scipy(rng):
-    x, w = rng.standard_normal((2, 9, 7, 3)), rng.standard_normal((3, 5, 3))
-    y = depthwise_conv2d(x, w, padding="valid")
-    for n in range(2):
-        for c in range(3):
-            assert_close(y[n, :, :, c], correlate2d(x[n, :, :, c], w[..., c], "valid"))
-
-
-def test_equals_a_convolution_with_a_diagonal_kernel(rng):
-    x, w = rng.standard_normal((2, 8, 8, 4)), rng.standard_normal((3, 3, 4))
-    diagonal = w[..., None] * np.eye(4)
-    settings = {"stride": 2, "padding": "same", "activation": "relu6"}
-    b = rng.standard_normal(4)
-    assert_close(depthwise_conv2d(x, w, b, **settings), conv2d(x, diagonal, b, **settings))
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "relu6"])

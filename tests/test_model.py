@@ -270,38 +270,6 @@ def test_the_gradient_in_random_directions(rng, smoothing, dropout):
         assert abs(gradient @ direction - expected) < 1e-6 * scale
 
 
-def test_the_gradient_of_each_array_by_itself(rng):
-    """One number of every array moved: a wrong place in the vector shows here."""
-    model = tiny()
-    theta = model.init(rng, dtype=np.float64) + 0.05 * rng.standard_normal(model.size)
-    images, labels = data(rng, model)
-    _, gradient = model.loss_and_gradient(theta, images, labels)
-    for entry in model.layout.weights:
-        place = entry.start + int(rng.integers(entry.size))
-        high, low = theta.copy(), theta.copy()
-        high[place] += 1e-5
-        low[place] -= 1e-5
-        rise = (
-            model.loss_and_gradient(high, images, labels)[0]
-            - model.loss_and_gradient(low, images, labels)[0]
-        )
-        assert gradient[place] == pytest.approx(rise / 2e-5, rel=1e-4, abs=1e-9), entry.name
-
-
-@pytest.mark.parametrize("make", [lenet, lenet_classic])
-def test_the_gradient_of_lenet(rng, make):
-    model = make(dropout=0.0)
-    theta = model.init(rng, dtype=np.float64)
-    images, labels = data(rng, model, count=3)
-    loss, gradient = model.loss_and_gradient(theta, images, labels)
-    direction = gradient / np.linalg.norm(gradient)
-    step = 1e-6
-    high = model.loss_and_gradient(theta + step * direction, images, labels)[0]
-    low = model.loss_and_gradient(theta - step * direction, images, labels)[0]
-    assert np.linalg.norm(gradient) == pytest.approx((high - low) / (2 * step), rel=1e-6)
-    assert 1 < loss < 5
-
-
 def test_the_loss_is_that_of_the_predictions(rng):
     model = tiny()
     theta = model.init(rng, dtype=np.float64)

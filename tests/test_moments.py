@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_arrays
 
 from minires import arrays
-from minires.resampling.moments import Moments, literal_update
+from minires.resampling.moments import Moments
 
 # Multiples of 2⁻²⁰ below a million: exact as float64, and so are their differences.
 exact_numbers = st.integers(-(10**12), 10**12).map(lambda k: k / 2**20)
@@ -48,16 +48,6 @@ def assert_same_bits(a, b):
 # --- what they are ------------------------------------------------------------------------
 
 
-@given(streams)
-def test_the_literal_equations_are_the_mean_and_population_variance(thetas):
-    mean, variance = np.full_like(thetas[0], 7.0), np.full_like(thetas[0], 7.0)
-    for t, theta in enumerate(thetas):
-        mean, variance = literal_update(mean, variance, theta, t)
-    size = np.abs(thetas).max()
-    np.testing.assert_allclose(mean, thetas.mean(axis=0), atol=1e-14 * size)
-    np.testing.assert_allclose(variance, thetas.var(axis=0), atol=1e-13 * size**2)
-
-
 @pytest.mark.parametrize("ddof", [0, 1])
 @given(thetas=streams)
 def test_moments_agree_with_exact_fractions(ddof, thetas):
@@ -71,13 +61,6 @@ def test_moments_agree_with_exact_fractions(ddof, thetas):
         assert abs(Fraction(float(moments.mean[p])) - mean) <= scale * Fraction(1, 2**50)
         assert abs(Fraction(float(moments.variance[p])) - variance) <= variance / 10**13
         assert moments.std[p] == pytest.approx(float(variance) ** 0.5, rel=1e-13)
-
-
-@given(theta=exact_numbers)
-def test_one_update_is_the_mean_and_varies_by_nothing(theta):
-    moments = fold(np.array([[theta]]))
-    assert moments.mean[0] == theta
-    assert moments.variance[0] == moments.std[0] == 0
 
 
 def test_one_update_has_no_sample_variance():
@@ -319,14 +302,6 @@ def merged(*parts):
     return whole
 
 
-@given(streams, st.data())
-def test_merging_the_parts_gives_the_whole(thetas, data):
-    cut = data.draw(st.integers(0, len(thetas)))
-    before, after = fold(thetas[:cut]), fold(thetas[cut:])
-    before.merge(after)
-    assert_agree(before, fold(thetas))
-
-
 @given(streams, streams, streams)
 def test_merging_is_commutative_and_associative(a, b, c):
     width = min(part.shape[1] for part in (a, b, c))
@@ -426,11 +401,6 @@ def test_a_member_does_not_depend_on_how_many_are_drawn(rng):
 def test_a_second_draw_gives_other_networks(rng):
     moments = fold(rng.standard_normal((4, 100)))
     assert not np.array_equal(moments.sample(2, rng), moments.sample(2, rng))
-
-
-def test_scale_zero_is_the_mean_model(rng):
-    moments = fold(rng.standard_normal((4, 100)).astype(np.float32))
-    np.testing.assert_array_equal(moments.sample(2, rng, scale=0), [moments.mean] * 2)
 
 
 def test_draws_that_make_no_sense_are_refused(rng):
