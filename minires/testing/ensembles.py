@@ -374,7 +374,7 @@ def metric_properties(f, kind):
     found = [
         Property("one row: the definition", batches(1, 1), outcome(), tell, formula, examples=30),
         Property("several rows: the definition", batches(2), outcome(), tell, formula,
-                 examples=100),
+                 examples=50),
     ]  # fmt: skip
 
     def shuffled(case):

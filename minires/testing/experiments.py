@@ -123,7 +123,7 @@ def paired_difference_properties(f):
         Property("the difference is the mean of a − b", _pairs(st), outcome(0), _tell,
                  "the mean over the pairs", "samples", 40),
         Property("its standard error is s / √n", _pairs(st), outcome(1), _tell,
-                 "s: the sample standard deviation of the differences", "samples", 60),
+                 "s: the sample standard deviation of the differences", "samples", 30),
     ]  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def paired_test_properties(f):
 
     return [
         Property("p is that of scipy.stats.ttest_rel", _pairs(st), outcome, _tell,
-                 "t = mean / (s / √n) of the differences, n − 1 degrees of freedom", "samples", 80),
+                 "t = mean / (s / √n) of the differences, n − 1 degrees of freedom", "samples", 40),
         Property("exchanging a and b changes nothing", _pairs(st), both_ways, _tell,
                  "two-sided: take |t|", "samples", 20),
     ]  # fmt: skip
@@ -182,5 +182,5 @@ def equivalence_properties(f):
 
     return [
         Property("p is the larger of two one-sided tests", cases, outcome, tell,
-                 "test a − b > −margin and a − b < margin, each by Student's t", "samples", 100),
+                 "test a − b > −margin and a − b < margin, each by Student's t", "samples", 50),
     ]  # fmt: skip

@@ -306,7 +306,7 @@ def unbroadcast_properties(f):
         Property("an axis of length one is summed, and kept", cases(shorter=False), outcome, tell,
                  "g.sum(axis=axis, keepdims=True) where `shape` has a 1", "arrays", 40),
         Property("both at once", cases(), outcome, tell,
-                 "first the new axes in front, then those of length one", "arrays", 60),
+                 "first the new axes in front, then those of length one", "arrays", 90),
     ]  # fmt: skip
 
 
@@ -519,7 +519,7 @@ def softmax_cross_entropy_properties(f):
 
     found = [
         Property("the loss is the mean of −log p(label)", _labelled(st), value(), tell(),
-                 "pick the log-probability of each row's own label", "batches", 80),
+                 "pick the log-probability of each row's own label", "batches", 40),
         Property("logits of a thousand do not overflow", _labelled(st), value(1000.0), tell(1000.0),
                  "subtract the largest logit of each row first: e^1000 is infinite", "batches", 30),
     ]  # fmt: skip
@@ -530,7 +530,7 @@ def softmax_cross_entropy_properties(f):
     if isinstance(returned, tuple | list) and len(returned) == 2:
         found.append(
             Property("the gradient is (p − one at the label) / N", _labelled(st), gradient, tell(),
-                     "softmax minus one-hot, divided by the number of rows", "batches", 60)
+                     "softmax minus one-hot, divided by the number of rows", "batches", 30)
         )  # fmt: skip
     return found
 
@@ -751,13 +751,13 @@ def topological_backward_properties(value_class, backward=None):
                  unit="expressions", examples=40),
         Property("a chain: each value used once", expressions(reuse=False), gradient, tell,
                  "y = a·b: ∂y/∂a = b, times the gradient of y; the output's own gradient is 1",
-                 "expressions", 60),
+                 "expressions", 30),
         Property("a value used several times adds its gradients", expressions(2), gradient, tell,
                  "grad += …, not grad = …; and a value hands on only once it has received all",
-                 "expressions", 80),
+                 "expressions", 40),
         Property("no value before all that was made from it", expressions(), gradient, tell,
                  "walk in reversed topological order: a value hands on when its gradient is "
-                 "complete, and once", "expressions", 150),
+                 "complete, and once", "expressions", 60),
         Property("one value used 50 times", (50,), long,
                  lambda depth: f"x + x + … + x, {depth + 1} times", "grad += …, in linear time"),
     ]  # fmt: skip

@@ -53,7 +53,7 @@ class Property:
     tell: Callable[[Any], str]
     hint: str = ""
     unit: str = "inputs"
-    examples: int = 60
+    examples: int = 30
 
 
 class Misfit(Exception):
@@ -105,7 +105,8 @@ class Falsified(AssertionError):
     """A property does not hold. The text says which, for which smallest input, and what to try.
 
     kind       the name of the property set
-    failures   every property that does not hold; the text explains the first
+    failures   every property that does not hold; the text explains the first, with the smallest
+               input; those of the others are the first that were found
     held       the properties that do hold
     """
 
@@ -140,7 +141,7 @@ def judge(kind: str, properties: list[Property]) -> Summary:
     """
     failures, held = [], []
     for own in properties:
-        failure, count = examine(own)
+        failure, count = examine(own, smallest=not failures)  # only the first is explained
         if failure is None:
             held.append(f"{own.name} ({count} {own.unit})" if count > 1 else own.name)
         else:

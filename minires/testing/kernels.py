@@ -184,7 +184,7 @@ def convolution_properties(f, backward=None, depthwise=False):
     found = [
         Property("one channel: it is scipy.signal.correlate", cases(), value, tell,
                  "y[i, j] = Σ x[i + p, j + q] · w[p, q]; the output is smaller by kernel − 1",
-                 "images", 60),
+                 "images", 30),
         Property("channels are separate" if depthwise else "channels are summed, outputs are not",
                  cases(**many), value, tell,
                  "y[…, c] comes from x[…, c] and w[…, c] only" if depthwise
@@ -358,19 +358,19 @@ def pooling_properties(f, backward=None, kind="max"):
     found.append(
         Property(f"a window's gradient {to}", cases(windows, channels=2, ragged=1), gradient, tell,
                  "where x equals the window's maximum" if kind == "max"
-                 else "each pixel gets g / window²", "batches", 60)
+                 else "each pixel gets g / window²", "batches", 30)
     )  # fmt: skip
     if free:
         found.append(
             Property("gradients of overlapping windows add",
                      cases(windows, free_stride=True, ragged=2), gradient, tell,
-                     "x̄[…] += …, since a pixel may be in several windows", "images", 60)
+                     "x̄[…] += …, since a pixel may be in several windows", "images", 30)
         )  # fmt: skip
     if kind == "max":
         found.append(
             Property("among equal values the gradient is handed on once", cases(windows, ties=True),
                      once, tell, "x == max is true for all of the equal pixels: take the first "
-                     "(argmax), or share", "images", 60)
+                     "(argmax), or share", "images", 30)
         )  # fmt: skip
     return found
 
@@ -463,7 +463,7 @@ def batch_norm_properties(f, backward=None):
 
     found = [
         Property("each channel gets mean 0 and variance 1", cases(plain=True), value, tell,
-                 "(x − mean) / √(variance + ε), over the rows of each column", "batches", 60),
+                 "(x − mean) / √(variance + ε), over the rows of each column", "batches", 30),
         Property("then it is scaled and shifted", cases(), value, tell,
                  "y = scale · x̂ + shift", "batches", 40),
         Property("a mean far from 0 changes nothing", cases(far=2048.0), value, tell,
@@ -641,6 +641,6 @@ def reestimation_properties(f):
         Property("one batch: its mean", one, outcome(0), tell, rule, "batches", 20),
         Property("one batch: its variance", one, outcome(1), tell,
                  "the population variance, divided by n", "batches", 20),
-        Property("a batch weighs as many as it has", several, outcome(0), tell, rule, "lists", 60),
-        Property("so does its variance", several, outcome(1), tell, rule, "lists", 60),
+        Property("a batch weighs as many as it has", several, outcome(0), tell, rule, "lists", 30),
+        Property("so does its variance", several, outcome(1), tell, rule, "lists", 30),
     ]  # fmt: skip

@@ -217,17 +217,17 @@ def properties(make):
 
     found = [
         Property("the mean is numpy.mean", streams(), mean, _told,
-                 "eq. 2: θ̄ ← θ̄ + (θ − θ̄)/n with n = 1, 2, …", "streams", 80),
+                 "eq. 2: θ̄ ← θ̄ + (θ − θ̄)/n with n = 1, 2, …", "streams", 40),
         Property("the variance is numpy.var", streams(), variance, _told,
                  "eq. 3: the mean of the squared differences from θ̄, divided by n",
-                 "streams", 80),
+                 "streams", 40),
         Property("one update is the mean, and has variance 0", whole.map(lambda k: ((k,),)),
                  one_update, _told, "after one update n is 1", "streams", 20),
         Property("a constant stream has variance 0",
                  st.tuples(st.integers(1, 99), st.integers(1, 12)), constant,
                  lambda case: f"updates {[case[0] / 10] * case[1]}",
                  "E[x²] − E[x]² subtracts two nearly equal numbers: sum up squared differences "
-                 "instead", "streams", 100),
+                 "instead", "streams", 50),
         Property("a large mean leaves the variance as it is", streams(), shifted, tell_shifted,
                  "E[x²] − E[x]² subtracts two nearly equal numbers: sum up squared differences "
                  "instead", "streams"),

@@ -147,7 +147,7 @@ def properties(step, kind):
     return [
         Property("the first step is the formula's", cases(), outcome, tell, formula, "steps", 40),
         Property("so are those after it", cases(2, 6), outcome, tell,
-                 f"the first step is right, a later one is not: {formula}", "runs", 60),
+                 f"the first step is right, a later one is not: {formula}", "runs", 30),
         Property("a gradient of 0 changes nothing at first", cases(), still, tell,
                  formula, "steps", 10),
         Property("two optimizers know nothing of each other", cases(2, 3), apart, tell,

@@ -107,13 +107,13 @@ def collector_properties(collect):
     rule = "updates burn_in + stride, burn_in + 2·stride, … count"
     return [
         Property("θ⁰ does not count, every update does", cases(), outcome(0), tell,
-                 "step first, then take θ in", "walks", 60),
+                 "step first, then take θ in", "walks", 40),
         Property("the variance is that of the same θ", cases(), outcome(1), tell,
-                 "step first, then take θ in", "walks", 60),
+                 "step first, then take θ in", "walks", 40),
         Property("the burn-in is seen and not counted", cases(burn_in=3), outcome(0), tell, rule,
-                 "walks", 60),
+                 "walks", 40),
         Property("every stride-th counts", cases(burn_in=2, stride=3), outcome(0), tell, rule,
-                 "walks", 80),
+                 "walks", 40),
         Property("all updates are made", cases(burn_in=2, stride=2), all_steps, tell,
                  "`updates` calls of step", "walks", 20),
     ]  # fmt: skip
@@ -342,9 +342,9 @@ def weights_of_properties(weights_of):
                  cases("Conv", "Gemm", "MatMul"), outcome, tell, rule, "graphs", 40),
         Property("statistics, bounds and shapes are no weights",
                  cases("BatchNormalization", "Clip", "Reshape", "Relu"), outcome, tell, rule,
-                 "graphs", 60),
+                 "graphs", 40),
         Property("an array that is used twice comes once", cases("Conv", "Gemm", shared=True),
-                 outcome, tell, rule, "graphs", 80),
+                 outcome, tell, rule, "graphs", 40),
         Property("what a node computes is no array of the file",
-                 cases("MatMul", "Conv", computed=True), outcome, tell, rule, "graphs", 60),
+                 cases("MatMul", "Conv", computed=True), outcome, tell, rule, "graphs", 40),
     ]  # fmt: skip
