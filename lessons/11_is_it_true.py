@@ -48,7 +48,7 @@ picture_style()
 # rows together at the end: that is real replication.
 
 # %% tags=["sizes"] small={"IMAGES": 300, "TRAINING": 5, "FINE_TUNING": 5, "SEEDS": [0, 1, 2]}
-IMAGES, TEST, BATCH = 3000, 1000, 32
+IMAGES, TEST, BATCH = 3000, 1000, 16
 TRAINING, FINE_TUNING = 300, 100  # updates
 SEEDS = [0, 1, 2, 3, 4, 5, 6, 7]  # your group's
 

@@ -106,7 +106,14 @@ def run_notebook(notebook, name):
         ).execute()
     except (CellExecutionError, CellTimeoutError) as error:
         raise RuntimeError(f"{name} does not run: {str(error).strip()}") from error
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # a progress bar that has gone leaves an empty line
+            cell.outputs = [output for output in cell.outputs if not _empty(output)]
     return time.monotonic() - started
+
+
+def _empty(output):
+    return output.get("data") == {"text/plain": ""}
 
 
 def size_of(path):
