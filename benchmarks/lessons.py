@@ -3,8 +3,9 @@
     python benchmarks/lessons.py                        # all twelve, a process each
     python benchmarks/lessons.py 8 11 --kernels plain
 
-Solutions are checked and wrong answers are rejected on the way; where that fails the benchmark ends. "processor" adds up what all cores worked: on a busy machine it says more than seconds.
-It ends with 1 when a lesson takes more than twice the seconds that its head says.
+Solutions are checked and wrong answers rejected on the way; where that fails the benchmark ends.
+"processor" adds up what all cores worked: on a busy machine it says more than the seconds do. The
+exit code is 1 when a lesson takes more than twice the seconds that its head says.
 """
 
 import argparse
