@@ -23,7 +23,7 @@ import minires
 from minires.arrays.text import prepare_streams, table
 
 SCRIPTS = "[0-9][0-9]_*.py"
-TEACH = "install it with: pip install 'minires[teach]'"
+TEACH = 'install it with: pip install "minires[teach]"'
 PURPOSE = re.compile(r"\*\*After this lesson you can\*\* (.+?)\n\n", re.DOTALL)
 TIMES = re.compile(r"\*(\d+) minutes of yours, about (\d+) seconds? of the computer's\*")
 
