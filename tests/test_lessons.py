@@ -143,10 +143,12 @@ def test_there_are_twelve_lessons_in_order():
     assert [each.number for each in LESSONS] == list(range(1, 13))
 
 
-def test_the_table_names_every_lesson(capsys):
+def test_the_table_names_every_lesson_and_fits_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["lessons"]) == 0
     printed = capsys.readouterr().out
-    assert all(each.title in printed and each.purpose in printed for each in LESSONS)
+    assert all(each.title in printed and each.purpose.split()[-1] in printed for each in LESSONS)
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 def answers_of(lesson, kind, path):
@@ -190,11 +192,14 @@ def test_an_answer_may_be_a_notebook(tmp_path, capsys):
     [
         ("def f(:\n", r"answers\.py, line 1: SyntaxError"),
         ("x = 1\ny = x / 0\n", r"answers\.py, line 2: ZeroDivisionError"),
+        ("\ufeffx = 1 / 0\n", r"answers\.py, line 1: ZeroDivisionError"),  # as Notepad saves it
+        ("x = 'é'\n".encode("utf-16"), r"answers\.py is no text in UTF-8: save it as UTF-8"),
     ],
+    ids=["syntax", "division", "mark", "another encoding"],
 )
 def test_a_file_that_does_not_run_is_told_with_its_line(content, told, tmp_path, capsys):
     path = tmp_path / "answers.py"
-    path.write_text(content, "utf-8")
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert main(["lessons", "check", "6", str(path)]) == 2
     assert re.search(told, capsys.readouterr().err)
 

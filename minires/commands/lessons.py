@@ -14,7 +14,9 @@ notebooks and pages are made from it. Tags say what a cell is for:
 import ast
 import re
 import runpy
+import shutil
 import sys
+import textwrap
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,7 +223,11 @@ def _jupytext():
 
 def _list(options):
     heads = ["lesson", "", "minutes", "afterwards you can"]
-    rows = [[each.number, each.title, each.minutes, each.purpose] for each in lessons()]
+    rows = []
+    for each in lessons():
+        first, *more = textwrap.wrap(each.purpose, max(30, shutil.get_terminal_size().columns - 50))
+        rows.append([each.number, each.title, each.minutes, first])
+        rows += [["", "", "", line] for line in more]
     print(table(heads, rows, words=4))
     print(
         "\nminires lessons run 1                    run one here"
@@ -322,7 +328,10 @@ def _answers(path, chosen):
         except SyntaxError as error:
             raise ValueError(f"{path}: {error.msg}: {(error.text or '').strip()}") from error
     else:
-        source = path.read_text("utf-8")
+        try:
+            source = path.read_text("utf-8-sig")  # some editors put a mark in front
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no text in UTF-8: save it as UTF-8") from error
     names = {"__name__": "answers"}
     try:
         exec(compile(source, str(path), "exec"), names)

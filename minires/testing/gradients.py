@@ -277,7 +277,7 @@ def unbroadcast_properties(f):
 
     @st.composite
     def cases(draw, shorter=True, ones=True):
-        shape = draw(st.lists(st.integers(1, 3), min_size=0, max_size=3))
+        shape = draw(st.lists(st.integers(1 if ones else 2, 3), min_size=0, max_size=3))
         cut = draw(st.integers(0, len(shape))) if shorter else 0
         small = [1 if ones and draw(st.booleans()) else size for size in shape[cut:]]
         return tuple(shape), tuple(small), draw(st.integers(0, 3))
