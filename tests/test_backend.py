@@ -233,6 +233,7 @@ def test_memory_nobody_uses_is_handed_out_again(shelf):
     del first
     again = memory.empty((MEGABYTE // 8,), np.float64)
     assert address(again) == place
+    assert place % 64 == 0, "a vector would lie on two cache lines"
     assert (again.shape, again.dtype) == ((MEGABYTE // 8,), np.float64)
     assert again.flags.c_contiguous
     assert again.flags.writeable

@@ -11,7 +11,6 @@ all, several processes may compile at once, and a damaged file is noticed and co
 """
 
 import ctypes
-import functools
 import hashlib
 import importlib.util
 import os
@@ -19,6 +18,7 @@ import platform
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -222,17 +222,12 @@ def _pointer(kind):
     return Pointer
 
 
-@functools.cache
-def _whole_numbers(count):
-    return ctypes.c_int64 * count
-
-
 class _Numbers:
     """A ctypes argument: a sequence of whole numbers, for a struct of int64_t."""
 
     @staticmethod
     def from_param(numbers):
-        return _whole_numbers(len(numbers))(*numbers)
+        return struct.pack(f"{len(numbers)}q", *numbers)
 
 
 def _argument_types(parameters, dtype):

@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 SMALLEST = 1 << 20  # bytes: below it malloc is as good
+LINE = 64  # bytes of a cache line: where every block begins
 MOST_IDLE = 1 << 28  # bytes of blocks that are kept although nobody uses them
 
 _lock = threading.Lock()
@@ -54,4 +55,6 @@ def _take(size):
     idle = sum(map(len, _idle))
     while idle + size > MOST_IDLE and _idle:
         idle -= len(_idle.pop(0))
-    return np.empty(size, np.uint8)
+    block = np.empty(size + LINE, np.uint8)
+    start = -block.ctypes.data % LINE
+    return block[start : start + size]

@@ -4,7 +4,7 @@
    the nearest cache while all rows of a pass over it, and c takes the sums of the pieces up. So
    weights are read from memory once, in the order in which they lie. */
 
-#define PIECE 64        /* rows of b */
+#define PIECE 128       /* rows of b */
 #define PACK_ROWS 32    /* of a: as many reads pay for one more copy of b */
 #define PART_WORK (1 << 21) /* multiplications in a tile: less is not worth a thread */
 #define MOST_PARTS 64
@@ -152,7 +152,7 @@ static int with_panels(struct whole_job *job, int64_t others, int64_t parts, til
    LANES parts of its rows are summed apart, and these sums are added in order:
 
      c[i, :] = Σ_lane Σ_k a[i, k] · b[k, :] */
-#define FEW_ROWS 2
+#define FEW_ROWS 4
 #define FEW_WORK (1 << 18) /* numbers in b: fewer stay in the cache anyway */
 #define LANES 8
 #define FEW_STEPS 4 /* rows of b for one reading of the sums */

@@ -46,9 +46,13 @@ struct filter {
     int64_t channels, activation;
 };
 
-/* `count` neighbouring outputs, of which `x` is what tap (up, left) of the first one meets. */
+/* `count` neighbouring outputs, of which `x` is what tap (up, left) of the first one meets. With
+   `near` outputs are one tap apart: `count` of them meet count + right − left − 1 pixels of a row,
+   and each is read once. */
+#define MOST_OUTPUTS 8
 static inline __attribute__((always_inline)) void filter_pixels(
-    const struct filter *f, const real *x, int64_t left, int64_t right, const int count, real *y) {
+    const struct filter *f, const real *x, const int64_t left, const int64_t right,
+    const int count, const int near, real *y) {
     int64_t channels = f->channels;
     for (int64_t c = 0; c < channels; c += VL) {
         if (c + VL > channels) {
@@ -56,17 +60,21 @@ static inline __attribute__((always_inline)) void filter_pixels(
                 break;
             c = channels - VL; /* some channels twice: the same numbers again */
         }
-        vec sum[4]; /* `count` is known when this is compiled: they are registers */
-        for (int p = 0; p < count; p++)
+        vec sum[MOST_OUTPUTS], pixel[MOST_OUTPUTS + 2];
+        UNROLL for (int p = 0; p < count; p++)
             sum[p] = f->bias ? load(f->bias + c) : (vec){0};
-        for (int64_t u = f->up; u < f->down; u++)
-            for (int64_t v = left; v < right; v++) {
-                const real *met = x + (u - f->up) * f->row + (v - left) * f->pixel + c;
-                vec w = load(f->w + (u * f->columns + v) * f->tap + c);
-                for (int p = 0; p < count; p++)
-                    sum[p] += load(met + p * f->step) * w;
+        for (int64_t u = f->up; u < f->down; u++) {
+            const real *met = x + (u - f->up) * f->row + c;
+            const real *w = f->w + (u * f->columns + left) * f->tap + c;
+            if (near)
+                UNROLL for (int p = 0; p < count + 2; p++) pixel[p] = load(met + p * f->pixel);
+            UNROLL for (int64_t v = 0; v < right - left; v++) {
+                vec weight = load(w + v * f->tap);
+                UNROLL for (int p = 0; p < count; p++)
+                    sum[p] += (near ? pixel[p + v] : load(met + v * f->pixel + p * f->step)) * weight;
             }
-        for (int p = 0; p < count; p++)
+        }
+        UNROLL for (int p = 0; p < count; p++)
             store(y + p * channels + c, activated_vec(sum[p], f->activation));
     }
     if (channels < VL)
@@ -101,16 +109,22 @@ static void filter_row(const struct depthwise *d, const real *x, int64_t up, int
         real *out = y + j * d->channels;
         const real *met = x + (j * stride - before) * d->channels;
         if (j >= first && j + 4 <= last) {
-            if (d->kernel[1] == 3)
-                filter_pixels(&f, met, 0, 3, 4, out);
+            const int near = d->kernel[1] == 3 && stride == dilation;
+            int count = near && j + 8 <= last ? 8 : 4;
+            if (count == 8)
+                filter_pixels(&f, met, 0, 3, 8, 1, out);
+            else if (near)
+                filter_pixels(&f, met, 0, 3, 4, 1, out);
+            else if (d->kernel[1] == 3)
+                filter_pixels(&f, met, 0, 3, 4, 0, out);
             else
-                filter_pixels(&f, met, 0, d->kernel[1], 4, out);
-            j += 4;
+                filter_pixels(&f, met, 0, d->kernel[1], 4, 0, out);
+            j += count;
             continue;
         }
         int64_t left, right;
         taps_met(j, stride, before, dilation, d->width, d->kernel[1], &left, &right);
-        filter_pixels(&f, met + left * f.pixel, left, right, 1, out);
+        filter_pixels(&f, met + left * f.pixel, left, right, 1, 0, out);
         j++;
     }
 }
@@ -222,7 +236,9 @@ EXPORT int depthwise_input_gradient(const real *g, const real *w, const struct d
 
      ∂w[r,u,v,c] = Σ_nij g[r,n,i,j,c] · x[r, n, i·s + u·d − p, j·s + v·d − p, c]
 
-   A row of outputs is added up in `real`; rows, and parts of the batch, in double. */
+   A row of outputs, or some short ones, are added up in `real`; these sums in double. */
+
+#define LONG 128 /* outputs in some short rows */
 
 struct depthwise_weight_job {
     const struct depthwise *d;
@@ -231,41 +247,43 @@ struct depthwise_weight_job {
     int64_t parts;
 };
 
-/* total[c] += Σ_j g[j, c] · x[j·step + c] over `count` outputs */
-static void add_products(const real *x, int64_t step, const real *g, int64_t count,
-                         int64_t channels, double *total) {
+/* total[c] += Σ_j g[j·g_step + c] · x[j·step + c] over `count` outputs */
+static void add_products(const real *x, int64_t step, const real *g, int64_t g_step,
+                         int64_t count, int64_t channels, double *total) {
+    if (count <= 0)
+        return;
     int64_t c = 0;
     for (; c + VL <= channels; c += VL) {
         vec sum = {0};
         for (int64_t j = 0; j < count; j++)
-            sum += load(x + j * step + c) * load(g + j * channels + c);
-        for (int64_t l = 0; l < VL; l++)
-            total[c + l] += sum[l];
+            sum += load(x + j * step + c) * load(g + j * g_step + c);
+        add_to_doubles(total + c, sum);
     }
     for (; c < channels; c++) {
         real sum = 0;
         for (int64_t j = 0; j < count; j++)
-            sum += x[j * step + c] * g[j * channels + c];
+            sum += x[j * step + c] * g[j * g_step + c];
         total[c] += sum;
     }
 }
 
-/* The same for all 3 × 3 taps at once, over outputs whose taps all meet pixels; whole vectors
-   of channels only. Returns how many channels were done. */
-static int64_t add_products_3x3(const real *x, int64_t row, int64_t pixel, int64_t step,
-                                const real *g, int64_t count, int64_t channels, double *total) {
+/* The same for all 3 × 3 taps at once, over `rows` rows of `count` outputs whose taps all meet
+   pixels; whole vectors of channels only. Returns how many channels were done. */
+static int64_t add_products_3x3(const real *x, int64_t next_row, int64_t row, int64_t pixel,
+                                int64_t step, const real *g, int64_t g_row, int64_t rows,
+                                int64_t count, int64_t channels, double *total) {
     int64_t c = 0;
     for (; c + VL <= channels; c += VL) {
-        vec sum[9] = {{0}};
-        for (int64_t j = 0; j < count; j++) {
-            vec own = load(g + j * channels + c);
-            const real *met = x + j * step + c;
-            for (int k = 0; k < 9; k++)
-                sum[k] += load(met + k / 3 * row + k % 3 * pixel) * own;
-        }
-        for (int k = 0; k < 9; k++)
-            for (int64_t l = 0; l < VL; l++)
-                total[k * channels + c + l] += sum[k][l];
+        vec sum[9];
+        UNROLL for (int k = 0; k < 9; k++) sum[k] = (vec){0};
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = 0; j < count; j++) {
+                vec own = load(g + i * g_row + j * channels + c);
+                const real *met = x + i * next_row + j * step + c;
+                UNROLL for (int k = 0; k < 9; k++)
+                    sum[k] += load(met + k / 3 * row + k % 3 * pixel) * own;
+            }
+        UNROLL for (int k = 0; k < 9; k++) add_to_doubles(total + k * channels + c, sum[k]);
     }
     return c;
 }
@@ -282,8 +300,12 @@ static void depthwise_weight_tile(const void *job, int64_t tile, char *scratch) 
     int64_t inner, end, ignored; /* outputs inner … end−1: all their taps meet pixels */
     outputs_met(0, stride, before, dilation, d->width, d->output[1], &inner, &ignored);
     outputs_met(d->kernel[1] - 1, stride, before, dilation, d->width, d->output[1], &ignored, &end);
+    int64_t highest; /* and so do those of rows before this one, but the first ones */
+    outputs_met(d->kernel[0] - 1, d->stride[0], d->before[0], d->dilation[0], d->height,
+                d->output[0], &ignored, &highest);
     int64_t all = d->images * d->output[0]; /* rows of outputs: part `part` takes its share */
-    for (int64_t k = part * all / own->parts; k < (part + 1) * all / own->parts; k++) {
+    int64_t stop = (part + 1) * all / own->parts, summed = 0; /* rows before `summed` are */
+    for (int64_t k = part * all / own->parts; k < stop; k++) {
         int64_t image = k / d->output[0], i = k % d->output[0], up, down;
         const real *x = own->x + (source * d->images + image) * d->height * row;
         const real *g = own->g + ((r * d->images + image) * d->output[0] + i) * out_row;
@@ -291,31 +313,36 @@ static void depthwise_weight_tile(const void *job, int64_t tile, char *scratch) 
         int64_t top = i * d->stride[0] - d->before[0], done = 0;
         int fused = d->kernel[0] == 3 && d->kernel[1] == 3 && up == 0 && down == 3 && inner < end;
         if (fused)
-            done = add_products_3x3(
-                x + top * row + (inner * stride - before) * channels, d->dilation[0] * row,
-                dilation * channels, stride * channels, g + inner * channels, end - inner,
-                channels, total);
+            done = channels / VL * VL;
+        if (fused && k >= summed) { /* this row, and those below it that are fused too */
+            int64_t rows = least(least(highest - i, stop - k), most(1, LONG / (end - inner)));
+            add_products_3x3(
+                x + top * row + (inner * stride - before) * channels, d->stride[0] * row,
+                d->dilation[0] * row, dilation * channels, stride * channels, g + inner * channels,
+                out_row, rows, end - inner, channels, total);
+            summed = k + rows;
+        }
         for (int64_t u = up; u < down; u++)
             for (int64_t v = 0; v < d->kernel[1]; v++) {
                 int64_t first, last;
                 outputs_met(v, stride, before, dilation, d->width, d->output[1], &first, &last);
-                const real *met = x + (top + u * d->dilation[0]) * row;
+                const real *met = x + (top + u * d->dilation[0]) * row +
+                                  (v * dilation - before) * channels;
+                int64_t step = stride * channels;
                 double *sum = total + (u * d->kernel[1] + v) * channels;
-                /* what add_products_3x3 has left: channels `done` … of the inner outputs, and
-                   all channels of the outer ones */
                 if (!fused) {
-                    if (first < last)
-                        add_products(met + (first * stride - before + v * dilation) * channels,
-                                     stride * channels, g + first * channels, last - first,
-                                     channels, sum);
+                    add_products(met + first * step, step, g + first * channels, channels,
+                                 last - first, channels, sum);
                     continue;
                 }
-                for (int64_t j = first; j < last; j++) {
-                    int64_t c = j >= inner && j < end ? done : 0;
-                    const real *pixel = met + (j * stride - before + v * dilation) * channels;
-                    for (; c < channels; c++)
-                        sum[c] += pixel[c] * g[j * channels + c];
-                }
+                /* what add_products_3x3 has left: the outer outputs, and of the inner ones the
+                   last channels */
+                add_products(met + first * step, step, g + first * channels, channels,
+                             inner - first, channels, sum);
+                add_products(met + end * step, step, g + end * channels, channels, last - end,
+                             channels, sum);
+                add_products(met + inner * step + done, step, g + inner * channels + done,
+                             channels, end - inner, channels - done, sum + done);
             }
     }
 }

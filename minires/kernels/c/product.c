@@ -15,7 +15,6 @@
 #define MR 6
 #define WIDEST 2
 #endif
-#define UNROLL _Pragma("GCC unroll 8")
 
 /* Where results go, and what is done to them on the way. */
 struct results {

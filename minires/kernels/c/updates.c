@@ -10,7 +10,7 @@
 #pragma STDC FP_CONTRACT OFF
 #elif defined __GNUC__
 #pragma GCC push_options
-#pragma GCC optimize("fp-contract=off")
+#pragma GCC optimize("O3", "fp-contract=off") /* O3: loops of single numbers become vectors */
 #endif
 
 #include <math.h>

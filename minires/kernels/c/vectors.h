@@ -19,6 +19,9 @@ static inline vec load(const real *from) { return *(const vec_anywhere *)from; }
 static inline void store(real *to, vec value) { *(vec_anywhere *)to = value; }
 static inline vec spread(real value) { return value - (vec){0}; } /* VL times the same */
 
+/* Before a loop whose length the compiler knows: it is written out, and its sums are registers. */
+#define UNROLL _Pragma("GCC unroll 16")
+
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -50,6 +53,13 @@ static inline vec activated_vec(vec x, int64_t activation) {
     if (activation == RELU6)
         x = chosen(x > 6, spread(6), x);
     return x;
+}
+
+/* to[l] += value[l], in double */
+typedef double vec_doubles __attribute__((vector_size(VECTOR_BYTES / sizeof(real) * sizeof(double)),
+                                          aligned(sizeof(double)), may_alias));
+static inline void add_to_doubles(double *to, vec value) {
+    *(vec_doubles *)to += __builtin_convertvector(value, vec_doubles);
 }
 
 typedef uint8_t vec_bytes __attribute__((vector_size(VECTOR_BYTES / sizeof(real)))); /* VL bytes */
