@@ -47,6 +47,25 @@ def report(title, times, reference, unit="ms", per=1):
     return ratios
 
 
+def scaling(functions, rounds, calls=1):
+    """Time minires on one thread and on `THREADS`, and print how many times faster that is."""
+    import minires
+
+    def on(count, function):
+        def call():
+            with minires.arrays.threads(count):
+                function()
+
+        return call
+
+    print(f"\n{THREADS} threads against one (medians, ms)")
+    for name, function in functions.items():
+        pair = {count: on(count, function) for count in (1, THREADS)}
+        times = interleave(pair, rounds, calls)
+        one, many = (statistics.median(times[count]) * 1e3 for count in (1, THREADS))
+        print(f"  {name:<28}{one:>9.1f}{many:>9.1f}{one / many:>8.2f} times faster")
+
+
 def one_process():
     """The environment for a child: the same number of threads everywhere."""
     count = str(THREADS)

@@ -1,6 +1,7 @@
 """One training step and one evaluation of the slim LeNet, against PyTorch on as many threads.
 
     python benchmarks/lenet.py
+    python benchmarks/lenet.py --scaling      two threads against one
 
 Prints medians, quartiles and ratios, the cost of the moments' update, the peak memory of a
 process that trains, and the time of `import minires`. Needs the extra `bench`.
@@ -10,10 +11,11 @@ import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
-from compare import THREADS, child_peak, interleave, one_process, own_peak, report
+from compare import THREADS, child_peak, interleave, one_process, own_peak, report, scaling
 
 BATCH, IMAGES = 128, 10_000
 FEW = (1, 2, 4, 8, 32)  # images predicted at once
@@ -43,6 +45,19 @@ def minires_step(moments_seconds=None):
             moments_seconds.append(time.perf_counter() - start)
 
     return step
+
+
+def plain_step():
+    """A function that does one step with minires' plain kernels."""
+    import minires
+
+    step = minires_step()
+
+    def on_plain_kernels():
+        with minires.kernels("plain"):
+            step()
+
+    return on_plain_kernels
 
 
 def minires_evaluation(count=IMAGES):
@@ -99,20 +114,27 @@ def torch_evaluation(batch, count=IMAGES):
 
 
 def import_time(module, rounds=7):
-    """Median seconds that `import module` takes in a fresh process, the interpreter's own off."""
+    """Median seconds that `import module` takes in a fresh process, the interpreter's own off.
 
-    def once(code):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, env=one_process())
-        return time.perf_counter() - start
+    The bytecode is there, as pip leaves it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        environment = one_process() | {"PYTHONPYCACHEPREFIX": folder}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
-    once(f"import {module}")
-    return statistics.median(once(f"import {module}") - once("pass") for _ in range(rounds))
+        def once(code):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+            return time.perf_counter() - start
+
+        once(f"import {module}")
+        return statistics.median(once(f"import {module}") - once("pass") for _ in range(rounds))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--scaling", action="store_true", help=f"{THREADS} threads against one")
     parser.add_argument("--memory", choices=("minires", "torch"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
@@ -121,10 +143,15 @@ def main():
             step()
         print(own_peak())
         return
+    if options.scaling:
+        functions = {"step with moments": minires_step([]), "10,000 images": minires_evaluation()}
+        scaling(functions, options.rounds)
+        return
     moments_seconds = []
     steps = {
         "minires": minires_step(),
         "minires, with moments": minires_step(moments_seconds),
+        "minires, plain kernels": plain_step(),
         "PyTorch": torch_step(),
     }
     times = interleave(steps, options.rounds)

@@ -3,8 +3,8 @@
     python benchmarks/mobilenet.py                    all of it, some minutes
     python benchmarks/mobilenet.py inference training one part or more
 
-Parts: inference, training, inception, memory, growth. All on as many threads, interleaved;
-medians and quartiles. Needs the extra `bench`.
+Parts: inference, alone (batch 1), training, inception, memory, growth, threads (two against one).
+All on as many threads, interleaved; medians and quartiles. Needs the extra `bench`.
 """
 
 import argparse
@@ -15,13 +15,13 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from compare import THREADS, child_peak, interleave, own_peak, report
+from compare import THREADS, child_peak, interleave, own_peak, report, scaling
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for torch_networks
 
 BATCH, SIZE = 16, 224
 INCEPTION_BATCH, INCEPTION_SIZE = 8, 299
-PARTS = ("inference", "training", "inception", "memory", "growth")
+PARTS = ("inference", "alone", "training", "inception", "memory", "growth", "threads")
 
 
 def _minires(name, size, batch):
@@ -118,16 +118,20 @@ def runtime_inference(name="mobilenet_v2", size=SIZE, batch=BATCH):
     return lambda: session.run(None, {name: images})
 
 
-def inference(rounds):
+def inference(rounds, batch=BATCH):
     functions = {
-        "minires": minires_inference(),
-        "PyTorch": torch_inference(),
-        "PyTorch, channels last": torch_inference(channels_last=True),
-        "ONNX Runtime": runtime_inference(),
+        "minires": minires_inference(batch=batch),
+        "PyTorch": torch_inference(batch=batch),
+        "PyTorch, channels last": torch_inference(batch=batch, channels_last=True),
+        "ONNX Runtime": runtime_inference(batch=batch),
     }
     times = interleave(functions, rounds)
-    title = f"MobileNetV2 inference, {SIZE}×{SIZE}, batch {BATCH}, {THREADS} threads, per image"
-    report(title, times, "PyTorch", per=BATCH)
+    title = f"MobileNetV2 inference, {SIZE}×{SIZE}, batch {batch}, {THREADS} threads, per image"
+    report(title, times, "PyTorch", per=batch)
+
+
+def alone(rounds):
+    inference(rounds, batch=1)
 
 
 def training(rounds):
@@ -159,6 +163,16 @@ def memory(rounds):
     print(f"\npeak memory of a process that takes three MobileNetV2 steps, batch {BATCH}")
     for name in ("minires", "torch"):
         print(f"  {name:<28}{child_peak(__file__, '--peak', name):>7.0f} MiB")
+
+
+def threads(rounds):
+    settings = {"name": "inception_v3", "size": INCEPTION_SIZE, "batch": INCEPTION_BATCH}
+    functions = {
+        "MobileNetV2 predicts": minires_inference(),
+        "MobileNetV2 trains": minires_step(),
+        "Inception-V3 predicts": minires_inference(**settings),
+    }
+    scaling(functions, rounds)
 
 
 def growth(rounds):

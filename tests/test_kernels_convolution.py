@@ -226,12 +226,12 @@ def test_the_parity_tests_pass_with_sanitizers(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize(("rows", "lead"), [(2, ()), (4, (3,))])
 @pytest.mark.parametrize(("inner", "columns"), [(700, 377), (3136, 1024), (1, 1 << 18)])
-def test_few_rows_times_a_large_matrix(dtype, lead, inner, columns):
-    """One or two images and a dense layer: every number of threads gives the same bits."""
+def test_few_rows_times_a_large_matrix(dtype, rows, lead, inner, columns):
+    """A few images and a dense layer: every number of threads gives the same bits."""
     rng = np.random.default_rng(inner)
-    a = rng.standard_normal((*lead, 2, inner)).astype(dtype)
+    a = rng.standard_normal((*lead, rows, inner)).astype(dtype)
     b = rng.standard_normal((*lead, inner, columns)).astype(dtype)
     results = []
     for count in (1, 2, 5):
