@@ -7,7 +7,8 @@ dilated SAME convolution, say) are drawn again; a case that it runs and minires 
 Two kinds of pooling are not drawn, because onnxruntime departs from the specification there:
 windows larger than the image with its border (it rounds a negative number of steps towards
 zero, and answers; here that is an error), and dilated SAME pooling (it leaves the dilation out
-of the border, and gives fewer outputs than ⌈size / stride⌉).
+of the border, and gives fewer outputs than ⌈size / stride⌉). Nor are transposed SAME convolutions
+whose kernels leave gaps (it gives fewer outputs than size · stride).
 """
 
 import numpy as np
@@ -37,7 +38,18 @@ def draw(rng, operator):
     elif border == "auto":
         settings["auto_pad"] = str(rng.choice(["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"]))
     arrays, inputs = {}, "x"
-    if operator == "Conv":
+    if operator == "ConvTranspose":
+        arrays["w"] = rng.standard_normal((channels, many, *kernel)).astype(np.float32)
+        inputs, settings["group"] = "x w", int(group)
+        steps = zip(settings.get("strides", [1, 1]), settings.get("dilations", [1, 1]), strict=True)
+        if rng.random() < 0.5:
+            settings["output_padding"] = [int(rng.integers(0, max(pair))) for pair in steps]
+        if border == "none" and rng.random() < 0.5:
+            settings["output_shape"] = [int(n + rng.integers(4, 9)) for n in size]
+        if rng.random() < 0.5:
+            arrays["b"] = rng.standard_normal(group * many).astype(np.float32)
+            inputs = "x w b"
+    elif operator == "Conv":
         arrays["w"] = rng.standard_normal((group * many, depth, *kernel)).astype(np.float32)
         inputs, settings["group"] = "x w", int(group)
         if rng.random() < 0.5:
@@ -51,10 +63,18 @@ def draw(rng, operator):
     return node(operator, inputs, "y", **settings), arrays, images, settings
 
 
-def comparable(size, settings):
+def comparable(operator, size, settings):
     """Whether specification and onnxruntime agree on what the settings mean."""
     dilations = settings.get("dilations", [1, 1])
     pads = settings.get("pads", [0] * 4)
+    if operator == "Conv":
+        return True
+    if operator == "ConvTranspose":
+        steps = zip(
+            settings["kernel_shape"], settings.get("strides", [1, 1]), dilations, strict=True
+        )
+        gaps = any(d * (k - 1) + 1 < s for k, s, d in steps)
+        return not (gaps and settings.get("auto_pad", "NOTSET").startswith("SAME"))
     if settings.get("auto_pad", "NOTSET").startswith("SAME"):
         return dilations == [1, 1]
     return all(
@@ -65,7 +85,7 @@ def comparable(size, settings):
     )
 
 
-def compare(path, seed, count):
+def compare(path, seed, count, operators=("Conv", "MaxPool", "AveragePool")):
     """Run `count` cases on both; returns how many onnxruntime refused."""
     from onnxruntime.capi.onnxruntime_pybind11_state import (
         Fail,
@@ -77,9 +97,9 @@ def compare(path, seed, count):
     rng = np.random.default_rng(seed)
     done = refused = 0
     while done < count:
-        operator = ("Conv", "MaxPool", "AveragePool")[done % 3]
+        operator = operators[done % len(operators)]
         one, arrays, images, settings = draw(rng, operator)
-        if operator != "Conv" and not comparable(images.shape[2:], settings):
+        if not comparable(operator, images.shape[2:], settings):
             continue
         write(path, [one], arrays, shape=(None, *images.shape[1:]), opset=19)
         try:
@@ -96,6 +116,10 @@ def compare(path, seed, count):
 
 def test_convolution_and_pooling_agree_with_onnxruntime(tmp_path):
     compare(tmp_path / "model.onnx", seed=1, count=150)
+
+
+def test_transposed_convolutions_agree_with_onnxruntime(tmp_path):
+    compare(tmp_path / "model.onnx", seed=3, count=200, operators=("ConvTranspose",))
 
 
 @pytest.mark.slow

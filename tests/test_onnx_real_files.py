@@ -252,6 +252,8 @@ CURVES = {
     "Elu": {"alpha": 1.3}, "Selu": {}, "Celu": {"alpha": 0.7}, "Gelu": {}, "Erf": {}, "Exp": {},
     "Softplus": {}, "Softsign": {}, "Mish": {}, "Abs": {}, "Log": {}, "Pow": {}, "ReduceMax": {},
     "Where": {}, "LayerNormalization": {},
+    "ConvTranspose": {"strides": [2, 1], "pads": [1, 0, 0, 1], "output_padding": [1, 0],
+                      "group": 3},
 }  # fmt: skip
 
 
@@ -261,9 +263,12 @@ def test_gradients_of_more_operators_are_slopes(path, rng, name):
     arrays = {"k": normal(rng, 3, 3, 1, 1), "w": normal(rng, 192, 4), "two": np.float32(2.5)}
     arrays |= {"scale": 1 + normal(rng, 8), "bias": normal(rng, 8), "axes": np.array([3])}
     arrays |= {"mask": rng.random((3, 8, 8)) < 0.5, "low": np.float32(0.1)}
-    given = {"Pow": "a two", "ReduceMax": "a", "Where": "mask a c",
+    given = {"Pow": "a two", "ReduceMax": "a", "Where": "mask a c", "ConvTranspose": "a up shift",
              "LayerNormalization": "a scale bias"}.get(name, "a")  # fmt: skip
     nodes = [node("Conv", "x k", "c"), node("Identity", "c", "a")]
+    if name == "ConvTranspose":
+        arrays |= {"up": normal(rng, 3, 2, 3, 2), "shift": normal(rng, 6)}
+        arrays["w"] = normal(rng, 6 * 17 * 8, 4) / 4
     if name in ("Log", "Pow"):  # of positive numbers
         nodes[1:] = [node("Abs", "c", "d"), node("Add", "d low", "a")]
     if name == "ReduceMax":

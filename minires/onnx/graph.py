@@ -56,15 +56,30 @@ TRIAL = 10  # what is done at loading may take this part of it
 # Nodes that keep the numbers and change the shape only.
 VIEWS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"}
 # Inputs of an operator that are weights, and those that are statistics.
-WEIGHTS = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1), "BatchNormalization": (1, 2)}
+WEIGHTS = {
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
+    "MatMul": (0, 1),
+    "BatchNormalization": (1, 2),
+}
 WEIGHTS |= {"PRelu": (1,), "LayerNormalization": (1, 2)}
+CONVOLUTIONS = ("Conv", "ConvTranspose")
 PRODUCTS = set(WEIGHTS)  # behind these, images are prepared
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 WEIGHTS |= dict.fromkeys(ARITHMETIC, (0, 1))
 JOINING = ("Expand", "Concat")  # they bring in what many images share: a class token
 STATISTICS = {"BatchNormalization": (3, 4)}
 # Nodes that know which axes are pixels, and nodes whose results have the axes of their inputs.
-ON_IMAGES = {"Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "LRN"}
+ON_IMAGES = {
+    "Conv",
+    "ConvTranspose",
+    "MaxPool",
+    "AveragePool",
+    "GlobalMaxPool",
+    "GlobalAveragePool",
+    "LRN",
+}
 ON_IMAGES |= {"BatchNormalization"}
 ALIKE = {"Identity", "Cast", "CastLike", "Pad", "Slice", "Split", "Concat", "Clip", "Dropout"}
 ALIKE |= {*ARITHMETIC, "Neg", "Sqrt", "Relu", "Sigmoid", "Tanh", "Max", "Min", "Sum"}
@@ -504,7 +519,7 @@ class Network:
                             "statistic in another; export the network without merging arrays"
                         )
                     axes = tuple(range(self.static[origin].rank))
-                    if origin == name and node.operator == "Conv" and len(axes) == 4:
+                    if origin == name and node.operator in CONVOLUTIONS and len(axes) == 4:
                         axes = KERNEL
                     elif origin == name and node.operator == "Gemm" and slot == 1:
                         axes = (1, 0) if node["transB"] else axes

@@ -23,6 +23,7 @@ from minires.arrays import to_host, xp_of
 from minires.engine import convolution, ops
 from minires.engine.autodiff import data_of, op
 from minires.engine.batch_norm import batch_moments, batch_norm
+from minires.kernels import kernels_of
 from minires.onnx.errors import UnsupportedError
 from minires.onnx.reading import DTYPES
 from minires.onnx.values import CHANNELS_LAST, KERNEL, Value
@@ -230,6 +231,117 @@ def _depthwise(images, kernels, channels, bias, settings):
         images = ops.reshape(each, shape=(*images.shape[:-1], outputs))
     kernels = ops.reshape(kernels, shape=(kh, kw, outputs))
     return convolution.depthwise_conv2d(images, kernels, bias, **settings)
+
+
+@operator("ConvTranspose")
+def conv_transpose(run, node, x, w, b=None):
+    """A convolution's way back: each pixel lays down its kernels, and what overlaps is added.
+
+    y[n,i·s+u·d−p,j·s+v·d−p,m] = b[m] + Σ_c x[n,i,j,c] · w[c,m,u,v], summed over what meets there
+    """
+    expect_images(node, x)
+    if w.rank != 4:
+        raise ValueError(f"the weights are {w.shape}, expected (C, O/group, kh, kw)")
+    group, channels = node["group"], x.shape[1]
+    inputs, each, *kernel = w.shape
+    if min(group, each) < 1 or inputs != channels or channels % group:
+        raise ValueError(
+            f"{channels} channels in {group} groups, but the weights are {w.shape}: expected "
+            f"({channels}, O/group, kh, kw) with {channels} a multiple of {group}"
+        )
+    if node["kernel_shape"] and node["kernel_shape"] != kernel:
+        raise ValueError(f"kernel_shape is {node['kernel_shape']}, the weights are {w.shape}")
+    if b is not None and b.shape != (each * group,):
+        raise ValueError(f"the bias is {b.shape}, expected ({each * group},)")
+    spread = Spread(node, x.shape[2:], kernel)
+    count, pixels, taps = x.shape[0], math.prod(x.shape[2:]), math.prod(kernel)
+    run.reserve((count, *spread.size, each * group))
+    run.reserve((pixels, taps, each))  # what one image lays down
+    few = 16
+    run.spend(count * pixels * taps * (max(each, few) * COPY * group + channels * each))
+    run.spend(group * CALL)
+    images, kernels, depth = x.stored(CHANNELS_LAST), w.stored(KERNEL), channels // group
+    parts = [
+        _lay_down(
+            _part(images, 3, i * depth, (i + 1) * depth) if group > 1 else images,
+            _part(kernels, 3, i * depth, (i + 1) * depth) if group > 1 else kernels,
+            spread=spread,
+        )
+        for i in range(group)
+    ]
+    y = parts[0] if group == 1 else ops.concatenate(parts)
+    if any(map(any, spread.empty)):
+        y = _padded(y, [(0, 0), *spread.empty, (0, 0)], 0)
+    return Value(y if b is None else ops.add_bias(y, b.data), CHANNELS_LAST)
+
+
+class Spread:
+    """Where a ConvTranspose lays its kernels.
+
+    stride, dilation  (rows, columns)
+    borders           what is cut off: ((top, bottom), (left, right))
+    size              (OH, OW) that kernels reach, without these borders
+    empty             what no kernel reaches, in the form of `borders`: zeros (and the bias)
+    Source            the operator's specification
+    """
+
+    def __init__(self, node, size, kernel):
+        self.stride, self.dilation = (
+            tuple(node[name] or [1, 1]) for name in ("strides", "dilations")
+        )
+        more = node["output_padding"] or [0, 0]
+        pads = node["pads"] or [0] * 4
+        lengths = len(self.stride), len(self.dilation), len(more), len(pads)
+        if lengths != (2, 2, 2, 4) or min(*self.stride, *self.dilation, *kernel) < 1:
+            raise ValueError(
+                f"strides {self.stride}, dilations {self.dilation}, output_padding {more}, pads "
+                f"{pads}, kernel {kernel}: expected two numbers each (four of pads), from 1 up"
+            )
+        if min(*more, *pads) < 0:
+            raise ValueError(f"output_padding {more} and pads {pads}: expected numbers from 0 up")
+        whole = [
+            (n - 1) * s + d * (k - 1) + 1
+            for n, k, s, d in zip(size, kernel, self.stride, self.dilation, strict=True)
+        ]
+        auto = node["auto_pad"] or "NOTSET"
+        wanted = node["output_shape"]
+        if wanted is None and auto in ("SAME_UPPER", "SAME_LOWER"):
+            wanted = [n * s for n, s in zip(size, self.stride, strict=True)]
+        if wanted is not None:
+            wanted = wanted[-2:]  # some name the batch and the channels too
+            total = [w + m - n for w, m, n in zip(whole, more, wanted, strict=True)]
+            sides = [(t // 2, t - t // 2) for t in total]
+            if auto != "SAME_UPPER":  # the odd pixel at the start
+                sides = [side[::-1] for side in sides]
+            # What is missing, not too much, is missing at the end, as in onnxruntime.
+            sides = [(0, t) if t < 0 else side for t, side in zip(total, sides, strict=True)]
+        elif auto in ("NOTSET", "VALID"):
+            sides = [(pads[i], pads[i + 2]) for i in range(2)]
+        else:
+            raise ValueError(f"auto_pad is {auto!r}")
+        ends = [(before, after - m) for (before, after), m in zip(sides, more, strict=True)]
+        self.borders = tuple((max(a, 0), max(b, 0)) for a, b in ends)
+        self.empty = tuple((max(-a, 0), max(-b, 0)) for a, b in ends)
+        self.size = tuple(n - sum(cut) for n, cut in zip(whole, self.borders, strict=True))
+        if min(self.size) < 1:
+            raise ValueError(f"pads {self.borders} leave nothing of {whole} pixels")
+
+
+@op
+def _lay_down(x, w, *, spread):
+    """x (N, H, W, C), w (kh, kw, O, C) → (N, OH, OW, O): what a convolution's gradient does"""
+    kernels, settings = kernels_of(x), (spread.stride, spread.borders, spread.dilation)
+    source, weights = x[None], w[None]
+    shape = len(x), *spread.size, w.shape[2]
+    y = kernels.convolve_input_gradient(source, weights, shape, *settings)[0]
+
+    def x_gradient(g):
+        return kernels.convolve(g[None], weights, None, *settings, None)[0]
+
+    def w_gradient(g):
+        return kernels.convolve_weight_gradient(g[None], source, w.shape[:2], *settings)[0]
+
+    return y, (x_gradient, w_gradient)
 
 
 def _part(x, axis, start, stop):
@@ -1001,6 +1113,61 @@ def split(run, node, x, sizes=None):
         Value(_part(x.data, place, end - size, end), x.order)
         for size, end in zip(sizes, ends, strict=True)
     )
+
+
+@operator("SplitToSequence")
+def split_to_sequence(run, node, x, sizes=None):
+    """A sequence is the array itself, and where it is cut."""
+    place = x.place(node["axis"])
+    length = x.data.shape[place]
+    if sizes is None:
+        raise UnsupportedError(
+            f"{node}: parts of one, without their sizes, are not implemented",
+            [(node.operator, node.version, node.name)],
+        )
+    step = whole_numbers(sizes)
+    if sizes.rank == 0 and step[0] > 0:
+        step = [min(step[0], length - at) for at in range(0, length, step[0])][:SHORT]
+    if min(step, default=0) < 0 or sum(step) != length:
+        raise ValueError(f"parts of {step} for {length} in all")
+    return Sequence(x, place, step)
+
+
+class Sequence(Value):
+    """Parts of an array along one axis: what only SequenceAt takes."""
+
+    __slots__ = ("place_of_cut", "sizes")
+
+    def __init__(self, value, place, sizes):
+        super().__init__(value.data, value.order, value.known)
+        self.place_of_cut, self.sizes = place, sizes
+
+
+@operator("SequenceAt")
+def sequence_at(run, node, parts, position):
+    if not isinstance(parts, Sequence):
+        raise UnsupportedError(
+            f"{node}: of sequences only those of SplitToSequence are implemented",
+            [(node.operator, node.version, node.name)],
+        )
+    sizes, (number,) = parts.sizes, whole_numbers(position)
+    if not -len(sizes) <= number < len(sizes):
+        raise ValueError(f"part {number} of {len(sizes)}")
+    start = sum(sizes[: number % len(sizes)])
+    stop = start + sizes[number]
+    return Value(_part(parts.data, parts.place_of_cut, start, stop), parts.order)
+
+
+@operator("Range")
+def range_(run, node, start, limit, delta):
+    """start, start + delta, … up to the limit, which is left out"""
+    first, last, step = (scalar(value, None) for value in (start, limit, delta))
+    if step == 0 or not all(map(math.isfinite, (first, last, step))):
+        raise ValueError(f"from {first} to {last} by {step}")
+    count = max(math.ceil((last - first) / step), 0)
+    run.reserve((count,), itemsize=8)
+    numbers = first + np.arange(count) * step
+    return Value(run.constant(numbers) if start.is_float else numbers.astype(start.array.dtype))
 
 
 @operator("Pad")
