@@ -350,7 +350,7 @@ def test_a_mean_that_fails_where_fine_tuning_does_not_stays_in(sweep):
 
 @pytest.mark.parametrize(("highest", "cropped"), [(0.775, False), (7.75, True)])
 def test_the_scale_is_cropped_only_where_that_helps(highest, cropped):
-    axes = figures._canvas(400, 300).subplots()
+    axes = figures.new_canvas(400, 300).subplots()
     axes.plot(range(8), [-0.15, -0.1, -0.12, -0.09, -0.07, 0.17, 0.62, highest])
     figures._crop([axes], least=0)
     assert bool(axes.get_ylim()[1] < highest) is cropped
