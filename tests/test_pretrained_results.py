@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from minires.arrays.results import check
+from minires.study.figures import number
 from minires.study.pretrained_findings import METRICS, Difference, load, verdicts
 from minires.study.pretrained_report import draw_all, write_page
 
@@ -20,7 +21,7 @@ def name(folder):
 
 def line_of(found, rate):
     """A line of a table of the README: what was found at a rate."""
-    cells = [f"{rate:g}"]
+    cells = [number(rate)]
     for metric, digits, methods in (
         ("accuracy", 2, ("finetuned", "ema", "mean", "ensemble_10")),
         ("nll", 4, ("finetuned", "ema", "mean", "ensemble_10")),
@@ -42,8 +43,12 @@ def base_of(found):
 
 
 def seeds_of(found):
-    seeds = len({cell.seed for cell in found.records})
-    return f"{seeds} seed" + "s" * (seeds != 1)
+    """How many seeds every rate has; and which rates have more."""
+    counts = {rate: len(found.seeds(rate)) for rate in found.rates}
+    least = min(counts.values())
+    more = [number(rate) for rate, count in counts.items() if count > least]
+    text = f"{least} seed" + "s" * (least != 1)
+    return text + (f" (one more at ℓ₂ {', '.join(more)})" if more else "")
 
 
 def hours_of(found):

@@ -151,8 +151,8 @@ def with_interval(values):
 
 
 def number(value):
-    """A learning rate as one reads it: 0.15."""
-    return f"{value:g}"
+    """A learning rate as one reads it: 0.15, 0.00005."""
+    return np.format_float_positional(value, trim="-")
 
 
 def name_dropout(dropout):

@@ -21,6 +21,7 @@ from scipy import stats
 
 from minires.arrays.files import complete, load_json, save_json
 from minires.arrays.results import check
+from minires.study.figures import number
 from minires.study.pretrained import PROFILE, Cell, checked, read_cells
 from minires.study.propositions import (
     SUPPORTED,
@@ -305,8 +306,8 @@ def verdicts(found: Findings, metric: str) -> list:
             "by very little.",
             test,
             [
-                part(f"the mean model (ℓ₂ {mean[1]:g}) is better than the base", mean, base),
-                part(f"and than the best fine-tuning (ℓ₂ {tuned[1]:g})", mean, tuned),
+                part(f"the mean model (ℓ₂ {number(mean[1])}) is better than the base", mean, base),
+                part(f"and than the best fine-tuning (ℓ₂ {number(tuned[1])})", mean, tuned),
             ],
         ),
         Claim(
@@ -315,11 +316,13 @@ def verdicts(found: Findings, metric: str) -> list:
             test,
             [
                 part(
-                    f"the best fine-tuning (ℓ₂ {tuned[1]:g}) is better than the base", tuned, base
+                    f"the best fine-tuning (ℓ₂ {number(tuned[1])}) is better than the base",
+                    tuned,
+                    base,
                 ),
                 *(
                     part(
-                        f"at ℓ₂ {rate:g} the mean model is better than fine-tuning",
+                        f"at ℓ₂ {number(rate)} the mean model is better than fine-tuning",
                         ("mean", rate),
                         ("finetuned", rate),
                     )
@@ -393,7 +396,7 @@ def table(found: Findings) -> list:
 
 
 def _row(found, method, rate):
-    cells = ["" if rate is None else f"{rate:g}", METHODS[method]]
+    cells = ["" if rate is None else f"{number(rate)}", METHODS[method]]
     for metric, digits in (("accuracy", 2), ("nll", 4)):
         unit = UNITS[metric]
         cells.append(f"{unit.factor * found.score(method, rate, metric).mean():.{digits}f}")
@@ -416,6 +419,6 @@ def text_table(found: Findings) -> str:
 
     rows = table(found)
     starts = [n for n, row in enumerate(rows) if n and row[0] != rows[n - 1][0]]
-    for number in reversed(starts):
-        rows.insert(number, None)
+    for start in reversed(starts):
+        rows.insert(start, None)
     return text.table(list(HEADS), rows, words=2)
