@@ -99,3 +99,25 @@ def test_a_wrong_number_would_be_seen(folder):
     last = re.search(r"(\d)(?=\D*$)", line)
     changed = line[: last.start()] + str((int(last[0]) + 1) % 10) + line[last.end() :]
     assert changed not in flat(README)
+
+
+def test_the_sentences_about_the_tables_are_true():
+    """What the README says in words below its tables."""
+    first, second = (
+        load(ROOT / "docs/results" / f"pretrained-mobilenet-{k}") for k in ("v1", "v2")
+    )
+
+    def nll(found, method):
+        return [found.score(method, rate, "nll").mean() for rate in found.rates]
+
+    assert nll(second, "finetuned") == sorted(nll(second, "finetuned"))
+    base = second.score("base", None, "nll")[0]
+    below = [
+        rate for rate, value in zip(second.rates, nll(second, "mean"), strict=True) if value < base
+    ]
+    assert below[-1] / below[0] > 10
+    averaged, recomputed = nll(first, "mean"), nll(first, "mean_recomputed")
+    better = [a < r - 0.0005 for a, r in zip(averaged, recomputed, strict=True)]
+    assert sum(better) == 4
+    outcomes = [v.outcome for f in (first, second) for m in METRICS for v in verdicts(f, m)[:2]]
+    assert set(outcomes) == {"inconclusive"}
