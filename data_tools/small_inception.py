@@ -2,12 +2,12 @@
 
     python data_tools/small_inception.py FOLDER
 
-writes network.onnx, and the digits as PNG files in tars of one folder for each class:
+writes inception_v3_small.onnx, and the digits as PNG files in tars of one folder for each class:
 
     train.tar   the first 10,000 of the 40,000 that it was pre-trained on (a quarter, as in the
                 paper)
     choose.tar  2,000 others, for choosing the best rate
-    test.tar    2,000 others, some of them in fonts that no other picture shows
+    test.tar    1,000 others, some of them in fonts that no other picture shows
     synsets.txt the order of the classes
 """
 
@@ -23,7 +23,7 @@ import minires
 import minires.onnx
 from minires import data
 
-PRETRAINED_ON, TUNED_ON, TEST, CHOOSE = 40_000, 10_000, 2_000, 2_000
+PRETRAINED_ON, TUNED_ON, TEST, CHOOSE = 40_000, 10_000, 1_000, 2_000
 RATE, MOMENTUM, BATCH, EPOCHS = 0.05, 0.9, 128, 2
 
 
@@ -43,7 +43,7 @@ def main(arguments):
     minires.train(
         task, theta, stats, optimizer, updates, schedule=minires.schedules.linear(updates)
     )
-    minires.onnx.export(model, theta, stats, folder / "network.onnx")
+    minires.onnx.export(model, theta, stats, folder / "inception_v3_small.onnx")
     for name, pixels, labels in (
         ("train", digits.train_images[:TUNED_ON], digits.train_labels[:TUNED_ON]),
         ("choose", digits.train_images[PRETRAINED_ON:], digits.train_labels[PRETRAINED_ON:]),
@@ -51,7 +51,7 @@ def main(arguments):
     ):
         write_tar(folder / f"{name}.tar", pixels, labels)
     (folder / "synsets.txt").write_text("".join(f"digit_{digit}\n" for digit in range(10)))
-    print(f"network.onnx, train.tar, choose.tar, test.tar, synsets.txt: in {folder}")
+    print(f"inception_v3_small.onnx, train.tar, choose.tar, test.tar, synsets.txt: in {folder}")
 
 
 def write_tar(path, pixels, labels):

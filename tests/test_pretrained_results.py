@@ -121,3 +121,9 @@ def test_the_sentences_about_the_tables_are_true():
     assert sum(better) == 4
     outcomes = [v.outcome for f in (first, second) for m in METRICS for v in verdicts(f, m)[:2]]
     assert set(outcomes) == {"inconclusive"}
+
+    small = load(ROOT / "docs/results/pretrained-inception-small")
+    assert nll(small, "finetuned") == sorted(nll(small, "finetuned"), reverse=True)
+    base = small.score("base", None, "nll")[0]
+    for tuned, mean in zip(nll(small, "finetuned"), nll(small, "mean"), strict=True):
+        assert tuned < mean < base
