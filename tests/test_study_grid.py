@@ -110,7 +110,7 @@ def test_keys_tell_close_rates_apart():
 
 
 def test_a_network_or_an_option_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="lenet knows no option width"):
+    with pytest.raises(ValueError, match="lenet has no option width"):
         replace(SMOKE, options={"width": 3}).model(0.5, (28, 28, 1))
     with pytest.raises(ValueError, match="mobilenet_v2 has batch norm"):
         replace(SMOKE, network="mobilenet_v2", options={}).model(0.5, (224, 224, 3))

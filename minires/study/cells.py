@@ -2,17 +2,17 @@
 
     compute(cells, profile, source, starts) → [Outcome, …]
 
-It reads no file but the data's, and takes every random number from a stream named by a cell's
-seed. So it does not matter where, when or how often it runs: the record is the same, bit for bit,
-except for its seconds. One seed has the same initial weights, order of images and dropout at every
-rate and for every method, so methods can be compared in pairs.
+It reads only the files of the data. The cell's seed decides every random number. So it does not
+matter where, when or how often a cell is computed: the record is the same, bit for bit, except for
+its seconds and for what says who made it. One seed has the same initial weights, order of images
+and dropout at every rate and for every method, so methods can be compared in pairs.
 
-Cells that differ in seed and rates only are `alike`: they can train side by side, as θ (R, P). Then
-each is measured alone. On a CPU a call has one cell, and the cores share the calls; a GPU needs
-dozens of cells at once to be busy. A cell is not lost when another one beside it diverges. Its
-result depends on the others only by the rounding of float32: larger products are summed in another
-order. Rounding is 1e-7 at first. Where a value lies at the edge of a ReLU, the gradient jumps, and
-the run continues as another, equally good one.
+Cells that differ only in seed and rates are `alike`: they can train side by side, as θ (R, P). Then
+each is measured alone. On a CPU a call has one cell, and the cores share the calls. A GPU needs
+dozens of cells at once to be busy. If one of them diverges, the others train on. Cells that train
+side by side influence each other only by rounding: larger products are summed in another order.
+The difference is about 1e-7 at first. It grows when a value lies at the kink of a ReLU, where the
+gradient jumps. Then the weights go another way, which is equally good.
 """
 
 import math
@@ -43,22 +43,21 @@ from minires.training import loop
 from minires.training.metrics import nll
 from minires.training.schedules import cyclic, linear
 
-FEW_MEMBERS = 3  # members of the cheap ensemble: the first of the large one's
-EMA_DECAY = 0.99  # about the last 100 updates count
-SWAG_COLLECTED = 20  # weights that SWAG collects, evenly over the updates
+FEW_MEMBERS = 3  # the cheap ensemble has the first 3 members of the large one
+EMA_DECAY = 0.99  # an average over about the last 100 updates
+SWAG_COLLECTED = 20  # SWAG collects so many θ, evenly over the updates
 SWAG_RANK = 10  # columns of SWAG's low-rank part
-WATCHED = 64  # weights whose values are kept after every update, to check the moments
-BINS = 15  # of the reliability diagram
+WATCHED = 64  # the values of so many weights are kept after every update, to check the moments
+BINS = 15  # bins of the reliability diagram
 AVERAGED = (1, 2, 5, 10, 20, 50, 100, 200, 300, 400, 500, 1000, 2000)  # updates, for a curve
 NOISE = tuple(quarter / 4 for quarter in range(9))  # scales of σ, for another curve
-NOISE_DRAWS = 3  # networks drawn at each scale, over which scores are averaged
-LANDSCAPE_IMAGES = 2_000  # on which losses of the portrait are measured
-LINE = tuple(step / 10 - 0.5 for step in range(31))
-PLANE = 21  # points along each axis
-FILTERS = 128  # values of σ at most for each array
-ENSEMBLE_BATCH = (
-    64  # images at once when ten networks predict, so that their results fit in the cache
-)
+NOISE_MEMBERS = 3  # networks sampled at each scale; their scores are averaged
+LANDSCAPE_IMAGES = 2_000  # the losses of the portrait are measured on so many images
+LINE = tuple(step / 10 - 0.5 for step in range(31))  # positions along the line of the portrait
+PLANE = 21  # points along each axis of the plane of the portrait
+FILTERS = 128  # the portrait keeps at most so many values of σ for each array
+# When ten networks predict, they take so many images at once: then their results fit in the cache.
+ENSEMBLE_BATCH = 64
 
 
 # --- the data -----------------------------------------------------------------------------
@@ -75,15 +74,15 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a worker finds the images: in files that all share, or by their name.
+    """Where a worker finds the images: in files that all workers share, or by their name.
 
-    folder     of the shared files; a worker that cannot see it loads the data itself
+    folder     of the shared files; a worker that cannot read it loads the data itself
     name       "glyphs" or "mnist"
     train      how many training images (None: all)
     test       how many test images (None: all)
     data_dir   the folder of the MNIST files, on that machine
-    sha256     `experiment.fingerprint` of the data that is meant
-    inputs     what grey levels become: see `Profile`
+    sha256     `experiment.fingerprint` of the right data
+    inputs     how grey levels are scaled: see `Profile`
     """
 
     folder: str
@@ -95,14 +94,14 @@ class Source:
     inputs: str = "[-1, 1]"
 
     def load_dataset(self):
-        """The images as they come, uint8; downloaded or drawn if need be."""
+        """The images unscaled, uint8; downloaded or made if they are not on disk."""
         from minires import data as data_tools
 
         sizes = {"train": self.train, "test": self.test}
         return data_tools.load(self.name, data_dir=self.data_dir, progress=False, **sizes)
 
     def share(self, dataset):
-        """Write the files from which all workers on this machine read the same memory."""
+        """Write the shared files. All workers on this machine map them into the same memory."""
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         for name, array in _scaled(dataset, self.inputs)._asdict().items():
             with complete(self._file(name)) as file:
@@ -112,7 +111,7 @@ class Source:
         """The data, loaded once in each process.
 
         Returns  Data
-        Raises   ValueError when this machine's data of that name is other data
+        Raises   ValueError when this machine has other data of the same name
         """
         return _load(self)
 
@@ -131,7 +130,7 @@ def _load(source):
     if found != source.sha256:
         raise ValueError(
             f"{source.name} on this machine has the SHA-256 {found[:16]}…, the sweep's has "
-            f"{source.sha256[:16]}…: give the workers the same data, or a folder that all see"
+            f"{source.sha256[:16]}…: give the workers the same data, or a folder that all can read"
         )
     return _scaled(dataset, source.inputs)
 
@@ -161,7 +160,7 @@ def _scaled(dataset, inputs):
 
 @dataclass
 class Start:
-    """What a fine-tuning gets from its pre-training: θ (P,), and how good that is."""
+    """What a fine-tuning gets from its pre-training: θ (P,), and the scores of this network."""
 
     theta: np.ndarray
     scores: dict
@@ -169,9 +168,9 @@ class Start:
 
 @dataclass
 class Outcome:
-    """What comes of a cell.
+    """The result of a cell.
 
-    record        its line in the results
+    record        what its file holds
     theta         (P,) after a pre-training, else None
     predictions   (N, classes) of the fine-tuned network in cells with baselines, else None
     """
@@ -189,8 +188,8 @@ def compute(cells, profile, source, starts=None, device="cpu"):
     source    Source of the data
     starts    for fine-tunings, [Start, …] of the cells; their θ are left as they are
     device    "cpu" or "gpu"
-    Returns   [Outcome, …] of the cells. Where the loss became infinite the record says so under
-              "diverged", and has no scores
+    Returns   [Outcome, …] of the cells. If the loss became infinite, the record has "diverged" with
+              the reason, and no scores
     Raises    ValueError when the cells cannot train side by side
     """
     began = time.perf_counter()
@@ -203,7 +202,7 @@ def compute(cells, profile, source, starts=None, device="cpu"):
     data = source.data() if xp is np else _on_device(source, xp)
     cohort = Cohort(cells, profile, data)
     with threadpoolctl.threadpool_limits(1, "blas"), warnings.catch_warnings():
-        # Weights that grow without bound overflow on their way; training notices.
+        # Weights that diverge overflow first. Training itself notices that.
         warnings.simplefilter("ignore", RuntimeWarning)
         outcomes = _pretrain(cohort) if starts is None else _fine_tune(cohort, starts)
     seconds = (time.perf_counter() - began) / len(cells)
@@ -215,7 +214,7 @@ def compute(cells, profile, source, starts=None, device="cpu"):
 
 
 def made_by(device):
-    """Versions, kernels, processor and date: what a reader of one number may ask for."""
+    """Versions, kernels, processor and date: a reader of one number may want to know them."""
     from minires import __version__
 
     return {
@@ -230,14 +229,14 @@ def made_by(device):
 def alike(cell, profile):
     """What must be the same in cells that train side by side."""
     optimizer = cell.optimizer if cell.is_pretraining else cell.finetune_optimizer
-    parts = profile.parts(cell) & {"baselines", "curves"}  # a portrait is made afterwards
+    parts = profile.parts(cell) & {"baselines", "curves"}  # a portrait needs no other training
     return cell.is_pretraining, optimizer, cell.dropout, parts
 
 
 def work(cell, profile, train, test):
-    """What a cell costs: (updates of training, predictions of all test images).
+    """How much work a cell is: (updates of training, predictions of all test images).
 
-    train, test   how many images there are
+    train, test   the number of training and of test images
     """
     if cell.is_pretraining:
         return profile.epochs * (train // profile.batch), 1
@@ -247,7 +246,7 @@ def work(cell, profile, train, test):
         updates *= 3
         predictions += 2 + MEMBERS * (5 if cell.dropout else 4)
     if "curves" in parts:
-        predictions += len(averaged_updates(profile)) + 1 + NOISE_DRAWS * (len(NOISE) - 2)
+        predictions += len(averaged_updates(profile)) + 1 + NOISE_MEMBERS * (len(NOISE) - 2)
     if "portrait" in parts:
         images = (PLANE**2 + len(LINE)) * min(LANDSCAPE_IMAGES, test)
         predictions += (images + len(LINE) * min(LANDSCAPE_IMAGES, train)) / test
@@ -255,7 +254,7 @@ def work(cell, profile, train, test):
 
 
 def averaged_updates(profile):
-    """After how many updates a curve cell looks at the mean so far."""
+    """The numbers of updates after which a cell with curves measures the mean so far."""
     return [t for t in AVERAGED if t < profile.updates] + [profile.updates]
 
 
@@ -263,7 +262,7 @@ class Cohort:
     """Cells that train side by side, on the device where the data is.
 
     probes   a Probe for each cell
-    lost     {place of a cell: FloatingPointError} of those whose loss or weights are not finite
+    lost     {number of a cell, from 0: FloatingPointError} where loss or weights are not finite
     """
 
     def __init__(self, cells, profile, data):
@@ -281,22 +280,22 @@ class Cohort:
         stats = xp_of(theta).zeros((len(theta), 0), theta.dtype)  # no batch norm
         options["raise_lost"] = False
         trained = loop.train(task, theta, stats, optimizer, updates, **options)
-        self.lost = trained.lost | self.lost  # the first error of a network counts
+        self.lost = trained.lost | self.lost  # of several errors of a network the first is kept
         return trained.history
 
     def tune(self, theta, **options):
-        """Fine-tune θ (R, P) in place, each network at its ℓ₂."""
+        """Fine-tune θ (R, P) in place, each network with its own ℓ₂."""
         rates = np.array([[cell.l2] for cell in self.cells])
         optimizer = make_optimizer(self.cells[0].finetune_optimizer, rates)
         updates = self.profile.updates
         return self.train(theta, optimizer, updates, phase="fine-tuning", **options)
 
     def outcomes(self, measure):
-        """`measure(place, probe)` of each cell; a record that it diverged where it is lost."""
+        """`measure(place, probe)` of each cell; for a lost cell a record that says why."""
         return [self._outcome(measure, place, probe) for place, probe in enumerate(self.probes)]
 
     def _outcome(self, measure, place, probe):
-        # Raising the error would tie it to this frame, and keep the cohort's memory in use.
+        # If the error were raised, its traceback would keep the cohort's arrays in memory.
         error = self.lost.get(place)
         if error is None:
             try:
@@ -325,7 +324,7 @@ class Probe:
         return self.model.predict(theta, self.data.test_images, batch=batch)
 
     def predict_timed(self, theta):
-        """What `predict` says, and how many seconds it takes."""
+        """The result of `predict`, and how many seconds it took."""
         xp = xp_of(theta)
 
         def done():
@@ -346,7 +345,7 @@ class Probe:
         return _columns([self.score(self.predict(theta)) for theta in thetas])
 
     def right(self, probabilities):
-        """Which test images are recognized, (N,) bool."""
+        """Which test images are classified correctly, (N,) bool."""
         return probabilities.argmax(axis=-1) == self.data.test_labels
 
 
@@ -374,7 +373,7 @@ def _fine_tune(cohort, starts):
     start = xp.asarray(np.stack([start.theta for start in starts]))
     theta, recorder = start.copy(), Recorder(cohort)
     history = cohort.tune(
-        theta, moments=recorder.folded(theta), watch=recorder.watched, after_update=recorder
+        theta, moments=recorder.averages(theta), watch=recorder.watched, after_update=recorder
     )
     others = OtherTunings(cohort, start) if "baselines" in cohort.parts else None
 
@@ -386,19 +385,19 @@ def _fine_tune(cohort, starts):
 
 
 def _measure(probe, scores, start, theta, recorder, history, others):
-    """All that is said of one fine-tuned network; `scores` are those of `start`."""
+    """The Outcome of one fine-tuned network; `scores` are those of `start`."""
     parts = probe.profile.parts(probe.cell)
     moments, mean = recorder.moments, recorder.moments.mean
     members = moments.sample(MEMBERS, probe.stream("sampled networks"))
 
     finetuned, finetuned_seconds = probe.predict_timed(theta)
     of_mean, mean_seconds = probe.predict_timed(mean)
-    drawn = probe.predict(members)
-    ensembles = prefix_averages(drawn)
+    of_members = probe.predict(members)
+    ensembles = prefix_averages(of_members)
     predictions = {
         "finetuned": finetuned,
         "mean": of_mean,
-        "draw": drawn[0],
+        "draw": of_members[0],
         f"ensemble_{FEW_MEMBERS}": ensembles[FEW_MEMBERS - 1],
         f"ensemble_{MEMBERS}": ensembles[MEMBERS - 1],
         "ema": probe.predict(recorder.ema),
@@ -413,7 +412,7 @@ def _measure(probe, scores, start, theta, recorder, history, others):
         | {"predict_finetuned": finetuned_seconds, "predict_mean": mean_seconds},
     }
     if "curves" in parts:
-        record["curves"] = _curves(probe, recorder, drawn, ensembles)
+        record["curves"] = _curves(probe, recorder, of_members, ensembles)
         record["reliability"] = {
             name: _reliability(to_host(predictions[name]), to_host(probe.data.test_labels))
             for name in ("finetuned", "mean", f"ensemble_{MEMBERS}")
@@ -425,7 +424,7 @@ def _measure(probe, scores, start, theta, recorder, history, others):
 
 
 class Recorder:
-    """What is kept of θ (R, P) while it is fine-tuned: called after every update."""
+    """Keeps averages and some values of θ (R, P) during fine-tuning; called after every update."""
 
     def __init__(self, cohort):
         shape, updates = (len(cohort.cells), cohort.model.size), cohort.profile.updates
@@ -443,8 +442,8 @@ class Recorder:
             cohort.model, WATCHED if curves else 0, np.random.default_rng(0)
         )
 
-    def folded(self, theta):
-        """What θ is to be folded into after every update, for `loop.train`."""
+    def averages(self, theta):
+        """The averages that `loop.train` updates with θ after every update."""
         moments = self.stopwatch if xp_of(theta) is np else self.moments
         kept = [moments, self.ema] + ([self.swag.moments] if self.swag else [])
         return [(average, theta) for average in kept]
@@ -457,7 +456,7 @@ class Recorder:
         self.stopwatch.stepped = time.perf_counter()
 
     def of(self, place):
-        """What was kept of one network."""
+        """What was kept for one network."""
         return Recorded(
             moments=self.moments[place],
             ema=self.ema[place].mean,
@@ -470,7 +469,7 @@ class Recorder:
 
 
 class Recorded(NamedTuple):
-    """What `Recorder` kept of one network's θ (P,)."""
+    """What `Recorder` kept for one network, θ (P,)."""
 
     moments: Moments
     ema: np.ndarray
@@ -482,16 +481,16 @@ class Recorded(NamedTuple):
 
 
 class Stopwatch:
-    """Passes updates on to the moments, and measures how long these and the rest of a step take.
+    """Updates the moments, and measures the time of that and of the rest of a step.
 
-    On a GPU a step and the moments' update are played within one graph, so nothing can be measured.
+    On a GPU, step and moments are parts of one recorded graph, so nothing can be measured.
 
     moments   Moments
     """
 
     def __init__(self, moments):
         self.moments = moments
-        self.stepped = time.perf_counter()  # when the last step was over
+        self.stepped = time.perf_counter()  # when the last step ended
         self._steps, self._updates = [], []
 
     def update(self, theta):
@@ -502,13 +501,13 @@ class Stopwatch:
         self._updates.append(time.perf_counter() - began)
 
     def seconds(self):
-        """{"step": …, "moments": …}, medians; empty where nothing was measured."""
+        """{"step": …, "moments": …}, medians; {} if nothing was measured."""
         if not self._steps:
             return {}
         return {"step": median(self._steps), "moments": median(self._updates)}
 
 
-# --- beside the paper's method ------------------------------------------------------------
+# --- other methods ------------------------------------------------------------------------
 
 
 class OtherTunings:
@@ -536,19 +535,19 @@ class OtherTunings:
         cohort.tune(self.decayed, schedule=linear(updates))
 
     def of(self, place):
-        """(θ decayed, the mean of SWA, snapshots' predictions) of one network."""
+        """For one network: θ with a decayed rate, the mean of SWA, predictions of snapshots."""
         return self.decayed[place], self.swa[place], self.snapshots[place]
 
 
 def _baselines(probe, finetuned, recorder, others):
     """Predictions of the other methods, each with the paper's number of updates.
 
-    decayed         the last θ, with a rate that falls to zero along a line
-    swa             the mean of the θ at the ends of ten cycles of the rate
-    snapshot        the ensemble of those ten networks
-    swag            ten networks from N(θ̄, diag σ²) of twenty θ on the way, at the constant rate
+    decayed         the last θ; the rate falls to zero along a line
+    swa             the mean of ten θ; each is the end of a cycle of the rate
+    snapshot        the ensemble of these ten networks
+    swag            ten networks from N(θ̄, diag σ²) of twenty θ, at the constant rate
     swag_low_rank   the same with SWAG's low-rank covariance
-    isotropic_10    ten networks with noise as strong as σ ε in each array, but equal within it
+    isotropic_10    ten networks with noise that is equally strong within each array
     mc_dropout_10   the fine-tuned network, ten times with dropout on
 
     Source   Izmailov et al. 2018, arXiv:1803.05407 (SWA); Huang et al. 2017, arXiv:1704.00109,
@@ -563,7 +562,7 @@ def _baselines(probe, finetuned, recorder, others):
     def ensemble(members):
         return average(probe.predict(members))
 
-    def noise():  # the same for every method that draws networks
+    def noise():  # the same random numbers for every method that samples networks
         return probe.stream("sampled networks")
 
     found = {
@@ -593,11 +592,11 @@ def predict_with_dropout(probe, theta, rng):
     return ops.softmax(xp_of(images).concatenate(logits))
 
 
-# --- what curve cells measure -------------------------------------------------------------
+# --- cells with curves --------------------------------------------------------------------
 
 
 def _mcnemar(probe, predictions):
-    """How many images only one of two networks recognizes."""
+    """How many images only one of two networks classifies correctly, for some pairs."""
     right = {name: probe.right(prediction) for name, prediction in predictions.items()}
 
     def only(a, b):
@@ -608,16 +607,17 @@ def _mcnemar(probe, predictions):
     return found | {f"mean_vs_{small}": only("mean", small)}
 
 
-def _curves(probe, recorder, drawn, ensembles):
-    """Scores against the number of members, of updates averaged, and the strength of noise."""
+def _curves(probe, recorder, of_members, ensembles):
+    """Scores against the ensemble size, the number of averaged updates, and the noise scale."""
 
     def noisy(scale):
-        """Scores of a few networks with the same ε at every scale, averaged."""
+        """The mean scores of a few networks, with the same ε at every scale."""
         if scale == 1:
-            predictions = drawn[:NOISE_DRAWS]
+            predictions = of_members[:NOISE_MEMBERS]
         else:
-            members = recorder.moments.sample(NOISE_DRAWS, probe.stream("sampled networks"), scale)
-            # Without noise all are the mean model.
+            rng = probe.stream("sampled networks")
+            members = recorder.moments.sample(NOISE_MEMBERS, rng, scale)
+            # At scale 0 all of them are the mean model.
             predictions = probe.predict(members if scale else members[:1])
         scores = _columns([probe.score(prediction) for prediction in predictions])
         return {name: float(np.mean(values)) for name, values in scores.items()}
@@ -649,7 +649,7 @@ def _reliability(probabilities, labels):
 
 
 def _check_moments(recorder, history):
-    """The largest relative errors of the running moments against all values kept."""
+    """The largest relative errors of the running moments, compared with all kept values."""
     history = history.astype(np.float64)
 
     def error(found, exact):
@@ -667,14 +667,14 @@ def _check_moments(recorder, history):
 
 
 def _portrait(probe, pretrained, finetuned, moments):
-    """Where the weights move, and the loss around the three networks."""
+    """How much the weights move, and the loss around the three networks."""
     xp, mean = xp_of(finetuned), moments.mean
     sigma = to_host(mean), to_host(moments.std)
     first = [array[:LANDSCAPE_IMAGES] for array in probe.data]
 
     def losses(thetas, images, labels):
         found = []
-        for start in range(0, len(thetas), MEMBERS):  # some at once, to share the images
+        for start in range(0, len(thetas), MEMBERS):  # ten at once, so that they share the images
             networks = xp.stack(thetas[start : start + MEMBERS])
             found += nll(
                 probe.model.predict(networks, images, batch=ENSEMBLE_BATCH), labels
@@ -696,7 +696,7 @@ def _portrait(probe, pretrained, finetuned, moments):
 
 
 def _sigma(entry, mean, std):
-    """How strongly each filter of one array moves, and the array as a whole."""
+    """How much each filter of one array moves, and the whole array."""
     sigma = entry.view(std).astype(np.float64)
     squares = np.square(sigma).reshape(-1, sigma.shape[-1])
     filters = np.sqrt(squares.mean(axis=0))
@@ -712,9 +712,9 @@ def _sigma(entry, mean, std):
 
 
 def point_on_line(position, *stations):
-    """The point between stations at 0, 1, 2 …; before the first and behind the last, straight on.
+    """A point on the straight lines from station to station; beyond the ends the line goes on.
 
-    position   0.5 lies half-way between the first two stations
+    position   0, 1, 2, … are the stations; 0.5 is half-way between the first two
     stations   vectors
     """
     leg = int(np.clip(np.floor(position), 0, len(stations) - 2))
@@ -725,11 +725,11 @@ def point_on_line(position, *stations):
 def plane_of(pretrained, finetuned, mean, losses):
     """The loss on the plane through three networks.
 
-    The first axis leads from the pre-trained to the fine-tuned network, the second, at a right
-    angle, towards the mean. Distances are Euclidean, in θ.
+    The first axis goes from the pre-trained to the fine-tuned network. The second is at a right
+    angle to it, towards the mean. Distances are Euclidean, in θ.
 
-    losses    called with a list of θ (P,), gives a list
-    Returns   {"x", "y": where, "test_loss": [y][x], "points": {name: [x, y]}}
+    losses    a function: a list of θ (P,) → a list of losses
+    Returns   {"x", "y": positions, "test_loss": [y][x], "points": {name: [x, y]}}
     """
     across = (finetuned - pretrained).astype(np.float64)
     width = math.sqrt(across @ across)

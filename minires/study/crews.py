@@ -1,12 +1,12 @@
 """Who computes the cells of a sweep: processes of this machine, a Dask cluster, or a GPU.
 
-All have
+All of them have
 
-    submit(function, …)   a Future of the call
-    capacity              calls to hand over at a time
-    side_by_side              cells in a call, at most
-    renew()               after a worker's death
-    close()               when all is done, or nothing more is to be done
+    submit(function, …)   start a call; returns a Future of its result
+    capacity              how many calls may wait or be computed at a time
+    side_by_side          the most cells in a call
+    renew()               make ready again after a worker has died
+    close()               end all workers
 """
 
 import multiprocessing
@@ -28,7 +28,7 @@ class Processes:
 
     def __init__(self, count):
         self.count = count
-        self.capacity = count + 1  # one more, so that nobody waits for the next
+        self.capacity = count + 1  # one call more than workers, so that none of them must wait
         self._executor = None
 
     def submit(self, *call):
@@ -40,15 +40,15 @@ class Processes:
         return self._executor.submit(*call)
 
     def renew(self):
-        """After a worker's death: give up all that are left; new ones come when needed."""
+        """End the workers that are left; the next call starts new ones."""
         self.close()
 
     def close(self):
-        """End the workers, whatever they do."""
+        """End the workers, even in the middle of a call."""
         executor, self._executor = self._executor, None
         if executor is not None:
-            # A worker may be ended in the middle of a result. The executor would wait for the rest
-            # as long as any process holds the writing end of the pipe, and this process does.
+            # A worker may be ended while it sends a result. The executor waits for the rest of it
+            # as long as any process can write to the pipe, and this process can: so close our end.
             executor._result_queue._writer.close()
             for worker in list((executor._processes or {}).values()):
                 worker.terminate()
@@ -56,9 +56,9 @@ class Processes:
 
 
 def _begin_worker():
-    """Ctrl-C is the sweep's to handle; and no worker outlives it."""
+    """In a new worker: leave Ctrl-C to the sweep, and end when the sweep's process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tqdm.set_lock(threading.RLock())  # its own would outlive a worker that is ended
+    tqdm.set_lock(threading.RLock())  # tqdm's own lock is shared: an ended worker would keep it
     parent = multiprocessing.parent_process()
 
     def follow():
@@ -69,11 +69,11 @@ def _begin_worker():
 
 
 class Cluster:
-    """Workers of a Dask cluster, on other machines perhaps.
+    """Workers of a Dask cluster, which may be on other machines.
 
     address    of its scheduler, such as tcp://10.0.0.1:8786
     patience   how long to wait for an answer
-    Raises     RuntimeError without Dask; OSError when nobody answers
+    Raises     RuntimeError without Dask; OSError when the scheduler does not answer
     """
 
     side_by_side = 1  # cells in a call
@@ -87,7 +87,7 @@ class Cluster:
                 "--cluster needs Dask, which is not installed: pip install 'minires[cluster]'"
             ) from error
         self._address = address
-        # A fine-tuning carries its starting weights along; they may be large.
+        # The initial weights of a fine-tuning are sent with the call, and may be large.
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})
         try:
             self._client = Client(address, timeout=patience, set_as_default=False)
@@ -100,7 +100,7 @@ class Cluster:
 
     @property
     def capacity(self):
-        """How many cells to hand over at a time; workers may come and go."""
+        """How many cells to send at a time. The number of workers may change."""
         try:
             return 1 + max(1, sum(self._client.ncores().values()))
         except OSError as error:
@@ -114,18 +114,18 @@ class Cluster:
         return self._executor.submit(*call)
 
     def renew(self):
-        """Nothing to do: Dask starts its own workers anew."""
+        """Nothing to do: Dask replaces its own workers."""
 
     def close(self):
-        """Take back what is not done, and leave."""
+        """Cancel the calls that are not done, and disconnect."""
         self._executor.shutdown(wait=False)
         self._client.close()
 
 
 class Device:
-    """A GPU, told by this process what to do; cells train side by side on it.
+    """A GPU that this process uses; cells train side by side on it.
 
-    side_by_side   how many at a time, at most
+    side_by_side   the most cells at a time
     """
 
     capacity = 1
@@ -134,7 +134,7 @@ class Device:
         self.side_by_side = side_by_side
 
     def submit(self, function, *arguments):
-        """Call a function here and now; returns a Future that is done."""
+        """Call a function at once, in this process; returns a Future that is done."""
         future = Future()
         try:
             future.set_result(function(*arguments, device="gpu"))
@@ -143,14 +143,14 @@ class Device:
         return future
 
     def renew(self):
-        """Nothing to do: there is no worker that could die alone."""
+        """Nothing to do: there is no other process that could die."""
 
     def close(self):
         """Nothing to do either."""
 
 
 def failure(future):
-    """What went wrong with a call, or None."""
+    """The error of a call, or None."""
     try:
         return future.exception()
     except CancelledError as error:  # Dask lost its scheduler, or the worker with the result
@@ -158,7 +158,7 @@ def failure(future):
 
 
 def is_death(error):
-    """Whether a worker died, rather than its work failed."""
+    """Whether the error means that the worker died, not that its work failed."""
     return isinstance(error, (BrokenExecutor, CancelledError)) or (
         type(error).__name__ == "KilledWorker"
     )

@@ -1,8 +1,8 @@
 """What the study computes: cells, and the profiles that list them.
 
-A cell is one training run. It is either a pre-training, or a fine-tuning that starts from one;
-all fine-tunings of one (optimizer, ℓ₁, dropout, seed) share their pre-training, as the paper's
-do. A profile is a few lists of rates; its cells are their product.
+A cell is one training run: a pre-training, or a fine-tuning that starts from one. All fine-tunings
+with the same (optimizer, ℓ₁, dropout, seed) start from the same pre-training, as in the paper. A
+profile is a few lists of rates; its cells are all combinations.
 """
 
 import inspect
@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 
 from minires.networks import NETWORKS
 
-ADAM_RATE = 1e-3  # TensorFlow 1.8's default, the paper's
+ADAM_RATE = 1e-3  # the default of TensorFlow 1.8, which the paper used
 MEMBERS = 10  # networks in the large ensemble
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run, named by all that tells it from the others.
+    """One training run, named by everything that makes it different from the others.
 
     optimizer            of the pre-training, "sgd" or "adam"
     l1                   ℓ₁, its rate
@@ -35,17 +35,17 @@ class Cell:
 
     @property
     def pretraining(self):
-        """The cell that this one starts from; a pre-training is its own."""
+        """The cell that this one starts from; for a pre-training, the cell itself."""
         return replace(self, finetune_optimizer=None, l2=None)
 
     @property
     def is_pretraining(self):
-        """Whether nothing comes before it."""
+        """Whether the cell is a pre-training."""
         return self.finetune_optimizer is None
 
     @property
     def key(self):
-        """A name fit for a file: "sgd_0.2_dropout_0.5_seed_0_then_sgd_0.15"."""
+        """A name for files: "sgd_0.2_dropout_0.5_seed_0_then_sgd_0.15"."""
         name = (
             f"{self.optimizer}_{float(self.l1)!r}_dropout_{float(self.dropout)!r}_seed_{self.seed}"
         )
@@ -57,7 +57,7 @@ class Cell:
 
     @property
     def order(self):
-        """What cells are sorted by: seeds outermost, so that a stopped sweep has whole seeds."""
+        """The sort key of cells. Seeds come first, so that a stopped sweep has complete seeds."""
         after = () if self.is_pretraining else (self.finetune_optimizer == "adam", self.l2)
         return self.seed, self.optimizer == "adam", self.l1, self.dropout, after
 
@@ -70,7 +70,7 @@ class Profile:
     data             "glyphs" or "mnist"
     network          a name in `minires.networks.NETWORKS`
     options          arguments for it, such as {"channels": (8, 16)}
-    inputs           what grey levels 0 … 255 become: "[-1, 1]", "[0, 1]", or "standardised" to
+    inputs           how grey levels 0 … 255 are scaled: "[-1, 1]", "[0, 1]", or "standardised" to
                      mean 0 and standard deviation 1 over the training images
     train, test      how many images (None: all)
     epochs           of pre-training
@@ -78,13 +78,14 @@ class Profile:
     batch            images in a mini-batch
     seeds            how many repeats, from seed 0
     l1               rates ℓ₁ of pre-training by SGD that are fine-tuned (Fig. 1)
-    l1_outside       rates that are only pre-trained at, with dropout: is the range well chosen?
+    l1_outside       rates of pre-trainings without fine-tuning, with dropout: they show whether the
+                     range of l1 is well chosen
     l2               rates ℓ₂ of fine-tuning by SGD
     dropout          shares of dropped units
     adam             whether to pre-train by Adam too (Fig. 2)
-    baselines        rates ℓ₂ at which the other methods are measured beside the paper's …
-    curves           … and those at which curves are drawn, and a portrait of the first seed;
-                     all with SGD, dropout and the ℓ₁ nearest to 0.2
+    baselines        rates ℓ₂ at which the other methods are measured, too
+    curves           rates ℓ₂ at which curves are measured, and a portrait of the first seed. For
+                     baselines and curves only cells with SGD, dropout and the ℓ₁ nearest to 0.2
     """
 
     name: str
@@ -114,7 +115,7 @@ class Profile:
             raise ValueError(f"network is {self.network!r}, there are {', '.join(NETWORKS)}")
 
     def cells(self):
-        """Every cell, in the order in which they are to be done; a pre-training comes first."""
+        """Every cell, in the order of the work; a pre-training comes before its fine-tunings."""
         found = set()
         for seed in range(self.seeds):
             for dropout in self.dropout:
@@ -130,7 +131,7 @@ class Profile:
         return sorted(found, key=lambda cell: cell.order)
 
     def parts(self, cell):
-        """What a cell measures beyond the paper's methods.
+        """What a cell measures besides the paper's methods.
 
         Returns  a frozenset of "baselines", "curves" and "portrait"
         """
@@ -152,14 +153,14 @@ class Profile:
         options = {"dropout": dropout, "input_shape": input_shape, "classes": 10, **self.options}
         unknown = set(self.options) - set(inspect.signature(make).parameters)
         if unknown:
-            raise ValueError(f"{self.network} knows no option {', '.join(sorted(unknown))}")
+            raise ValueError(f"{self.network} has no option {', '.join(sorted(unknown))}")
         model = make(**options)
         if model.stats_size:
-            raise ValueError(f"{self.network} has batch norm: the study knows only plain networks")
+            raise ValueError(f"{self.network} has batch norm: the study has only plain networks")
         return model
 
     def settings(self):
-        """All that a result depends on, as JSON has it; more seeds are more of the same."""
+        """All that a result depends on, for JSON; not the seeds: more of them change no cell."""
         settings = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -171,11 +172,11 @@ class Profile:
 
 
 def nearest(values, wanted):
-    """Of some numbers the one that lies nearest to another."""
+    """The one of some values that is nearest to a wanted number."""
     return min(values, key=lambda value: (abs(value - wanted), value))
 
 
-TESTING = {"smoke"}  # profiles that test that everything runs, and are too small to judge
+TESTING = {"smoke"}  # profiles that only show that everything works, and are too small to judge
 SMOKE = Profile(
     "smoke",
     "glyphs",
@@ -190,8 +191,9 @@ SMOKE = Profile(
     baselines=(0.25,),
     curves=(0.25,),
 )
-# An hour of a class has no time for both figures: without Adam there are seeds enough for verdicts.
-# Batches of 64 take twice the updates in the same time, and are noisier: there is more to average.
+# A class of an hour has no time for both figures. Without Adam there is time for enough seeds to
+# give verdicts. Batches of 64 make twice as many updates in the same time, and noisier ones: so
+# there is more to average.
 CLASS = Profile(
     "class",
     "glyphs",
@@ -223,7 +225,7 @@ PROFILES = {profile.name: profile for profile in (SMOKE, CLASS, LITE, FULL)}
 # --- which LeNet was the paper's? -----------------------------------------------------------
 
 TRIED_L1, TRIED_L2 = 0.2, 0.15
-OUTSIDE = (0.05, 0.6)  # of the paper's range of ℓ₁, for claim C1
+OUTSIDE = (0.05, 0.6)  # rates ℓ₁ outside the paper's range, for claim C1
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ class Candidate(Profile):
     curves: tuple = ()
 
     def cells(self):
-        """SGD after SGD, Adam after Adam, with and without dropout."""
+        """Pre-training and fine-tuning both by SGD, and both by Adam; with and without dropout."""
         found = set()
         for seed in range(self.seeds):
             for dropout in self.dropout:
@@ -253,7 +255,7 @@ class Candidate(Profile):
         return sorted(found, key=lambda cell: cell.order)
 
     def parts(self, cell):
-        """Nothing beyond the paper's methods."""
+        """Nothing besides the paper's methods."""
         return frozenset()
 
 

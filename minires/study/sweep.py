@@ -2,17 +2,17 @@
 
 The folder of a sweep, DIR:
 
-    sweep.json          the settings, written once: a second sweep with others is refused
-    cells/*.json        what each finished cell found, a file for each
+    sweep.json          the settings; a sweep with other settings is refused
+    cells/*.json        the record of each finished cell, one file per cell
     pretrained/*.npz    θ after each pre-training, where fine-tunings start
     predictions/*.npy   test probabilities of the fine-tuned networks, for deep ensembles
-    data/*.npy          the images, which all workers read from the same memory
-    table.json          everything that was found, sorted; the same bits for any number of workers
+    data/*.npy          the images, which all workers map into the same memory
+    table.json          all findings, sorted; the same bits for any number of workers
 
-A cell is finished when its file is there. Whatever stops a sweep, the same command does what is
-missing. On a GPU dozens of cells are finished at once, so as many are lost when it is stopped. A
-GPU draws other dropout masks, and cells that train side by side may round differently. That is why
-sweep.json also says on which device the sweep is computed.
+A cell is finished when its file exists. When a sweep was stopped, the same command computes what is
+missing. A GPU finishes dozens of cells at the same moment; stopped before that, it loses them all.
+A GPU has other dropout masks, and cells that train side by side may round differently. So
+sweep.json also names the device.
 """
 
 import itertools
@@ -37,9 +37,11 @@ from minires.study.store import FORMAT, SETTINGS, Store, read_cells
 from minires.training.optimizers import SGD
 from minires.training.timing import Problem
 
-SIDE_BY_SIDE_ON_GPU = 50  # networks of the full profile need some 10 GB, with all baselines 15
+# 50 networks of the full profile need about 10 GB of the GPU's memory, with all baselines 15 GB.
+SIDE_BY_SIDE_ON_GPU = 50
 MEASURED = 5  # rounds of a measurement
-DEATHS = 3  # of a cell's worker; after that the cell runs alone, and once more is an error
+# After so many deaths of its worker a cell is computed alone; one more death is an error.
+DEATHS = 3
 
 
 # --- the sweep ----------------------------------------------------------------------------
@@ -54,8 +56,8 @@ def run_sweep(profile, source, folder, crew, quiet=False):
     crew      Processes, Cluster or Device: it has `submit`, `capacity`, `side_by_side`, `renew` and
               `close`
     quiet     no progress bar
-    Returns   how many cells were missing, and are now there
-    Raises    RuntimeError when a cell kills its worker again and again
+    Returns   how many cells were missing; all of them are now finished
+    Raises    RuntimeError when the workers of a cell die again and again
     """
     folder = Path(folder)
     plan = Plan(profile, Store(folder), folder)
@@ -76,7 +78,7 @@ def _carry_out(plan, profile, source, crew, bar):
             cells = plan.next(crew.side_by_side)
             involved = itertools.chain(cells, *running.values())
             if running and any(deaths[cell] >= DEATHS for cell in involved):
-                break  # a suspect runs alone, so that nobody else is blamed
+                break  # a suspected cell is computed alone, so that no other cell is blamed
             plan.take(cells)
             try:
                 call = crew.submit(compute, cells, profile, source, plan.starts_of(cells))
@@ -88,7 +90,7 @@ def _carry_out(plan, profile, source, crew, bar):
                 break
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
         if any(isinstance(failure(future), BrokenExecutor) for future in finished):
-            finished, _ = wait(running)  # where one process died, all calls are lost
+            finished, _ = wait(running)  # when one process dies, all calls are lost
         errors = {}
         for future in finished:
             cells = running.pop(future)
@@ -104,7 +106,7 @@ def _carry_out(plan, profile, source, crew, bar):
             if deaths[cells[0]] > DEATHS:
                 raise RuntimeError(
                     f"{cells[0].key}: its worker died {deaths[cells[0]]} times, the last time with "
-                    f"nothing else at work ({type(error).__name__}): is there too little memory? "
+                    f"no other cell at work ({type(error).__name__}): is there too little memory? "
                     "What is finished is kept"
                 ) from error
             plan.put_back(cells)
@@ -113,7 +115,7 @@ def _carry_out(plan, profile, source, crew, bar):
 
 
 class Plan:
-    """What is still to be done, and in which order; what is done goes to the files.
+    """Which cells are missing, and in which order they are computed; writes the finished ones.
 
     profile  Profile, whose cells make the sweep
     store    Store
@@ -137,11 +139,11 @@ class Plan:
                 self.put_back([cell])
             else:
                 if before in self._done and before not in self._blocked:
-                    self.put_back([before])  # its weights are not there: once more
+                    self.put_back([before])  # its weights are missing: compute them again
                 self._blocked.setdefault(before, []).append(cell)
 
     def _settle_lost(self, cell):
-        """Record a cell that has nothing to start from, and say whether it is one."""
+        """Whether the pre-training of a cell has diverged; if so, write the record of the cell."""
         before = self._done.get(cell.pretraining, {})
         if "diverged" not in before:
             return False
@@ -153,10 +155,10 @@ class Plan:
         return self.folder / "pretrained" / f"{cell.key}.npz"
 
     def next(self, most):
-        """The cells to be done next, side by side: those that are `alike`, `most` at most.
+        """The next cells to compute side by side: at most `most`, all `alike`.
 
-        Where there are more they are parted evenly. Pre-trainings come first then: the more of
-        them are done, the more fine-tunings can start at once.
+        If there are more of one kind, they are divided into equal groups. With `most` above 1,
+        pre-trainings come first: then more fine-tunings can start at the same time.
         """
         first = min(self.ready, key=lambda cell: (most > 1 and not cell.is_pretraining, cell.order))
         if most == 1:
@@ -167,15 +169,15 @@ class Plan:
         return sorted(found, key=lambda cell: cell.order)[: -(-len(found) // calls)]
 
     def take(self, cells):
-        """Somebody does these cells now."""
+        """These cells are being computed."""
         self.ready = [cell for cell in self.ready if cell not in cells]
 
     def put_back(self, cells):
-        """These cells are to be done (again)."""
+        """These cells must be computed (again)."""
         self.ready += cells
 
     def starts_of(self, cells):
-        """[Start, …] of fine-tunings, None for pre-trainings."""
+        """[Start, …] for fine-tunings, None for pre-trainings."""
         return None if cells[0].is_pretraining else [self._start_of(cell) for cell in cells]
 
     def _start_of(self, cell):
@@ -183,13 +185,13 @@ class Plan:
         path = self._weights(before)
         kept = load_arrays(path, "theta", "cell", "sweep")
         if (str(kept["sweep"]), str(kept["cell"])) != (self.store.name, before.key):
-            raise ValueError(f"{path} belongs to another sweep: remove it, and it is made again")
+            raise ValueError(f"{path} belongs to another sweep: remove it, it will be made again")
         if kept["theta"].ndim != 1 or not np.isfinite(kept["theta"]).all():
-            raise ValueError(f"{path} holds no weights: remove it, and they are made again")
+            raise ValueError(f"{path} holds no weights: remove it, they will be made again")
         return Start(kept["theta"], self._done[before]["methods"]["pretrained"])
 
     def finish(self, cell, outcome):
-        """Keep what came of a cell, its record last; returns how many records are new."""
+        """Write the result of a cell, its record last; returns how many records are new."""
         if outcome.theta is not None:
             names = {"cell": np.array(cell.key), "sweep": np.array(self.store.name)}
             save_arrays(self._weights(cell), theta=outcome.theta, **names)
@@ -213,7 +215,7 @@ class Plan:
 
 
 def prepare(folder, profile, source, device="cpu"):
-    """Make the folder of a sweep, or check that it holds the same one; refuse a full disk.
+    """Make the folder of a sweep, or check that it holds the same sweep; check the disk's space.
 
     folder   held by `locked_folder`
     Raises   ValueError when it holds a sweep with other settings or data, or of another device;
@@ -225,16 +227,16 @@ def prepare(folder, profile, source, device="cpu"):
     check_space(folder, profile, source)
     for part in ("cells", "pretrained", "predictions", "data"):
         (folder / part).mkdir(exist_ok=True)
-        for unfinished in (folder / part).glob("*.part"):  # of a sweep that was killed
+        for unfinished in (folder / part).glob("*.part"):  # left by a sweep that was killed
             unfinished.unlink()
     settle(folder, SETTINGS, now)
 
 
 def check_settings(folder, profile, source, device="cpu"):
-    """Refuse a folder that holds another sweep; nothing is written.
+    """Check that a folder holds no other sweep; nothing is written.
 
-    Returns  what sweep.json is to say
-    Raises   ValueError when it holds one with other settings or data, or of another device
+    Returns  the settings for sweep.json
+    Raises   ValueError when it holds a sweep with other settings or data, or of another device
     """
     folder = Path(folder)
     now = {"format": FORMAT, **profile.settings(), "device": device}
@@ -244,19 +246,19 @@ def check_settings(folder, profile, source, device="cpu"):
         settle(folder, SETTINGS, now, write=False)
     elif (folder / "results.jsonl").exists() or any((folder / "cells").glob("*.json")):
         raise ValueError(
-            f"{folder} holds results, but not the {SETTINGS} that says of what: name another "
+            f"{folder} holds results, but not the {SETTINGS} with their settings: name another "
             "folder with --out"
         )
     return now
 
 
 def check_space(folder, profile, source):
-    """Refuse a sweep whose results the disk cannot hold; OSError names the seeds that would fit."""
+    """Check that the disk can hold the results; OSError says how many seeds would fit."""
     weights = profile.model(0.0, (28, 28, 1)).size
     shared = (source.train + source.test) * 28 * 28 * 4
     each = 0  # bytes of one seed
     for cell in replace(profile, seeds=1).cells():
-        each += 16_000  # its record, and again in the table
+        each += 16_000  # its record, in its file and in the table
         each += 4 * weights if cell.is_pretraining else 0
         each += 40 * source.test if "baselines" in profile.parts(cell) else 0
     parts = ("cells", "pretrained", "predictions", "data")
@@ -265,12 +267,12 @@ def check_space(folder, profile, source):
 
 
 def worker_bytes(profile):
-    """What a worker needs at least: itself, and all that is kept of its networks."""
+    """The least memory of a worker: for the program, and for all that it keeps of its networks."""
     return 60_000_000 + 80 * profile.model(0.0, (28, 28, 1)).size
 
 
 def done_cells(folder):
-    """The cells that a folder holds, finished or diverged."""
+    """The cells of a folder that are finished or diverged."""
     if not (Path(folder) / SETTINGS).exists():
         return set()
     return {Cell(**record["cell"]) for record in read_cells(folder)[1]}
@@ -280,7 +282,7 @@ def done_cells(folder):
 
 
 def measure(profile, dataset):
-    """Seconds of one training step with its moments update, and of predicting the test images.
+    """Seconds of one training step with its update of the moments, and of one prediction.
 
     Both on one thread, as in a worker of `Processes`.
     """
@@ -303,9 +305,9 @@ def measure(profile, dataset):
 
 
 def measure_on_gpu(profile, dataset, side_by_side):
-    """The same for one of the networks that share a GPU.
+    """The same as `measure`, per network, when several share a GPU.
 
-    side_by_side   how many train side by side
+    side_by_side   how many networks
     """
     model = profile.model(max(profile.dropout), dataset.train_images.shape[1:])
     training = Problem(model, profile.batch, side_by_side, "gpu")
@@ -317,15 +319,15 @@ def measure_on_gpu(profile, dataset, side_by_side):
 
 @dataclass(frozen=True)
 class Cost:
-    """What cells will cost, from one measured step and one measured prediction.
+    """How long cells will take, computed from one measured step and one measured prediction.
 
-    updates       of training, in all
-    predictions   of all test images, in all
-    images        test images
-    step          seconds of one update
-    predicting    seconds of one prediction
-    side_by_side      networks side by side on a GPU; None on a CPU
-    workers       on a CPU
+    updates        of training, summed over all cells
+    predictions    of all test images, summed over all cells
+    images         number of test images
+    step           seconds of one update
+    predicting     seconds of one prediction
+    side_by_side   networks side by side on a GPU; None on a CPU
+    workers        on a CPU
     """
 
     updates: int
@@ -340,7 +342,7 @@ class Cost:
     def measure(cls, profile, cells, dataset, crew):
         """Measure on the crew's device.
 
-        cells   those that are missing
+        cells   the missing ones
         crew    Processes or Device
         """
         train, test = len(dataset.train_images), len(dataset.test_images)
@@ -358,14 +360,14 @@ class Cost:
 
     @property
     def seconds(self):
-        """Of one core, or of the GPU."""
+        """Seconds of one core, or of the GPU."""
         return self.updates * self.step + self.predictions * self.predicting
 
     def describe(self):
-        """The cost in words."""
+        """The cost as text."""
         if self.side_by_side:
             how, digits = f"{self.side_by_side} side by side", 4
-            whole = f"{duration(self.seconds)}, and what the host needs besides"
+            whole = f"{duration(self.seconds)}, plus what the host needs"
         else:
             how, digits = "one thread", 2
             whole = (
@@ -380,7 +382,7 @@ class Cost:
 
 
 def duration(seconds):
-    """Seconds in a unit that fits."""
+    """Seconds as text, in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

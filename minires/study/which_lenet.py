@@ -1,8 +1,8 @@
-"""Which LeNet was the paper's? It does not say; `minires sweep --profile which-lenet` tries eight.
+"""Which LeNet did the paper use? It does not say. The profile which-lenet tries eight.
 
 Each candidate differs from the default in one thing, and is a small sweep of its own. The findings
-say for which of them claims C1, C5 and C11 come out, and which reach the accuracies that the
-paper shows, 99.3 % and more.
+say with which candidates claims C1, C5 and C11 hold, and which reach the accuracies that the paper
+shows, 99.3 % and more.
 
     DIR/CANDIDATE/…         a sweep like any other: `minires report DIR/CANDIDATE` shows it
     DIR/which-lenet.json    the findings, for all candidates
@@ -15,17 +15,17 @@ from minires.study.claims import ADAM_CEILING, verdicts
 from minires.study.grid import ADAM_RATE, OUTSIDE, TRIED_L1
 from minires.study.store import count
 
-REACH = 0.993  # the paper's figures begin about there
+REACH = 0.993  # the accuracy axes of the paper's figures begin about here
 CLAIMS = ("C1", "C5", "C11")
 
 
 def findings(candidate, sweep):
-    """What a sweep says of one candidate.
+    """The findings about one candidate.
 
     Returns  dict: "candidate"; "weights", how many; "scores", {what: mean accuracy over seeds};
-             "best", the largest of them; "reaches", whether that is `REACH` or more; "claims",
-             {"C1": {"outcome", "points": {what: difference}, "agrees"}, …}. `agrees` is the
-             direction alone, None where nothing was measured; with one seed it is no test.
+             "best", the name of the largest score; "reaches", whether it is `REACH` or more;
+             "claims", {"C1": {"outcome", "points": {what: difference}, "agrees"}, …}. `agrees`
+             tells only whether the direction is right (None: not measured). It is not a test
     """
     found = {}
     for record in sweep.records:
@@ -83,7 +83,7 @@ def findings(candidate, sweep):
 
 
 def table(rows: list) -> str:
-    """What `findings` say, as text: a line for each candidate."""
+    """The findings of all candidates as text, one line for each."""
     heads = ["candidate", "weights", "best %", "≥ 99.3"]
     for claim in CLAIMS:
         heads += [claim, "points"]
@@ -99,13 +99,13 @@ def table(rows: list) -> str:
     seeds = max((row["seeds"] for row in rows), default=0)
     notes = [
         "",
-        f"{count(seeds, 'seed')}; percentage points. yes, no: the direction; a single accuracy is "
-        "known to ± 0.08, so differences of one seed show little.",
+        f"{count(seeds, 'seed')}; percentage points. yes, no: whether the direction is right. One "
+        "accuracy is known to ± 0.08 only, so differences of one seed show little.",
         f"C1: ℓ₁ {TRIED_L1:g} minus {OUTSIDE[0]:g} and {OUTSIDE[1]:g} (with --outside). C5: plain "
         "fine-tuning, dropout on minus off.",
         f"C11, trained and fine-tuned with Adam: {ADAM_CEILING} minus plain; mean model minus "
         "plain.",
-        "best: of all methods, after SGD and after Adam, with dropout and without.",
+        "best: the best of all methods, by SGD and by Adam, with dropout and without.",
     ]
     return "\n".join([text.table(heads, lines), *notes])
 
