@@ -679,7 +679,7 @@ def test_networks_with_batch_norm_compare_every_policy(tmp_path, capsys, monkeyp
         *[("mean", 1, policy) for policy in policies],
         *[(*kind, policy) for policy in policies for kind in (("draw", 1), ("ensemble", 2))],
     ]
-    names = "mean model", "1 drawn network", "ensemble of 2"
+    names = "mean model", "1 sampled network", "ensemble of 2"
     for name, policy in itertools.product(names, policies):
         assert f"{name}, {policy}  " in stdout
     assert stdout.endswith("from training images, or those of the last update\n")
@@ -747,7 +747,7 @@ def test_the_table_by_hand():
     assert lines[5].split() == ["mean", "model", "92.00", "0.3000", "0.2000", "1.25"]
     assert lines[6].split() == ["Δ", "+1.00", "-0.1000", "+0.0000", "+0.00"]
     assert lines[7].split()[:4] == ["ensemble", "of", "3", "93.00"]
-    assert lines[-1].startswith("one seed, so no spread; Δ: against fine-tuned, same seed")
+    assert lines[-1].startswith("one seed, so no spread; Δ: difference to fine-tuned, same seed")
     assert len({len(line) for line in (lines[1], lines[-2])}) == 1
 
 

@@ -382,7 +382,7 @@ def test_a_cell_that_disagrees_makes_a_claim_inconclusive(papers_world):
 
     claim = ask("C5", without(papers_world, spoil))
     assert claim.outcome == INCONCLUSIVE
-    assert "1 of 6 cells alone speak against it" in claim.verdict().reason
+    assert "1 of 6 single cells contradict it" in claim.verdict().reason
 
 
 def test_mcnemar_is_counted(papers_world):

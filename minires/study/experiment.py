@@ -1,14 +1,14 @@
 """One experiment: train, fine-tune with moments, compare; for one seed or several.
 
-Each seed goes through three stages, and each stage leaves one file in the folder of results:
+Each seed goes through three stages, which leave these files in the folder of results:
 
-    seed_0_pretrained.npz   θ and statistics after training
+    seed_0_pretrained.npz   θ and batch-norm statistics after training
     seed_0_finetuned.npz    the same after fine-tuning, and every value of a few weights
     seed_0_moments.npz      mean and variance of θ over the fine-tuning updates
-    seed_0_records.json     what the methods scored
+    seed_0_records.json     the scores of all methods
 
-A stage whose file is there is not done again. So a run that was stopped, by Ctrl-C, by a crash or
-by `kill -9`, goes on where it was. At the end come `results.json` and the picture.
+A stage is not done again when its files exist. So after Ctrl-C, a crash or `kill -9`, the work goes
+on from the last finished stage. At the end `results.json` and the picture are written.
 """
 
 import hashlib
@@ -35,35 +35,35 @@ from minires.training.optimizers import SGD, Adam
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 FINETUNED = ("finetuned", 1, None)  # method, members, batch-norm policy: what all are compared to
-CONFIG, FORMAT = "config.json", 2  # the settings of a folder; 2 since its files name their run
-SIDE_BY_SIDE = 10  # drawn networks that predict at a time
+CONFIG, FORMAT = "config.json", 2  # in format 2 every file of a folder names its settings
+SIDE_BY_SIDE = 10  # so many sampled networks predict at a time
 OWN_PART = re.compile(r"(config\.json|results\.json|figure\.png|seed_\d+_\w+\.\w+)\.\d+\.part")
-WATCHED = 6  # weights whose values are kept after every update, for the picture
-SMALL_ENSEMBLE = 3  # the paper's cheap ensemble, beside that of all members
-STATISTICS_BATCHES = 20  # training batches from which "recomputed" measures batch norm
-ADAM_RATE = 1e-3  # the default in TensorFlow 1.8, which the paper used
+WATCHED = 6  # the values of so many weights are kept after every update, for the picture
+FEW_MEMBERS = 3  # the paper's cheap ensemble; it is compared with that of all members
+STATISTICS_BATCHES = 20  # "recomputed" batch-norm statistics are measured on so many batches
+ADAM_RATE = 1e-3  # the default of TensorFlow 1.8, which the paper used
 
-# A setting that is not given is chosen for the network, so that it learns well from 28×28 pixels
-# in minutes on two cores. SETTINGS replace those in USUAL.
+# A setting that is not given is chosen so that the network learns well from 28×28 pixels, within
+# minutes on two cores. SETTINGS replace those in USUAL.
 USUAL = {"width": None, "l1": 0.2, "l2": 0.15, "momentum": 0.0, "dropout": 0.5}
 SETTINGS = {
     "mobilenet_v1": {"width": 0.25, "l1": 0.05, "l2": 0.05, "momentum": 0.9, "dropout": 0.2},
     "mobilenet_v2": {"width": 0.25, "l1": 0.05, "l2": 0.05, "momentum": 0.9, "dropout": 0.2},
     "inception_v3": {"width": 0.25, "l1": 0.05, "l2": 0.05, "momentum": 0.9, "dropout": 0.2},
 }
-# Batch norm's running statistics. The networks' own 0.99 remembers a hundred updates; in runs as
-# short as these the weights have moved on by then.
+# The momentum of batch norm's running statistics. The networks' own 0.99 averages over a hundred
+# updates. That is too slow for a short training: meanwhile the weights change too much.
 STATISTICS_MOMENTUM = 0.9
-GLYPHS_L2 = 0.25  # LeNet's ℓ₂ there; both lie within the paper's range, where averaging shows
+GLYPHS_L2 = 0.25  # LeNet's ℓ₂ on glyphs, within the paper's range; there averaging helps visibly
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a result depends on. Where a value is None, one is chosen for the network.
+    """Everything that a result depends on. A value of None is chosen for the network.
 
     data                 "glyphs" or "mnist"
     network              a name in `minires.networks.NETWORKS`
-    width                what multiplies the channels of a network that has a `width`
+    width                factor on the number of channels, for a network that has a `width`
     l1, l2               ℓ₁ and ℓ₂, the learning rates of training and of fine-tuning
     momentum             of SGD, in both phases
     epochs               of training
@@ -75,7 +75,8 @@ class Config:
     members              networks in the large ensemble
     seed, seeds          the first seed, and how many
     train, test          how many images (None: all that the data set has)
-    device               "cpu" or "gpu": the same weights and batches, other dropout masks
+    device               "cpu" or "gpu"; they have the same weights and batches, but other dropout
+                         masks
     """
 
     data: str = "glyphs"
@@ -127,7 +128,7 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, there are sgd, adam")
 
     def _chosen(self):
-        """The values of what was left open."""
+        """The values for settings that were not given."""
         chosen = USUAL | SETTINGS.get(self.network, {})
         if self.data == "glyphs" and self.network not in SETTINGS:
             chosen["l2"] = GLYPHS_L2
@@ -138,7 +139,7 @@ class Config:
         return chosen
 
     def model(self, input_shape):
-        """The network of this configuration for images of one shape."""
+        """The network for images of one shape."""
         options = {"dropout": self.dropout, "input_shape": input_shape, "classes": 10}
         if self.width is not None:  # the networks with batch norm
             options |= {"width": self.width, "momentum": STATISTICS_MOMENTUM}
@@ -150,13 +151,13 @@ def make_optimizer(name: str, rate: float, momentum: float = 0.0):
 
     name       "sgd", or "adam" as in TensorFlow 1.8
     rate       ℓ, its learning rate
-    momentum   of SGD; Adam has none of this kind
+    momentum   of SGD; Adam ignores it
     """
     return SGD(rate, momentum) if name == "sgd" else Adam(rate)
 
 
 def fingerprint(dataset) -> str:
-    """SHA-256 over all images and labels of a data set: what a resumed run must find again."""
+    """SHA-256 over all images and labels of a data set; with `--resume` it must be the same."""
     digest = hashlib.sha256()
     for name in ("train_images", "train_labels", "test_images", "test_labels"):
         array = getattr(dataset, name)
@@ -170,21 +171,22 @@ def fingerprint(dataset) -> str:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where an experiment keeps its stages, or nowhere.
+    """The folder of an experiment; with path None nothing is kept.
 
-    path   a folder held by `locked_folder`; None keeps nothing
-    run    what every file in it carries, so that no other run's is taken for one of these
+    path   a folder held by `locked_folder`, or None
+    run    a code for the settings. Every file carries it, so that files of another experiment are
+           noticed
     """
 
     path: Path | None = None
     run: str = ""
 
     def file(self, name: str) -> Path | None:
-        """The path of a file here, or None."""
+        """The path of a file in the folder, or None."""
         return None if self.path is None else self.path / name
 
     def has(self, name: str) -> bool:
-        """Whether a finished file of that name is here."""
+        """Whether the folder has a finished file of that name."""
         return self.path is not None and (self.path / name).exists()
 
     def save(self, name: str, **arrays) -> None:
@@ -193,31 +195,31 @@ class Folder:
             save_arrays(self.file(name), run=np.array(self.run), **arrays)
 
     def load(self, name: str, **shapes) -> dict:
-        """Read a stage of this very run; ValueError where it is another's, or damaged."""
+        """Read a stage; ValueError when it is damaged or belongs to another experiment."""
         arrays = load_arrays(self.file(name), "run", shapes=shapes)
         self.own(name, str(arrays.pop("run")))
         return arrays
 
     def own(self, name: str, run: str) -> None:
-        """Refuse a file of another run."""
+        """Raise ValueError for a file of another experiment."""
         if run != self.run:
             raise ValueError(
-                f"{self.file(name)} belongs to another run: remove it, and it is done again"
+                f"{self.file(name)} belongs to another run: remove it, it will be made again"
             )
 
 
 def open_folder(
     path: Path, config: Config, model, resume: bool = False, data: str | None = None
 ) -> Folder:
-    """Look whether a folder can take this run; nothing is written but its config.json, last.
+    """Check that a folder is right for this experiment, then write its config.json.
 
     path     held by `locked_folder`
-    model    the network, whose size tells what the results need
-    resume   go on with a folder that holds an earlier run of the same configuration
+    model    the network; its size tells how much space the results need
+    resume   whether to go on with an earlier run of the same settings
     data     the `fingerprint` of the data
-    Raises   FileExistsError when it holds a run and `resume` is off, or stages without their
-             settings; ValueError when that run had other settings, data or kernels; OSError when
-             the disk is too full
+    Raises   FileExistsError when the folder holds a run and `resume` is off, or stages without
+             their settings; ValueError when that run had other settings, data or kernels; OSError
+             when the disk is too full
     """
     if (path / CONFIG).exists():
         if not resume:
@@ -227,7 +229,7 @@ def open_folder(
             )
     elif any(path.glob("seed_*.npz")):
         raise FileExistsError(
-            f"{path} holds stages of a run, but not the {CONFIG} that says which: name another "
+            f"{path} holds stages of a run, but not the {CONFIG} with its settings: name another "
             "folder with --out"
         )
     settings = {
@@ -240,7 +242,7 @@ def open_folder(
     # θ and one copy in float32, and the moments' 20 bytes a weight, for each seed.
     done = sum(path_.stat().st_size for path_ in path.glob("seed_*.npz"))
     check_disk(path, -done, 28 * model.size, config.seeds, "--seeds")
-    for unfinished in path.glob("*.part"):  # a killed run cannot tidy up after itself
+    for unfinished in path.glob("*.part"):  # left by a process that was killed
         if OWN_PART.fullmatch(unfinished.name):
             unfinished.unlink()
     settle(path, CONFIG, settings, free=("seeds",))
@@ -249,7 +251,7 @@ def open_folder(
 
 
 def check_members(config: Config, model, dataset) -> None:
-    """Refuse an ensemble that memory cannot hold, before anything is trained.
+    """Check, before anything is trained, that the ensemble fits into memory.
 
     Raises   MemoryError, which names a number of members that would fit
     """
@@ -337,11 +339,11 @@ def run(config: Config, dataset, folder: Folder, quiet: bool = False) -> dict:
 
 
 def run_seed(experiment: Experiment, seed: int) -> list:
-    """The three stages of one seed, or what is missing of them.
+    """The three stages of one seed; finished ones are read from the folder.
 
     experiment   Experiment
-    seed         of its weights, order of images, dropout and noise
-    Returns      its records
+    seed         decides the weights, the order of images, dropout and noise
+    Returns      the records of the seed
     """
     name, folder = f"seed_{seed}_records.json", experiment.folder
     if folder.has(name):
@@ -355,11 +357,11 @@ def run_seed(experiment: Experiment, seed: int) -> list:
 
 
 def load_records(folder: Folder, name: str, seed: int) -> list:
-    """The records of a seed that is finished.
+    """Read the records of a finished seed.
 
     folder   Folder
     name     of the file in it
-    seed     whose records these must be
+    seed     the seed that the records must have
     Raises   ValueError, which names the file, when it is damaged or of another run or seed
     """
     path = folder.file(name)
@@ -376,7 +378,7 @@ def load_records(folder: Folder, name: str, seed: int) -> list:
 
 
 def pretrain(experiment: Experiment, seed: int) -> dict:
-    """Train from initial weights, or read what that left.
+    """Train from initial weights, or read the result from the folder.
 
     experiment, seed   as in `run_seed`
     Returns            {"theta": (P,), "stats": (S,)} on the host
@@ -395,7 +397,7 @@ def pretrain(experiment: Experiment, seed: int) -> dict:
 
 
 def fine_tune(experiment: Experiment, seed: int, start: dict) -> tuple:
-    """Fine-tune with moments, or read what that left.
+    """Fine-tune with moments, or read the result from the folder.
 
     experiment, seed   as in `run_seed`
     start     what `pretrain` returned
@@ -425,12 +427,12 @@ def fine_tune(experiment: Experiment, seed: int, start: dict) -> tuple:
 
 
 def load_finetuned(experiment: Experiment, name: str, moments_name: str) -> tuple:
-    """What a fine-tuning left.
+    """Read the result of a fine-tuning.
 
     experiment           Experiment
     name, moments_name   its two files
     Returns              as `fine_tune`
-    Raises               ValueError, which names a file, where they contradict each other
+    Raises               ValueError, which names a file, when the files do not fit each other
     """
     model, config, folder = experiment.model, experiment.config, experiment.folder
     found = folder.load(
@@ -443,16 +445,16 @@ def load_finetuned(experiment: Experiment, name: str, moments_name: str) -> tupl
     )
     watched, history = found["watched"], found["history"]
     if watched.dtype.kind != "i" or not ((watched >= 0) & (watched < model.size)).all():
-        raise ValueError(f"{folder.file(name)}: watched are no numbers of weights")
+        raise ValueError(f"{folder.file(name)}: `watched` does not hold numbers of weights")
     if not np.array_equal(history[-1], found["theta"][watched]):
-        raise ValueError(f"{folder.file(name)}: its history does not end where theta is")
+        raise ValueError(f"{folder.file(name)}: its history does not end with theta")
     moments = Moments.load(folder.file(moments_name), config.device)
     mean = to_host(moments.mean) if moments.shape == (model.size,) and moments.count else None
     same = mean is not None and np.allclose(mean[watched], history.mean(axis=0), 1e-4, 1e-5)
     if not same or moments.count != config.updates:
         raise ValueError(
-            f"{folder.file(moments_name)} are not the moments of {name}: remove both, and they "
-            "are made again"
+            f"{folder.file(moments_name)} does not hold the moments of {name}: remove both files, "
+            "they will be made again"
         )
     return found, moments
 
@@ -477,7 +479,7 @@ def compare(
                 f"--l2, now {config.l1} and {config.l2}"
             )
         scores = loop.score(probabilities, experiment.test_labels)
-        # Only networks with batch norm have the choice of statistics.
+        # Only networks with batch norm have a choice of policies.
         named = {"batch_norm": policy} if policy else {}
         records.append({"seed": seed, "method": method, "members": members, **named, **scores})
 
@@ -490,18 +492,18 @@ def compare(
         record("mean", 1, predict(moments.mean, stats, "mean model"), policy)
     members = moments.sample(config.members, loop.stream(seed, "sampled networks"))
     for policy, stats in statistics_of(experiment, seed, finetuned, members).items():
-        drawn = np.concatenate([  # ten at a time, so that memory does not grow with --members
-            predict(members[some], stats[some], f"{config.members} drawn networks")
+        predictions = np.concatenate([  # ten at a time, so that memory does not grow with members
+            predict(members[some], stats[some], f"{config.members} sampled networks")
             for some in (slice(k, k + SIDE_BY_SIDE) for k in range(0, len(members), SIDE_BY_SIDE))
         ])  # fmt: skip
-        record("draw", 1, drawn[0], policy)
-        for size in sorted({min(SMALL_ENSEMBLE, config.members), config.members}):
-            record("ensemble", size, average(drawn[:size]), policy)
+        record("draw", 1, predictions[0], policy)
+        for size in sorted({min(FEW_MEMBERS, config.members), config.members}):
+            record("ensemble", size, average(predictions[:size]), policy)
     return records
 
 
 def statistics_of(experiment: Experiment, seed: int, finetuned: dict, theta) -> dict:
-    """Batch-norm statistics for resampled weights, by each policy.
+    """Batch-norm statistics for resampled weights, one set for each policy.
 
     experiment, seed   as in `run_seed`
     finetuned          what `fine_tune` returned
@@ -528,12 +530,12 @@ def statistics_of(experiment: Experiment, seed: int, finetuned: dict, theta) -> 
 
 
 def label_of(method: str, members: int, policy: str | None) -> str:
-    """What a row or a bar of results is called."""
+    """The name of a method in tables and pictures."""
     name = {
         "pretrained": "pre-trained",
         "finetuned": "fine-tuned",
         "mean": "mean model",
-        "draw": "1 drawn network",
+        "draw": "1 sampled network",
         "ensemble": f"ensemble of {members}",
     }[method]
     return f"{name}, {policy}" if policy else name
@@ -560,10 +562,10 @@ COLUMNS = (
 
 
 def table(records: list) -> str:
-    """The results as text: mean ± standard deviation over seeds, and below it Δ to fine-tuned.
+    """The results as text: mean ± standard deviation over seeds, and in the next row Δ.
 
-    Δ is the mean over seeds of the difference between two networks of the same seed, and its
-    standard deviation (ddof = 1). Accuracy and ECE in per cent.
+    Δ is the difference to the fine-tuned network of the same seed: its mean ± standard deviation
+    over seeds (ddof 1). Accuracy and ECE are in per cent.
     """
     rows = collect(records)
     seeds = len(next(iter(rows.values()))["accuracy"])
@@ -584,11 +586,11 @@ def table(records: list) -> str:
         if seeds > 1
         else "one seed, so no spread"
     )
-    notes = [f"{spread}; Δ: against fine-tuned, same seed"]
+    notes = [f"{spread}; Δ: difference to fine-tuned, same seed"]
     if any(policy for _, _, policy in rows):
         notes.append(
-            "batch-norm statistics: averaged like the weights, recomputed from training images, "
-            "or those of the last update"
+            "batch-norm statistics: averaged like the weights, recomputed on training images, or "
+            "the last ones"
         )
     return "\n".join([text.table(heads, [*lines, None]), *notes])
 

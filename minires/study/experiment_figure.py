@@ -1,4 +1,4 @@
-"""The picture of one experiment: the scores of every method, and a few weights over the updates."""
+"""The picture of one experiment: the scores of all methods, and a few weights at every update."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ POLICIES = (OURS, "o"), ("#e8590c", "s"), ("#5f3dc4", "^")  # colour and shape o
 
 
 def draw_folder(folder: Folder, results: dict, model) -> None:
-    """Write figure.png into the folder of a run that is finished.
+    """Write figure.png into the folder of a finished experiment.
 
     folder    minires.study.experiment.Folder
     results   what `minires.study.experiment.run` returned
@@ -24,12 +24,12 @@ def draw_folder(folder: Folder, results: dict, model) -> None:
 
 @default_style()
 def draw_experiment(results, path, history=None, names=()):
-    """Accuracy and NLL of every method, and a few weights over the updates of fine-tuning.
+    """Plot accuracy and NLL of all methods, and a few weights at every update of fine-tuning.
 
     results   what `minires.study.experiment.run` returns
     path      the PNG file
-    history   (updates, K): the watched weights after every fine-tuning update
-    names     K names for them
+    history   (updates, K): the watched weights after every update of fine-tuning
+    names     K names, one for each of them
     """
     count = 0 if history is None else history.shape[1]
     keys = collect(results["records"])
@@ -66,7 +66,7 @@ def _draw_methods(part, results):
             values, y = row[metric] * factor, float(methods.index((method, members)))
             colour = PLAIN if method in ("pretrained", "finetuned") else OURS
             style = {"color": colour, "marker": "o", "ls": ""}
-            if policy:  # one below the other, a colour and a shape for each
+            if policy:  # each policy has its own height, colour and shape
                 place = policies.index(policy)
                 y += 0.24 * (place - (len(policies) - 1) / 2)
                 style["color"], style["marker"] = POLICIES[place]
@@ -150,7 +150,7 @@ def tidy(axes):
 
 
 def name_of(model, index: int) -> str:
-    """ "conv2d_1.weight[3, 2, 0, 17]" for an index into θ."""
+    """The name of a weight by its index in θ, such as "conv2d_1.weight[3, 2, 0, 17]"."""
     for entry in model.layout.weights:
         if entry.start <= index < entry.start + entry.size:
             place = np.unravel_index(index - entry.start, entry.shape)

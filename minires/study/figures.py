@@ -38,7 +38,7 @@ METHODS = {
     "ema": "moving average (EMA)",
     "mean": "mean model",
     "swa": "SWA, ends of cycles",
-    "draw": "1 drawn network",
+    "draw": "1 sampled network",
     "ensemble_3": "ensemble of 3",
     "ensemble_10": "ensemble of 10",
     "isotropic_10": "isotropic noise, 10",

@@ -1,16 +1,16 @@
-"""Claims taken apart into propositions that data can show, contradict or leave open.
+"""Claims are divided into propositions, which data can show, contradict or leave open.
 
-A claim is supported when each of its propositions is shown at α = 0.05. As all must hold, this
-needs no correction. One contradicted proposition is enough against the claim, so for
-contradictions α is corrected by Holm's method.
+A claim is supported when each of its propositions is shown at α = 0.05. All of them must hold, so
+this needs no correction for many tests. One contradicted proposition is enough against the claim,
+so for contradictions α is corrected by Holm's method.
 
 A proposition about many cells is decided by the mean over the middle half of the cells: one number
-for each seed. The page also says in how many single cells it can be seen, with Holm's correction.
-A single cell that speaks against it makes the claim inconclusive. The tests are of ranks, and the
-mean is trimmed, so that one diverged run does not dominate.
+for each seed. The page also says in how many single cells it is shown, with Holm's correction. If
+a single cell contradicts it, the claim is inconclusive. Tests use ranks and the mean is trimmed, so
+that one diverged run does not decide.
 
 "Contradicted" needs evidence, as "shown" does: for the opposite, or for an effect too small to
-matter. A proposition is open where the data cannot tell: few seeds, much noise, nothing measured.
+matter. A proposition is open when the data cannot decide: few seeds, much noise, no data.
 """
 
 import math
@@ -36,26 +36,25 @@ from minires.study.statistics import (
     spread,
 )
 
-# Differences that do not matter. 0.05 percentage points are 5 of 10,000 images; a single
-# accuracy of 99.3 % is itself only known to ± 0.083 (binomial standard error). An NLL near
-# 0.025 has a standard error of about 0.002.
+# Smaller differences do not matter. 0.05 percentage points are 5 of 10,000 images. One accuracy of
+# 99.3 % is known to ± 0.083 only (binomial standard error); an NLL near 0.025 to about ± 0.002.
 MARGIN = {"accuracy": 0.0005, "nll": 0.001}
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
 
-# --- effects in words ---------------------------------------------------------------------
+# --- effects as text ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Unit:
     """How an effect is written.
 
-    factor   what a value is multiplied by
+    factor   a value is multiplied by this
     digits   after the point
-    name     written behind the number
-    sign     "+" to write it always, "" only where negative
-    words    for none, a positive and a negative effect, instead of a sign and a name
+    name     written after the number
+    sign     "+": the sign is always written; "": only for negative values
+    words    for no effect, a positive and a negative one, instead of a sign and a name
     """
 
     factor: float
@@ -80,7 +79,7 @@ class Unit:
         return f"{positive if value > 0 else negative} {size}"
 
     def edge(self, value):
-        """A bound, without digits that say nothing."""
+        """A bound, with three digits at most."""
         return f"{value * self.factor:.3g}{self.name}"
 
 
@@ -93,15 +92,15 @@ NLL = Unit(1, 4, "")
 
 @dataclass(frozen=True)
 class Part:
-    """One proposition of a claim, and how sure the data are of it.
+    """One proposition of a claim, and what the data say about it.
 
     says      the proposition
-    pro       p-value: below α it is shown
-    con       p-value: below α it is contradicted
+    pro       p-value: below α the proposition is shown
+    con       p-value: below α the proposition is contradicted
     found     the effect in a few words
-    limit     what a contradicted proposition came short of
-    mixed     what single cells say against it, or ""
-    numbers   [(what, text), …], made when asked for
+    limit     for a contradicted proposition: what contradicts it
+    mixed     what contradicts it in single cells, or ""
+    numbers   a function that returns [(what, text), …]
     """
 
     says: str
@@ -114,21 +113,21 @@ class Part:
 
 
 def unknown(says, why):
-    """A proposition of which the data say nothing."""
+    """A proposition that the data say nothing about."""
     return Part(says, 1.0, 1.0, why)
 
 
 @dataclass(frozen=True)
 class Test:
-    """How a proposition is tested on one cell, or on the middle of all.
+    """How a proposition is tested on one cell, or on the middle of all cells.
 
     name      for the reader
-    pro       data → p-value of the proposition; for several cells, (cells,) of them
+    pro       data → p-value for the proposition; for several cells (cells,)
     con       data → p-value against it
-    against   data of several cells → (cells,) p-values of what would be a disagreement
-    limit     what a contradicted proposition came short of
-    effect    data → (S,), the size of what is tested
-    margin    of the NLL beside it, where equality is tested
+    against   data of several cells → (cells,) p-values of a contradiction in single cells
+    limit     for a contradicted proposition: what contradicts it
+    effect    data → (S,), the size of the effect
+    margin    for the NLL, when equality is tested
     """
 
     name: str
@@ -145,7 +144,7 @@ def _itself(data):
 
 
 def more(says, of, margin=None, unit=POINTS, metrics=("accuracy", "nll")):
-    """The proposition that a difference is above zero. Against it: surely below the margin.
+    """The proposition that a difference is above zero. Contradicted: surely below the margin.
 
     of   metric → (cells, S)
     """
@@ -156,7 +155,7 @@ def more(says, of, margin=None, unit=POINTS, metrics=("accuracy", "nll")):
 
 
 def at_most(says, of, bound, unit=POINTS, metrics=("accuracy", "nll")):
-    """The proposition that a difference is below a bound. Against it: surely above."""
+    """The proposition that a difference is below a bound. Contradicted: surely above."""
 
     def below(d):
         return p_less(d, bound)
@@ -170,7 +169,7 @@ def at_most(says, of, bound, unit=POINTS, metrics=("accuracy", "nll")):
 
 
 def same(says, of, unit=POINTS, metrics=("accuracy", "nll")):
-    """The proposition that a difference does not matter. Against it: surely not zero."""
+    """The proposition that a difference does not matter. Contradicted: surely not zero."""
     margin = MARGIN["accuracy"]
 
     def beyond(d):
@@ -189,7 +188,7 @@ def same(says, of, unit=POINTS, metrics=("accuracy", "nll")):
 
 
 def rising(says, of, x, unit=POINTS):
-    """The proposition that values rise along x. Against it: the change is surely too small.
+    """The proposition that values rise along x. Contradicted: the rise is surely too small.
 
     of   metric → (cells, K, S)
     x    (K,), rising
@@ -216,10 +215,10 @@ def proposition(says, of, test, unit, metrics):
     """Test the middle of the cells, and each cell alone.
 
     says      the proposition
-    of        metric → (cells, …, S) as the test takes them, NaN where something is missing
+    of        metric → (cells, …, S) for the test, NaN where something is missing
     test      Test
     unit      of the effect
-    metrics   the one that decides, and those that stand beside it
+    metrics   the first one decides; the others are only reported
     Returns   Part
     """
     measured = of(metrics[0])
@@ -229,7 +228,7 @@ def proposition(says, of, test, unit, metrics):
     data = middle(chosen)
     effect = test.effect(data)
     cells, seeds = len(chosen), len(effect)
-    left = [  # of what is not left some run is missing, or diverged
+    left = [  # cells and seeds with a missing or diverged run are left out
         f"{some} of {count(all_, noun)}"
         for some, all_, noun in (
             (cells, len(measured), "cell"),
@@ -245,7 +244,7 @@ def proposition(says, of, test, unit, metrics):
     pro, con = test.pro(data), test.con(data)
     good = int((holm(test.pro(chosen)) < ALPHA).sum())
     bad = int((holm(test.against(chosen)) < ALPHA).sum())
-    mixed = f"{bad} of {cells} cells alone speak against it" if bad and cells > 1 else ""
+    mixed = f"{bad} of {cells} single cells contradict it" if bad and cells > 1 else ""
 
     def numbers():
         text = f"{size(effect, unit)}; {test.name}: {p_text(pro)}"
@@ -253,11 +252,11 @@ def proposition(says, of, test, unit, metrics):
             text += f"; Student's t, two-sided: {p_text(p_t(effect))}"
         text += f"; {count(seeds, 'seed')}"
         if left:
-            text += f" ({' in '.join(left)}: elsewhere some run is missing or diverged)"
+            text += f" ({' in '.join(left)}: in the others a run is missing or diverged)"
         if cells > 1 and cells * 0.5**seeds >= ALPHA and not good and not bad:
-            text += f"; {cells} cells, too few seeds to see any alone"
+            text += f"; {cells} cells, too few seeds to test single cells"
         elif cells > 1:
-            text += f"; {cells} cells, alone (Holm) seen in {good}, contradicted in {bad}"
+            text += f"; single cells (Holm): shown in {good} of {cells}, contradicted in {bad}"
         rows = [(says, text)]
         same = NLL if unit is POINTS else unit
         for metric in metrics[1:]:
@@ -287,9 +286,9 @@ def p_text(p):
 
 
 def describe(effect, unit, margin=None):
-    """An effect that decides nothing: its size, its interval, how sure it is not zero.
+    """An effect that is only reported: its size, its interval, and a test whether it is not zero.
 
-    margin    how sure, then, it is within ± margin
+    margin    if given, the test is whether the effect is within ± margin
     """
     text = size(effect, unit)
     if margin is None:
@@ -298,7 +297,7 @@ def describe(effect, unit, margin=None):
 
 
 def size(effect, unit):
-    """The mean, its interval, and the median, which a single lost run does not move."""
+    """The mean, its interval, and the median. One diverged run does not change the median."""
     median = unit.write(np.median(effect))
     return f"{unit.phrase(effect.mean())} {_brackets(effect, unit)}, median {median}"
 
@@ -315,15 +314,15 @@ def _brackets(effect, unit):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a sweep says of one claim.
+    """What a sweep says about one claim.
 
     claim      "C1" …
     statement  what the paper says
     outcome    "supported", "not supported" or "inconclusive"
     numbers    [(what, text), …]
-    reason     in plain words
-    parts      the same, [(state, sentence), …]: "shown", "contradicted" or "open"
-    test       how it was decided
+    reason     all sentences of `parts`
+    parts      [(state, sentence), …], state "shown", "contradicted" or "open"
+    test       which tests were used
     """
 
     claim: str
@@ -337,10 +336,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim taken apart.
+    """A claim, divided into propositions.
 
-    parts    Parts, all of which must hold
-    beside   functions that return further [(what, text), …], which decide nothing
+    parts    a list of Part; all of them must hold
+    beside   functions that return more [(what, text), …]; these numbers are only reported
     """
 
     claim: str
@@ -351,7 +350,7 @@ class Claim:
 
     @property
     def states(self):
-        """Of each part: "shown", "contradicted" or "open"."""
+        """The state of each part: "shown", "contradicted" or "open"."""
         against = holm([part.con for part in self.parts])
         return [
             "shown" if part.pro < ALPHA else "contradicted" if p < ALPHA else "open"

@@ -1,4 +1,4 @@
-"""The scores of a sweep, put in order for the tests: which cell, which seed, what is missing."""
+"""The scores of a sweep as arrays for the tests: by cell and seed, NaN where one is missing."""
 
 import math
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Grid:
-    """The scores of one method. values[ℓ₁, ℓ₂, dropout, seed], NaN where not measured.
+    """The scores of one method: values[ℓ₁, ℓ₂, dropout, seed], NaN where not measured.
 
-    Each view puts the seeds last and the cells to be taken together first.
+    Each property below is a view of `values`: the cells are the first axis, the seeds the last.
     """
 
     l1: list
@@ -36,15 +36,15 @@ class Grid:
 
     @property
     def dropout_gain(self):
-        """(cells, S): with the largest dropout minus without any; no cells if one is missing."""
+        """(cells, S): the score with the largest dropout minus that without; empty without both."""
         without, with_most = np.moveaxis(self._pairs, 1, 0)
         return with_most - without
 
     @property
     def dropout_gain_in_scatters(self):
-        """(cells, S): that gain over the standard deviation over seeds (ddof = 1), NaN if zero.
+        """(cells, S): that gain divided by the standard deviation over seeds (ddof 1), NaN if zero.
 
-        The variance is the mean of that with and that without dropout.
+        The variance is the mean of two: that with dropout and that without.
         """
         pairs = self._pairs
         seeds = np.isfinite(pairs).sum(axis=-1, keepdims=True)
@@ -55,7 +55,7 @@ class Grid:
 
     @property
     def _pairs(self):
-        """(cells, 2, S): without any dropout, and with the largest; no cells if one is missing."""
+        """(cells, 2, S): without dropout, and with the largest; empty without both."""
         if len(self.dropout) < 2 or self.dropout[0] != 0:
             return np.empty((0, 2, len(self.seeds)))
         return self._views(self.values[:, :, [0, -1]], 2)
@@ -65,7 +65,7 @@ class Grid:
         return values.reshape(cells, *inner, len(self.seeds))
 
 
-# A network that can tell nothing gives each of ten digits a tenth.
+# A network that knows nothing gives each of ten digits the probability 0.1.
 GUESSING = {"accuracy": 0.1, "nll": math.log(10)}
 
 
@@ -73,9 +73,9 @@ def grid(sweep, method, metric, optimizer="sgd", finetune_optimizer="sgd", diver
     """The scores of a method in all cells of one pair of optimizers, as a Grid.
 
     finetune_optimizer   None: the pre-trainings
-    diverged             True: diverged runs score as guessing, for comparing rates, or runs with
-                         and without dropout. False: they are NaN, for comparing methods within a
-                         run, as that run has none
+    diverged             True: a diverged run scores like guessing, for comparing runs (rates, with
+                         and without dropout). False: its score is NaN, for comparing the methods
+                         of one run, since a diverged run has none
     """
     everything = [*sweep.records, *sweep.diverged]
     records = [
@@ -84,7 +84,7 @@ def grid(sweep, method, metric, optimizer="sgd", finetune_optimizer="sgd", diver
         if record["cell"]["optimizer"] == optimizer
         and record["cell"]["finetune_optimizer"] == finetune_optimizer
     ]
-    # Dropout and seeds are those of the whole sweep, so that any two grids can be subtracted.
+    # All grids have the dropouts and seeds of the whole sweep, so that they can be subtracted.
     axes = [
         sorted({record["cell"][name] for record in found})
         for name, found in (
@@ -107,7 +107,7 @@ def grid(sweep, method, metric, optimizer="sgd", finetune_optimizer="sgd", diver
 def gather(sweep, value_of):
     """One value, or list of values, of each SGD cell that has it: (cells, …, S) with NaN.
 
-    value_of   record → number or list, None where it was not measured
+    value_of   record → number or list; None where nothing was measured
     """
     found = {}
     for record in sweep.records:
@@ -128,7 +128,7 @@ def gather(sweep, value_of):
 
 
 def curve(sweep, key, axis, metric):
-    """The scores along a curve, where all SGD cells that have it were measured.
+    """The scores along a curve, at the positions that all SGD cells with this curve share.
 
     Returns   (positions, (cells, positions, S) with NaN)
     """

@@ -1,25 +1,27 @@
-"""The statistics of the study: how sure may one be of a difference between two methods?
+"""The significance tests of the study: is a difference between two methods more than chance?
 
 Everything is paired. Two methods of one seed start from the same network and see the same batches,
-so each seed gives one difference. The tests ask of these differences: are they above zero, or
-below what matters? The test is Wilcoxon's, of signed ranks. Student's t asks the same of the mean.
-But now and then a training diverges, and its accuracy is 10 %. One such difference among ten
-makes the mean useless; among ranks it is only the largest.
+so each seed gives one difference. The tests ask whether these differences are above zero, or too
+small to matter. The main test is Wilcoxon's signed-rank test. Student's t-test asks the same
+question about the mean. But sometimes a training diverges, and its accuracy is 10 %. One such
+difference among ten makes the mean useless. In a test of ranks it is only the largest of ten.
 
-`scipy.stats` does the arithmetic. The functions here add what study data need: differences that
-are all zero or all equal, ties (an accuracy is a whole number of images), one or two seeds.
+`scipy.stats` does the arithmetic. The functions here add what the study's data need: differences
+that are all zero or all equal, ties (an accuracy is a whole number of images), one or two seeds.
 
 A test gives a p-value: the probability of differences at least as large as these if there were no
-effect. Below `ALPHA` the effect counts as shown. An effect that is *not* shown may still be there.
-To show that it is too small to matter needs a test of its own, `p_equivalent`.
+effect. Below `ALPHA` the effect counts as shown. An effect that is *not* shown may still exist. To
+show that it is too small to matter, another test is needed: `p_equivalent`.
 """
 
 import numpy as np
 from scipy import stats
 
 ALPHA = 0.05
-LEAST_SEEDS = 5  # all five of one sign have p = 1/32; with four, 1/16, nothing can be shown
-EXACT = 13  # up to so many seeds all 2ⁿ signs are tried
+# With five seeds p can be as small as 1/32, when all differences have one sign. With four it is at
+# least 1/16, so nothing can be shown.
+LEAST_SEEDS = 5
+EXACT = 13  # with up to so many seeds all 2ⁿ signs are tried
 
 
 def spread(values):
@@ -35,10 +37,11 @@ def spread(values):
 
 
 def p_greater(differences, than=0.0):
-    """How probable are such large differences, if above and below `than` were equally likely?
+    """Are the differences larger than `than`? A one-sided p-value.
 
-    Wilcoxon's signed-rank test, exact also where there are ties: all 2ⁿ signs are tried, for
-    more than 13 seeds 2¹³ at random. Differences that equal `than` do not count.
+    Wilcoxon's signed-rank test. If values above and below `than` were equally likely, every choice
+    of signs would be equally likely. So all 2ⁿ signs are tried (with more than 13 seeds 2¹³ random
+    ones). That is exact also when there are ties. Differences that equal `than` do not count.
 
     differences   (…, n), one for each seed
     Returns       one-sided p-values (…), at least 2⁻ⁿ; 1 for a single seed
@@ -51,7 +54,7 @@ def p_greater(differences, than=0.0):
         return np.ones(cells)[()]
     zeros = (excess == 0).sum(axis=-1, keepdims=True)
     ranks = np.where(excess == 0, 0, stats.rankdata(abs(excess), axis=-1) - zeros)
-    # `stats.wilcoxon` would do just this where there are ties, in 20 times as long.
+    # With ties `stats.wilcoxon` would do the same, but take 20 times as long.
     return stats.permutation_test(
         (np.sign(excess) * ranks,),
         np.sum,
@@ -65,19 +68,19 @@ def p_greater(differences, than=0.0):
 
 
 def p_less(differences, than=0.0):
-    """How probable are such small differences, if above and below `than` were equally likely?"""
+    """Are the differences smaller than `than`? A one-sided p-value, as `p_greater`."""
     return p_greater(-np.asarray(differences, float), -than)
 
 
 def p_different(differences):
-    """Two-sided: how probable are differences so far from zero, if there were no effect?"""
+    """Are the differences not zero? A two-sided p-value, as `p_greater`."""
     return np.minimum(1, 2 * np.minimum(p_greater(differences), p_less(differences)))
 
 
 def p_equivalent(differences, margin):
-    """How probable are these differences, if the true ones were outside ±margin?
+    """Are the differences within ±margin? A p-value by TOST, two one-sided tests.
 
-    TOST, two one-sided tests: they are shown to lie above −margin and below +margin.
+    One test shows that they are above −margin, the other that they are below +margin.
 
     differences   (…, n), one for each seed
     margin        the largest difference that does not matter, above 0
@@ -90,10 +93,10 @@ def p_equivalent(differences, margin):
 
 
 def p_t(differences):
-    """Student's paired t-test, two-sided: as `p_different`, but of the mean.
+    """Is the mean difference not zero? Student's paired t-test, two-sided.
 
     differences   (n,)
-    Returns       1 for a single seed; where all are equal there is no spread, and no test: NaN
+    Returns       a p-value; 1 for a single seed; NaN when all are equal, since there is no spread
     """
     differences = _rounded(differences)
     if len(differences) < 2:
@@ -104,7 +107,7 @@ def p_t(differences):
 
 
 def p_rising(table):
-    """Do the columns rise from left to right? Page's test; for two columns `p_greater`.
+    """Do the values rise from the first column to the last? Page's test; for two `p_greater`.
 
     table     (…, S, K): for each seed the values at K settings, in order
     Returns   one-sided p-values (…)
@@ -121,7 +124,7 @@ def p_rising(table):
 
 
 def changes(table, x):
-    """How much each seed's straight line through its values rises from the first x to the last.
+    """For each seed, how much a straight line through its values rises over the range of x.
 
     table     (S, K)
     x         (K,), rising, at least two
@@ -132,10 +135,10 @@ def changes(table, x):
 
 
 def p_mcnemar(only_first, only_second):
-    """Does one of two classifiers do better on the same images? McNemar's exact test.
+    """Is one of two classifiers better on the same images? McNemar's exact test.
 
-    Only the images count that exactly one of them got right. If both were equally good, each of
-    these would be a toss of a coin.
+    Only those images count that exactly one of them classifies correctly. If both were equally
+    good, it would be a matter of chance which of the two that is.
 
     only_first, only_second   numbers of images
     Returns                   a two-sided p-value
@@ -145,10 +148,10 @@ def p_mcnemar(only_first, only_second):
 
 
 def holm(p_values):
-    """p-values made larger, so that all the tests together give a false alarm with probability α.
+    """p-values made larger, so that any false alarm among all m tests has probability α at most.
 
-    The i-th smallest of m is multiplied by m − i, i = 0 … m−1, and none may come out below
-    one that was smaller than itself.
+    The i-th smallest of m is multiplied by m − i, i = 0 … m−1. Then each is made at least as large
+    as those before it.
 
     p_values   (m,)
     Returns    (m,), in the same order
@@ -156,7 +159,7 @@ def holm(p_values):
     """
     p_values = np.asarray(p_values, float)
     if not ((p_values >= 0) & (p_values <= 1)).all():
-        raise ValueError(f"holm: {p_values} are no p-values")
+        raise ValueError(f"holm: {p_values} are not p-values")
     order = np.argsort(p_values, kind="stable")
     factors = len(p_values) - np.arange(len(p_values))
     adjusted = np.empty_like(p_values)
@@ -169,12 +172,13 @@ def interval(values):
 
     mean ± t(0.975, n − 1) · s/√n
 
-    Of 100 such intervals of normal values 95 hold the true mean, at any n. Of skewed values fewer
-    do: of exponential ones 88 at n = 5 and 90 at n = 10. Bootstrap intervals are worse there: with
-    so few values, samples of the sample vary too little.
+    For normal values, 95 of 100 such intervals contain the true mean, at any n. For skewed values
+    fewer do: for exponential ones 88 at n = 5 and 90 at n = 10. Bootstrap intervals would be worse:
+    with so few values they are too short.
 
     values    (n,), finite
-    Returns   (low, high); the value itself where all are equal; NaN below `LEAST_SEEDS` values
+    Returns   (low, high); both are the value itself if all are equal; NaN for fewer than
+              `LEAST_SEEDS` values
     Raises    ValueError when a value is not finite
     Source    Student 1908, Biometrika 6
     """
@@ -188,9 +192,9 @@ def interval(values):
 
 
 def middle(cells):
-    """The mean over the middle half of the cells: a quarter is cut off at either end.
+    """The mean over the middle half of the cells; the lowest and the highest quarter are left out.
 
-    A median would be as safe from a diverged run. But accuracies are whole numbers of images, so
+    A median would also be safe from a diverged run. But accuracies are whole numbers of images, so
     most differences of medians would be zero.
 
     cells     (C, …)
@@ -200,10 +204,11 @@ def middle(cells):
 
 
 def best_of_the_others(values):
-    """For each seed the setting that is best by the mean of the other seeds.
+    """For each seed the setting that has the best mean over the other seeds.
 
-    To pick the best of five settings and then to test how good it is gives too high a score: part
-    of what made it the best is luck. Picked by the other seeds, it owes nothing to this one's luck.
+    If we choose the best of five settings and then report its score, the score is too high: the
+    setting is the best partly by luck. Here the other seeds choose, so this seed's luck has no part
+    in the choice.
 
     values    (K, S), S at least 2
     Returns   (S,) indices in [0, K)
@@ -216,8 +221,8 @@ def best_of_the_others(values):
 def complete(cells):
     """The largest part of a sweep, finished or not, in which nothing is missing.
 
-    A cell counts when all it consists of is there for a seed. Enough seeds to test come
-    first, then as many numbers as possible.
+    For a seed, a cell counts only if all its values were measured. The part has enough seeds for a
+    test, if possible, and then as many values as possible.
 
     cells     (C, …, S), NaN where something was not measured
     Returns   (C', …, S') without NaN; C' or S' may be 0
@@ -235,9 +240,9 @@ def complete(cells):
 
 
 def _rounded(values):
-    """Finite values without their last digits, in which equal differences of accuracies differ.
+    """Values without their last digits, in which equal differences of accuracies may differ.
 
-    A missing value is no evidence: it would count as a rank, and as a difference.
+    Values that are missing raise ValueError: they would count as differences, without evidence.
     """
     values = np.asarray(values, float)
     bad = values.size - int(np.isfinite(values).sum())
