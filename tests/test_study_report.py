@@ -242,7 +242,7 @@ def test_the_lead_counts_settings(sweep, html):
 def test_a_profile_that_only_tests_has_no_verdicts(sweep, panels):
     smoke = replace(sweep, settings=sweep.settings | {"profile": "smoke"})
     html = unglued(report.write_page(smoke, panels))
-    assert html.count("too small to judge: this profile tests that everything runs") == 2
+    assert html.count("too small to judge: this profile only shows that everything works") == 2
     assert '<table class="claims"' not in html
     assert "ahead in accuracy" not in html
 

@@ -1,7 +1,7 @@
-"""The paper's claims about MNIST, each asked of a sweep: one function, one verdict.
+"""The paper's claims about MNIST, tested with the data of a sweep: one function, one verdict.
 
-A verdict is "supported", "not supported" or "inconclusive"; propositions.py says when it is
-which. Accuracy decides, in pairs of one seed; the negative log-likelihood (NLL) stands beside it.
+A verdict is "supported", "not supported" or "inconclusive"; propositions.py explains these. The
+accuracy decides, in pairs of the same seed. The negative log-likelihood (NLL) is only reported.
 """
 
 from dataclasses import replace
@@ -47,20 +47,20 @@ from minires.study.statistics import (
     p_mcnemar,
 )
 
-# What may be called marginal, and what would be called a loss: the smallest difference between
-# two networks that 10,000 images can show, a little more than that standard error.
+# A smaller gain counts as marginal, a larger loss as a loss. It is the smallest difference between
+# two networks that 10,000 images can show, a little more than one standard error.
 VISIBLE = 0.001
 INNER_L1 = (0.15, 0.3)  # the paper's range of ℓ₁
-LOST = 0.5  # an accuracy below which a network has forgotten what it knew
+LOST = 0.5  # with an accuracy below this, a network has forgotten what it knew
 ADAM_CEILING = 0.993  # C11
-FREE, CHEAP = 0.05, 0.10  # C16: what "nothing" and "marginally" may cost, of the same without
-EXACT = 1e-5  # C17: relative; the weights themselves are known to 6e-8
-FEW, ABOUT = 1 / 20, 0.8  # C9: what are few updates, and what "about one epoch", in epochs
+FREE, CHEAP = 0.05, 0.10  # C16: "nothing" and "marginally" are at most 5 % and 10 % more time
+EXACT = 1e-5  # C17: the largest relative error; the weights themselves are known to 6e-8
+FEW, ABOUT = 1 / 20, 0.8  # C9: "few updates" and "about one epoch", both in epochs
 SCATTERS = Unit(1, 2, " × the standard deviation")
 
 
 def _picked_by_the_others(values, metric):
-    """(K, S) → (S,): for each seed the value at the setting that is best by the other seeds."""
+    """(K, S) → (S,): for each seed its value at the setting that is best for the other seeds."""
     best = best_of_the_others(values if metric == "accuracy" else -values)
     return values[best, np.arange(len(best))]
 
@@ -68,7 +68,7 @@ def _picked_by_the_others(values, metric):
 def _c1(sweep):
     """Is the best ℓ₁ inside the paper's range, and every measured ℓ₁ outside it worse?
 
-    The best ℓ₁ inside is picked, for each seed, by the other seeds: so it is not flattered.
+    For each seed, the other seeds choose the best ℓ₁ inside. So its score is not too high by luck.
     """
     low, high = INNER_L1
     rates = grid(sweep, "pretrained", "accuracy", finetune_optimizer=None).l1
@@ -117,10 +117,10 @@ def _c1(sweep):
 
 
 def _c2(sweep):
-    """Does plain fine-tuning rise with ℓ₁, fall with ℓ₂, and is it best in that corner?
+    """Does plain fine-tuning improve as ℓ₁ rises and as ℓ₂ falls, and is it best in that corner?
 
-    The corner is the upper half of ℓ₁ with the lower half of ℓ₂, a median in the middle counted
-    in. The best rates in it and the best elsewhere are picked, for each seed, by the other seeds.
+    The corner is the upper half of ℓ₁ with the lower half of ℓ₂; both include the median. For each
+    seed, the other seeds choose the best rates in the corner and the best ones elsewhere.
     """
 
     def plain(metric):
@@ -133,7 +133,7 @@ def _c2(sweep):
         in_corner = high[:, None] & low
 
     def by_rates(metric):
-        """(ℓ₁, ℓ₂, S), or nothing"""
+        """(ℓ₁, ℓ₂, S); empty if nothing was measured"""
         values = complete(np.moveaxis(plain(metric).values, 2, 0))
         return middle(values) if values.size else np.empty(0)
 
@@ -185,7 +185,7 @@ def _c2(sweep):
 
 
 def _prefers_larger_l2(sweep, optimizer, method="mean", name="the mean model"):
-    """Is a method's best ℓ₂ larger than plain fine-tuning's; does its gain grow with ℓ₂?"""
+    """Is a method's best ℓ₂ larger than plain fine-tuning's? Does its gain grow with ℓ₂?"""
 
     def scores(method, metric, diverged=True):
         return grid(sweep, method, metric, optimizer, diverged=diverged)
@@ -193,10 +193,10 @@ def _prefers_larger_l2(sweep, optimizer, method="mean", name="the mean model"):
     l2 = np.array(scores("finetuned", "accuracy").l2)
 
     def best(method, metric):
-        """(cells, S): the best ℓ₂ of each seed; of several that are equal, their mean."""
+        """(cells, S): the best ℓ₂ of each seed; the mean of several that are equally good."""
         values = scores(method, metric).along_l2 * (1 if metric == "accuracy" else -1)
         is_best = values == values.max(axis=1, keepdims=True)
-        with np.errstate(invalid="ignore"):  # a cell that is not there has no best
+        with np.errstate(invalid="ignore"):  # a missing cell has no best ℓ₂
             return (is_best * l2[:, None]).sum(axis=1) / is_best.sum(axis=1)
 
     def step_up(metric):
@@ -215,12 +215,12 @@ def _prefers_larger_l2(sweep, optimizer, method="mean", name="the mean model"):
 
 
 def _c3(sweep):
-    """The mean model decides; the ensembles, and its own slope along ℓ₂, stand beside it."""
+    """The mean model decides. The ensembles, and its own slope along ℓ₂, are only reported."""
     l2 = grid(sweep, "mean", "accuracy").l2
 
     def beside():
         own = rising(
-            "  beside it: the mean model's own accuracy rises with ℓ₂",
+            "  reported only: the mean model's own accuracy rises with ℓ₂",
             lambda metric: grid(sweep, "mean", metric).along_l2,
             l2,
         )
@@ -228,7 +228,8 @@ def _c3(sweep):
         for members in (3, 10):
             name = f"  an ensemble of {members}"
             for part in _prefers_larger_l2(sweep, "sgd", f"ensemble_{members}", name.strip()):
-                rows += [("  beside it: " + what.strip(), text) for what, text in part.numbers()]
+                for what, text in part.numbers():
+                    rows.append(("  reported only: " + what.strip(), text))
         return rows
 
     return Claim(
@@ -241,11 +242,12 @@ def _c3(sweep):
 
 
 def _no_loss_along_l2(sweep, optimizer, method="mean", name="the mean model"):
-    """Does no ℓ₂ lose much against the best ℓ₂?
+    """Is no ℓ₂ much worse than the best ℓ₂?
 
-    The best is picked, for each seed, by the other seeds. That every loss is below the bound
-    is shown when the least sure one is; that some loss is above it, with Holm's correction. Here
-    the mean over the cells counts, and a run that forgot all it knew rules out "no loss".
+    For each seed, the other seeds choose the best ℓ₂. All losses are shown to be below the bound
+    when the one with the largest p-value is. One loss is shown to be above it with Holm's
+    correction. Here the mean over all cells counts, and one run that forgot what it knew is enough
+    against "no loss".
     """
     says = f"no ℓ₂ costs {name} {POINTS.edge(VISIBLE)} or more"
 
@@ -278,7 +280,7 @@ def _no_loss_along_l2(sweep, optimizer, method="mean", name="the mean model"):
     con = holm(p_greater(loss, VISIBLE)).min()
 
     def numbers():
-        tested = f"signed ranks, the least sure ℓ₂: {p_text(pro)}"
+        tested = f"signed ranks, the largest p of all ℓ₂: {p_text(pro)}"
         rows = [(says, f"{found}; {tested}; {count(seeds, 'seed')}")]
         for rate, row, gone in zip(l2, loss, lost, strict=True):
             text = size(row, POINTS)
@@ -295,11 +297,11 @@ def _no_loss_along_l2(sweep, optimizer, method="mean", name="the mean model"):
 
 
 def _c4(sweep):
-    """Non-inferiority: the worst ℓ₂ of the mean model against its best."""
+    """Non-inferiority: every ℓ₂ of the mean model compared with its best ℓ₂."""
 
     def plain():
         part = _no_loss_along_l2(sweep, "sgd", "finetuned", "plain fine-tuning")
-        return [("  beside it: " + what.strip(), text) for what, text in part.numbers()]
+        return [("  reported only: " + what.strip(), text) for what, text in part.numbers()]
 
     return Claim(
         "C4",
@@ -325,10 +327,10 @@ def _c5(sweep):
 
 
 def _c6(sweep):
-    """An interaction: |g| < g₀, the gains of the mean model and of plain fine-tuning.
+    """An interaction: |g| < g₀. g is the mean model's gain through dropout, g₀ plain fine-tuning's.
 
-    |g| < g₀ where g₀ − g > 0 and g₀ + g > 0. Should dropout plainly harm plain fine-tuning, the
-    signs turn: "matters" is about sizes.
+    |g| < g₀ when g₀ − g > 0 and g₀ + g > 0. If dropout surely harms plain fine-tuning, both signs
+    change, since "matters" is about sizes only.
     """
 
     def gains(metric):
@@ -355,23 +357,23 @@ def _c6(sweep):
             ("plain fine-tuning", "the mean model"), gains("accuracy"), strict=True
         ):
             if gain.size:
-                rows.append((f"  what dropout gives {name}", describe(middle(gain), POINTS)))
+                rows.append((f"  gain of {name} through dropout", describe(middle(gain), POINTS)))
         return rows
 
     return Claim(
         "C6",
         "Dropout matters less after resampling.",
-        "signed ranks of the interaction: difference, and sum, of the gains through dropout",
+        "signed ranks of the interaction: difference and sum of the two gains through dropout",
         [
             more("dropout changes plain fine-tuning more than the mean model", less),
-            more("it does not change the mean model as much the other way", no_reversal),
+            more("it does not change the mean model as much in the other direction", no_reversal),
         ],
         [each],
     )
 
 
 def _difference(sweep, method, other, *optimizers):
-    """metric → (cells, S): a method minus another of the same run, by SGD where not said else."""
+    """metric → (cells, S): a method minus another one of the same run; by SGD unless named."""
 
     def of(metric):
         first, second = (
@@ -383,7 +385,10 @@ def _difference(sweep, method, other, *optimizers):
 
 
 def _c7(sweep):
-    """Equivalence, not a test that failed; McNemar's test of each pair of networks beside it."""
+    """Equivalence must be shown: that no difference was found is not enough.
+
+    McNemar's tests of all pairs of networks are only reported.
+    """
 
     def mcnemar():
         rows = []
@@ -422,7 +427,7 @@ def _c8(sweep):
 
     def against_three():
         of = _difference(sweep, "ensemble_10", "ensemble_3")
-        return more("  beside it: it is better than an ensemble of 3", of, margin=0).numbers()
+        return more("  reported only: it is better than an ensemble of 3", of, margin=0).numbers()
 
     def cost():
         return [("  its cost", "ten predictions instead of one")]
@@ -442,9 +447,9 @@ def _c8(sweep):
 def _c9(sweep):
     """Is a mean over a twentieth of an epoch worse, and is the curve flat before it ends?
 
-    Two neighbours alone do not show that: a curve that still climbs does so in small steps. So
-    every number of updates that was measured, from half of all on and from about an epoch on, must
-    be equivalent to all of them. Against it speaks what is gained after about an epoch.
+    Two neighbouring points do not show that a curve is flat: a rising curve has small steps, too.
+    So every measured number of updates, from half of all on and from about an epoch on, must be
+    equivalent to all updates. A gain after about an epoch contradicts the claim.
     """
     counts, values = curve(sweep, "updates", "updates", "accuracy")
     says_few = "the mean over all updates is better than over the first few"
@@ -474,7 +479,7 @@ def _c9(sweep):
         return p_greater(data, margin) if near >= ABOUT * epoch else np.ones(data.shape[:-1])[()]
 
     flat = Test(
-        f"TOST ± {POINTS.edge(margin)}, the least sure",
+        f"TOST ± {POINTS.edge(margin)}, the largest p",
         lambda data: p_equivalent(data, margin).max(axis=-1),
         after_an_epoch,
         after_an_epoch,
@@ -506,7 +511,7 @@ def _list(numbers):
 
 
 def _c10(sweep):
-    """C3 and C4 again where Adam did the training, and whether resampling helps at all."""
+    """C3 and C4 again for networks trained with Adam, and whether resampling helps at all."""
 
     gain = _difference(sweep, "mean", "finetuned", "adam")
     return Claim(
@@ -522,7 +527,7 @@ def _c10(sweep):
 
 
 def _c11(sweep):
-    """Plain fine-tuning by Adam, resampling it, and the best of the rest of Fig. 2."""
+    """Plain fine-tuning by Adam, its mean model, and the best other method of Fig. 2."""
 
     def level(method):
         return lambda metric: grid(sweep, method, metric, "adam", "adam", diverged=False).cells
@@ -534,7 +539,7 @@ def _c11(sweep):
         if len(by_sgd) != len(by_adam):
             return np.empty((0, 0))
         values = complete(np.concatenate([by_sgd, by_adam], axis=1))  # (dropout, ℓ₂, S)
-        if not values.size or values.shape[1] < 2:  # one ℓ₂ of SGD at least, and Adam
+        if not values.size or values.shape[1] < 2:  # Adam and at least one ℓ₂ of SGD
             return np.empty((0, 0))
         *_, by_adam = values = middle(values)
         return (_picked_by_the_others(values[:-1], metric) - by_adam)[None]
@@ -544,22 +549,22 @@ def _c11(sweep):
         ceiling = at_most(says, level("finetuned"), ADAM_CEILING, SHARE, ("accuracy",))
         mean = complete(level("mean")("accuracy"))
         if mean.size and np.median(middle(mean)) < ADAM_CEILING:
-            # So small a network is below whatever one does: true, but no merit of averaging.
-            beside = f"its mean model too, {SHARE.phrase(np.median(middle(mean)))}"
+            # A small network stays below with every method: true, but not because of averaging.
+            beside = f"so does its mean model, {SHARE.phrase(np.median(middle(mean)))}"
             ceiling = replace(ceiling, found=f"{ceiling.found}; {beside}")
     else:
         ceiling = unknown(says, "the number is about MNIST")
     return Claim(
         "C11",
         "Fine-tuned with Adam, plain stays below 0.993; resampling its iterates is best.",
-        "signed ranks; the best ℓ₂ of SGD is picked, for each seed, by the other seeds",
+        "signed ranks; for each seed, the other seeds choose the best ℓ₂ of SGD",
         [
             ceiling,
             more(
                 "its mean model is better", _difference(sweep, "mean", "finetuned", "adam", "adam")
             ),
             at_most(
-                "the best mean model fine-tuned by SGD is not better by as much as "
+                "the best mean model fine-tuned by SGD is better by less than "
                 f"{POINTS.edge(MARGIN['accuracy'])}",
                 best_other,
                 MARGIN["accuracy"],
@@ -569,7 +574,7 @@ def _c11(sweep):
 
 
 def _c12(sweep):
-    """Small against the scatter: against the standard deviation over seeds of the same rates."""
+    """Marginal means: smaller than the standard deviation over seeds at the same rates."""
 
     def both(metric):
         return [grid(sweep, "mean", metric, "adam", which) for which in ("sgd", "adam")]
@@ -584,7 +589,7 @@ def _c12(sweep):
     return Claim(
         "C12",
         "Trained with Adam, dropout gains only marginally, given the scatter.",
-        "signed ranks of the gain over the standard deviation over seeds, and against a loss",
+        "signed ranks of the gain divided by the standard deviation over seeds, and of a loss",
         [
             at_most(
                 "the mean model's gain through dropout is below the scatter over seeds",
@@ -602,9 +607,9 @@ def _c12(sweep):
 
 
 def _c16(sweep):
-    """Seconds of one step, one update of the moments and one prediction, in the same cell.
+    """Compares seconds of one step, one update of the moments and one prediction in the same cell.
 
-    Each seed's ratio is the median over its cells: a worker that was held up counts for little.
+    The ratio of a seed is the median over its cells, so a worker that had to wait matters little.
     """
 
     def ratio(above, below):
@@ -650,7 +655,7 @@ def _ratio(seconds, above, below):
 
 
 def _c17(sweep):
-    """A matter of arithmetic, not of chance: one error above the bound would refute it."""
+    """This is arithmetic, not chance: one error above the bound contradicts it."""
     says = "mean and variance agree with those of all weights kept"
     errors = [
         max(record["moments_check"]["mean"], record["moments_check"]["variance"])
@@ -674,7 +679,7 @@ def _c17(sweep):
     return Claim(
         "C17",
         "Eqs. 2-3 equal the population mean and variance of θ¹ … θᵀ.",
-        f"relative error against float64 over the kept history, at most {EXACT:g}",
+        f"relative error compared with float64 over the kept history, at most {EXACT:g}",
         [part],
     )
 
@@ -682,20 +687,20 @@ def _c17(sweep):
 CLAIMS = (_c1, _c2, _c3, _c4, _c5, _c6, _c7, _c8, _c9, _c10, _c11, _c12, _c16, _c17)
 
 
-TOO_SMALL = "too small to judge: this profile tests that everything runs"
+TOO_SMALL = "too small to judge: this profile only shows that everything works"
 
 
 def is_too_small(sweep):
-    """Whether a sweep is of a profile that judges nothing."""
+    """Whether the sweep's profile is too small for verdicts."""
     return sweep.settings.get("profile") in TESTING
 
 
 def verdicts(sweep):
-    """What a sweep says of every claim about MNIST.
+    """The verdicts on all claims about MNIST.
 
-    A profile that only tests that everything runs judges nothing. Nor do networks that only guess:
-    they are all alike, which would be taken for an answer. So where most runs were lost, only the
-    claims about time and arithmetic are judged.
+    A profile that only shows that everything works gives no verdicts. Nor do networks that only
+    guess: they are all equally good, which would look like an answer. So if more than half of the
+    runs were lost, only the claims about time and arithmetic are judged.
 
     sweep     a `minires.study.store.Sweep`
     Returns   [Verdict, …], C1 to C12, C16, C17
@@ -709,7 +714,7 @@ def verdicts(sweep):
         small = unknown("the sweep can judge", TOO_SMALL)
         found = [replace(claim, parts=[small], beside=[]) for claim in found]
     elif 2 * lost > total:
-        guess = unknown("the networks know something", f"{lost} of {total} runs were lost")
+        guess = unknown("the networks have learned", f"{lost} of {total} runs were lost")
         found = [
             claim if claim.claim in ("C16", "C17") else replace(claim, parts=[guess], beside=[])
             for claim in found

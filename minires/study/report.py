@@ -1,11 +1,11 @@
-"""`minires report DIR`: what a sweep found, as one HTML file that needs nothing else.
+"""`minires report DIR`: the findings of a sweep as one HTML file that needs nothing else.
 
-The page holds its figures, its numbers and its few lines of script itself: no network, no server.
-The claims come first, then the figures with captions that say what to see. What the sweep does
-not hold, a sentence says so.
+The page contains its figures, its numbers and its short script. It needs no network and no server.
+The claims come first, then the figures with captions that explain them. For everything that the
+sweep does not hold, a sentence says so.
 
-The page itself is report.html.j2, a Jinja2 template beside this file; the functions here say what
-stands in it. Jinja2 escapes everything that comes from the records.
+The page itself is report.html.j2, a Jinja2 template in this folder; the functions here compute its
+content. Jinja2 escapes everything that comes from the records.
 """
 
 import re
@@ -24,9 +24,9 @@ DARK = (
     "--rule: #2e343d; --accent: #6cb4f5; --on-accent: #0d1117; --warm: #f2975c; --sky: #86d9ee; "
     "--green: #4fc9a2;"
 )
-DATA = {"mnist": "MNIST", "glyphs": "glyphs, digits made on the spot"}
-# How the outcome of a claim, and the state of a proposition, look: a class of the style sheet, and
-# an icon that needs no colour to be told from the others.
+DATA = {"mnist": "MNIST", "glyphs": "glyphs, digits made by the program"}
+# The look of each outcome of a claim and of each state of a proposition: a class of the style
+# sheet, and an icon that can be recognized without colours.
 OUTCOMES = {"supported": "yes", "not supported": "no", "inconclusive": "open"}
 STATES = {"shown": "yes", "contradicted": "no", "open": "open"}
 CONTENTS = (
@@ -35,7 +35,7 @@ CONTENTS = (
     ("updates", "Updates"), ("noise", "Noise dial"), ("reliability", "Calibration"),
     ("sigma", "σ of the weights"), ("landscape", "Landscape"), ("cells", "All settings"),
 )  # fmt: skip
-# Of each slider: heading, label, and where it starts (a position, or the last one).
+# For each slider: heading, label, and its first position (None: the last one).
 DIALS = {
     "ensemble": ("How many networks?", "networks in the ensemble", 3),
     "updates": ("How many updates?", "updates averaged", None),
@@ -47,11 +47,11 @@ DIALS = {
 
 
 def write_page(sweep, panels=None, folder=None) -> str:
-    """The whole page, the same text whenever the sweep is the same.
+    """The whole page. The same sweep gives the same text.
 
     sweep     what `minires.study.store.load_sweep` returns
     panels    what `figures.draw_all` returns, if it was called already
-    folder    where the sweep lies, for the command that the page names
+    folder    of the sweep, for the command that the page shows
     Returns   HTML
     """
     panels = figures.draw_all(sweep) if panels is None else panels
@@ -83,7 +83,7 @@ def template(name: str = "report.html.j2"):
 
 
 def content_of(sweep, panels, folder=None) -> dict:
-    """All that the template asks for, by name."""
+    """All values that the template needs, by name."""
     from minires import __version__
     from minires.study.claims import TOO_SMALL, is_too_small, verdicts
 
@@ -120,7 +120,7 @@ def content_of(sweep, panels, folder=None) -> dict:
 
 
 def glue(text: str) -> str:
-    """Text whose numbers stay on a line with what they are numbers of."""
+    """Text in which a number and its unit stay on one line."""
     text = re.sub(r"\bp ([=<]) (?=\d)", "p\u00a0\\1\u00a0", text)
     text = re.sub(r"(?<=\d) (?=(points|%|seeds?|runs?|cells?|updates)\b|%)", "\u00a0", text)
     text = re.sub(r"(?<=ℓ[₁₂]) (?=\d)", "\u00a0", text)
@@ -131,7 +131,7 @@ def glue(text: str) -> str:
 
 
 def lead_of(sweep):
-    """The numbers of the first sentence; None where nothing was fine-tuned yet."""
+    """The numbers of the first sentence; None if nothing is fine-tuned yet."""
     tuned = [
         records
         for setting, records in figures.by_setting(sweep.records).items()
@@ -152,7 +152,7 @@ def lead_of(sweep):
 
 
 def brief_of(sweep):
-    """What the page rests on, in a line."""
+    """What was computed, in one line."""
     records = [*sweep.records, *sweep.diverged]
     seeds = figures.say_seeds([{record["cell"]["seed"] for record in records}])
     return "; ".join(
@@ -161,7 +161,7 @@ def brief_of(sweep):
 
 
 def missing_cells(sweep):
-    """How many cells of the sweep's profile are not there yet; None for a profile unknown here."""
+    """How many cells of the sweep's profile are missing; None for an unknown profile."""
     from minires.study.grid import PROFILES
 
     profile = PROFILES.get(sweep.settings.get("profile"))
@@ -182,29 +182,29 @@ def missing_cells(sweep):
 
 
 def unfinished(sweep) -> list:
-    """A sentence on what is missing, in a list: it stands before everything else."""
+    """A list of one sentence that says how many cells are missing; empty if none are."""
     missing = missing_cells(sweep)
     if not missing:
         return []
     total = missing + len(sweep.records) + len(sweep.diverged)
     return [
-        f"Not complete: of the {total} cells of the profile {sweep.settings['profile']} "
-        f"{missing} {'is' if missing == 1 else 'are'} missing, all its seeds counted. What "
-        "follows is what the finished ones say."
+        f"Not complete: of the {total} cells of the profile {sweep.settings['profile']}, with "
+        f"all its seeds, {missing} {'is' if missing == 1 else 'are'} missing. This page is "
+        "about the finished ones."
     ]
 
 
 def lost_of(sweep) -> list:
-    """Sentences on what went wrong, and what became of it."""
+    """Sentences about cells that diverged or collapsed, and how they are counted."""
     notes = []
     if sweep.diverged:
         cells = figures.by_setting(sweep.diverged)
         count = len(sweep.diverged)
         notes.append(
             f"The loss became infinite in {count} cell{'s' * (count > 1)}, which "
-            f"{'have' if count > 1 else 'has'} no scores: {_name_all(cells)}. Where the verdicts "
-            "compare runs with each other, such a run counts as a network that guesses; where they "
-            "compare the methods of one run, it is missing."
+            f"{'have' if count > 1 else 'has'} no scores: {_name_all(cells)}. When the verdicts "
+            "compare runs, such a run counts as a network that guesses. When they compare the "
+            "methods of one run, it is left out."
         )
     fallen = figures.by_setting(sweep.records, collapsed=True)
     if fallen:
@@ -213,7 +213,7 @@ def lost_of(sweep) -> list:
         names = _name_all(fallen)
         notes.append(
             f"In {count} {cells} the network collapsed: the accuracy of its last iterate is below "
-            f"{100 * figures.COLLAPSED:.0f} %. The verdicts take {them} as {are}; figures and "
+            f"{100 * figures.COLLAPSED:.0f} %. The verdicts count {them} as {are}; figures and "
             f"tables leave {them} out. {names[0].upper() + names[1:]}."
         )
     return notes
@@ -224,7 +224,7 @@ def _name_all(settings):
 
 
 def facts_of(sweep, folder):
-    """The settings, and the command that made the sweep."""
+    """The settings, and the command that computes the same sweep."""
     settings, records = sweep.settings, sweep.records
     cells = [record["cell"] for record in records]
     seeds = sorted({cell["seed"] for cell in cells})
@@ -253,7 +253,7 @@ def facts_of(sweep, folder):
 
 
 def _network(settings):
-    """lenet (channels 4, 8, hidden 256)"""
+    """The network and its options, as "lenet (channels 4, 8, hidden 256)"."""
     network = settings.get("network")
     if not isinstance(network, dict):
         return str(network)
@@ -262,7 +262,7 @@ def _network(settings):
 
 
 def _outcome_of(sweep):
-    """279 finished, 9 of them collapsed; 1 diverged"""
+    """Counts, as "279 finished, 9 of them collapsed; 1 diverged"."""
     collapsed = sum(map(figures.has_collapsed, sweep.records))
     text = f"{len(sweep.records):,} finished"
     text += f", {collapsed} of them collapsed" if collapsed else ""
@@ -270,7 +270,7 @@ def _outcome_of(sweep):
 
 
 def _command(settings, folder):
-    """What to type for the same sweep."""
+    """The command that computes the same sweep."""
     from minires.study.grid import PROFILES
 
     profile = PROFILES.get(settings.get("profile"))
@@ -278,7 +278,7 @@ def _command(settings, folder):
     whole = {"train": 60_000, "test": 10_000} if settings.get("data") == "mnist" else {}
     for name in ("data", "train", "test", "epochs", "updates", "batch"):
         usual = getattr(profile, name, None)
-        if usual is None:  # all that there are
+        if usual is None:  # all images
             usual = whole.get(name)
         if settings.get(name, usual) != usual:
             words.append(f"--{name} {settings[name]}")
@@ -298,14 +298,14 @@ def _plain(value):
 
 
 def _ranges(numbers):
-    """0–3, 7 for [0, 1, 2, 3, 7]."""
-    runs = []
+    """Whole numbers as text: "0–3, 7" for [0, 1, 2, 3, 7]."""
+    ranges = []
     for n in numbers:
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
+        if ranges and n == ranges[-1][1] + 1:
+            ranges[-1][1] = n
         else:
-            runs.append([n, n])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
+            ranges.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in ranges)
 
 
 def _signed(value, digits):
@@ -316,7 +316,7 @@ def _signed(value, digits):
 
 
 def groups_of(sweep, optimizer, tuned):
-    """{Setting: records} of the networks that an optimizer trained, and SGD or Adam fine-tuned."""
+    """{Setting: records} of the networks trained by one optimizer, fine-tuned (`tuned`) or not."""
     return {
         setting: records
         for setting, records in figures.by_setting(sweep.records).items()
@@ -325,7 +325,7 @@ def groups_of(sweep, optimizer, tuned):
 
 
 def seeds_of(sweep, optimizer, tuned=True):
-    """How many seeds a point of a figure stands for, and what its crosses are."""
+    """Sentences that say how many seeds a point of a figure has, and what its crosses mean."""
     lost = any(
         setting.optimizer == optimizer and (setting.l2 is not None) == tuned
         for setting in figures.count_lost(sweep)
@@ -335,7 +335,7 @@ def seeds_of(sweep, optimizer, tuned=True):
 
 
 def baselines_of(sweep, panels) -> list:
-    """The settings in which other methods were measured, first the one nearest the middle."""
+    """The settings in which other methods were measured; the one with ℓ₂ nearest 0.15 is first."""
     settings, groups = figures.baseline_settings(sweep), []
     for number, head in enumerate(dict.fromkeys(setting[:4] for setting in settings), 1):
         same = {s: records for s, records in settings.items() if s[:4] == head}
@@ -399,14 +399,14 @@ def _difference(records, method, metric, paired=True):
 
 
 def _say_interval(triple, metric):
-    """+0.05 [+0.03, +0.07]"""
+    """A difference and its interval, as "+0.05 [+0.03, +0.07]"."""
     digits = 3 if metric == "accuracy" else 4
     mean, low, high = (_signed(value, digits) for value in triple)
     return mean if np.isnan(triple[1]) else f"{mean} [{low},\u00a0{high}]"
 
 
 def dial_of(sweep, key) -> dict:
-    """A curve with a slider along it: its positions, and what it reads at each."""
+    """A curve with a slider: the positions of the slider, and the numbers at each of them."""
     title, label, start = DIALS[key]
     positions, table = figures.curve_table(sweep, key)
     names, rows = figures.short_names(table), {}
@@ -436,7 +436,7 @@ def dial_of(sweep, key) -> dict:
 
 
 def slider_of(dial) -> dict:
-    """What the page's script needs of a dial: every number at every position."""
+    """All numbers of a dial at all positions, for the page's script."""
     cells = {
         f"{row}-{column}": values
         for row, columns in enumerate(dial["rows"].values())
@@ -446,7 +446,7 @@ def slider_of(dial) -> dict:
 
 
 def reliability_of(sweep) -> dict:
-    """How many seeds have bins of confidence, and what share of images lies in the last one."""
+    """The number of seeds with bins of confidence, and the share of images in the last bin."""
     held = [
         kept
         for records in figures.by_setting(sweep.records).values()
@@ -465,13 +465,13 @@ def reliability_of(sweep) -> dict:
 
 
 def portrait_of(sweep) -> str:
-    """Of which network the portrait is."""
+    """A sentence that names the network of the portrait."""
     found = figures.find_portrait(sweep)
     return f"One network, seed {found[1]}: {figures.describe(found[0])}." if found else ""
 
 
 def cells_of(sweep) -> list:
-    """A row for every setting, for those who want to look one up."""
+    """One row for each setting, for the table at the end."""
     settings = figures.by_setting(sweep.records)
     tuned = {setting: records for setting, records in settings.items() if setting.l2 is not None}
     names = {"sgd": "SGD", "adam": "Adam"}
