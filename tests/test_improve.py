@@ -496,6 +496,11 @@ def test_other_pictures_to_compare_on(place, capsys):
     printed = capsys.readouterr()
     assert "15 held-out pictures" in printed.out
     assert "24 pictures to train on" in printed.err
+    network = minires.onnx.load(place / "n.onnx")
+    shown = evaluate.Examination(network, imagenet.load(place / "test"), "keras")
+    expected = evaluate.summarize(evaluate.examine(shown, quiet=True)[0])
+    rows = json.loads((place / "out" / "results.json").read_text())["networks"]
+    assert rows[0]["nll"] == pytest.approx(expected["nll"], rel=1e-5)
     write_pictures(place / "fewer", each=1, names=WORDNET[:2])
     with pytest.raises(ValueError, match="holds other classes"):
         command(*words(place, holdout=None, test_images=place / "fewer"))

@@ -81,7 +81,8 @@ def test_measured_statistics_are_the_mean_over_batches_and_leave_the_weights(pro
     network.measure(theta, images[:3], moved, 0.25)
     np.testing.assert_allclose(moved, 0.25 * stats + 0.75 * parts[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(theta, before)
-    assert network.init_stats(2).shape == (2, network.stats_size)
+    np.testing.assert_array_equal(network.init_stats(), stats)
+    np.testing.assert_array_equal(network.init_stats(2), [stats, stats])
 
 
 def test_predictions_are_probabilities_whatever_the_batch(problem):
