@@ -236,7 +236,7 @@ def test_the_lead_counts_settings(sweep, html):
     tuned = [r for s, r in figures.by_setting(sweep.records).items() if s.l2 is not None]
     ahead = sum(figures.differences_of(r, "mean", "accuracy").mean() > 0 for r in tuned)
     assert 0 < ahead < len(tuned)
-    assert f"ahead in accuracy in {ahead} of {len(tuned)} settings" in html
+    assert f"the higher accuracy in {ahead} of {len(tuned)} settings" in html
 
 
 def test_a_profile_that_only_tests_has_no_verdicts(sweep, panels):
@@ -244,7 +244,7 @@ def test_a_profile_that_only_tests_has_no_verdicts(sweep, panels):
     html = unglued(report.write_page(smoke, panels))
     assert html.count("too small to judge: this profile only shows that everything works") == 2
     assert '<table class="claims"' not in html
-    assert "ahead in accuracy" not in html
+    assert "the higher accuracy" not in html
 
 
 def test_captions_follow_from_the_data(sweep, html):

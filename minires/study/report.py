@@ -188,9 +188,9 @@ def unfinished(sweep) -> list:
         return []
     total = missing + len(sweep.records) + len(sweep.diverged)
     return [
-        f"Not complete: of the {total} cells of the profile {sweep.settings['profile']}, with "
-        f"all its seeds, {missing} {'is' if missing == 1 else 'are'} missing. This page is "
-        "about the finished ones."
+        f"Not complete: of the {total} cells of the profile {sweep.settings['profile']} {missing} "
+        f"{'is' if missing == 1 else 'are'} missing, counting all its seeds. This page is about "
+        "the finished ones."
     ]
 
 
