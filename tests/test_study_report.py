@@ -173,7 +173,7 @@ def test_captions_say_how_many_seeds(sweep, html):
     assert len(portraits) == 2
     for caption in set(captions) - set(portraits):
         assert "4 seeds" in caption, caption
-        assert "deviation" in caption or "interval" in caption or "together" in caption
+        assert "deviation" in caption or "interval" in caption or "All test images of" in caption
     assert figures.say_seeds([[1, 2], [1]]) == "1 to 2 seeds"
     assert figures.say_seeds([[1]]) == "1 seed"
 
