@@ -294,7 +294,7 @@ def test_a_missing_value_is_no_evidence(test, missing):
 
 def test_what_is_no_p_value_and_no_margin_is_refused():
     for bad in (np.nan, -0.1, 1.1):
-        with pytest.raises(ValueError, match="no p-values"):
+        with pytest.raises(ValueError, match="not p-values"):
             holm([0.5, bad])
         if not bad > 0:
             with pytest.raises(ValueError, match="margin"):
