@@ -682,7 +682,7 @@ def test_networks_with_batch_norm_compare_every_policy(tmp_path, capsys, monkeyp
     names = "mean model", "1 sampled network", "ensemble of 2"
     for name, policy in itertools.product(names, policies):
         assert f"{name}, {policy}  " in stdout
-    assert stdout.endswith("from training images, or those of the last update\n")
+    assert stdout.endswith("on training images, or those of the last update\n")
 
     config = Config(**results["config"])
     data = data_tools.load("glyphs", train=64, test=32)

@@ -590,7 +590,7 @@ def table(records: list) -> str:
     if any(policy for _, _, policy in rows):
         notes.append(
             "batch-norm statistics: averaged like the weights, recomputed on training images, or "
-            "the last ones"
+            "those of the last update"
         )
     return "\n".join([text.table(heads, [*lines, None]), *notes])
 
