@@ -86,7 +86,7 @@ def check(case, activation, window, rough):
     y = same_bits(lambda: cpu.convolve(x, w, bias, *how, None))
     compare(y, expected, terms, rough)
     active = cpu.convolve(x, w, bias, *how, activation)
-    np.testing.assert_array_equal(active, plain.activate(y, activation))
+    np.testing.assert_array_equal(active, plain.activate(y, None, activation))
     if y.shape[2] >= window[0] and y.shape[3] >= window[1]:
         pooled, winners = same_bits(
             lambda: cpu.convolve_and_pool(x, w, bias, *how, activation, window)
