@@ -141,12 +141,8 @@ def images_for(where: str, images: Any, theta: Any, input_shape: tuple) -> Any:
     """
     is_array(where, "images", images)
     lead = theta.shape[:-1]
-    shapes = [4, 5] if lead else [4]
-    if (
-        images.ndim not in shapes
-        or images.shape[-3:] != tuple(input_shape)
-        or (images.ndim == 5 and images.shape[0] != lead[0])
-    ):
+    fits = images.ndim > 3 and images.shape[:-4] in ((), lead)
+    if not fits or images.shape[-3:] != tuple(input_shape):
         wanted = ", ".join(map(str, input_shape))
         also = f" or ({lead[0]}, N, {wanted})" if lead else ""
         raise ValueError(f"{where}: images are {images.shape}, expected (N, {wanted}){also}")

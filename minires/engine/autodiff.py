@@ -32,49 +32,25 @@ _serial = itertools.count()
 
 
 class Node:
-    """One recorded step: where gradients gather, and how they go on to the inputs."""
+    """One recorded step: how the gradient of its result goes on to its inputs."""
 
-    __slots__ = ("first", "gradient", "owned", "parents", "serial", "shape")
+    __slots__ = ("first", "parents", "serial", "shape")
 
     def __init__(self, shape, parents, first=None):
         self.serial = next(_serial)  # inputs are always older than what is made from them
         self.shape = shape
         self.parents = parents  # [(node, pullback), …]; None once used
         self.first = first  # what is done to the gradient before every pullback, if anything
-        self.gradient = None
-        self.owned = False  # may `gradient` be changed in place?
-
-    def receive(self, pullback, gradient):
-        """Pull `gradient` back and add the result to this node's own."""
-        pulled = sum_to_shape(pullback(gradient), self.shape)
-        if self.gradient is None:
-            self.gradient = pulled
-        elif self.owned:
-            self.gradient += pulled
-        else:
-            self.gradient, self.owned = self.gradient + pulled, True
 
 
 class Variable(Node):
-    """The node of a variable: it has no inputs, and keeps its gradient, perhaps in `out`."""
+    """The node of a variable: it has no inputs. Its gradient goes to the array `out`, if any."""
 
     __slots__ = ("out",)
 
     def __init__(self, shape, out=None):
         super().__init__(shape, parents=())
         self.out = out
-
-    def receive(self, pullback, gradient):
-        """As `Node.receive`; what comes first is written to `out`."""
-        if self.out is None or self.gradient is not None:
-            super().receive(pullback, gradient)
-            return
-        takes_out = getattr(pullback, "takes_out", False)
-        pulled = pullback(gradient, self.out) if takes_out else pullback(gradient)
-        pulled = sum_to_shape(pulled, self.shape)
-        if pulled is not self.out:
-            self.out[...] = pulled
-        self.gradient, self.owned = self.out, True
 
 
 def takes_out(pullback):
@@ -145,11 +121,9 @@ def op(function):
     def recorded(*inputs, **settings):
         result, pullbacks, *first = function(*map(data_of, inputs), **settings)
         # Only the pullbacks that lead to a variable are kept, and with them only their arrays.
-        parents = [
-            (value.node, pullback)
-            for value, pullback in zip(inputs, pullbacks, strict=False)
-            if isinstance(value, Tensor) and value.node is not None
-        ]
+        pairs = zip(inputs, pullbacks, strict=False)
+        pairs = [(getattr(value, "node", None), pullback) for value, pullback in pairs]
+        parents = [(node, pullback) for node, pullback in pairs if node is not None]
         if parents:
             return Tensor(result, Node(result.shape, parents, *first))
         return Tensor(result) if any(isinstance(i, Tensor) for i in inputs) else result
@@ -178,30 +152,24 @@ def gradients(output, variables, seed=None):
                 f"gradients: {wanted!r} holds integers, which have no gradient: convert them with "
                 ".astype(float)"
             )
-    if seed is not None and (seed.shape != output.shape or seed.dtype.kind not in "fc"):
+    if seed is None:
+        seed = xp_of(output.data).ones_like(output.data)
+    elif seed.shape != output.shape or seed.dtype.kind not in "fc":
         raise ValueError(
             f"gradients: seed is {seed.dtype} {seed.shape}, expected floats {output.shape}, the "
             "shape of the output"
         )
-    reached = []
-    try:
-        if output.node is not None:
-            xp = xp_of(output.data)
-            output.node.gradient = xp.ones_like(output.data) if seed is None else seed
-            _walk(output.node, reached)
-        return [_collect(v) for v in variables]
-    finally:  # after an error too, and for variables not asked for: nothing stays behind
-        for node in reached:
-            node.gradient, node.owned = None, False
+    found = {} if output.node is None else _walk(output.node, seed)
+    return [_collect(wanted, found.get(wanted.node)) for wanted in variables]
 
 
-def _walk(last, reached):
+def _walk(last, seed):
     """Visit nodes from the newest to the oldest: none before all that was made from it.
 
-    reached   a list that takes in every node that is given a gradient
+    Returns  {node of a variable: its gradient}
     """
+    found, summed = {last: seed}, set()  # a gradient that is a sum made here may be changed
     waiting = [(-last.serial, last)]
-    reached.append(last)
     while waiting:
         _, node = heapq.heappop(waiting)
         if node.parents is None:
@@ -211,24 +179,36 @@ def _walk(last, reached):
             )
         if isinstance(node, Variable):  # it keeps its gradient
             continue
-        gradient, node.gradient = node.gradient, None
-        parents, node.parents = node.parents, None
+        gradient, parents, node.parents = found.pop(node), node.parents, None
         if node.first is not None:
             gradient, node.first = node.first(gradient), None
         while parents:
             parent, pullback = parents.pop()
-            if parent.gradient is None:
+            if parent not in found:
                 heapq.heappush(waiting, (-parent.serial, parent))
-                reached.append(parent)
-            parent.receive(pullback, gradient)
+                found[parent] = _pull(pullback, gradient, parent)
+            elif parent in summed:
+                found[parent] += sum_to_shape(pullback(gradient), parent.shape)
+            else:
+                found[parent] = found[parent] + sum_to_shape(pullback(gradient), parent.shape)
+                summed.add(parent)
             del pullback  # and with it the arrays it holds
+    return found
 
 
-def _collect(variable):
-    node = variable.node
-    if node.gradient is not None:
-        return node.gradient
-    if node.out is None:
-        return xp_of(variable.data).zeros_like(variable.data)
-    node.out[...] = 0
-    return node.out
+def _pull(pullback, gradient, parent):
+    """The first gradient to reach a node; written to the place for it, if there is one."""
+    if isinstance(parent, Variable) and hasattr(pullback, "takes_out"):
+        return sum_to_shape(pullback(gradient, parent.out), parent.shape)
+    return sum_to_shape(pullback(gradient), parent.shape)
+
+
+def _collect(variable, gradient):
+    """The gradient of a variable, None standing for zeros, in the place for it."""
+    if gradient is None:
+        gradient = xp_of(variable.data).zeros_like(variable.data)
+    out = variable.node.out
+    if out is None or gradient is out:
+        return gradient
+    out[...] = gradient
+    return out

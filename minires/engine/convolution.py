@@ -7,13 +7,14 @@ networks with `w (R, kh, kw, C, O)` see the same images `(N, H, W, C)` or each i
 """
 
 import functools
+import math
 
 import numpy as np
 
 from minires.arrays import xp_of
 from minires.engine.autodiff import op, takes_out
 from minires.kernels import kernels_of
-from minires.kernels.plain import output_size
+from minires.kernels.plain import activate_gradient, output_size, windows
 from minires.kernels.sums import sum_rows
 
 MOST_POOLED = 256  # pixels of a window: which was the largest is remembered in a byte
@@ -92,19 +93,11 @@ def _arrange(name, axes, x, w, b, stride, padding, dilation, activation):
             f"{name}: x {x.shape} has leading axes {x.shape[:-4]}, w {w.shape} has {lead}: "
             "they must be equal, or x must have none"
         )
-    images = x.shape[-4:] if lead else (-1, *x.shape[-3:])
-    source = x.reshape(-1 if lead and x.ndim > 4 else 1, *images)
     bias = None if b is None else b.reshape(-1, own[-1])
-    outer = (*lead, x.shape[-4]) if lead else x.shape[:-3]
+    outer = (*lead, x.shape[-4]) if lead else x.shape[:-3]  # of the result
+    images = x.shape[-4] if lead else math.prod(outer)  # one network's
+    source = x.reshape(-1 if x.size else 1, images, *x.shape[-3:])
     return source, w.reshape(-1, *own), bias, settings, outer
-
-
-def _before_activation(g, y, activation):
-    """The gradient of what an activation was applied to, given that of its result y."""
-    g = g.reshape(y.shape)
-    if activation is None:
-        return g
-    return g * (y > 0 if activation == "relu" else (y > 0) & (y < 6))
 
 
 # --- convolution --------------------------------------------------------------------------
@@ -155,25 +148,22 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, po
 
     def first(g):
         """The gradients of y before its activation, and before its pooling."""
-        g = _before_activation(g, y, activation)
+        g = activate_gradient(g.reshape(y.shape), y, activation)
         return g, g if pool is None else kernels.unpool(g, winners, pool, size)
 
     def x_gradient(gradients):
-        _, g = gradients
-        gradient = kernels.convolve_input_gradient(g, weights, source.shape[1:], *settings)
-        return gradient.reshape(*outer, *x.shape[-3:])
+        shape = source.shape[1:]
+        gradient = kernels.convolve_input_gradient(gradients[1], weights, shape, *settings)
+        return gradient.reshape(*outer, *shape[1:])
 
     @takes_out
     def w_gradient(gradients, out=None):
-        _, g = gradients
-        if out is not None:
-            out = out.reshape(weights.shape)
-        gradient = kernels.convolve_weight_gradient(source, g, kernel, *settings, out)
+        out = None if out is None else out.reshape(weights.shape)
+        gradient = kernels.convolve_weight_gradient(source, gradients[1], kernel, *settings, out)
         return gradient.reshape(w.shape)
 
     def b_gradient(gradients):
-        g, _ = gradients
-        return sum_rows(g.reshape(len(g), -1, g.shape[-1])).reshape(b.shape)
+        return sum_rows(gradients[0].reshape(len(y), -1, y.shape[-1])).reshape(b.shape)
 
     return y.reshape(*outer, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient), first
 
@@ -203,7 +193,7 @@ def depthwise_conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activatio
     y = kernels.depthwise(source, weights, bias, *settings, activation)
 
     def first(g):
-        return _before_activation(g, y, activation)
+        return activate_gradient(g.reshape(y.shape), y, activation)
 
     def x_gradient(g):
         gradient = kernels.depthwise_input_gradient(g, weights, source.shape[1:], *settings)
@@ -213,7 +203,7 @@ def depthwise_conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activatio
         return kernels.depthwise_weight_gradient(source, g, kernel, *settings).reshape(w.shape)
 
     def b_gradient(g):
-        return sum_rows(g.reshape(len(g), -1, g.shape[-1])).reshape(b.shape)
+        return sum_rows(g.reshape(len(y), -1, y.shape[-1])).reshape(b.shape)
 
     return y.reshape(*outer, *y.shape[-3:]), (x_gradient, w_gradient, b_gradient), first
 
@@ -237,10 +227,11 @@ def max_pool(x, *, window=2, stride=None, padding=0, dilation=1):
     window = pair(window, "window")
     stride = window if stride is None else stride
     settings = _settings("max_pool", x, window, stride, padding, dilation)
-    if not pixels_counted(x.shape[-3:-1], window, *settings, count_padding=False).all():
+    padding = settings[1]
+    if np.any(padding) and not pixels_counted(x.shape[-3:-1], window, *settings, False).all():
         raise ValueError(
             f"max_pool: a window of {window[0]}×{window[1]} pixels sees nothing but the padding "
-            f"{settings[1]} (x {x.shape}): give less padding, or a larger window"
+            f"{padding} (x {x.shape}): give less padding, or a larger window"
         )
     kernels = kernels_of(x)
     source = x.reshape(-1, *x.shape[-3:])
@@ -267,8 +258,8 @@ def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=
     window = pair(window, "window")
     stride = window if stride is None else stride
     stride, padding, dilation = _settings("mean_pool", x, window, stride, padding, dilation)
-    windows = x.shape[-3:-1], window, stride, padding, dilation, count_padding
-    divisor = _divisor(xp_of(x), x.dtype, windows)
+    counted = x.shape[-3:-1], window, stride, padding, dilation, count_padding
+    divisor = _divisor(xp_of(x), x.dtype, counted)
     kernels = kernels_of(x)
     source = x.reshape(-1, *x.shape[-3:])
     settings = divisor, window, stride, padding, dilation
@@ -283,20 +274,14 @@ def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=
 
 
 @functools.lru_cache(maxsize=64)
-def _divisor(xp, dtype, windows):
+def _divisor(xp, dtype, counted):
     """What a window's sum is divided by. It stays on the device: a recorded step cannot send it."""
-    counted = pixels_counted(*windows)
-    return xp.asarray(np.maximum(counted, 1), dtype)  # the mean of no pixels is zero
+    return xp.asarray(
+        np.maximum(pixels_counted(*counted), 1), dtype
+    )  # the mean of no pixels is zero
 
 
 def pixels_counted(size, window, stride, padding, dilation, count_padding):
     """How many pixels count in each window: (OH, OW, 1)."""
-    counts = []
-    outputs = output_size(size, window, stride, padding, dilation)
-    for n, k, s, (before, _), d, out in zip(
-        size, window, stride, padding, dilation, outputs, strict=True
-    ):
-        places = np.arange(out)[:, None] * s + np.arange(k) * d - before
-        inside = np.ones_like(places) if count_padding else (places >= 0) & (places < n)
-        counts.append(inside.sum(axis=1))
-    return np.outer(*counts)[..., None].astype(float)
+    image, outside = np.ones((*size, 1)), float(count_padding)
+    return windows(image, window, stride, padding, dilation, outside).sum(axis=(-3, -2))

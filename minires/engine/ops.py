@@ -146,14 +146,9 @@ def matmul(x, w):
 @op
 def add_bias(x, b):
     """x + b with x (…, N, channels) and b (…, channels)"""
-    between = x.ndim - 1 - (b.ndim - 1)
-    rows = x.reshape(*x.shape[: b.ndim - 1], -1, x.shape[-1]) if between > 1 else x
-
-    def b_gradient(g):
-        lead = g.shape[: b.ndim - 1]  # that of the networks: longer than 1 where b is shared
-        return sum_rows(g.reshape(*lead, -1, g.shape[-1]))
-
-    return (rows + b[..., None, :]).reshape(x.shape), (lambda g: g, b_gradient)
+    rows = x.reshape(*x.shape[: b.ndim - 1], -1, x.shape[-1])
+    y = (rows + b[..., None, :]).reshape(x.shape)
+    return y, (lambda g: g, lambda g: sum_rows(g.reshape(rows.shape)))
 
 
 def dense(x, w, b=None):

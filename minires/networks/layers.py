@@ -208,16 +208,10 @@ class _Convolution(Layer):
 
     def apply(self, x, forward, **joined):
         # `joined`: the activation and the pooling of the layers behind, done in the same pass.
-        settings = {"activation": self.activation, **joined}
-        return self.function(
-            x,
-            forward[self, "weight"],
-            forward[self, "bias"] if self.has_bias else None,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            **settings,
-        )
+        weight = forward[self, "weight"]
+        bias = forward[self, "bias"] if self.has_bias else None
+        places = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        return self.function(x, weight, bias, **places, **{"activation": self.activation, **joined})
 
 
 class Conv2D(_Convolution):

@@ -197,18 +197,14 @@ class ForwardPass:
         self.layout, self.theta, self.stats = layout, theta, stats
         self.mode = checks.one_of("ForwardPass", "mode", mode, MODES)
         self.rng, self.gradient, self.momentum = rng, gradient, momentum
-        self.variables = {}
+        weights = layout.weights if gradient is not None else ()
+        self.variables = {e.name: variable(e.view(theta), e.view(gradient)) for e in weights}
         self.auxiliary = []
 
     def __getitem__(self, key: tuple[Layer, str]) -> Any:
         """A layer's weights: a view of θ, or in training a variable with a view of the gradient."""
         entry = self.layout[key]
-        if self.gradient is None:
-            return entry.view(self.theta)
-        if entry.name not in self.variables:
-            out = entry.view(self.gradient)
-            self.variables[entry.name] = variable(entry.view(self.theta), out)
-        return self.variables[entry.name]
+        return self.variables[entry.name] if self.variables else entry.view(self.theta)
 
     def statistic(self, layer: Layer, name: str) -> Array:
         """A layer's running statistic, as a view of `stats`.
@@ -338,9 +334,6 @@ class Model:
             head = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
             loss = loss + weight * head
         gradients(loss, forward.variables.values())
-        for entry in self.layout.weights:
-            if entry.name not in forward.variables:  # a weight that this pass did not use
-                entry.view(gradient)[...] = 0
         return loss.data[()], gradient  # a number, not an array of no axes
 
     def measure(self, theta: Array, images: Array, stats: Array, momentum: float) -> None:
