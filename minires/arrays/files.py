@@ -9,13 +9,15 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 
 @contextlib.contextmanager
-def complete(path, mode="wb"):
+def complete(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     """Open a file for writing that takes the name `path` only when the block has succeeded.
 
     path     the file's final name

@@ -47,6 +47,7 @@ def check_memory(fixed: int, each: int, count: int, option: str) -> None:
 
     fixed    bytes that are needed in any case
     each     bytes for each of `count`
+    count    how many are wanted
     option   what the number is given with, "--members"
     Raises   MemoryError
     """
@@ -61,6 +62,7 @@ def check_disk(folder: Path, fixed: int, each: int, count: int, option: str) -> 
     folder   it, or the nearest folder above that is there, is where the results go
     fixed    bytes that are needed in any case
     each     bytes for each of `count`
+    count    how many are wanted
     option   what the number is given with, "--seeds"
     Raises   OSError
     """

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from minires.arrays.files import complete
 
@@ -32,7 +33,7 @@ def _any_backend():
             os.environ["MPLBACKEND"] = backend
 
 
-def new_figure(width: float, height: float, dots: int = 72):
+def new_figure(width: float, height: float, dots: int = 72) -> Any:
     """A matplotlib Figure that belongs to no window.
 
     width, height   in inches
@@ -43,7 +44,7 @@ def new_figure(width: float, height: float, dots: int = 72):
     return Figure(figsize=(width, height), dpi=dots, layout="constrained")
 
 
-def save_png(figure, path: str | Path, **settings) -> None:
+def save_png(figure: Any, path: str | Path, **settings: Any) -> None:
     """Write a Figure as PNG; the file is complete or not there.
 
     figure     of `new_figure`

@@ -9,6 +9,8 @@ import json
 import os
 import sys
 import unicodedata
+from collections.abc import Iterable
+from typing import Any
 
 STAND_INS = {
     "±": "+/-", "−": "-", "–": "-", "—": "-", "─": "-", "×": "x", "·": "*", "≥": ">=", "≤": "<=",
@@ -61,18 +63,22 @@ def table(heads: list, rows: list, words: int = 1) -> str:
 
 
 def say(*lines: object) -> None:
-    """Write messages to stderr, one line each; nothing where there is no stderr."""
+    """Write messages to stderr, one line each; nothing where there is no stderr.
+
+    lines   anything; `shown` makes text of each
+    """
     if _is_open(sys.stderr):
         for line in lines:
             print(shown(line), file=sys.stderr)
 
 
-def progress(iterable=None, quiet: bool = False, **settings):
+def progress(iterable: Iterable | None = None, quiet: bool = False, **settings: Any) -> Any:
     """A tqdm progress bar: on a terminal's stderr, or below the cell of a notebook, else hidden.
 
     iterable   what it goes through, or None: `update` is called
     quiet      no bar in any case
     settings   tqdm's: desc, total, unit, …
+    Returns    a tqdm bar
     """
     from tqdm import tqdm
 

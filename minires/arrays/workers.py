@@ -2,19 +2,23 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 _count = None  # what `set_threads` was given
 
 
-def default_threads():
+def default_threads() -> int:
     """The number of cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def get_threads():
-    """The number of threads the CPU kernels use."""
+def get_threads() -> int:
+    """The number of threads the CPU kernels use.
+
+    Raises   ValueError when the environment variable MINIRES_THREADS is no number from 1 up
+    """
     if _count:
         return _count
     named = os.environ.get("MINIRES_THREADS") or str(default_threads())
@@ -23,10 +27,11 @@ def get_threads():
     return int(named)
 
 
-def set_threads(count):
+def set_threads(count: int) -> None:
     """Set the number of threads the CPU kernels use (the results do not depend on it).
 
     count   at least 1; the default is MINIRES_THREADS, or every core of this process
+    Raises   ValueError
     """
     global _count
     if int(count) < 1:
@@ -35,8 +40,11 @@ def set_threads(count):
 
 
 @contextlib.contextmanager
-def threads(count):
-    """Use `count` threads within a `with` block."""
+def threads(count: int) -> Iterator[None]:
+    """Use another number of threads within a `with` block.
+
+    count   as for `set_threads`
+    """
     before = get_threads()
     set_threads(count)
     try:

@@ -385,7 +385,12 @@ class Notes:
         self._found = {}
 
     def add(self, name, kind, text):
-        """Note that the file `name` is of a kind in SKIPPED or CONVERTED."""
+        """Note an unusual file.
+
+        name   of the file
+        kind   one in SKIPPED or CONVERTED
+        text   what is to be said of it
+        """
         self._found.setdefault((name, kind), text)
 
     def rows(self):
@@ -677,6 +682,7 @@ PRESETS = {
 def preparation(preset):
     """A Preparation by its name in PRESETS; one that is given is given back.
 
+    preset   a name, or a Preparation
     Raises   ValueError for an unknown name
     """
     if isinstance(preset, Preparation):

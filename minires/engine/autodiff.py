@@ -32,19 +32,28 @@ _serial = itertools.count()
 
 
 class Node:
-    """One recorded step: how the gradient of its result goes on to its inputs."""
+    """One recorded step: how the gradient of its result goes on to its inputs.
+
+    shape     of the result
+    parents   [(node of an input, pullback), …]; None once used
+    first     what is done to the gradient before every pullback, if anything
+    """
 
     __slots__ = ("first", "parents", "serial", "shape")
 
     def __init__(self, shape, parents, first=None):
         self.serial = next(_serial)  # inputs are always older than what is made from them
         self.shape = shape
-        self.parents = parents  # [(node, pullback), …]; None once used
-        self.first = first  # what is done to the gradient before every pullback, if anything
+        self.parents = parents
+        self.first = first
 
 
 class Variable(Node):
-    """The node of a variable: it has no inputs. Its gradient goes to the array `out`, if any."""
+    """The node of a variable: it has no inputs.
+
+    shape   of the variable
+    out     the array in which its gradient is to be written, or None
+    """
 
     __slots__ = ("out",)
 
@@ -57,6 +66,8 @@ def takes_out(pullback):
     """Marks a pullback(g, out=None) that may write its result to the array `out`, if that fits.
 
     It returns the result in any case. So a large gradient is written where it belongs, not copied.
+
+    pullback   the function; it is given back
     """
     pullback.takes_out = True
     return pullback
@@ -65,8 +76,8 @@ def takes_out(pullback):
 class Tensor:
     """An array and the node that remembers how it was made.
 
-    `data`  the array (NumPy or CuPy)
-    `node`  its node, or None for a constant
+    data   the array (NumPy or CuPy)
+    node   its node, or None for a constant
     """
 
     __slots__ = ("__weakref__", "data", "node")
@@ -78,14 +89,17 @@ class Tensor:
 
     @property
     def shape(self):
+        """The array's."""
         return self.data.shape
 
     @property
     def ndim(self):
+        """The array's."""
         return self.data.ndim
 
     @property
     def dtype(self):
+        """The array's."""
         return self.data.dtype
 
     def __repr__(self):
@@ -103,7 +117,10 @@ def variable(array, out=None):
 
 
 def data_of(value):
-    """The array in a Tensor; anything else as it is."""
+    """The array in a Tensor; anything else as it is.
+
+    value   a Tensor, an array or a number
+    """
     return value.data if isinstance(value, Tensor) else value
 
 

@@ -54,6 +54,7 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
     scale           (…, C), or None for 1
     shift           (…, C)
     mean, variance  (…, C)
+    epsilon         added to the variance, above 0
     of_batch        whether they are `batch_moments(x)`: the gradient then flows through them
     activation      None, "relu" or "relu6"
     Returns         like x

@@ -23,7 +23,12 @@ MOST_POOLED = 256  # pixels of a window: which was the largest is remembered in 
 
 
 def pair(value, name="stride"):
-    """A whole number, or two, as (rows, columns)."""
+    """A whole number, or two, as (rows, columns).
+
+    value    from 1 up, pixels
+    name     of the setting, for the message
+    Raises   ValueError
+    """
     numbers = (value, value) if np.ndim(value) == 0 else tuple(value)
     if len(numbers) != 2 or any(int(n) != n or n < 1 for n in numbers):
         raise ValueError(f"{name} is {value!r}, expected one or two whole numbers from 1 up")
@@ -37,6 +42,7 @@ def borders(padding, size, kernel, stride, dilation=(1, 1)):
              "valid" for none; or "same": as little as gives ⌈size / stride⌉ outputs, the odd
              pixel at the end, as in TensorFlow
     size     (H, W) of the images
+    kernel, stride, dilation   (rows, columns) each, pixels
     """
     if isinstance(padding, str):
         if padding.lower() == "valid":
@@ -177,7 +183,8 @@ def depthwise_conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activatio
     x        (…, N, H, W, C) float
     w        (kh, kw, C) or (…, kh, kw, C), dtype of x
     b        (C,) or (…, C), or None
-    Returns  (…, N, OH, OW, C); stride, padding, dilation and activation as in `conv2d`
+    stride, padding, dilation, activation   as in `conv2d`
+    Returns  (…, N, OH, OW, C)
     Raises   ValueError when shapes disagree or the kernel exceeds the padded image
     Source   Howard et al. 2017, arXiv:1704.04861, §3.1
     """
@@ -221,6 +228,7 @@ def max_pool(x, *, window=2, stride=None, padding=0, dilation=1):
     window    pixels: a number or (rows, columns)
     stride    pixels; the window's size without it
     padding   as in `conv2d`
+    dilation  as in `conv2d`
     Returns   (…, N, OH, OW, C)
     Raises    ValueError when a window exceeds the padded image, or sees nothing but padding
     """
@@ -252,6 +260,7 @@ def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=
     window         pixels: a number or (rows, columns)
     stride         pixels; the window's size without it
     padding        as in `conv2d`
+    dilation       as in `conv2d`
     count_padding  whether pixels of the padding count in the mean, as zeros
     Returns        (…, N, OH, OW, C)
     """
@@ -282,6 +291,11 @@ def _divisor(xp, dtype, counted):
 
 
 def pixels_counted(size, window, stride, padding, dilation, count_padding):
-    """How many pixels count in each window: (OH, OW, 1)."""
+    """How many pixels count in each window: (OH, OW, 1).
+
+    size    (H, W) of the images
+    window, stride, padding, dilation   as kernels take them
+    count_padding   whether pixels of the padding count
+    """
     image, outside = np.ones((*size, 1)), float(count_padding)
     return windows(image, window, stride, padding, dilation, outside).sum(axis=(-3, -2))

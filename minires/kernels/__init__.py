@@ -70,7 +70,10 @@ def runs_as_written():
 
 
 def kernels_of(array):
-    """The kernel module for `array`: `minires.kernels.plain`, `.cpu` or `.gpu`."""
+    """The kernel module for `array`: `minires.kernels.plain`, `.cpu` or `.gpu`.
+
+    array   NumPy or CuPy
+    """
     name = "plain" if chosen_kernels() == "plain" else device_of(array)
     return importlib.import_module(f"minires.kernels.{name}")
 
@@ -79,6 +82,7 @@ def kernels_of(array):
 def use_kernels(name):
     """Within a `with` block of this thread, use the kernels called `name`, "plain" or "cpu".
 
+    name     "plain" or "cpu", which means the fast ones
     Raises   ValueError for another name
     """
     token = _chosen.set(_valid(name, "minires.kernels"))

@@ -36,7 +36,11 @@ class _Owner:
 
 
 def empty(shape, dtype):
-    """An array (C order) that nobody has filled: `np.empty`, from memory that was used before."""
+    """An array (C order) that nobody has filled: `np.empty`, from memory that was used before.
+
+    shape   of the array
+    dtype   its type
+    """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < SMALLEST:
         return np.empty(shape, dtype)

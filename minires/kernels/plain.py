@@ -46,7 +46,10 @@ NO_BORDER = (0, 0), (0, 0)
 
 
 def output_size(size, kernel, stride, padding, dilation=(1, 1)):
-    """How many windows an image of `size` (H, W) pixels has, in rows and columns: (OH, OW)."""
+    """How many windows an image of `size` (H, W) pixels has, in rows and columns: (OH, OW).
+
+    size   (H, W)
+    """
     return tuple(
         (n + sum(border) - (d * (k - 1) + 1)) // s + 1
         for n, k, s, border, d in zip(size, kernel, stride, padding, dilation, strict=True)
@@ -95,6 +98,8 @@ def spread(shares, size, stride, padding, dilation):
 def pieces(networks, images, image_bytes):
     """Cuts a batch: [(network, some of its images), …], each of about `PIECE` bytes of windows.
 
+    networks      R
+    images        N
     image_bytes   of the windows of one image; one image at least is taken
     """
     step = max(1, PIECE // max(1, image_bytes))
@@ -259,7 +264,11 @@ def separable(x, expand, filters, project, stride, padding, activations):
 
 
 def in_three_steps(steps, x, expand, filters, project, stride, padding, activations):
-    """`separable` by the kernels `steps`: (convolve, depthwise) of this file, or of another."""
+    """`separable` by the kernels of this file, or of another.
+
+    steps   convolve and depthwise
+    x, expand, filters, project, stride, padding, activations   as in `separable`
+    """
     convolve, depthwise = steps
     one = (1, 1), NO_BORDER, (1, 1)  # stride, padding and dilation of a 1×1 kernel
     if expand is not None:

@@ -6,7 +6,10 @@ from minires.kernels import kernels_of
 
 
 def sum_rows(array):
-    """Sum over the last axis but one: (…, M, C) → (…, C)."""
+    """Sum over the last axis but one: (…, M, C) → (…, C).
+
+    array   (…, M, C)
+    """
     return kernels_of(array).sum_rows(array)
 
 
@@ -26,7 +29,11 @@ def merge_moments(count, sizes, means, squares):
 
 
 def sum_leading(array, count):
-    """Sum the first `count` axes away."""
+    """Sum the first axes away.
+
+    array   of any shape
+    count   how many axes
+    """
     rest = array.shape[count:]
     # Both sizes in full: of an empty array NumPy cannot infer one.
     return sum_rows(array.reshape(math.prod(array.shape[:count]), math.prod(rest))).reshape(rest)
@@ -35,6 +42,7 @@ def sum_leading(array, count):
 def sum_to_shape(array, shape):
     """Undo broadcasting: sum `array` over every axis along which `shape` was stretched.
 
+    shape    what was broadcast
     array    any shape that `shape` broadcasts to
     Returns  an array of `shape`; `array` itself where the two agree
     """
