@@ -31,7 +31,7 @@ OPSETS = range(7, 29)  # the versions of the standard whose operators are implem
 DEPTH = 64  # of nested messages; a graph of plain nodes needs six
 FIELDS = 1_000_000  # of the whole file; a network of a thousand nodes has some 30,000
 PACKED = 1 << 27  # bytes of single whole numbers in arrays
-# One byte may be a number, of eight bytes in an array, of forty in a list.
+# A byte of the file can become 8 bytes of an array or 40 of a list.
 LISTED = dict.fromkeys(("ints", "floats", "dims"), "list")
 LISTED |= dict.fromkeys(("int32_data", "int64_data", "uint64_data"), "numbers")
 
