@@ -49,7 +49,7 @@ picture_style()
 # noisy. So there is nothing to download. Some fonts are in the test images only.
 
 # %% tags=["sizes"] small={"IMAGES": 400, "TEST": 100, "TRAINING": 6, "FINE_TUNING": 4}
-IMAGES, TEST, BATCH = 6000, 2000, 64
+IMAGES, TEST, BATCH = 6000, 1500, 32
 TRAINING, FINE_TUNING = 250, 80  # updates
 SEEDS, RATES = 4, np.array([0.05, 0.1, 0.15, 0.2, 0.25])  # RATES: ℓ₂, those of the paper
 
