@@ -1,12 +1,17 @@
-"""Everything that can be said of a GPU, in one run of less than ten minutes, as one table.
+"""Everything that can be said of a GPU, in stages of two minutes at most, the most important first.
 
     python benchmarks/gpu.py                 on a machine with a CUDA GPU, PyTorch and CuPy
-    python benchmarks/gpu.py lenet moments   one part or more
+    python benchmarks/gpu.py lenet moments   one stage or more
+    python benchmarks/gpu.py --again lenet   although it has been measured
 
-Parts: parity, lenet, mobilenet, inception, moments, study. Parity runs the tests marked `gpu`.
-Times are medians, in float32 without TF32 on both sides. A target is what the project
-aims at. "study" times some cells of each kind and multiplies by how many the paper's grid has; all
-of them, on MNIST, and what they say of its claims:
+Every row is printed, and written to gpu-benchmark.jsonl, when it is known: a lease that ends early
+still tells something. The same command goes on with the first stage that is not finished. It runs
+from a checkout that is not installed.
+
+Stages: check (`minires info --check`), lenet, moments, products, mobilenet, inception, study,
+parity. Parity runs the tests marked `gpu`, file by file. Times are medians, in float32 without TF32
+on both sides. A target is what the project aims at. "study" times some cells of each kind and
+multiplies by how many the paper's grid has; all of them, on MNIST, and what they say of its claims:
 
     minires sweep --profile full --device gpu --data-dir DIR --out runs/full
     minires report runs/full
@@ -15,20 +20,25 @@ Without a GPU it says so and ends with exit code 2.
 """
 
 import argparse
+import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from minires.study.grid import FULL, Profile
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # minires itself; torch_networks
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for torch_networks
+from minires.study.grid import FULL, Profile  # noqa: E402
 
-PARTS = ("parity", "lenet", "mobilenet", "inception", "moments", "study")
+PARTS = ("check", "lenet", "moments", "products", "mobilenet", "inception", "study", "parity")
+SECONDS = 120  # of a stage: what it has not begun by then is left out
+RESULTS = "gpu-benchmark.jsonl"
 MEMORY_CLOCK, BUS_WIDTH = 36, 37  # cudaDevAttrMemoryClockRate (kHz), …GlobalMemoryBusWidth (bits)
 
 
@@ -47,6 +57,12 @@ class Sizes:
     large_rounds: int = 5
     steps: int = 50  # of LeNet in a round
     copied: int = 1 << 28  # bytes
+    products: tuple = (
+        ("LeNet, first layer", 25, 32, 128 * 784),
+        ("LeNet, second layer", 800, 64, 128 * 196),
+        ("MobileNetV2, first layer", 27, 32, 64 * 12_544),
+        ("MobileNetV2, 112² pixels", 16, 96, 64 * 12_544),
+    )
     study: Profile = FULL
     together: int = 20  # of its cells
     torch_device: str = "cuda"
@@ -62,6 +78,7 @@ class Row:
     ratio: float | None = None
     target: float | None = None
     least: bool = False  # whether the ratio should be at least the target
+    failed: bool = False  # whether it says that something is wrong
 
     def verdict(self):
         if self.ratio is None or self.target is None:
@@ -106,11 +123,11 @@ def wait_for_all(xp, sizes):
 # --- LeNet --------------------------------------------------------------------------------
 
 
-def lenet_problem(sizes, replicas):
+def lenet_problem(sizes, replicas, classes=10):
     import minires
     from minires.training.timing import Problem
 
-    model = minires.lenet(channels=sizes.channels, hidden=sizes.hidden)
+    model = minires.lenet(channels=sizes.channels, hidden=sizes.hidden, classes=classes)
     return Problem(model, sizes.batch, replicas, "gpu")
 
 
@@ -171,34 +188,42 @@ def lenet(xp, sizes):
     if sizes.torch_device == "cuda":
         replay = torch_graph(torch_step(*torch_lenet(sizes)))
         functions["graph"] = lambda: [replay() for _ in range(sizes.steps)]
+    name = f"LeNet step, batch {sizes.batch}"
+    single = lenet_problem(sizes, 1)
+    played = single.step_seconds(sizes.rounds)
     times = interleave(functions, sizes.rounds, wait)
     eager = times["eager"] / sizes.steps
-    single, several = lenet_problem(sizes, 1), lenet_problem(sizes, sizes.replicas)
-    played = single.step_seconds(sizes.rounds)
-    plain = single.step_seconds(sizes.rounds, record=False)
-    together = several.step_seconds(sizes.rounds) / sizes.replicas
-    kept = single.step_seconds(sizes.rounds, moments=True)
-    name = f"LeNet step, batch {sizes.batch}"
     against = f"PyTorch eager {milliseconds(eager)}"
-    rows = [
-        Row(f"{name}, recorded", milliseconds(played), against, played / eager, 0.5),
-        Row(f"{name}, not recorded", milliseconds(plain), against, plain / eager),
-        Row(
-            f"{name}, {sizes.replicas} side by side, each",
-            milliseconds(together), against, together / eager, 0.2,
-        ),
-        Row(f"{name}, with moments", milliseconds(kept), against, kept / eager),
-    ]  # fmt: skip
+    yield Row(f"{name}, recorded", milliseconds(played), against, played / eager, 0.5)
     if "graph" in times:
         graph = times["graph"] / sizes.steps
-        against = f"PyTorch graph {milliseconds(graph)}"
-        rows.append(Row(f"{name}, recorded", milliseconds(played), against, played / graph))
-        per = together / graph
-        rows.append(Row(f"{name}, side by side, each", milliseconds(together), against, per))
+        text = f"PyTorch graph {milliseconds(graph)}"
+        yield Row(f"{name}, recorded", milliseconds(played), text, played / graph)
+    several = lenet_problem(sizes, sizes.replicas)
+    each = several.step_seconds(sizes.rounds) / sizes.replicas
+    label = f"{name}, {sizes.replicas} side by side, each"
+    yield Row(label, milliseconds(each), against, each / eager, 0.2)
+    # A network of 3,274,634 weights begins at a multiple of 8 bytes, one of 12 classes at 16.
+    even = lenet_problem(sizes, sizes.replicas, classes=12)
+    aligned = even.step_seconds(sizes.rounds) / sizes.replicas
+    text = f"10 classes {milliseconds(each)}"
+    yield Row("  the same, 12 classes", milliseconds(aligned), text, aligned / each)
+    plain = single.step_seconds(sizes.rounds, record=False)
+    yield Row(f"{name}, not recorded", milliseconds(plain), against, plain / eager)
+    kept = single.step_seconds(sizes.rounds, moments=True)
+    yield Row(f"{name}, with moments", milliseconds(kept), against, kept / eager)
+    before = os.environ.get("MINIRES_TF32")
+    os.environ["MINIRES_TF32"] = "1"
+    try:
+        for problem, networks in ((single, 1), (several, sizes.replicas)):
+            rough = problem.step_seconds(sizes.rounds) / networks
+            label = f"{name}, {networks} at once, with TF32"
+            yield Row(label, milliseconds(rough), against, rough / eager)
+    finally:
+        os.environ["MINIRES_TF32"] = before or "0"
     for problem in (single, several):
         if problem.reason:
-            rows.append(Row("  not recorded", problem.reason, ""))
-    return rows
+            yield Row("  not recorded", problem.reason, "")
 
 
 # --- large networks -----------------------------------------------------------------------
@@ -252,14 +277,12 @@ def large(xp, sizes, name):
         "training": problem.step_seconds(sizes.large_rounds),
         "inference": problem.predict_seconds(sizes.large_rounds),
     }
-    rows = []
     for what, seconds in ours.items():
         against = f"PyTorch eager {milliseconds(theirs[what])}"
         label = f"{name}, {what}, batch {batch}"
-        rows.append(Row(label, milliseconds(seconds), against, seconds / theirs[what], 1.3))
+        yield Row(label, milliseconds(seconds), against, seconds / theirs[what], 1.3)
     if problem.reason:
-        rows.append(Row(f"  {name}: not recorded", problem.reason, ""))
-    return rows
+        yield Row(f"  {name}: not recorded", problem.reason, "")
 
 
 # --- moments ------------------------------------------------------------------------------
@@ -284,13 +307,29 @@ def moments(xp, sizes):
     own = f"{speed / 1e9:.0f} GB/s"
     name = f"moments of {problem.theta.size:,} weights"
     against = f"copying {copying / 1e9:.0f} GB/s"
-    rows = [Row(name, own, against, speed / copying)]
+    yield Row(name, own, against, speed / copying)
     if (peak := card_bandwidth(xp)) is not None:
-        rows.append(Row(name, own, f"data sheet {peak / 1e9:.0f} GB/s", speed / peak, 0.7, True))
+        yield Row(name, own, f"data sheet {peak / 1e9:.0f} GB/s", speed / peak, 0.7, True)
     step = problem.step_seconds(sizes.rounds)
     against = f"step {milliseconds(step)}"
-    rows.append(Row("moments in a step", milliseconds(seconds), against, seconds / step, 0.03))
-    return rows
+    yield Row("moments in a step", milliseconds(seconds), against, seconds / step, 0.03)
+
+
+# --- products -----------------------------------------------------------------------------
+
+
+def products(xp, sizes):
+    """Products with a long sum and a small result, of weight gradients: cut into parts, and not."""
+    from minires.kernels import gpu
+    from minires.training.timing import median_seconds
+
+    for what, rows, columns, inner in sizes.products:
+        x, g = (xp.zeros((1, inner, n), np.float32) for n in (rows, columns))
+        cut = median_seconds(xp, lambda x=x, g=g: gpu._long_product(x, g), sizes.rounds)
+        one = lambda x=x, g=g: gpu.matmul(x.swapaxes(-1, -2), g)
+        whole = median_seconds(xp, one, sizes.rounds)
+        label = f"{what}: {rows}×{columns} over {inner:,}"
+        yield Row(label, milliseconds(cut), f"in one product {milliseconds(whole)}", cut / whole)
 
 
 # --- the study ----------------------------------------------------------------------------
@@ -348,7 +387,7 @@ def study(xp, sizes):
     source = made_up_data(profile.train or 60_000, profile.test or 10_000)
     groups = groups_of(profile, sizes.together)
     warm_up(profile, source, next(c for cells in groups.values() for c in cells if c.l2))
-    rows, minutes, starts = [], 0.0, {}
+    minutes, starts = 0.0, {}
     for (name, count), cells in groups.items():
         before = None if cells[0].is_pretraining else [starts[cell.pretraining] for cell in cells]
         begin = time.perf_counter()
@@ -361,38 +400,62 @@ def study(xp, sizes):
                 starts[cell] = Start(outcome.theta, outcome.record["methods"]["pretrained"])
         minutes += seconds * count / 60
         label = f"{len(cells)} {name}, each"
-        rows.append(Row(label, f"{seconds:.3f} s", f"side by side; there are {count}"))
+        yield Row(label, f"{seconds:.3f} s", f"side by side; there are {count}")
     done = f"{len(profile.cells())} cells, by these"
-    return [*rows, Row("full profile", f"{minutes:.1f} min", done, minutes, 10)]
+    yield Row("full profile", f"{minutes:.1f} min", done, minutes, 10)
+
+
+# --- is it right? -------------------------------------------------------------------------
+
+
+def check(xp, sizes):
+    """Every kernel against its definition; what fails has a row of its own."""
+    from minires.commands.machine_check import findings
+
+    found = []
+    for finding in findings("gpu"):
+        found.append(finding)
+        if not finding.passed:
+            error = "" if finding.error is None else f"{finding.error:.1e}"
+            yield Row(f"  {finding.what}: FAILED", error, finding.remark)
+    passed = sum(finding.passed for finding in found)
+    yield Row("checks that passed", f"{passed} of {len(found)}", "", failed=passed < len(found))
+
+
+def parity(xp, sizes):
+    """The tests on the card, a file after the other, whose output is seen as it comes."""
+    for path in sorted((ROOT / "tests").glob("test_gpu_*.py")):
+        # A newer Python or NumPy may warn of what this project does not use yet.
+        options = ["-m", "gpu", "-W", "default", "--maxfail=30", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-u", "-m", "pytest", *options, str(path)]
+        search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, timeout=SECONDS, env=os.environ | {"PYTHONPATH": search}
+            ).returncode
+        except subprocess.TimeoutExpired:
+            done = None
+        result = {0: "passed", 5: "no tests", None: f"not done in {SECONDS} s"}.get(done, "FAILED")
+        yield Row(f"tests: {path.stem}", result, "", failed=done not in (0, 5))
 
 
 # --- all together -------------------------------------------------------------------------
 
 
-def parity():
-    """Run the tests on the card: the rows, and whether all passed."""
-    root = Path(__file__).parents[1]
-    files = sorted(str(path) for path in (root / "tests").glob("test_gpu_*.py"))
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr.strip()
-    if done.returncode:
-        print(done.stdout[-4000:], file=sys.stderr)
-    return [Row("parity with the CPU", last.strip("= "), "")], done.returncode == 0
-
-
-def measure(parts, xp, sizes):
-    """The rows of all parts but parity, printed as they come."""
-    measured = {
-        "lenet": lambda: lenet(xp, sizes),
-        "mobilenet": lambda: large(xp, sizes, "mobilenet_v2"),
-        "inception": lambda: large(xp, sizes, "inception_v3"),
-        "moments": lambda: moments(xp, sizes),
-        "study": lambda: study(xp, sizes),
-    }
-    for part in parts:
-        if part != "parity":
-            yield from measured[part]()
+def measure(part, xp, sizes, seconds=SECONDS):
+    """The rows of a stage, as they come; those that begin after its time is up are left out."""
+    large_network = {"mobilenet": "mobilenet_v2", "inception": "inception_v3"}
+    if part in large_network:
+        rows = large(xp, sizes, large_network[part])
+    else:
+        rows = globals()[part](xp, sizes)
+    start = time.perf_counter()
+    for row in rows:
+        yield row
+        # A file of tests has a limit of its own, and the study's last row is what counts.
+        if part not in ("parity", "study") and time.perf_counter() - start > seconds:
+            yield Row(f"  {part}: time is up", f"{seconds} s", "the rest is left out")
+            return
 
 
 def line(row):
@@ -401,12 +464,64 @@ def line(row):
     return cells.rstrip()
 
 
+class Results:
+    """The file of what has been measured, a line for every row and for every finished stage.
+
+    path   of the file
+    card   what it was measured on: other cards' lines do not count
+    """
+
+    def __init__(self, path, card):
+        self.path, self.card, self.rows, self.finished = Path(path), card, {}, set()
+        text = self.path.read_text("utf-8") if self.path.exists() else ""
+        if text and not text.endswith("\n"):  # the lease ended while a line was written
+            self.path.write_text(text + "\n", "utf-8")
+        for entry_text in text.splitlines():
+            try:
+                entry = json.loads(entry_text)
+            except ValueError:
+                continue
+            if entry["card"] != card:
+                continue
+            if "row" in entry:
+                self.rows.setdefault(entry["part"], []).append(Row(**entry["row"]))
+            else:
+                self.finished.add(entry["part"])
+
+    def add(self, part, row=None):
+        """Write a row; or that a stage is finished."""
+        entry = {"card": self.card, "part": part} | ({"row": asdict(row)} if row else {})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def run_stages(parts, results, xp, sizes, again=False):
+    """Measure what is not measured yet, and print everything; returns whether all is right."""
+    right = True
+    for part in parts:
+        known = part in results.finished and not again
+        start = time.perf_counter()
+        print(f"--- {part}" + (" (measured before)" if known else ""), flush=True)
+        for row in results.rows[part] if known else measure(part, xp, sizes):
+            print(line(row), flush=True)
+            right &= not row.failed
+            if not known:
+                results.add(part, row)
+        if not known:
+            results.add(part)
+            print(f"    {time.perf_counter() - start:.0f} s", flush=True)
+    return right
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("parts", nargs="*", metavar="STAGE", help=", ".join(PARTS))
+    parser.add_argument("--again", action="store_true", help="measure what is measured, too")
+    parser.add_argument("--results", default=RESULTS, help=f"the file of results ({RESULTS})")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        names = ", ".join(sorted(unknown))
+        parser.error(f"there is no stage {names}; there are {', '.join(PARTS)}")
     from minires import arrays
 
     try:
@@ -420,14 +535,11 @@ def main(arguments=None):
         return 2
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
-    print(f"{arrays.describe_gpus()[0]}; {arrays.describe_cuda()}; PyTorch {torch.__version__}")
-    parts, passed = options.parts or PARTS, True
-    if "parity" in parts:
-        rows, passed = parity()
-        print("\n".join(map(line, rows)), flush=True)
-    for row in measure(parts, xp, Sizes()):
-        print(line(row), flush=True)
-    return 0 if passed else 1
+    card = f"{arrays.describe_gpus()[0]}; {arrays.describe_cuda()}; PyTorch {torch.__version__}"
+    print(card, flush=True)
+    results = Results(options.results, card)
+    right = run_stages(options.parts or PARTS, results, xp, Sizes(), options.again)
+    return 0 if right else 1
 
 
 if __name__ == "__main__":

@@ -57,14 +57,21 @@ def _device(name):
 
     if (reason := emulated_cupy.missing()) is not None:
         pytest.skip(reason)
-    with emulated_cupy.installed() as cupy:
+    with emulated_cupy.installed(as_a_card=name == "as a card") as cupy:
         yield cupy
 
 
 DEVICES = ["emulated", pytest.param("cupy", marks=pytest.mark.gpu)]
 
 
-@pytest.fixture(params=DEVICES)
+def pytest_generate_tests(metafunc):
+    """A file of tests may name other DEVICES than these: "as a card" rounds as a card does."""
+    if "device" in metafunc.fixturenames:
+        devices = getattr(metafunc.module, "DEVICES", DEVICES)
+        metafunc.parametrize("device", devices, indirect=True)
+
+
+@pytest.fixture
 def device(request):
     """CuPy: its stand-in on the host everywhere, the real one where there is a GPU (`-m gpu`)."""
     with _device(request.param) as cupy:

@@ -10,10 +10,15 @@ It lets the whole GPU path run on the host, line by line:
   run one after another, the last one first. Arguments must match the declared types; a kernel
   that writes beside its arrays, or to one declared const, is caught; what it reads there is NaN.
 - cuBLAS is the few lines of C++ below, written from NVIDIA's manual.
-- A stream that records a graph runs nothing, forbids what CUDA forbids meanwhile, and the graph
-  replays what was recorded on the same memory.
+- A stream that records a graph runs nothing, takes only calls from a list of those that a graph can
+  hold, and the graph replays what was recorded on the same memory, if that is still there.
 
     with emulated_cupy.installed() as cupy: ...
+    with emulated_cupy.installed(as_a_card=True) as cupy: ...
+
+The second computes as a card does: multiplications and additions are fused, numbers too small
+for full precision become 0, products are added up in the arrays' own type, and the threads of a
+grid run in a mixed order. Two threads that touch one address, one of them writing, are an error.
 """
 
 import contextlib
@@ -21,7 +26,9 @@ import ctypes
 import functools
 import hashlib
 import inspect
+import math
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -52,23 +59,29 @@ def missing():
 
 
 @contextlib.contextmanager
-def installed():
-    """Within, `import cupy` gives this module, and minires multiplies with the cuBLAS below."""
-    from minires.kernels import cublas
+def installed(as_a_card=False):
+    """Within, `import cupy` gives this module, and minires multiplies with the cuBLAS below.
+
+    as_a_card   whether to round, and to order threads, as a card does
+    """
+    from minires.kernels import cublas, gpu
 
     this, before = sys.modules[__name__], sys.modules.get("cupy")
     library = cublas._library
     special = sys.modules.get("cupyx.scipy.special")
     sys.modules["cupy"] = this
     sys.modules["cupyx.scipy.special"] = types.SimpleNamespace(erf=_erf)
-    cublas._library = functools.cache(lambda: cublas.declare(_Cublas()))
+    cublas._library = functools.cache(lambda: cublas.declare(_Cublas(as_a_card)))
     cublas._handles.known.clear()
+    gpu._modules.clear()
+    _graph_state.as_a_card = as_a_card
     try:
         yield this
     finally:
         cublas._library = library
         cublas._handles.known.clear()
-        _graph_state.recording = None
+        gpu._modules.clear()
+        _graph_state.recording, _graph_state.as_a_card = None, False
         for name, module in (("cupy", before), ("cupyx.scipy.special", special)):
             del sys.modules[name]
             if module is not None:
@@ -78,14 +91,16 @@ def installed():
 def _erf(x):
     from scipy.special import erf
 
-    return _apply(erf, x)
+    return _apply("erf", erf, x)
 
 
 # --- recording ----------------------------------------------------------------------------
 
 
 class _State:
+    as_a_card = False  # see `installed`
     recording = None  # the list of what a graph will do, while a stream records
+    touched = ()  # while a stream records: the memory that the graph will use
     pool = None  # the memory pool in use, if not the common one
     stream = None
     made = ()  # arrays made while recording
@@ -97,10 +112,56 @@ _alive = weakref.WeakValueDictionary()
 _bases = weakref.WeakValueDictionary()  # id of NumPy's array that owns memory → our view of all
 
 
-def _do(action):
-    """Run an action on the device, and keep it if a graph is being recorded."""
+# What a graph can hold of CuPy: each launches kernels, or copies within the device, or only looks
+# at memory in another way. All else is refused while a stream records: what copies from the host or
+# to it, or asks for a number; and what nobody has looked up yet, in CuPy 14's sources.
+CAPTURABLE = {
+    *("__getitem__", "__setitem__", "reshape", "swapaxes", "transpose", "T", "ravel", "squeeze"),
+    *("broadcast_to", "expand_dims", "concatenate", "take", "copy", "astype", "ascontiguousarray"),
+    *("asarray", "empty", "empty_like", "zeros", "zeros_like", "ones", "ones_like", "arange"),
+    *("add", "subtract", "multiply", "true_divide", "divide", "negative", "power", "maximum"),
+    *("minimum", "sqrt", "exp", "log", "tanh", "clip", "abs", "where", "greater", "isfinite"),
+    *("sum", "mean", "max", "min", "square", "reciprocal"),
+    *("__neg__", "__invert__", "__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"),
+    *("__and__", "__or__", "__rmul__", "__radd__", "__rsub__", "__rtruediv__", "__iadd__"),
+    *("__isub__", "__imul__", "__itruediv__", "__add__", "__sub__", "__mul__", "__truediv__"),
+    "__pow__",
+}  # fmt: skip
+MOST_CONCATENATED = 8  # more arrays, and CuPy copies a table of their addresses from the host
+
+
+def _capturable(name, arguments=()):
+    """Refuse what a graph cannot hold, while one is recorded."""
+    if _graph_state.recording is None:
+        return
+    if name not in CAPTURABLE:
+        raise RuntimeError(f"{name} is not known to be possible while the stream is capturing")
+    many = name == "concatenate" and len(arguments[0]) > MOST_CONCATENATED
+    if many:
+        raise RuntimeError(
+            f"concatenate of {len(arguments[0])} arrays copies from the host: "
+            "the current stream is capturing"
+        )
+
+
+def _owner(array):
+    """The NumPy array whose memory this one sees."""
+    while getattr(array, "base", None) is not None:  # `as_strided` puts an object between
+        array = array.base
+    return array
+
+
+def _touch(*arrays):
+    """Note that a graph will use this memory."""
+    if _graph_state.recording is not None:
+        _graph_state.touched += [_owner(array) for array in arrays]
+
+
+def _do(action, *arrays):
+    """Run an action on arrays of the device, and keep it if a graph is being recorded."""
     if _graph_state.recording is not None:
         _graph_state.recording.append(action)
+        _touch(*arrays)
     return action()
 
 
@@ -144,17 +205,22 @@ def _arrays_in(values):
             yield from _arrays_in(value)
 
 
-def _apply(function, *arguments, **settings):
-    """Call a NumPy function on arrays of the device."""
+def _apply(name, function, *arguments, **settings):
+    """Call a NumPy function, which CuPy knows by a name, on arrays of the device."""
+    _capturable(name, arguments)
     arguments, settings = _bare(arguments), {k: _bare(v) for k, v in settings.items()}
     result = function(*arguments, **settings)
     if _graph_state.recording is not None:
         given = [*_arrays_in(arguments), *_arrays_in(settings.values())]
+        _touch(*given)
         fresh = isinstance(result, (np.ndarray, np.generic)) and not any(
             np.may_share_memory(result, array) for array in given
         )
         if fresh:
             result = np.asarray(result)
+            if result.base is not None:  # NumPy made it as a view
+                _graph_state.pool.take(_owner(result))
+            _touch(result)
 
             def again():
                 result[...] = function(*arguments, **settings)
@@ -180,8 +246,8 @@ class ndarray:
     def __init__(self, array):
         self._array = array
         _alive[id(self)] = self
-        if _graph_state.pool is not None:
-            _graph_state.pool.kept.append(array)
+        if _graph_state.pool is not None and array.base is None:
+            _graph_state.pool.take(array)
         if _graph_state.recording is not None:
             _graph_state.made.append(array)
 
@@ -193,7 +259,7 @@ class ndarray:
     itemsize = property(lambda self: self._array.itemsize)
     strides = property(lambda self: self._array.strides)
     flags = property(lambda self: self._array.flags)
-    T = property(lambda self: _wrapped(self._array.T))
+    T = property(lambda self: _apply("T", lambda array: array.T, self))
     data = property(lambda self: _Data(self._array))
 
     @property
@@ -261,7 +327,9 @@ class ndarray:
         return _bare(key)
 
     def __getitem__(self, key):
-        return _apply(lambda array: array[self._key(key)], self)
+        key = self._key(key)
+        _touch(*_arrays_in(key if isinstance(key, tuple) else (key,)))
+        return _apply("__getitem__", lambda array: array[key], self)
 
     def __setitem__(self, key, value):
         array, key, value = self._array, self._key(key), _bare(value)
@@ -269,7 +337,9 @@ class ndarray:
         def assign():
             array[key] = value
 
-        _do(assign)
+        _capturable("__setitem__")
+        given = _arrays_in([array, value, *(key if isinstance(key, tuple) else (key,))])
+        _do(assign, *given)
 
     def fill(self, value):
         self[...] = value
@@ -279,7 +349,7 @@ class ndarray:
             raise AttributeError(f"a CuPy array has no {name!r}")
         if callable(getattr(self._array, name)):
             return lambda *a, **k: _apply(
-                lambda array, *a, **k: getattr(array, name)(*a, **k), self, *a, **k
+                name, lambda array, *a, **k: getattr(array, name)(*a, **k), self, *a, **k
             )
         raise AttributeError(f"the stand-in has no {name!r} yet")
 
@@ -292,9 +362,10 @@ def _operator(name):
             return NotImplemented
         if name.startswith("__i") and name not in ("__invert__",):
             array, others = self._array, _bare(others)
-            _do(lambda: getattr(array, name)(*others))
+            _capturable(name)
+            _do(lambda: getattr(array, name)(*others), array, *_arrays_in(others))
             return self
-        return _apply(lambda array, *others: getattr(array, name)(*others), self, *others)
+        return _apply(name, lambda array, *others: getattr(array, name)(*others), self, *others)
 
     return operate
 
@@ -346,15 +417,20 @@ class _Function:
                 result = self.numpy(np.array(arguments[0]), *arguments[1:], **settings)
                 return _wrapped(result)
             if self.__name__ == "asarray":
-                result = _apply(self.numpy, *arguments, **settings)
+                result = _apply("asarray", self.numpy, *arguments, **settings)
                 return arguments[0] if result._array is arguments[0]._array else result
-        return _apply(self.numpy, *arguments, **settings)
+        if self.__name__ == "bincount" and settings.get("weights") is not None:
+            # A GPU adds weights as the threads come, and so does this: the last one first.
+            backwards = (values[::-1] for values in (*arguments, settings.pop("weights")))
+            arguments, settings["weights"] = [next(backwards)], next(backwards)
+        return _apply(self.__name__, self.numpy, *arguments, **settings)
 
     @property
     def at(self):
         def at(array, *arguments):
+            _capturable(f"{self.__name__}.at")
             array, arguments = _bare(array), _bare(arguments)
-            _do(lambda: self.numpy.at(array, *arguments))
+            _do(lambda: self.numpy.at(array, *arguments), array, *_arrays_in(arguments))
 
         if not hasattr(self.real, "at"):
             raise AttributeError(f"cupy.{self.__name__} has no at")
@@ -378,13 +454,56 @@ def __getattr__(name):
 # --- kernels ------------------------------------------------------------------------------
 
 SHIM = """
+#include <algorithm>
 #include <cmath>
 #define __global__
 #define __device__
+#define __restrict__
 struct Place { unsigned x, y, z; };
 static thread_local Place gridDim, blockDim, blockIdx, threadIdx;
 using std::sqrt;
+using std::min;
+static unsigned this_thread() { return 1 + blockIdx.x * blockDim.x + threadIdx.x; }
+
+// Memory that a kernel may write: `Written<T> y` for its parameter `T* y`. Beside every value is
+// kept which thread has touched it; `fault` becomes 1 when another one has, and one of them writes.
+static thread_local int fault;
+struct Touched { unsigned who; bool written; };
+[[maybe_unused]] static void touch(Touched& place, bool writes)
+{
+    if (place.who && place.who != this_thread() && (writes || place.written)) fault = 1;
+    if (!place.who || writes) place.who = this_thread();
+    place.written |= writes;
+}
+template <class T> struct Value {
+    T& value; Touched& place;
+    operator T() const { touch(place, false); return value; }
+    Value& operator=(T other) { touch(place, true); value = other; return *this; }
+    Value& operator=(const Value& other) { return *this = (T)other; }
+    Value& operator+=(T other) { return *this = (T)*this + other; }
+    Value& operator-=(T other) { return *this = (T)*this - other; }
+};
+template <class T> struct Written {
+    T* values; Touched* places;
+    Value<T> operator[](long long k) const { return {values[k], places[k]}; }
+};
 """
+
+# What a card does to numbers below the smallest of full precision: nothing is left of them.
+FLUSH = """
+#if defined(__SSE__)
+#include <xmmintrin.h>
+struct Flush {
+    unsigned before = _mm_getcsr();
+    Flush() { _mm_setcsr(before | 0x8040); }
+    ~Flush() { _mm_setcsr(before); }
+};
+#else
+struct Flush {};
+#endif
+"""
+FMA = ("-mfma",) if platform.machine() in ("x86_64", "AMD64") else ()
+AS_A_CARD = ("-ffp-contract=fast", *FMA)
 
 DECLARATION = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
 
@@ -398,7 +517,7 @@ CTYPES = {
 }
 
 
-def compile_library(source, name, flags=("-O2",)):
+def compile_library(source, name, flags=("-O2", "-ffp-contract=off")):
     """A shared library from C++, compiled once for each source."""
     digest = hashlib.sha256("\0".join((source, *flags)).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"minires-emulated-{os.getuid()}"
@@ -408,7 +527,7 @@ def compile_library(source, name, flags=("-O2",)):
         part = path.with_suffix(f".{os.getpid()}.part")
         command = [COMPILER, "-x", "c++", "-std=c++17", "-shared", "-fPIC", "-Wall", *flags]
         done = subprocess.run(
-            [*command, "-ffp-contract=off", "-o", str(part), "-"],
+            [*command, "-o", str(part), "-"],
             input=source, text=True, capture_output=True,
         )  # fmt: skip
         if done.returncode:
@@ -427,13 +546,13 @@ def expand(source, options):
 
 
 def parameters_of(text):
-    """[(type, is a pointer, is const)] of a parameter list."""
+    """[(type, is a pointer, is const, name)] of a parameter list."""
     found = []
     for part in text.split(","):
         words = part.replace("*", " * ").split()
         const, pointer = "const" in words, "*" in words
         kind = " ".join(word for word in words[:-1] if word not in ("const", "*"))
-        found.append((kind, pointer, const))
+        found.append((kind, pointer, const, words[-1]))
     return found
 
 
@@ -445,24 +564,57 @@ class RawModule:
             raise TypeError("options are strings")
         code.encode("ascii")  # CuPy writes it in the system's own encoding, whatever that is
         expanded = expand(code, options)
-        self.kernels = {name: parameters_of(text) for name, text in DECLARATION.findall(expanded)}
-        launchers = "".join(
-            self._launcher(name, text) for name, text in DECLARATION.findall(expanded)
-        )
-        self.library = compile_library(SHIM + expanded + launchers, "kernels")
+        declared = DECLARATION.findall(expanded)
+        self.kernels = {name: parameters_of(text) for name, text in declared}
+        launchers = "".join(self._launcher(name, text) for name, text in declared)
+        flags = ("-O2", "-ffp-contract=off")
+        if _graph_state.as_a_card:
+            flags = "-O2", *AS_A_CARD
+            expanded = DECLARATION.sub(self._watched, expanded)
+        self.library = compile_library(SHIM + FLUSH + expanded + launchers, "kernels", flags)
+
+    @staticmethod
+    def _watched(declaration):
+        """The head of a kernel that notes who touches what it may write."""
+        name, text = declaration.groups()
+        parts = [
+            part if "*" not in part or "const" in part.split()
+            else "Written<{}> {}".format(*(words.strip() for words in part.split("*")))
+            for part in text.split(",")
+        ]  # fmt: skip
+        return f"static void {name}({', '.join(parts)})"
 
     @staticmethod
     def _launcher(name, text):
-        words = ", ".join(part.replace("*", " ").split()[-1] for part in text.split(","))
+        """Runs the threads of a grid: number `start_` first, then always `step_` further."""
+        watched = _graph_state.as_a_card
+        words, places = [], []
+        for kind, pointer, const, word in parameters_of(text):
+            written = watched and pointer and not const
+            words.append(f"Written<{kind}>{{{word}, places_{word}}}" if written else word)
+            places += [f", Touched* places_{word}"] if written else []
+        flush = "Flush flush;" if watched else ""
         return f"""
-extern "C" void launch_{name}(unsigned grid, unsigned block, {text}) {{
-    gridDim.x = grid; blockDim.x = block;
-    for (blockIdx.x = grid; blockIdx.x-- > 0;)
-        for (threadIdx.x = block; threadIdx.x-- > 0;) {name}({words});
+extern "C" int launch_{name}(unsigned grid, unsigned block, unsigned start_, unsigned step_,
+                             {text}{"".join(places)}) {{
+    {flush} fault = 0; gridDim.x = grid; blockDim.x = block;
+    unsigned long long all = (unsigned long long)grid * block, number = start_ % all;
+    for (unsigned long long k = 0; k < all; k++, number = (number + step_) % all) {{
+        blockIdx.x = number / block; threadIdx.x = number % block; {name}({", ".join(words)});
+    }}
+    return fault;
 }}"""
 
     def get_function(self, name):
         return _Kernel(name, getattr(self.library, f"launch_{name}"), self.kernels[name])
+
+
+def order_of(threads):
+    """Which thread is first, and the step to the next: the last one first, or a mixed order."""
+    if not _graph_state.as_a_card or threads < 3:
+        return threads - 1, threads - 1
+    step = next(n for n in range(int(0.618 * threads), threads) if math.gcd(n, threads) == 1)
+    return threads // 3, step
 
 
 GUARD = 64  # values before and behind every array
@@ -471,10 +623,17 @@ GUARD = 64  # values before and behind every array
 class _Kernel:
     def __init__(self, name, function, parameters):
         self.name, self.function, self.parameters = name, function, parameters
-        function.restype = None
-        function.argtypes = [ctypes.c_uint] * 2 + [
-            ctypes.c_void_p if pointer else CTYPES[kind][0] for kind, pointer, _ in parameters
-        ]
+        self.watched = _graph_state.as_a_card
+        written = sum(pointer and not const for _, pointer, const, _ in parameters)
+        function.restype = ctypes.c_int
+        function.argtypes = (
+            [ctypes.c_uint] * 4
+            + [
+                ctypes.c_void_p if pointer else CTYPES[kind][0]
+                for kind, pointer, _, _ in parameters
+            ]
+            + [ctypes.c_void_p] * written * self.watched
+        )
 
     def __call__(self, grid, block, arguments):
         (blocks,), (threads,) = grid, block
@@ -482,15 +641,16 @@ class _Kernel:
             raise RuntimeError(f"{self.name}: a grid of {blocks} blocks of {threads} threads")
         if len(arguments) != len(self.parameters):
             raise TypeError(f"{self.name}: {len(arguments)} of {len(self.parameters)} arguments")
-        for value, (kind, pointer, _) in zip(arguments, self.parameters, strict=True):
+        for value, (kind, pointer, _, _) in zip(arguments, self.parameters, strict=True):
             wanted = CTYPES[kind][1]
             if pointer != isinstance(value, ndarray) or value.dtype != wanted:
                 raise TypeError(f"{self.name}: {value!r} for {kind}{' *' if pointer else ''}")
-        _do(lambda: self._run(blocks, threads, arguments))
+        arrays = [value._array for value in arguments if isinstance(value, ndarray)]
+        _do(lambda: self._run(blocks, threads, arguments), *arrays)
 
     def _run(self, blocks, threads, arguments):
-        guarded, passed = {}, []
-        for value, (_, pointer, const) in zip(arguments, self.parameters, strict=True):
+        guarded, passed, places = {}, [], []
+        for value, (_, pointer, const, _) in zip(arguments, self.parameters, strict=True):
             if not pointer:
                 passed.append(value.item())
                 continue
@@ -500,11 +660,16 @@ class _Kernel:
                 room = np.empty(array.size + 2 * GUARD, array.dtype)
                 room[:GUARD] = room[-GUARD:] = _mark(array.dtype)
                 room[GUARD : GUARD + array.size] = array.reshape(-1)
-                guarded[key] = room, array, []
+                touched = np.zeros(2 * (array.size + 2 * GUARD) * self.watched, np.uint32)
+                guarded[key] = room, array, [], touched
             guarded[key][2].append(const)
             passed.append(guarded[key][0].ctypes.data + GUARD * array.itemsize)
-        self.function(blocks, threads, *passed)
-        for room, array, const in guarded.values():
+            if self.watched and not const:
+                places.append(guarded[key][3].ctypes.data + GUARD * 8)
+        order = order_of(blocks * threads)
+        if self.function(blocks, threads, *order, *passed, *places):
+            raise MemoryError(f"{self.name}: two threads touch one address, and one writes to it")
+        for room, array, const, _ in guarded.values():
             mark = np.full(GUARD, _mark(array.dtype)).tobytes()
             if room[:GUARD].tobytes() != mark or room[-GUARD:].tobytes() != mark:
                 raise MemoryError(f"{self.name} wrote beside an array of {array.shape}")
@@ -538,15 +703,20 @@ static float cut(float x) {  // TF32: 10 bits of fraction
 static double same(double x) { return x; }
 
 // C = alpha op(A) op(B) + beta C by columns: element (i, j) is at i + j * ld.
+#ifdef AS_A_CARD
+#define SUM T
+#else
+#define SUM double
+#endif
 template <class T, class Cut>
 static void multiply(int ta, int tb, int m, int n, int k, T alpha, const T* A, int lda,
                      const T* B, int ldb, T beta, T* C, int ldc, Cut cut)
 {
     for (int j = 0; j < n; j++)
         for (int i = 0; i < m; i++) {
-            double sum = 0;
+            SUM sum = 0;
             for (int l = 0; l < k; l++)
-                sum += (double)cut(ta ? A[l + (long long)i * lda] : A[i + (long long)l * lda])
+                sum += (SUM)cut(ta ? A[l + (long long)i * lda] : A[i + (long long)l * lda])
                     * cut(tb ? B[j + (long long)l * ldb] : B[l + (long long)j * ldb]);
             T& c = C[i + (long long)j * ldc];
             c = (T)(alpha * sum) + (beta == 0 ? 0 : beta * c);
@@ -588,11 +758,21 @@ extern "C" int cublasGemmStridedBatchedEx(
 class _Cublas:
     """The library above; its products can be recorded."""
 
-    def __init__(self):
-        self.library = compile_library(CUBLAS, "cublas", ("-O3",))
+    def __init__(self, as_a_card):
+        own = (*AS_A_CARD, "-DAS_A_CARD") if as_a_card else ("-ffp-contract=off",)
+        self.library = compile_library(CUBLAS, "cublas", ("-O3", *own))
         for name in ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"):
             setattr(self, name, getattr(self.library, name))
         self.cublasGemmStridedBatchedEx = _Product(self.library.cublasGemmStridedBatchedEx)
+
+
+def _array_at(pointer):
+    """An array of the device whose memory holds this address."""
+    for array in [value._array for value in list(_alive.values())]:
+        low, high = np.lib.array_utils.byte_bounds(array)
+        if low <= pointer < high:
+            return array
+    raise AssertionError("a product reads or writes memory that no array holds")
 
 
 class _Product:
@@ -614,6 +794,9 @@ class _Product:
         kept = [scalar.from_address(arguments[place]).value for place in (5, 14)]
         kept = [scalar(value) for value in kept]
         arguments[5], arguments[14] = map(ctypes.addressof, kept)
+        if _graph_state.recording is not None:
+            used = (arguments[place] for place in (6, 10, 15))
+            _touch(*(array for pointer in used for array in [_array_at(pointer)]))
         return _do(lambda kept=kept: self.function(handle, *arguments))
 
 
@@ -629,10 +812,18 @@ class OutOfMemoryError(MemoryError):
 
 
 class Graph:
-    def __init__(self, actions):
-        self.actions = actions
+    """What was recorded, and the memory that it uses: as addresses only, so others must hold it."""
+
+    def __init__(self, actions, touched, pool):
+        self.actions, self.pool = actions, pool
+        self.touched = {id(array): array for array in touched}
 
     def launch(self, stream=None):
+        held = {id(_owner(value._array)) for value in list(_alive.values())}
+        held |= {id(array) for array in self.pool.kept}
+        for key, array in self.touched.items():
+            if key not in held:
+                raise MemoryError(f"a graph uses memory {array.shape} that was given back")
         for action in self.actions:
             action()
 
@@ -664,7 +855,7 @@ class Stream:
         if _graph_state.pool is None:
             raise AssertionError("a graph would keep addresses in memory that others use")
         self.kept = [(a._array, a._array.copy()) for a in list(_alive.values())]
-        _graph_state.recording, _graph_state.made = [], []
+        _graph_state.recording, _graph_state.made, _graph_state.touched = [], [], []
 
     def end_capture(self):
         actions, _graph_state.recording = _graph_state.recording, None
@@ -678,7 +869,8 @@ class Stream:
             if array.flags.writeable:
                 array[...] = before
         self.kept = []
-        return Graph(actions)
+        touched, _graph_state.touched = _graph_state.touched, ()
+        return Graph(actions, touched, _graph_state.pool)
 
     def is_capturing(self):
         return _graph_state.recording is not None
@@ -690,18 +882,47 @@ class Stream:
 Stream.null = Stream(null=True)
 
 
+class Memory:
+    """Memory of the device."""
+
+    room = None  # bytes left; None: enough
+
+    def __init__(self, size):
+        if Memory.room is not None and size > Memory.room:
+            raise _CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+
+
+class MemoryPointer:
+    def __init__(self, memory, offset):
+        pass
+
+
 class MemoryPool:
+    """Keeps memory for later. When there is none left, it gives back what nobody uses."""
+
     def __init__(self, allocator=None):
-        self.kept = []
+        self.kept, self.allocator = [], allocator
 
     def malloc(self, size):
         raise AssertionError("only a name for using_allocator")
+
+    def take(self, array):
+        """Memory for one more array, as CuPy's pool asks for it."""
+        allocate = self.allocator or Memory
+        try:
+            allocate(array.nbytes)
+        except _CUDARuntimeError:
+            self.free_all_blocks()
+            Memory.room = None  # what was given back is enough
+            allocate(array.nbytes)
+        self.kept.append(array)
 
     def used_bytes(self):
         return sum(array.nbytes for array in self.kept)
 
     def free_all_blocks(self, stream=None):
-        pass
+        used = {id(_owner(value._array)) for value in list(_alive.values())}
+        self.kept = [array for array in self.kept if id(array) in used]
 
 
 @contextlib.contextmanager
@@ -750,6 +971,8 @@ cuda = types.SimpleNamespace(
     Stream=Stream,
     Graph=Graph,
     Event=Event,
+    Memory=Memory,
+    MemoryPointer=MemoryPointer,
     MemoryPool=MemoryPool,
     using_allocator=_using_allocator,
     get_current_stream=lambda: _graph_state.stream or Stream.null,

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,6 +260,15 @@ def test_scale_maps_grey_levels_to_minus_one_and_one_exactly():
     assert scaled[0] == -1
     assert scaled[255] == 1
     np.testing.assert_allclose(scaled, np.linspace(-1, 1, 256), atol=1e-7)
+
+
+def test_drawn_data_need_no_downloader(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    monkeypatch.delenv("MINIRES_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert data_tools.cache_folder() == tmp_path / "minires"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert data_tools.cache_folder() == Path.home() / ".cache" / "minires"
 
 
 def test_importing_the_data_imports_nothing_heavy():

@@ -10,7 +10,17 @@ from helpers import assert_close
 
 import minires
 from minires.arrays import to_host
-from minires.networks.layers import Conv2D, Dense, Dropout, Flatten, MaxPool, MeanPool, Sequential
+from minires.engine.convolution import mean_pool
+from minires.networks.layers import (
+    Branches,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPool,
+    MeanPool,
+    Sequential,
+)
 from minires.networks.model import Model
 from minires.resampling.baselines import EMA
 from minires.training import capture, loop
@@ -279,6 +289,86 @@ def test_looks_at_losses():
     assert capture.epoch_ends(10, 20, 5) == [3, 7, 9]
     assert capture.epoch_ends(8, 20, 5) == [3, 7]
     assert capture.epoch_ends(3, 5, 5) == [0, 1, 2]
+
+
+# --- what may go wrong with a graph -------------------------------------------------------
+
+
+def only_the_stand_in(device):
+    if not hasattr(device, "_graph_state"):
+        pytest.skip("only the stand-in can be made to run out of memory, or sees who holds it")
+
+
+def test_a_graph_recorded_while_memory_ran_out_is_not_played(device, monkeypatch):
+    """The pool then gives back memory that the graph names, and the next one who asks gets it."""
+    only_the_stand_in(device)
+    plain, _, _ = run(device, OPTIMIZERS[0], record=False)
+    record = capture.RecordedSteps._record
+
+    def short_of_memory(self):
+        monkeypatch.setattr(device.cuda.Memory, "room", 1000)
+        record(self)
+
+    monkeypatch.setattr(capture.RecordedSteps, "_record", short_of_memory)
+    found, updates, _ = run(device, OPTIMIZERS[0])
+    assert updates._graph is None
+    assert updates.reason.endswith("the GPU's memory ran out while an update was recorded")
+    for once, again in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(once, again)
+
+
+def test_the_divisors_of_a_pooling_outlive_those_of_many_others(device):
+    """A recorded update keeps their address."""
+    layers = Conv2D(2, 3), MeanPool(3, 1, padding=1), Flatten(), Dense(10)
+    model = Model((9, 8, 1), Sequential(*layers))
+    theta, stats, images, labels = problem(device, model)
+    model.predict(theta, images)  # so they lie in memory that is not the graph's own
+    order = np.random.default_rng(0).integers(0, IMAGES, (6, BATCH))
+    task = loop.Task(model, images, labels, BATCH)
+    with capture.RecordedSteps(task, theta, stats, SGD(0.1), order) as steps:
+        for number in range(len(order)):
+            if number == 4:
+                for size in range(10, 90):
+                    mean_pool(device.zeros((1, size, 5, 1)), window=2)
+            steps.take()
+    assert steps.reason is None
+    assert np.isfinite(steps.losses.get()).all()
+
+
+def test_many_branches_are_recorded(device):
+    branches = Branches(*[Conv2D(1, 1) for _ in range(19)])
+    model = Model((8, 8, 1), Sequential(branches, Flatten(), Dense(10)))
+    played, updates, _ = run(device, OPTIMIZERS[0], model=model)
+    plain, _, _ = run(device, OPTIMIZERS[0], model=model, record=False)
+    assert updates.reason is None
+    np.testing.assert_array_equal(played[0], plain[0])
+
+
+def test_what_a_graph_cannot_hold_is_refused(device):
+    """By the stand-in, as by CuPy: what copies from the host or to it, or asks for a number."""
+    only_the_stand_in(device)
+    x, where = device.ones(3), device.ones(3) > 0
+    stream = device.cuda.Stream(non_blocking=True)
+    with stream, device.cuda.using_allocator(device.cuda.MemoryPool().malloc):
+        for refused in (
+            lambda: device.asarray(np.ones(3)),
+            lambda: x.get(),
+            lambda: float(x[0]),
+            lambda: x[where],
+            lambda: device.nonzero(x),
+            lambda: device.bincount(device.zeros(3, np.int64)),
+            lambda: device.repeat(x, 2),
+            lambda: device.searchsorted(x, x),
+            lambda: device.concatenate([x] * 9),
+            lambda: device.matmul(x, x),
+            lambda: device.add.at(x, x, x),
+        ):
+            stream.begin_capture()
+            try:
+                with pytest.raises((RuntimeError, NotImplementedError), match="captur"):
+                    refused()
+            finally:
+                stream.end_capture()
 
 
 # --- what the study asks of training ------------------------------------------------------

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
+import minires
+from minires import kernels
 from minires.arrays.files import load_arrays, load_json
-from minires.commands import cli
+from minires.commands import cli, machine_check
+from minires.training import capture
 
 SMALL = [
     "--network", "lenet_classic", "--train", "60", "--test", "30", "--epochs", "1",
@@ -110,3 +113,84 @@ def test_a_full_card_says_what_to_lower(device, monkeypatch, capsys, tmp_path):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "lower --batch" in error
+
+
+# --- minires info --check -----------------------------------------------------------------
+
+
+def checked(capsys, *arguments):
+    """The exit code, and {what was checked: its line}."""
+    code = cli.main(["info", "--check", *arguments])
+    out = capsys.readouterr().out
+    lines = out[out.index("checked") :].splitlines()[2:]
+    return code, {line.split("  ")[0]: line for line in lines}, out
+
+
+def test_the_check_knows_every_kernel():
+    calls = machine_check.kernel_calls("cpu", np.float32)
+    assert {*calls, "uniform"} == set(kernels.KERNELS)
+
+
+def test_the_check_passes_on_this_machine(capsys):
+    code, lines, out = checked(capsys, "--device", "cpu")
+    assert code == 0
+    assert "47 of 47 checks passed" in out
+    assert all(" pass" in line for line in list(lines.values())[:-1])
+
+
+@pytest.mark.slow
+def test_the_check_passes_on_a_gpu(device, capsys):
+    code, lines, out = checked(capsys, "--device", "gpu")
+    assert code == 0, out
+    assert "52 of 52 checks passed" in out
+    assert set(lines) > {"recorded steps of LeNet", "memory is given back"}
+
+
+@pytest.mark.parametrize("fault", ["wrong", "breaks", "not a number", "another shape"])
+def test_the_check_finds_a_kernel_that_is_out_of_order(device, capsys, monkeypatch, fault):
+    """And goes on with the others."""
+    monkeypatch.setattr(machine_check, "ALLOWED", {"float32": 5e-5})
+    monkeypatch.setattr(machine_check, "_gradient_error", lambda *a: machine_check.Finding(""))
+    monkeypatch.setattr(machine_check, "_recorded_error", lambda *a: machine_check.Finding(""))
+    monkeypatch.setattr(machine_check, "_product_error", lambda *a: machine_check.Finding(""))
+    monkeypatch.setattr(machine_check, "_memory_left", lambda *a: machine_check.Finding(""))
+    monkeypatch.setattr(machine_check, "PRECISIONS", (np.float32,))
+    depthwise = kernels.gpu.depthwise
+
+    def broken(*arguments):
+        if fault == "breaks":
+            raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS:\n an illegal memory access")
+        y = depthwise(*arguments)
+        if fault == "another shape":
+            return y[:, :1]
+        y[0, 0, 0, 0, 0] = y[0, 0, 0, 0, 0] * (1.01 if fault == "wrong" else np.nan) + 0.01
+        return y
+
+    monkeypatch.setattr(kernels.gpu, "depthwise", broken)
+    code, lines, out = checked(capsys, "--device", "gpu")
+    assert code == 1
+    failed = {name for name, line in lines.items() if " FAIL" in line}
+    assert failed == {"depthwise, float32", "separable, float32"}
+    assert "Please report this" in out
+    assert "MINIRES_KERNELS=plain" in out
+    if fault == "breaks":
+        assert "CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access" in out
+
+
+def test_the_check_finds_steps_that_were_not_recorded(device, capsys, monkeypatch):
+    def fail(self):
+        self.record, self.reason = False, "out of order"
+
+    monkeypatch.setattr(capture.RecordedSteps, "_record", fail)
+    model = minires.lenet(channels=(2, 3), hidden=8)
+    finding = machine_check._recorded_error(model)
+    assert not finding.passed
+    assert finding.remark == "not recorded: out of order"
+
+
+def test_without_a_gpu_nothing_is_checked(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert cli.main(["info", "--check", "--device", "gpu"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "pip install 'minires[gpu13]'" in output.err

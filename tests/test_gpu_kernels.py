@@ -7,6 +7,7 @@ from helpers import assert_close, lay_out
 from minires.arrays import to_device
 from minires.kernels import cpu, gpu
 
+DEVICES = ["emulated", "as a card", pytest.param("cupy", marks=pytest.mark.gpu)]
 ROUNDING = {np.float32: 3e-6, np.float64: 1e-14}
 
 # x (H, W, C), kernel, stride, padding, dilation
@@ -165,14 +166,15 @@ def test_whole_numbers_and_mixed_types_are_multiplied(device, rng):
 def test_tf32_is_a_choice(device, rng, monkeypatch):
     if hasattr(device, "cuda") and device.cuda.runtime.getDeviceProperties(0)["major"] < 8:
         pytest.skip("this card has no TF32")
-    a, b = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
+    size = 512 if device.__name__ == "cupy" else 64  # cuBLAS may multiply small matrices exactly
+    a, b = (rng.standard_normal((size, size)).astype(np.float32) for _ in range(2))
     there = device.asarray(a), device.asarray(b)
     expected = a.astype(float) @ b
     monkeypatch.delenv("MINIRES_TF32", raising=False)
     exact = np.abs(gpu.matmul(*there).get() - expected).max()
     monkeypatch.setenv("MINIRES_TF32", "1")
     rough = np.abs(gpu.matmul(*there).get() - expected).max()
-    assert exact < 2e-5 < 1e-3 < rough < 0.1
+    assert exact < 2e-4 < 1e-3 < rough < 0.5
 
 
 # --- convolution --------------------------------------------------------------------------
@@ -232,6 +234,37 @@ def test_a_batch_in_pieces(device, rng, monkeypatch, images):
     g = rng.standard_normal((replicas, images, *size, 4))
     both("convolve", device, x, w, None, *settings, "relu")
     both("convolve_input_gradient", device, g, w, x.shape[1:], *settings)
+    both("convolve_weight_gradient", device, x, g, kernel, *settings)
+
+
+@pytest.mark.parametrize("networks", NETWORKS)
+@pytest.mark.parametrize("name", ["same", "one pixel", "stride"])
+def test_a_long_sum_is_cut_into_parts(device, rng, monkeypatch, name, networks):
+    """Into as many as divide the rows, so that each has the same number of them."""
+    monkeypatch.setattr(gpu, "SHORTEST", 10)
+    x, replicas, kernel, settings = case(rng, name, networks, np.float64)
+    size = outputs(x, kernel, *settings)
+    g = rng.standard_normal((replicas, x.shape[1], *size, 4))
+    products, multiply = [], gpu.matmul
+
+    def counted(a, b, out=None):
+        products.append(np.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
+        return multiply(a, b, out)
+
+    monkeypatch.setattr(gpu, "matmul", counted)
+    both("convolve_weight_gradient", device, x, g, kernel, *settings)
+    rows = x.shape[1] * size[0] * size[1]
+    parts = max(n for n in range(2, rows // 10 + 1) if rows % n == 0)
+    assert products == ([(parts,)] * 3 if networks == "shared" else [(replicas, parts)])
+
+
+def test_products_that_fill_the_card_are_not_cut(device, rng, monkeypatch):
+    monkeypatch.setattr(gpu, "SHORTEST", 10)
+    monkeypatch.setattr(gpu, "FILL", 7)
+    monkeypatch.setattr(gpu, "TILE", 2)
+    x, _, kernel, settings = case(rng, "one pixel", "one", np.float64)
+    g = rng.standard_normal((1, x.shape[1], *outputs(x, kernel, *settings), 4))
+    monkeypatch.setattr(gpu, "sum_rows", None)  # 3 × 2 tiles: one part
     both("convolve_weight_gradient", device, x, g, kernel, *settings)
 
 
@@ -350,6 +383,24 @@ def test_mean_pooling(device, rng, name, dtype):
     both("mean_pool_gradient", device, g, divisor, shape, window, *settings, tolerance=tolerance)
 
 
+# --- division -----------------------------------------------------------------------------
+
+
+def test_divisions_by_multiplying_and_shifting_are_exact():
+    """At multiples of the size, and one below, where a quotient that is too large shows first."""
+    sizes = [*range(1, 1000), 2**15 - 1, 2**15, 46341, 10**6 + 3, 2**30 - 1, 2**30, 2**31 - 1]
+    for size in sizes:
+        by = int(gpu.Size(size).divisor)
+        multiplier, shift = by >> 8, by & 255
+        assert multiplier < 2**33
+        top = 2**31 - 1
+        for near in (size, 2 * size, top // 2 // size * size, top // size * size, top):
+            for number in (near - 1, near):
+                if 0 <= number <= top:
+                    assert number * multiplier < 2**64
+                    assert number * multiplier >> shift == number // size
+
+
 # --- sums, random numbers -----------------------------------------------------------------
 
 
@@ -414,6 +465,35 @@ def test_counters_of_64_bits_change_nothing(device, rng, monkeypatch):
     test_mean_pooling(device, rng, "same", np.float64)
     test_sums_of_rows(device, rng, 5000, (3,), np.float64)
     test_random_numbers_are_philox(device, [7, 11], 1027)
+
+
+def test_numbers_too_small_for_full_precision_do_not_matter_to_adam(device, rng):
+    """A card makes them 0: g² of 1e-40, and √v with it. ε is 1e-8."""
+    theta, gradient = rng.standard_normal((2, 1000)).astype(np.float32)
+    gradient *= np.float32(10.0) ** -rng.integers(15, 25, 1000).astype(np.float32)
+    vectors = theta, gradient, np.zeros_like(theta), np.zeros_like(theta)
+    there = [device.asarray(vector) for vector in vectors]
+    numbers = np.float32([0.1]), np.float32([1e-8])
+    for _ in range(3):
+        cpu.step_adam(*vectors, *numbers, 0.9, 0.999)
+        gpu.step_adam(*there, *map(device.asarray, numbers), 0.9, 0.999)
+    np.testing.assert_array_equal(there[0].get(), theta)
+
+
+def test_two_threads_that_write_to_one_address_are_caught(device):
+    """So the threads of a grid may run in any order."""
+    if getattr(getattr(device, "_graph_state", None), "as_a_card", False) is False:
+        pytest.skip("only the stand-in looks, when it computes as a card does")
+    for body in ("y[k / 2] = x[k];", "y[k] = k ? y[k - 1] : x[k];", "y[0] += x[k];"):
+        text = f"""extern "C" __global__ void race(int count, const float* x, float* y)
+            {{ int k = blockIdx.x * blockDim.x + threadIdx.x; if (k < count) {{ {body} }} }}"""
+        kernel = device.RawModule(code=text).get_function("race")
+        x, y = device.ones(100, np.float32), device.zeros(100, np.float32)
+        with pytest.raises(MemoryError, match="race: two threads touch one address"):
+            kernel((2,), (64,), (np.int32(100), x, y))
+    text = text.replace(body, "y[k] = 2 * x[k];")
+    device.RawModule(code=text).get_function("race")((2,), (64,), (np.int32(100), x, y))
+    assert (y.get() == 2).all()
 
 
 # --- refusals -----------------------------------------------------------------------------

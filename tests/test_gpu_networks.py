@@ -255,6 +255,28 @@ def test_networks_side_by_side_are_the_same_as_one_by_one(device, rng):
         assert_close(alone.get(), together[r].get(), 1e-12)
 
 
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_the_calibration_error_is_the_same_bit_for_bit(device, rng, lead):
+    """Its bins are added up in one order, on the host."""
+    p = rng.dirichlet(np.ones(4), (*lead, 500)).astype(np.float32)
+    labels = rng.integers(0, 4, 500)
+    ours = metrics.ece(device.asarray(p), device.asarray(labels))
+    np.testing.assert_array_equal(ours, metrics.ece(p, labels))
+
+
+def test_batch_norm_is_folded_once_for_all_batches(device, rng, monkeypatch):
+    model = networks()["mobilenet_v1"]
+    monkeypatch.setattr(model, "batch", 2)
+    theta = model.init(rng, device="gpu")
+    stats = model.init_stats(device="gpu")
+    images = device.asarray(batch_for(model, rng, np.float32)[0])
+    expected, folds, fold = model.predict(theta, images, stats).get(), [], model.fold
+    monkeypatch.setattr(model, "fold", lambda *arrays: folds.append(1) or fold(*arrays))
+    found = loop.predict(model, theta, images, stats, quiet=True)
+    np.testing.assert_array_equal(found, expected)
+    assert folds == [1]
+
+
 # --- dropout ------------------------------------------------------------------------------
 
 

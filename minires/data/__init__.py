@@ -99,12 +99,10 @@ def cores():
 def cache_folder():
     """Return the folder that keeps made and downloaded data for the next time.
 
-    It is the folder named by the environment variable MINIRES_CACHE, or else the usual place
-    of the operating system (on Linux ~/.cache/minires). It need not exist yet.
+    It is the folder named by the environment variable MINIRES_CACHE, or else `minires` in
+    XDG_CACHE_HOME or ~/.cache, where the compiled kernels are too. It need not exist yet.
     """
     named = os.environ.get("MINIRES_CACHE")
     if named:
         return Path(named).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("minires"))
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minires"

@@ -282,12 +282,14 @@ def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=
     return y.reshape(*x.shape[:-3], *y.shape[-3:]), (pullback,)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _divisor(xp, dtype, counted):
-    """What a window's sum is divided by. It stays on the device: a recorded step cannot send it."""
-    return xp.asarray(
-        np.maximum(pixels_counted(*counted), 1), dtype
-    )  # the mean of no pixels is zero
+    """What a window's sum is divided by, a few kilobytes for each kind of pooling.
+
+    It stays on the device, for good: a recorded step cannot send it, and keeps its address.
+    """
+    count = pixels_counted(*counted)
+    return xp.asarray(np.maximum(count, 1), dtype)  # the mean of no pixels is zero
 
 
 def pixels_counted(size, window, stride, padding, dilation, count_padding):

@@ -15,6 +15,10 @@ from minires.engine.autodiff import Tensor, data_of, op, takes_out
 from minires.kernels import kernels_of
 from minires.kernels.sums import sum_rows
 
+# CuPy joins so many arrays by a kernel for each. Of more it sends a table of addresses to the GPU,
+# which cannot be recorded.
+MOST_JOINED = 8
+
 # --- elementwise --------------------------------------------------------------------------
 
 
@@ -253,7 +257,11 @@ def _concatenate(*arrays, axis):
 
     ends = np.cumsum([array.shape[axis] for array in arrays]).tolist()
     starts = [0, *ends[:-1]]
-    return xp_of(arrays[0]).concatenate(arrays, axis=axis), tuple(map(pullback, starts, ends))
+    xp, joined = xp_of(arrays[0]), list(arrays)
+    while len(joined) > MOST_JOINED and xp is not np:
+        first = [xp.concatenate(joined[:MOST_JOINED], axis=axis)]
+        joined = first + joined[MOST_JOINED:]
+    return xp.concatenate(joined, axis=axis), tuple(map(pullback, starts, ends))
 
 
 def _along(axis, part, ndim):

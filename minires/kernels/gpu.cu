@@ -12,6 +12,10 @@ Arrays are contiguous; the letters are those of the formulas there:
 
     N images of H × W pixels and C channels, OH × OW outputs, kernels of KH × KW taps,
     SH, SW stride, TOP, LEFT padding, DH, DW dilation
+
+A GPU has no instruction that divides whole numbers: a division by a number that is known only when
+the kernel is launched takes some twenty. So gpu.py passes by_C beside C, and the like: what to
+multiply by, and how far to shift, to divide by C.
 */
 
 // Thread t of T takes results t, t + T, t + 2T, … of `count`.
@@ -19,22 +23,39 @@ Arrays are contiguous; the letters are those of the formulas there:
     for (INDEX result = (INDEX)blockIdx.x * blockDim.x + threadIdx.x; result < (count); \
          result += (INDEX)gridDim.x * blockDim.x)
 
+// A size, and what divides by it.
+#define DIVISOR unsigned long long
+#define SIZE(size) INDEX size, DIVISOR by_##size
+
 // The images and windows of a convolution or pooling, in the order of `_Windows` in gpu.py.
-#define WINDOWS                                                                  \
-    int H, int W, int C, int OH, int OW, int KH, int KW, int SH, int SW, int TOP, \
-        int LEFT, int DH, int DW
+#define WINDOWS                                                                       \
+    SIZE(H), SIZE(W), SIZE(C), SIZE(OH), SIZE(OW), SIZE(KH), SIZE(KW), int SH, int SW, \
+        int TOP, int LEFT, int DH, int DW
 
 #define NO_ACTIVATION 0
 #define RELU 1
 #define RELU6 2
 
-// The last axis of an index, which is taken off: 17 of (…, 5) is 2, and leaves 3.
-static __device__ int take_off(INDEX& index, int size)
+// index / size for 0 ≤ index < 2³¹: ⌊index · m / 2ˢ⌋ is exact, see `Size` in gpu.py.
+static __device__ INDEX divided(INDEX index, INDEX size, DIVISOR by)
 {
-    int place = (int)(index % size);
-    index /= size;
+    if (sizeof(INDEX) == 8) return index / size;
+    return (INDEX)((unsigned)index * (by >> 8) >> (by & 255));
+}
+
+// The last axis of an index, which is taken off: 17 of (…, 5) is 2, and leaves 3.
+static __device__ int take_off(INDEX& index, INDEX size, DIVISOR by)
+{
+    INDEX rest = divided(index, size, by);
+    int place = (int)(index - rest * size);
+    index = rest;
     return place;
 }
+#define TAKE_OFF(index, size) take_off(index, size, by_##size)
+
+// Of network r and channel c, where each network has `size` values: the place r·C + c.
+#define CHANNEL_OF(index) \
+    (divided(index, size, by_size) * C + (index) - divided(index, C, by_C) * C)
 
 // A value that is not a number stays so: every comparison with it is false.
 static __device__ REAL activate(REAL y, int activation)
@@ -44,14 +65,35 @@ static __device__ REAL activate(REAL y, int activation)
     return y;
 }
 
-// The window, along one axis, in which tap `tap` meets pixel `pixel`; −1 if there is none.
-static __device__ int window_of(int pixel, int tap, int windows, int stride, int before,
-                                int dilation)
+// The windows, along one axis, that meet a pixel: from the first to the last one …
+static __device__ int first_window(int pixel, int taps, int stride, int before, int dilation)
 {
-    int start = pixel + before - tap * dilation;
-    if (start < 0 || start % stride != 0) return -1;
-    return start / stride < windows ? start / stride : -1;
+    int start = pixel + before - (taps - 1) * dilation;
+    if (start <= 0) return 0;
+    return stride == 1 ? start : (start + stride - 1) / stride;
 }
+
+static __device__ int last_window(int pixel, int windows, int stride, int before)
+{
+    int last = stride == 1 ? pixel + before : (pixel + before) / stride;
+    return last < windows ? last : windows - 1;
+}
+
+// … and the tap with which a window does it; −1 where the pixel lies between two taps.
+static __device__ int tap_of(int pixel, int window, int stride, int before, int dilation)
+{
+    int offset = pixel + before - window * stride;
+    if (dilation == 1) return offset;
+    return offset % dilation == 0 ? offset / dilation : -1;
+}
+
+// Runs over all outputs (i, j) that saw pixel (h, w), through tap (u, v). The last tap comes first.
+#define EACH_WINDOW(h, w)                                                                  \
+    for (int i = first_window(h, KH, SH, TOP, DH); i <= last_window(h, OH, SH, TOP); i++)   \
+        for (int u = tap_of(h, i, SH, TOP, DH), j = first_window(w, KW, SW, LEFT, DW),       \
+                 v [[maybe_unused]];                                                         \
+             u >= 0 && j <= last_window(w, OW, SW, LEFT); j++)                               \
+            if ((v = tap_of(w, j, SW, LEFT, DW)) >= 0)
 
 static __device__ bool inside(int h, int w, int H, int W)
 {
@@ -64,48 +106,47 @@ Its arithmetic is a matrix product; these two copy images into windows, and add 
 up to images. They work on `some` images of every network, from number `first` of its N. */
 
 // rows[(s,n,i,j), (u,v,c)] = x[s, first + n, i·SH + u·DH − TOP, j·SW + v·DW − LEFT, c]
+// A thread copies the same tap of STRIP neighbouring outputs: it asks only once who it is.
 extern "C" __global__ void gather(INDEX count, const REAL* x, REAL* rows, int N, int first,
-                                  int some, WINDOWS)
+                                  SIZE(some), SIZE(strips), WINDOWS)
 {
     EACH(k, count) {
         INDEX rest = k;
-        int c = take_off(rest, C), v = take_off(rest, KW), u = take_off(rest, KH);
-        int j = take_off(rest, OW), i = take_off(rest, OH), n = take_off(rest, some);
+        int c = TAKE_OFF(rest, C), v = TAKE_OFF(rest, KW), u = TAKE_OFF(rest, KH);
+        int j = TAKE_OFF(rest, strips) * STRIP, taps = KH * KW * C;
+        INDEX target = (rest * OW + j) * taps + (u * KW + v) * C + c;
+        int i = TAKE_OFF(rest, OH), n = TAKE_OFF(rest, some);
         int h = i * SH + u * DH - TOP, w = j * SW + v * DW - LEFT;
-        INDEX image = rest * N + first + n;
-        rows[k] = inside(h, w, H, W) ? x[((image * H + h) * W + w) * C + c] : 0;
+        INDEX row = ((rest * N + first + n) * H + h) * W;
+        for (int stop = min(j + STRIP, (int)OW); j < stop; j++, w += SW, target += taps)
+            rows[target] = inside(h, w, H, W) ? x[(row + w) * C + c] : 0;
     }
 }
 
 // x_gradient[r, first + n, h, w, c] = Σ rows[(r,n,i,j), (u,v,c)] over the taps that met the pixel
 extern "C" __global__ void spread(INDEX count, const REAL* rows, REAL* x_gradient, int N,
-                                  int first, int some, WINDOWS)
+                                  int first, SIZE(some), WINDOWS)
 {
     EACH(k, count) {
         INDEX rest = k;
-        int c = take_off(rest, C), w = take_off(rest, W), h = take_off(rest, H);
+        int c = TAKE_OFF(rest, C), w = TAKE_OFF(rest, W), h = TAKE_OFF(rest, H);
         INDEX image = rest;
-        int n = take_off(rest, some);
+        int n = TAKE_OFF(rest, some);
         REAL sum = 0;
-        for (int u = 0; u < KH; u++) {
-            int i = window_of(h, u, OH, SH, TOP, DH);
-            for (int v = 0; v < KW && i >= 0; v++) {
-                int j = window_of(w, v, OW, SW, LEFT, DW);
-                if (j >= 0) sum += rows[((((image * OH + i) * OW + j) * KH + u) * KW + v) * C + c];
-            }
-        }
+        EACH_WINDOW(h, w)
+            sum += rows[((((image * OH + i) * OW + j) * KH + u) * KW + v) * C + c];
         INDEX target = rest * N + first + n;
         x_gradient[((target * H + h) * W + w) * C + c] = sum;
     }
 }
 
 // y[r, m, c] ← f(y[r, m, c] + bias[r, c]), each network having `size` values
-extern "C" __global__ void finish(INDEX count, REAL* y, const REAL* bias, INDEX size, int C,
+extern "C" __global__ void finish(INDEX count, REAL* y, const REAL* bias, SIZE(size), SIZE(C),
                                   int has_bias, int activation)
 {
     EACH(k, count) {
         REAL value = y[k];
-        if (has_bias) value += bias[k / size * C + k % C];
+        if (has_bias) value += bias[CHANNEL_OF(k)];
         y[k] = activate(value, activation);
     }
 }
@@ -114,22 +155,24 @@ extern "C" __global__ void finish(INDEX count, REAL* y, const REAL* bias, INDEX 
 // the H × W outputs; winners: which of its pixels that was, in reading order, the first of equals.
 // A network has `size` results.
 extern "C" __global__ void keep_largest(INDEX count, const REAL* y, const REAL* bias,
-                                        REAL* largest, unsigned char* winners, INDEX size, int H,
-                                        int W, int C, int PH, int PW, int KH, int KW, int has_bias,
-                                        int activation)
+                                        REAL* largest, unsigned char* winners, SIZE(size), int H,
+                                        int W, SIZE(C), SIZE(PH), SIZE(PW), int KH, int KW,
+                                        int has_bias, int activation)
 {
     EACH(k, count) {
         INDEX image = k;
-        int c = take_off(image, C), q = take_off(image, PW), p = take_off(image, PH);
+        int c = TAKE_OFF(image, C), q = TAKE_OFF(image, PW), p = TAKE_OFF(image, PH);
         const REAL* corner = y + ((image * H + p * KH) * W + q * KW) * C + c;
         REAL best = corner[0];
         int winner = 0;
-        for (int tap = 1; tap < KH * KW; tap++) {
-            REAL value = corner[((INDEX)(tap / KW) * W + tap % KW) * C];
-            if (value > best) winner = tap;
-            if (value > best || value != value) best = value;
+        for (int u = 0; u < KH; u++) {
+            for (int v = 0; v < KW; v++) {
+                REAL value = corner[((INDEX)u * W + v) * C];
+                if (value > best) winner = u * KW + v;
+                if (value > best || value != value) best = value;
+            }
         }
-        if (has_bias) best += bias[k / size * C + c];
+        if (has_bias) best += bias[divided(k, size, by_size) * C + c];
         largest[k] = activate(best, activation);
         winners[k] = (unsigned char)winner;
     }
@@ -137,12 +180,12 @@ extern "C" __global__ void keep_largest(INDEX count, const REAL* y, const REAL* 
 
 // result[n,h,w,c] = g[n, h / KH, w / KW, c] if the pixel won its window, else 0
 extern "C" __global__ void unpool(INDEX count, const REAL* g, const unsigned char* winners,
-                                  REAL* result, int H, int W, int C, int PH, int PW, int KH,
-                                  int KW)
+                                  REAL* result, SIZE(H), SIZE(W), SIZE(C), int PH, int PW,
+                                  int KH, int KW)
 {
     EACH(k, count) {
         INDEX image = k;
-        int c = take_off(image, C), w = take_off(image, W), h = take_off(image, H);
+        int c = TAKE_OFF(image, C), w = TAKE_OFF(image, W), h = TAKE_OFF(image, H);
         int p = h / KH, q = w / KW;
         result[k] = 0;
         if (p >= PH || q >= PW) continue;  // no whole window covers it
@@ -155,14 +198,14 @@ extern "C" __global__ void unpool(INDEX count, const REAL* g, const unsigned cha
 
 // y[r,n,i,j,c] = f(bias[r,c] + Σ_uv x[r, n, i·SH + u·DH − TOP, j·SW + v·DW − LEFT, c] · w[r,u,v,c])
 extern "C" __global__ void depthwise(INDEX count, const REAL* x, const REAL* w, const REAL* bias,
-                                     REAL* y, int N, int shared, int has_bias, int activation,
+                                     REAL* y, SIZE(N), int shared, int has_bias, int activation,
                                      WINDOWS)
 {
     EACH(k, count) {
         INDEX rest = k;
-        int c = take_off(rest, C), j = take_off(rest, OW), i = take_off(rest, OH);
+        int c = TAKE_OFF(rest, C), j = TAKE_OFF(rest, OW), i = TAKE_OFF(rest, OH);
         INDEX image = rest;
-        int n = take_off(rest, N);
+        int n = TAKE_OFF(rest, N);
         int r = (int)rest;
         if (shared) image = n;
         REAL sum = 0;
@@ -180,59 +223,81 @@ extern "C" __global__ void depthwise(INDEX count, const REAL* x, const REAL* w, 
 
 // x_gradient[r,n,h,w,c] = Σ_uv g[r,n,i,j,c] · w[r,u,v,c] over the outputs that saw the pixel
 extern "C" __global__ void depthwise_input_gradient(INDEX count, const REAL* g, const REAL* w,
-                                                    REAL* x_gradient, int N, WINDOWS)
+                                                    REAL* x_gradient, SIZE(N), WINDOWS)
 {
     EACH(k, count) {
         INDEX rest = k;
-        int c = take_off(rest, C), column = take_off(rest, W), row = take_off(rest, H);
+        int c = TAKE_OFF(rest, C), column = TAKE_OFF(rest, W), row = TAKE_OFF(rest, H);
         INDEX image = rest;
-        take_off(rest, N);
-        int r = (int)rest;
+        int r = (int)divided(rest, N, by_N);
         REAL sum = 0;
-        for (int u = 0; u < KH; u++) {
-            int i = window_of(row, u, OH, SH, TOP, DH);
-            for (int v = 0; v < KW && i >= 0; v++) {
-                int j = window_of(column, v, OW, SW, LEFT, DW);
-                if (j < 0) continue;
-                sum += g[((image * OH + i) * OW + j) * C + c] * w[((r * KH + u) * KW + v) * C + c];
-            }
-        }
+        EACH_WINDOW(row, column)
+            sum += g[((image * OH + i) * OW + j) * C + c] * w[((r * KH + u) * KW + v) * C + c];
         x_gradient[k] = sum;
     }
 }
 
-// partial[r, p, (u,v,c)] = Σ x · g over outputs p·step … (p+1)·step of the N·OH·OW of network r
+// partial[r, p, (u,v,c)] = Σ x · g over the rows of outputs p·step … (p+1)·step of the N·OH of
+// network r
 extern "C" __global__ void depthwise_weight_gradient(INDEX count, const REAL* x, const REAL* g,
-                                                     REAL* partial, int N, int shared, int parts,
-                                                     INDEX step, WINDOWS)
+                                                     REAL* partial, int N, int shared, SIZE(parts),
+                                                     int step, WINDOWS)
 {
     EACH(k, count) {
         INDEX rest = k;
-        int c = take_off(rest, C), v = take_off(rest, KW), u = take_off(rest, KH);
-        int p = take_off(rest, parts);
-        INDEX outputs = (INDEX)N * OH * OW;
+        int c = TAKE_OFF(rest, C), v = TAKE_OFF(rest, KW), u = TAKE_OFF(rest, KH);
+        int p = TAKE_OFF(rest, parts);
         REAL sum = 0;
-        for (INDEX m = p * step; m < outputs && m < (p + 1) * step; m++) {
-            INDEX place = m;
-            int j = take_off(place, OW), i = take_off(place, OH);
-            int row = i * SH + u * DH - TOP, column = j * SW + v * DW - LEFT;
-            if (!inside(row, column, H, W)) continue;
-            INDEX image = shared ? place : rest * N + place;
-            sum += x[((image * H + row) * W + column) * C + c] * g[(rest * outputs + m) * C + c];
+        for (INDEX row = (INDEX)p * step, stop = min(row + step, (INDEX)N * OH); row < stop; row++) {
+            INDEX n = row;
+            int h = TAKE_OFF(n, OH) * SH + u * DH - TOP, w = v * DW - LEFT;
+            INDEX output = (rest * N * OH + row) * OW, pixel = ((shared ? n : rest * N + n) * H + h) * W;
+            for (int j = 0; j < OW; j++, w += SW)
+                if (inside(h, w, H, W)) sum += x[(pixel + w) * C + c] * g[(output + j) * C + c];
         }
         partial[k] = sum;
+    }
+}
+
+// The same for kernels of 3×3 taps. A thread has all nine sums of a channel, so it reads each value
+// of g once; of x it finds most in the cache.
+extern "C" __global__ void depthwise_weight_gradient_3x3(INDEX count, const REAL* x, const REAL* g,
+                                                         REAL* partial, int N, int shared,
+                                                         SIZE(parts), int step, WINDOWS)
+{
+    EACH(k, count) {
+        INDEX rest = k;
+        int c = TAKE_OFF(rest, C);
+        INDEX target = rest * 9 * C + c;
+        int p = TAKE_OFF(rest, parts);
+        REAL sums[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0};
+        for (INDEX row = (INDEX)p * step, stop = min(row + step, (INDEX)N * OH); row < stop; row++) {
+            INDEX n = row;
+            int top = TAKE_OFF(n, OH) * SH - TOP;
+            INDEX output = (rest * N * OH + row) * OW, image = (shared ? n : rest * N + n) * H;
+            for (int j = 0; j < OW; j++) {
+                REAL own = g[(output + j) * C + c];
+#pragma unroll
+                for (int tap = 0; tap < 9; tap++) {
+                    int h = top + tap / 3 * DH, w = j * SW + tap % 3 * DW - LEFT;
+                    if (inside(h, w, H, W)) sums[tap] += x[((image + h) * W + w) * C + c] * own;
+                }
+            }
+        }
+#pragma unroll
+        for (int tap = 0; tap < 9; tap++) partial[target + tap * C] = sums[tap];
     }
 }
 
 /* --- sums ------------------------------------------------------------------------------- */
 
 // sums[b, p, c] = Σ x[b, m, c] over the rows p·step … (p+1)·step of M
-extern "C" __global__ void sum_rows(INDEX count, const REAL* x, REAL* sums, INDEX M, int C,
-                                    int parts, int step)
+extern "C" __global__ void sum_rows(INDEX count, const REAL* x, REAL* sums, INDEX M, SIZE(C),
+                                    SIZE(parts), int step)
 {
     EACH(k, count) {
         INDEX rest = k;
-        int c = take_off(rest, C), p = take_off(rest, parts);
+        int c = TAKE_OFF(rest, C), p = TAKE_OFF(rest, parts);
         REAL sum = 0;
         for (INDEX m = (INDEX)p * step; m < M && m < ((INDEX)p + 1) * step; m++)
             sum += x[(rest * M + m) * C + c];
@@ -260,11 +325,12 @@ static __device__ bool passes(REAL y, int activation)
 
 // means[p, r, c] = mean of x[r, m, c],   squares[p, r, c] = Σ (x − mean)²
 extern "C" __global__ void norm_moments(INDEX count, const REAL* x, double* means,
-                                        double* squares, INDEX M, int C, int replicas, int step)
+                                        double* squares, INDEX M, SIZE(C), SIZE(replicas),
+                                        int step)
 {
     EACH(k, count) {
         INDEX rest = k;
-        int c = take_off(rest, C), r = take_off(rest, replicas);
+        int c = TAKE_OFF(rest, C), r = TAKE_OFF(rest, replicas);
         INDEX start = rest * step, stop = start + step < M ? start + step : M;
         REAL sum = 0, square = 0;
         for (INDEX m = start; m < stop; m++) sum += x[place_of(r, m, c, M, C)];
@@ -278,25 +344,51 @@ extern "C" __global__ void norm_moments(INDEX count, const REAL* x, double* mean
     }
 }
 
+/* Mean and squares of all rows, from those of parts of `step` rows each: `group` parts become one, and
+the last time the variance is wanted, over M rows, in place of the squares.
+
+merged mean = Σ n_p mean_p / n,   merged squares = Σ squares_p + Σ n_p (mean_p − merged mean)²
+
+Source   Chan, Golub and LeVeque 1983, eq. 1.5 */
+extern "C" __global__ void merge_parts(INDEX count, const double* means, const double* squares,
+                                       double* merged, double* merged_squares, INDEX M, INDEX step,
+                                       INDEX parts, int group, SIZE(columns), int variance)
+{
+    EACH(k, count) {
+        INDEX part = k;
+        int column = TAKE_OFF(part, columns);
+        INDEX start = part * group, stop = min(start + group, parts);
+        double rows = (double)min(step * (stop - start), M - step * start), mean = 0, square = 0;
+        for (INDEX p = start; p < stop; p++)
+            mean += (double)min(step, M - step * p) / rows * means[p * columns + column];
+        for (INDEX p = start; p < stop; p++) {
+            double d = means[p * columns + column] - mean;
+            square += squares[p * columns + column] + (double)min(step, M - step * p) * d * d;
+        }
+        merged[k] = mean;
+        merged_squares[k] = variance ? square / (double)M : square;
+    }
+}
+
 // y[r, m, c] = f(factor[r, c] · x[r, m, c] + offset[r, c]), each network having `size` values
 extern "C" __global__ void normalize(INDEX count, const REAL* x, const REAL* factor,
-                                     const REAL* offset, REAL* y, INDEX size, int C, int shared,
+                                     const REAL* offset, REAL* y, SIZE(size), SIZE(C), int shared,
                                      int activation)
 {
     EACH(k, count) {
-        INDEX channel = k / size * C + k % C;
-        y[k] = activate(factor[channel] * x[shared ? k % size : k] + offset[channel], activation);
+        INDEX channel = CHANNEL_OF(k), own = shared ? k - divided(k, size, by_size) * size : k;
+        y[k] = activate(factor[channel] * x[own] + offset[channel], activation);
     }
 }
 
 // sums[p, r, c] = Σ g',   products[p, r, c] = Σ g' · (x − center[r, c]),   g' = g behind f
 extern "C" __global__ void norm_sums(INDEX count, const REAL* g, const REAL* y, const REAL* x,
                                      const REAL* center, double* sums, double* products, INDEX M,
-                                     int C, int replicas, int step, int shared, int activation)
+                                     SIZE(C), SIZE(replicas), int step, int shared, int activation)
 {
     EACH(k, count) {
         INDEX rest = k;
-        int c = take_off(rest, C), r = take_off(rest, replicas);
+        int c = TAKE_OFF(rest, C), r = TAKE_OFF(rest, replicas);
         INDEX start = rest * step, stop = start + step < M ? start + step : M;
         REAL sum = 0, product = 0, own = center[r * C + c];
         for (INDEX m = start; m < stop; m++) {
@@ -313,13 +405,13 @@ extern "C" __global__ void norm_sums(INDEX count, const REAL* g, const REAL* y, 
 // x_gradient = factor · g' and, through the batch's own moments, + slope · x + constant
 extern "C" __global__ void norm_gradient(INDEX count, const REAL* g, const REAL* y, const REAL* x,
                                          const REAL* factor, const REAL* slope,
-                                         const REAL* constant, REAL* x_gradient, INDEX size,
-                                         int C, int shared, int of_batch, int activation)
+                                         const REAL* constant, REAL* x_gradient, SIZE(size),
+                                         SIZE(C), int shared, int of_batch, int activation)
 {
     EACH(k, count) {
-        INDEX channel = k / size * C + k % C;
+        INDEX channel = CHANNEL_OF(k), own = shared ? k - divided(k, size, by_size) * size : k;
         REAL value = passes(y[k], activation) ? factor[channel] * g[k] : 0;
-        if (of_batch) value += slope[channel] * x[shared ? k % size : k] + constant[channel];
+        if (of_batch) value += slope[channel] * x[own] + constant[channel];
         x_gradient[k] = value;
     }
 }
@@ -331,7 +423,7 @@ extern "C" __global__ void max_pool(INDEX count, const REAL* x, REAL* y, WINDOWS
 {
     EACH(k, count) {
         INDEX rest = k;
-        int c = take_off(rest, C), j = take_off(rest, OW), i = take_off(rest, OH);
+        int c = TAKE_OFF(rest, C), j = TAKE_OFF(rest, OW), i = TAKE_OFF(rest, OH);
         REAL best = 0;
         bool none = true;
         for (int u = 0; u < KH; u++) {
@@ -353,22 +445,17 @@ extern "C" __global__ void max_pool_gradient(INDEX count, const REAL* g, const R
 {
     EACH(k, count) {
         INDEX image = k;
-        int c = take_off(image, C), w = take_off(image, W), h = take_off(image, H);
+        int c = TAKE_OFF(image, C), w = TAKE_OFF(image, W), h = TAKE_OFF(image, H);
         REAL value = x[k], sum = 0;
-        for (int u = 0; u < KH; u++) {
-            int i = window_of(h, u, OH, SH, TOP, DH);
-            for (int v = 0; v < KW && i >= 0; v++) {
-                int j = window_of(w, v, OW, SW, LEFT, DW);
-                if (j < 0) continue;
-                INDEX output = ((image * OH + i) * OW + j) * C + c;
-                bool first = value == y[output];
-                for (int tap = 0; tap < u * KW + v && first; tap++) {
-                    int row = i * SH + tap / KW * DH - TOP, column = j * SW + tap % KW * DW - LEFT;
-                    if (inside(row, column, H, W))
-                        first = x[((image * H + row) * W + column) * C + c] != value;
-                }
-                if (first) sum += g[output];
+        EACH_WINDOW(h, w) {
+            INDEX output = ((image * OH + i) * OW + j) * C + c;
+            bool first = value == y[output];
+            for (int tap = 0; tap < u * KW + v && first; tap++) {
+                int row = i * SH + tap / KW * DH - TOP, column = j * SW + tap % KW * DW - LEFT;
+                if (inside(row, column, H, W))
+                    first = x[((image * H + row) * W + column) * C + c] != value;
             }
+            if (first) sum += g[output];
         }
         x_gradient[k] = sum;
     }
@@ -380,7 +467,7 @@ extern "C" __global__ void mean_pool(INDEX count, const REAL* x, const REAL* div
 {
     EACH(k, count) {
         INDEX rest = k;
-        int c = take_off(rest, C), j = take_off(rest, OW), i = take_off(rest, OH);
+        int c = TAKE_OFF(rest, C), j = TAKE_OFF(rest, OW), i = TAKE_OFF(rest, OH);
         REAL sum = 0;
         for (int u = 0; u < KH; u++) {
             for (int v = 0; v < KW; v++) {
@@ -398,15 +485,10 @@ extern "C" __global__ void mean_pool_gradient(INDEX count, const REAL* g, const 
 {
     EACH(k, count) {
         INDEX image = k;
-        int c = take_off(image, C), w = take_off(image, W), h = take_off(image, H);
+        int c = TAKE_OFF(image, C), w = TAKE_OFF(image, W), h = TAKE_OFF(image, H);
         REAL sum = 0;
-        for (int u = 0; u < KH; u++) {
-            int i = window_of(h, u, OH, SH, TOP, DH);
-            for (int v = 0; v < KW && i >= 0; v++) {
-                int j = window_of(w, v, OW, SW, LEFT, DW);
-                if (j >= 0) sum += g[((image * OH + i) * OW + j) * C + c] / divisor[i * OW + j];
-            }
-        }
+        EACH_WINDOW(h, w)
+            sum += g[((image * OH + i) * OW + j) * C + c] / divisor[i * OW + j];
         x_gradient[k] = sum;
     }
 }
@@ -469,6 +551,8 @@ extern "C" __global__ void step_sgd(INDEX count, REAL* theta, const REAL* gradie
 }
 
 // m ← m + (1−β₁)(g − m),   v ← v + (1−β₂)(g² − v),   θ ← θ − ℓ m / (√v + ε)
+// CuPy has every kernel compiled with -ftz=true: a float below 1.2e-38 becomes 0. So √v may be 0 where
+// it would be up to 1.1e-19, far below any useful ε.
 extern "C" __global__ void step_adam(INDEX count, REAL* theta, const REAL* gradient, REAL* first,
                                      REAL* second, const REAL* rates, const REAL* epsilon,
                                      INDEX size, int several, REAL new_first, REAL new_second)

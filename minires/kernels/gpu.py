@@ -16,13 +16,16 @@ import numpy as np
 
 from minires.arrays import xp_of
 from minires.kernels import cublas, plain
-from minires.kernels.sums import merge_moments
 
 WINDOW_BYTES = 1 << 28  # of windows at once; a batch that has more is cut
 THREADS = 256  # in a block
 BLOCKS = 1 << 16  # at most; beyond it a thread takes several results
+STRIP = 4  # neighbouring outputs whose windows one thread copies
 ROWS = 64  # that one thread adds up, at least
-LANES = 1 << 19  # threads that add up the rows of a batch norm, at most
+LANES = 1 << 18  # threads that add up the rows of a batch norm, at most
+FILL = 264  # blocks of a product that fill a large card: two for each multiprocessor
+TILE = 64  # rows and columns of a product that one block computes, about
+SHORTEST = 1024  # terms of a sum that are left to one product
 SMALL = 1 << 30  # numbers in an array; below it 32 bits count them, which is faster
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
 
@@ -38,7 +41,7 @@ _lock = threading.Lock()
 
 def options(real, index):
     """How `gpu.cu` is compiled for a type of numbers and a type of index."""
-    return (f"-DREAL={real}", f"-DINDEX={index}")
+    return (f"-DREAL={real}", f"-DINDEX={index}", f"-DSTRIP={STRIP}")
 
 
 @functools.cache
@@ -62,8 +65,8 @@ def _launch(name, count, *arguments, dtype=None):
     """Run a kernel of `gpu.cu` in as many threads as it has results.
 
     count       results
-    arguments   what comes after `count` in its declaration: arrays; `Index` for an INDEX, other
-                whole numbers for an int, floats for a REAL
+    arguments   what comes after `count` in its declaration: arrays; `Index` for an INDEX, `Size`
+                for a SIZE, other whole numbers for an int, floats for a REAL
     dtype       what REAL is: the dtype of the first array without it
     """
     if count == 0:
@@ -78,20 +81,37 @@ def _launch(name, count, *arguments, dtype=None):
     small = max(count, *(array.size for array in arrays)) < SMALL
     index = np.int32 if small else np.int64
 
-    def passed(value):
-        if hasattr(value, "dtype"):
-            return value
-        if isinstance(value, Index):
-            return index(value)
-        return dtype.type(value) if isinstance(value, float) else np.int32(value)
-
+    given = [index(count)]
+    for value in arguments:
+        if isinstance(value, Size):
+            given += index(value), value.divisor
+        elif hasattr(value, "dtype"):
+            given.append(value)
+        elif isinstance(value, Index):
+            given.append(index(value))
+        else:
+            given.append(dtype.type(value) if isinstance(value, float) else np.int32(value))
     kernel = _kernel(xp_of(arrays[0]), name, real, "int" if small else "long long")
-    blocks = min(-(-count // THREADS), BLOCKS)
-    kernel((blocks,), (THREADS,), (index(count), *map(passed, arguments)))
+    kernel((min(-(-count // THREADS), BLOCKS),), (THREADS,), tuple(given))
 
 
 class Index(int):
     """A number that counts elements, and may need 64 bits."""
+
+
+class Size(int):
+    """A size that a kernel divides by, without dividing: it multiplies, and shifts."""
+
+    @property
+    def divisor(self):
+        """(m, s) such that ⌊n / size⌋ = ⌊n · m / 2ˢ⌋ for 0 ≤ n < 2³¹, as one number: 256 m + s.
+
+        With 2ᵏ ≥ size, s = 31 + k and m = ⌊2ˢ / size⌋ + 1, m · size exceeds 2ˢ by at most size; so
+        n · m / 2ˢ exceeds n / size by less than 1 / size, and never reaches the next whole number.
+        Source   Granlund and Montgomery 1994, "Division by invariant integers", theorem 4.2
+        """
+        shift = 31 + (max(1, self) - 1).bit_length()
+        return np.uint64((1 << shift) // max(1, self) + 1 << 8 | shift)
 
 
 def _contiguous(array):
@@ -106,7 +126,8 @@ class _Windows:
         self.output = plain.output_size(shape[-3:-1], kernel, stride, padding, dilation)
         self.size = kernel[0] * kernel[1] * self.channels
         before = padding[0][0], padding[1][0]
-        self.arguments = (*shape[-3:], *self.output, *kernel, *stride, *before, *dilation)
+        sizes = map(Size, (*shape[-3:], *self.output, *kernel))
+        self.arguments = (*sizes, *stride, *before, *dilation)
         # A 1×1 kernel's windows are the pixels themselves: nothing to copy.
         self.plain = tuple(kernel) == (1, 1) and tuple(stride) == (1, 1) and not np.any(padding)
 
@@ -123,7 +144,10 @@ class _Windows:
             return x[:, first : first + some].reshape(networks, -1, self.channels)
         count = some * self.output[0] * self.output[1]
         rows = xp_of(x).empty((networks, count, self.size), x.dtype)
-        _launch("gather", rows.size, x, rows, images, first, some, *self.arguments)
+        high, wide = self.output
+        strips = Size(-(-wide // STRIP))
+        threads = networks * some * high * strips * self.size
+        _launch("gather", threads, x, rows, images, first, Size(some), strips, *self.arguments)
         return rows
 
 
@@ -135,9 +159,8 @@ def _finish(y, bias, activation):
     if bias is None and activation is None:
         return
     given = y if bias is None else _contiguous(bias)
-    size, channels = Index(y.size // len(y)) if y.size else Index(1), y.shape[-1]
-    kind = ACTIVATIONS[activation]
-    _launch("finish", y.size, y, given, size, channels, bias is not None, kind)
+    own = Size(y.size // max(1, len(y))), Size(y.shape[-1])
+    _launch("finish", y.size, y, given, *own, bias is not None, ACTIVATIONS[activation])
 
 
 def convolve(x, w, bias, stride, padding, dilation, activation):
@@ -164,7 +187,8 @@ def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window)
     pooled = [n // k for n, k in zip(size, window, strict=True)]
     largest = xp_of(y).empty((replicas, images, *pooled, channels), y.dtype)
     winners = xp_of(y).empty(largest.shape, np.uint8)
-    place = Index(max(1, largest.size // replicas)), *size, channels, *pooled, *window
+    own = Size(largest.size // max(1, replicas))
+    place = own, *size, *map(Size, (channels, *pooled)), *window
     choices = bias is not None, ACTIVATIONS[activation]
     _launch("keep_largest", largest.size, y, given, largest, winners, *place, *choices)
     return largest, winners
@@ -174,7 +198,7 @@ def unpool(g, winners, window, size):
     """As `plain.unpool`."""
     g = _contiguous(g)
     result = xp_of(g).empty((*g.shape[:2], *size, g.shape[-1]), g.dtype)
-    place = *size, g.shape[-1], *g.shape[2:4], *window
+    place = *map(Size, (*size, g.shape[-1])), *g.shape[2:4], *window
     _launch("unpool", result.size, g, winners, result, *place)
     return result
 
@@ -191,15 +215,43 @@ def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
         out = xp_of(x).empty(shape, x.dtype)
     total = out.reshape(replicas, windows.size, out_channels)
     for first, some in windows.pieces(sources, images, x.dtype) or [(0, 0)]:
-        rows = windows.gather(x, first, some).swapaxes(-1, -2)
+        rows = windows.gather(x, first, some)
         part = matrices[:, first * area : (first + some) * area]
         if first == 0:
-            product = matmul(rows, part, out=total)
+            product = _long_product(rows, part, total)
             if product is not total:
                 total[...] = product
         else:
-            total += matmul(rows, part)
+            total += _long_product(rows, part)
     return out
+
+
+def _long_product(x, g, out=None):
+    """xᵀ g, where the sums run over many rows and the result is small.
+
+    One block of threads would add up each sum, and most of the card would wait. So the rows are cut
+    into parts, a product each; `sum_rows` adds these up, in an order that is always the same.
+
+    x        (1 | R, M, K)
+    g        (R, M, L)
+    out      an array (R, K, L) to write to, if there is one part only
+    Returns  (R, K, L)
+    """
+    (sources, rows, k), (replicas, _, length) = x.shape, g.shape
+    tiles = replicas * -(-k // TILE) * -(-length // TILE)
+    most = min(FILL // max(1, tiles), rows // SHORTEST)
+    parts = next((n for n in range(most, 1, -1) if rows % n == 0), 1)
+    if parts == 1:
+        return matmul(x.swapaxes(-1, -2), g, out)
+    x = x.reshape(sources, parts, -1, k).swapaxes(-1, -2)
+    g = g.reshape(replicas, parts, -1, length)
+    if sources == replicas:
+        products = matmul(x, g)
+    else:  # the same x for all networks, for which cuBLAS has no stride
+        products = xp_of(x).empty((replicas, parts, k, length), x.dtype)
+        for network in range(replicas):
+            matmul(x[0], g[network], products[network])
+    return sum_rows(products.reshape(replicas, parts, -1)).reshape(replicas, k, length)
 
 
 def convolve_input_gradient(g, w, shape, stride, padding, dilation):
@@ -220,7 +272,7 @@ def convolve_input_gradient(g, w, shape, stride, padding, dilation):
     for first, some in windows.pieces(replicas, images, g.dtype):
         rows = matmul(matrices[:, first * area : (first + some) * area], flat)
         count = replicas * some * shape[1] * shape[2] * channels
-        place = images, first, some
+        place = images, first, Size(some)
         _launch("spread", count, rows, x_gradient, *place, *windows.arguments)
     return x_gradient
 
@@ -235,7 +287,7 @@ def depthwise(x, w, bias, stride, padding, dilation, activation):
     windows = _Windows(x.shape, kernel, stride, padding, dilation)
     y = xp_of(x).empty((replicas, images, *windows.output, channels), x.dtype)
     given = w if bias is None else _contiguous(bias)
-    choices = images, sources == 1, bias is not None, ACTIVATIONS[activation]
+    choices = Size(images), sources == 1, bias is not None, ACTIVATIONS[activation]
     _launch("depthwise", y.size, x, w, given, y, *choices, *windows.arguments)
     return y
 
@@ -245,12 +297,16 @@ def depthwise_weight_gradient(x, g, kernel, stride, padding, dilation):
     x, g = _contiguous(x), _contiguous(g)
     (sources, images), (replicas, *_, channels) = x.shape[:2], g.shape
     windows = _Windows(x.shape, kernel, stride, padding, dilation)
-    outputs = images * windows.output[0] * windows.output[1]
-    step = ROWS
-    parts = max(1, -(-outputs // step))
+    high, wide = windows.output
+    rows, nine = images * high, tuple(kernel) == (3, 3)
+    step = max(-(-ROWS // wide), -(-replicas * rows * channels // LANES))
+    parts = max(1, -(-rows // step))
     partial = xp_of(x).empty((replicas, parts, *kernel, channels), x.dtype)
-    split = images, sources == 1, parts, Index(step)
-    _launch("depthwise_weight_gradient", partial.size, x, g, partial, *split, *windows.arguments)
+    split = images, sources == 1, Size(parts), step
+    name, threads = "depthwise_weight_gradient", partial.size
+    if nine:
+        name, threads = "depthwise_weight_gradient_3x3", partial.size // 9
+    _launch(name, threads, x, g, partial, *split, *windows.arguments)
     return sum_rows(partial.reshape(replicas, parts, -1)).reshape(replicas, *kernel, channels)
 
 
@@ -261,7 +317,8 @@ def depthwise_input_gradient(g, w, shape, stride, padding, dilation):
     windows = _Windows(shape, kernel, stride, padding, dilation)
     x_gradient = xp_of(g).empty((replicas, *shape), g.dtype)
     arrays = g, w, x_gradient
-    _launch("depthwise_input_gradient", x_gradient.size, *arrays, shape[0], *windows.arguments)
+    place = Size(shape[0]), *windows.arguments
+    _launch("depthwise_input_gradient", x_gradient.size, *arrays, *place)
     return x_gradient
 
 
@@ -319,18 +376,26 @@ def norm_moments(rows):
     replicas, count, channels = rows.shape
     step = _rows_a_thread(rows.shape)
     parts = -(-count // step)
-    means, squares = xp.empty((2, parts, replicas, 1, channels), np.float64)
-    given = Index(count), channels, replicas, step
-    _launch("norm_moments", means.size, rows, means, squares, *given)
-    sizes = xp.minimum(step, count - step * xp.arange(parts, dtype=np.float64))
-    return merge_moments(count, sizes.reshape(-1, 1, 1, 1), means, squares)
+    found = xp.empty((2, parts, replicas, 1, channels), np.float64)
+    given = Index(count), Size(channels), Size(replicas), step
+    _launch("norm_moments", found[0].size, rows, *found, *given)
+    last = False
+    while not last:
+        group = ROWS if parts > ROWS else parts
+        merged = xp.empty((2, -(-parts // group), *found.shape[2:]), np.float64)
+        last = merged.shape[1] == 1
+        own = *map(Index, (count, step, parts)), group, Size(replicas * channels), last
+        _launch("merge_parts", merged[0].size, *found, *merged, *own)
+        found, parts, step = merged, merged.shape[1], step * group
+    return found[0, 0], found[1, 0]
 
 
 def normalize(rows, factor, offset, replicas, activation):
     """As `plain.normalize`."""
     rows, factor, offset = map(_contiguous, (rows, factor, offset))
     y = xp_of(rows).empty((replicas, *rows.shape[1:]), rows.dtype)
-    own = Index(y[0].size), rows.shape[-1], len(rows) < replicas, ACTIVATIONS[activation]
+    sizes = Size(y.size // max(1, replicas)), Size(rows.shape[-1])
+    own = *sizes, len(rows) < replicas, ACTIVATIONS[activation]
     _launch("normalize", y.size, rows, factor, offset, y, *own)
     return y
 
@@ -340,11 +405,11 @@ def norm_sums(g, y, rows, center, activation):
     g, rows, center = map(_contiguous, (g, rows, center))
     replicas, count, channels = y.shape
     step = _rows_a_thread(y.shape)
-    shape = -(-count // step), replicas, 1, channels
-    sums, products = xp_of(g).empty((2, *shape), np.float64)
-    given = Index(count), channels, replicas, step, len(rows) < replicas, ACTIVATIONS[activation]
-    _launch("norm_sums", sums.size, g, y, rows, center, sums, products, *given)
-    return g, sums.sum(axis=0), products.sum(axis=0)
+    found = xp_of(g).empty((2, -(-count // step), replicas * channels), np.float64)
+    choices = len(rows) < replicas, ACTIVATIONS[activation]
+    given = Index(count), Size(channels), Size(replicas), step, *choices
+    _launch("norm_sums", found[0].size, g, y, rows, center, *found, *given)
+    return g, *sum_rows(found).reshape(2, replicas, 1, channels)
 
 
 def norm_gradient(g, y, rows, factor, through_moments, activation):
@@ -352,7 +417,8 @@ def norm_gradient(g, y, rows, factor, through_moments, activation):
     g, rows, factor = map(_contiguous, (g, rows, factor))
     slope, constant = map(_contiguous, through_moments or (factor, factor))
     x_gradient = xp_of(g).empty(y.shape, y.dtype)
-    own = Index(y[0].size), y.shape[-1], len(rows) < len(y), through_moments is not None
+    sizes = Size(y.size // max(1, len(y))), Size(y.shape[-1])
+    own = *sizes, len(rows) < len(y), through_moments is not None
     arrays = g, y, rows, factor, slope, constant, x_gradient
     _launch("norm_gradient", y.size, *arrays, *own, ACTIVATIONS[activation])
     return x_gradient
@@ -382,7 +448,8 @@ def sum_rows(array):
     while rows > 1:
         parts = -(-rows // ROWS)
         sums = xp_of(array).empty((*lead, parts, channels), array.dtype)
-        _launch("sum_rows", sums.size, array, sums, Index(rows), channels, parts, ROWS)
+        own = Index(rows), Size(channels), Size(parts), ROWS
+        _launch("sum_rows", sums.size, array, sums, *own)
         array, rows = sums, parts
     return array.reshape(*lead, channels)
 

@@ -452,7 +452,10 @@ class Model:
         theta    (P,) or (R, P)
         stats    (S,) or (R, S)
         Returns  a Model, and its weights (P',) or (R, P'): see `minires.networks.folding`
+        Raises   ValueError when theta or stats does not fit
         """
+        checks.theta_for("fold", theta, self.size)
+        stats = checks.stats_for("fold", stats, theta, self.stats_size)
         folded, origins = self._folded
         result = xp_of(theta).empty((*theta.shape[:-1], folded.size), theta.dtype)
         fold_weights(origins, self.layout, folded.layout, theta, stats, result)

@@ -77,7 +77,8 @@ class RecordedSteps:
         # The private pool below cannot use memory that CuPy's default pool keeps for later.
         xp.get_default_memory_pool().free_all_blocks()
         # A private pool, and a stream of its own, which no other stream can delay.
-        self._pool = xp.cuda.MemoryPool()
+        self._allocate = _Allocator(xp.cuda)
+        self._pool = xp.cuda.MemoryPool(self._allocate)
         self._stream = xp.cuda.Stream(non_blocking=True)
         lead = theta.shape[:-1]
         self._watch = xp.asarray(np.asarray(watch, np.int64))
@@ -163,6 +164,7 @@ class RecordedSteps:
     def _record(self):
         """Record an update; if that is not possible, remember why."""
         failure = None
+        self._allocate.ran_out = False
         try:
             self._stream.begin_capture()
             try:
@@ -173,6 +175,9 @@ class RecordedSteps:
                 graph = self._stream.end_capture()
         except Exception as error:
             failure = failure or error
+        if failure is None and self._allocate.ran_out:
+            # Then the pool gave back what nobody used any more, but for the graph.
+            failure = RuntimeError("the GPU's memory ran out while an update was recorded")
         try:
             if isinstance(failure, MemoryError):  # an update without a graph needs as much
                 raise failure
@@ -225,6 +230,23 @@ class RecordedSteps:
                     self._fill_seeds(calls)
             else:
                 self._update(self._random())
+
+
+class _Allocator:
+    """Memory for a pool, from CUDA itself. It notes when there was none left.
+
+    cuda   `cupy.cuda`
+    """
+
+    def __init__(self, cuda):
+        self.cuda, self.ran_out = cuda, False
+
+    def __call__(self, size):
+        try:
+            return self.cuda.MemoryPointer(self.cuda.Memory(size), 0)
+        except self.cuda.runtime.CUDARuntimeError:
+            self.ran_out = True
+            raise
 
 
 # --- SGD, Adam, Moments and EMA with numbers that lie on the device -------------------------

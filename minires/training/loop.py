@@ -20,6 +20,7 @@ import numpy as np
 from minires.arrays import checks, to_host, xp_of
 from minires.arrays.text import progress
 from minires.kernels import runs_as_written
+from minires.networks.model import Model
 from minires.resampling.moments import Moments
 from minires.training import capture, metrics
 from minires.training.schedules import Schedule, constant
@@ -409,6 +410,9 @@ def predict(
 
     step = model.batch
     result = np.empty((*theta.shape[:-1], len(images), model.classes), theta.dtype)
+    if isinstance(model, Model) and model.stats_size and not runs_as_written():
+        model, theta = model.fold(theta, stats)  # once, not for every batch
+        stats = None
     starts = range(0, len(images), step)
     for start in progress(starts, quiet, desc=desc, unit="batch", leave=False):
         part = slice(start, start + step)

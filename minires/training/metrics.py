@@ -104,21 +104,21 @@ def calibration_error(confidence: Any, correct: Any, bins: int = 15) -> Any:
     Returns     (…) float64, in [0, 1]
     """
     bins = checks.whole_number("ece", "bins", bins, 1)
-    xp = xp_of(confidence)
-    confidence = confidence.astype(np.float64)
+    # On the host: a GPU would add up the gaps of a bin in an order that changes.
+    confidence, correct = to_host(confidence).astype(np.float64), to_host(correct)
     gap, count = confidence - correct, confidence.shape[-1]
 
     # One bincount for all networks: network r has the bins r·bins … (r+1)·bins − 1.
     networks = gap.size // count
     # Edges and confidences are compared in float32: 0.6 in float32 is 0.60000002, which in
     # float64 would lie above the edge 9/15 and so in another bin.
-    inner_edges = (xp.arange(1, bins) / bins).astype(np.float32)
+    inner_edges = (np.arange(1, bins) / bins).astype(np.float32)
     rounded = confidence.reshape(networks, -1).astype(np.float32)
-    bin_of = xp.searchsorted(inner_edges, rounded, side="left")
-    bin_of += bins * xp.arange(networks)[:, None]
-    gaps = xp.bincount(bin_of.reshape(-1), weights=gap.reshape(-1), minlength=networks * bins)
+    bin_of = np.searchsorted(inner_edges, rounded, side="left")
+    bin_of += bins * np.arange(networks)[:, None]
+    gaps = np.bincount(bin_of.reshape(-1), weights=gap.reshape(-1), minlength=networks * bins)
     error = abs(gaps.reshape(networks, bins)).sum(axis=-1) / count
-    return _on_host(error.reshape(gap.shape[:-1]))
+    return error.reshape(gap.shape[:-1])[()]
 
 
 def _correct(probabilities, labels):
