@@ -134,7 +134,7 @@ def test_the_check_knows_every_kernel():
 def test_the_check_passes_on_this_machine(capsys):
     code, lines, out = checked(capsys, "--device", "cpu")
     assert code == 0
-    assert "47 of 47 checks passed" in out
+    assert "51 of 51 checks passed" in out
     assert all(" pass" in line for line in list(lines.values())[:-1])
 
 
@@ -142,7 +142,7 @@ def test_the_check_passes_on_this_machine(capsys):
 def test_the_check_passes_on_a_gpu(device, capsys):
     code, lines, out = checked(capsys, "--device", "gpu")
     assert code == 0, out
-    assert "52 of 52 checks passed" in out
+    assert "56 of 56 checks passed" in out
     assert set(lines) > {"recorded steps of LeNet", "memory is given back"}
 
 

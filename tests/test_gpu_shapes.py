@@ -66,7 +66,7 @@ def problems():
                 yield pytest.param(name, batch, replicas, marks=marks)
 
 
-@pytest.mark.parametrize(("name", "batch", "replicas"), problems())
+@pytest.mark.parametrize(("name", "batch", "replicas"), [*problems()])
 def test_every_launch_of_a_step_and_of_a_prediction_is_legal(device, name, batch, replicas):
     model = NETWORKS[name]()
     found = launches_of_a_step(device, model, batch, replicas)

@@ -180,6 +180,9 @@ def batch_normalisation(rng, geometry, networks, activation):
         again, *_ = k.norm_sums(g, y, x, offset, activation)
         return (
             *k.norm_moments(x),
+            *k.norm_factors(offset, slope * slope, factor, slope, 0.1),
+            *k.norm_factors(offset, slope * slope, None, slope, 0.1),
+            *k.norm_slopes(total, product, offset, slope, factor, rows),
             k.normalize(x, factor, offset, replicas, activation),
             total,
             product,
@@ -254,7 +257,9 @@ PROGRAMS = {
     ),
     separable_convolution: ("separable",),
     pooling: ("max_pool", "max_pool_gradient", "mean_pool", "mean_pool_gradient"),
-    batch_normalisation: ("norm_moments", "normalize", "norm_sums", "norm_gradient"),
+    batch_normalisation: (
+        "norm_moments", "norm_factors", "normalize", "norm_sums", "norm_slopes", "norm_gradient",
+    ),
     products: ("matmul", "sum_rows"),
     optimizers: ("step_sgd", "step_adam"),
     moments: ("fold_moments",),

@@ -154,6 +154,7 @@ def kernel_calls(device: str, dtype: Any) -> dict[str, Callable[[Any], list]]:
     behind, tiled = some(2, 5000, 6), some(2, 9, 8, 8, 24)
     winners = plain.convolve_and_pool(images, kernel, None, *same, None, (2, 2))[1]
     largest = plain.max_pool(once, *pool)
+    sums = plain.norm_sums(behind, y, rows, center, "relu")[1:]
     separate = (thin, some(2, 40)), (some(2, 3, 3, 40), some(2, 40)), (thick, some(2, 8))
     relus = "relu6", "relu6", None
     return {
@@ -195,6 +196,8 @@ def kernel_calls(device: str, dtype: Any) -> dict[str, Callable[[Any], list]]:
         "mean_pool": lambda k: [k.mean_pool(once, divisor, *pool)],
         "mean_pool_gradient": lambda k: [k.mean_pool_gradient(pooled, divisor, once.shape, *pool)],
         "norm_moments": lambda k: list(k.norm_moments(rows + 3)),
+        "norm_factors": lambda k: list(k.norm_factors(center, center**2, center, center, 1e-3)),
+        "norm_slopes": lambda k: list(k.norm_slopes(*sums, center, center, center, 5000)),
         "normalize": lambda k: [k.normalize(rows, center, center, 2, "relu")],
         "norm_sums": lambda k: list(k.norm_sums(behind.copy(), y, rows, center, "relu")[1:]),
         "norm_gradient": norm_gradient,

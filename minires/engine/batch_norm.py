@@ -78,22 +78,21 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
     def of_channels(vector):
         return xp.broadcast_to(vector.reshape(-1, 1, channels), (replicas, 1, channels))
 
-    center = of_channels(mean)
-    inverse = of_channels(1 / xp.sqrt(variance + x.dtype.type(epsilon)))
-    factor = inverse if scale is None else of_channels(scale) * inverse
-    offset = of_channels(shift) - center * factor
+    center, own_scale = of_channels(mean), None if scale is None else of_channels(scale)
+    inverse, factor, offset = kernels.norm_factors(
+        center, of_channels(variance), own_scale, of_channels(shift), epsilon
+    )
     y = kernels.normalize(rows, factor, offset, replicas, activation)
 
     def first(g):
         g = g.reshape(y.shape)
         passed, total, product = kernels.norm_sums(g, y, rows, center, activation)
-        through_moments = None
-        if of_batch:
-            slope = (-factor * inverse**2 * product / count).astype(x.dtype)
-            constant = (-center * slope - factor * total / count).astype(x.dtype)
-            through_moments = slope, constant
+        slope, constant, *gradients = kernels.norm_slopes(
+            total, product, center, inverse, factor, max(1, count)
+        )
+        through_moments = (slope, constant) if of_batch else None
         x_gradient = kernels.norm_gradient(passed, y, rows, factor, through_moments, activation)
-        return x_gradient, (product * inverse).astype(x.dtype), total.astype(x.dtype)
+        return x_gradient, *gradients
 
     lead = shift.shape[:-1] if shift.ndim > 1 else x.shape[: x.ndim - (4 if x.ndim >= 4 else 2)]
     own = x.shape[-4:] if x.ndim >= 4 else x.shape[-2:]

@@ -30,7 +30,7 @@ KERNELS = (
     *("convolve_and_pool", "unpool"),
     *("depthwise", "depthwise_weight_gradient", "depthwise_input_gradient", "separable"),
     *("max_pool", "max_pool_gradient", "mean_pool", "mean_pool_gradient"),
-    *("norm_moments", "normalize", "norm_sums", "norm_gradient"),
+    *("norm_moments", "norm_factors", "normalize", "norm_sums", "norm_slopes", "norm_gradient"),
     *("uniform", "step_sgd", "step_adam", "fold_moments"),
 )
 CHOICES = ("plain", "cpu")

@@ -36,11 +36,11 @@ multiply by, and how far to shift, to divide by C.
 #define RELU 1
 #define RELU6 2
 
-// index / size for 0 ≤ index < 2³¹: ⌊index · m / 2ˢ⌋ is exact, see `Size` in gpu.py.
+// index / size for 0 ≤ index < 2³¹: ⌊index · m / 2ˢ⌋ is exact, see `divisor` in gpu.py.
 static __device__ INDEX divided(INDEX index, INDEX size, DIVISOR by)
 {
     if (sizeof(INDEX) == 8) return index / size;
-    return (INDEX)((unsigned)index * (by >> 8) >> (by & 255));
+    return (INDEX)((DIVISOR)(unsigned)index * (unsigned)(by >> 8) >> (by & 255));
 }
 
 // The last axis of an index, which is taken off: 17 of (…, 5) is 2, and leaves 3.
@@ -367,6 +367,38 @@ extern "C" __global__ void merge_parts(INDEX count, const double* means, const d
         }
         merged[k] = mean;
         merged_squares[k] = variance ? square / (double)M : square;
+    }
+}
+
+// For every channel of every network: inverse = 1 / √(variance + ε),   factor = scale · inverse,
+// offset = shift − mean · factor
+extern "C" __global__ void norm_factors(INDEX count, const REAL* mean, const REAL* variance,
+                                        const REAL* scale, const REAL* shift, REAL* inverse,
+                                        REAL* factor, REAL* offset, int has_scale, REAL epsilon)
+{
+    EACH(k, count) {
+        REAL over_deviation = 1 / sqrt(variance[k] + epsilon);
+        REAL own = has_scale ? scale[k] * over_deviation : over_deviation;
+        inverse[k] = over_deviation;
+        factor[k] = own;
+        offset[k] = shift[k] - mean[k] * own;
+    }
+}
+
+// slope = −factor · inverse² · product / M,   constant = −center · slope − factor · total / M, and
+// the gradients of scale and shift
+extern "C" __global__ void norm_slopes(INDEX count, const double* total, const double* product,
+                                       const REAL* center, const REAL* inverse, const REAL* factor,
+                                       REAL* slope, REAL* constant, REAL* scale_gradient,
+                                       REAL* shift_gradient, INDEX M)
+{
+    EACH(k, count) {
+        double rows = (double)M;
+        REAL own = (REAL)(-factor[k] * inverse[k] * inverse[k] * product[k] / rows);
+        slope[k] = own;
+        constant[k] = (REAL)(-(double)center[k] * own - factor[k] * total[k] / rows);
+        scale_gradient[k] = (REAL)(product[k] * inverse[k]);
+        shift_gradient[k] = (REAL)total[k];
     }
 }
 

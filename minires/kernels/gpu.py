@@ -78,13 +78,14 @@ def _launch(name, count, *arguments, dtype=None):
     if dtype not in (np.float32, np.float64):
         raise ValueError(f"{name}: arrays are {dtype}, expected float32 or float64")
     real = {4: "float", 8: "double"}[dtype.itemsize]
-    small = max(count, *(array.size for array in arrays)) < SMALL
+    sizes = [array.size for array in arrays] + [n for n in arguments if isinstance(n, Index)]
+    small = max(count, *sizes) < SMALL
     index = np.int32 if small else np.int64
 
     given = [index(count)]
     for value in arguments:
         if isinstance(value, Size):
-            given += index(value), value.divisor
+            given += index(value), divisor(value)
         elif hasattr(value, "dtype"):
             given.append(value)
         elif isinstance(value, Index):
@@ -102,16 +103,18 @@ class Index(int):
 class Size(int):
     """A size that a kernel divides by, without dividing: it multiplies, and shifts."""
 
-    @property
-    def divisor(self):
-        """(m, s) such that ⌊n / size⌋ = ⌊n · m / 2ˢ⌋ for 0 ≤ n < 2³¹, as one number: 256 m + s.
 
-        With 2ᵏ ≥ size, s = 31 + k and m = ⌊2ˢ / size⌋ + 1, m · size exceeds 2ˢ by at most size; so
-        n · m / 2ˢ exceeds n / size by less than 1 / size, and never reaches the next whole number.
-        Source   Granlund and Montgomery 1994, "Division by invariant integers", theorem 4.2
-        """
-        shift = 31 + (max(1, self) - 1).bit_length()
-        return np.uint64((1 << shift) // max(1, self) + 1 << 8 | shift)
+@functools.cache
+def divisor(size):
+    """(m, s) such that ⌊n / size⌋ = ⌊n · m / 2ˢ⌋ for 0 ≤ n < 2³¹, as one number: 256 m + s.
+
+    With 2ᵏ ≥ size, s = 31 + k, m = ⌊2ˢ / size⌋ + 1 < 2³²: m · size exceeds 2ˢ by size at most. So
+    n · m / 2ˢ exceeds n / size by less than 1 / size, and never reaches the next whole number.
+    Source   Granlund and Montgomery 1994, "Division by invariant integers", theorem 4.2
+    """
+    size = max(1, int(size))
+    shift = 31 + (size - 1).bit_length()
+    return np.uint64((1 << shift) // size + 1 << 8 | shift)
 
 
 def _contiguous(array):
@@ -385,9 +388,19 @@ def norm_moments(rows):
         merged = xp.empty((2, -(-parts // group), *found.shape[2:]), np.float64)
         last = merged.shape[1] == 1
         own = *map(Index, (count, step, parts)), group, Size(replicas * channels), last
-        _launch("merge_parts", merged[0].size, *found, *merged, *own)
+        _launch("merge_parts", merged[0].size, *found, *merged, *own, dtype=rows.dtype)
         found, parts, step = merged, merged.shape[1], step * group
     return found[0, 0], found[1, 0]
+
+
+def norm_factors(mean, variance, scale, shift, epsilon):
+    """As `plain.norm_factors`: in one launch."""
+    mean, variance, shift = map(_contiguous, (mean, variance, shift))
+    given = shift if scale is None else _contiguous(scale)
+    found = xp_of(mean).empty((3, *mean.shape), mean.dtype)
+    arrays = mean, variance, given, shift, *found
+    _launch("norm_factors", mean.size, *arrays, scale is not None, float(epsilon))
+    return tuple(found)
 
 
 def normalize(rows, factor, offset, replicas, activation):
@@ -410,6 +423,14 @@ def norm_sums(g, y, rows, center, activation):
     given = Index(count), Size(channels), Size(replicas), step, *choices
     _launch("norm_sums", found[0].size, g, y, rows, center, *found, *given)
     return g, *sum_rows(found).reshape(2, replicas, 1, channels)
+
+
+def norm_slopes(total, product, center, inverse, factor, count):
+    """As `plain.norm_slopes`: in one launch."""
+    arrays = [*map(_contiguous, (total, product, center, inverse, factor))]
+    found = xp_of(factor).empty((4, *factor.shape), factor.dtype)
+    _launch("norm_slopes", factor.size, *arrays, *found, Index(count), dtype=factor.dtype)
+    return tuple(found)
 
 
 def norm_gradient(g, y, rows, factor, through_moments, activation):

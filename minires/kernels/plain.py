@@ -325,6 +325,19 @@ def norm_moments(rows):
     return mean, ((rows - mean) ** 2).mean(axis=1, keepdims=True)
 
 
+def norm_factors(mean, variance, scale, shift, epsilon):
+    """inverse = 1 / √( variance + ε ),   factor = scale · inverse,   offset = shift − mean · factor
+
+    mean, variance, shift   (R, 1, C), all of one dtype
+    scale                   like these; or None, for 1
+    epsilon                 ε, a number
+    Returns                 inverse, factor, offset, each (R, 1, C)
+    """
+    inverse = 1 / xp_of(variance).sqrt(variance + variance.dtype.type(epsilon))
+    factor = inverse if scale is None else scale * inverse
+    return inverse, factor, shift - mean * factor
+
+
 def normalize(rows, factor, offset, replicas, activation):
     """y[r,m,c] = f( factor[r,c] · x[r,m,c] + offset[r,c] )
 
@@ -347,6 +360,22 @@ def norm_sums(g, y, rows, center, activation):
     g = activate_gradient(g, y, activation)
     total = g.sum(axis=1, keepdims=True, dtype=np.float64)
     return g, total, (g * (rows - center)).sum(axis=1, keepdims=True, dtype=np.float64)
+
+
+def norm_slopes(total, product, center, inverse, factor, count):
+    """What the gradient of x owes to the batch's own moments, and the gradient of the scale.
+
+    slope = −factor · inverse² · product / M,   constant = −center · slope − factor · total / M
+
+    total, product           from `norm_sums`, (R, 1, C) float64
+    center, inverse, factor  (R, 1, C)
+    count                    M, how many rows there were
+    Returns                  slope, constant, product · inverse, total: (R, 1, C), dtype of factor
+    """
+    dtype = factor.dtype
+    slope = (-factor * inverse**2 * product / count).astype(dtype)
+    constant = (-center * slope - factor * total / count).astype(dtype)
+    return slope, constant, (product * inverse).astype(dtype), total.astype(dtype)
 
 
 def norm_gradient(g, y, rows, factor, through_moments, activation):
