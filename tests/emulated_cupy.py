@@ -419,6 +419,10 @@ class _Function:
             if self.__name__ == "asarray":
                 result = _apply("asarray", self.numpy, *arguments, **settings)
                 return arguments[0] if result._array is arguments[0]._array else result
+        if self.__name__ in ("empty", "empty_like"):  # what is read too early is seen
+            result = _apply(self.__name__, self.numpy, *arguments, **settings)
+            result._array[...] = _mark(result.dtype)
+            return result
         if self.__name__ == "bincount" and settings.get("weights") is not None:
             # A GPU adds weights as the threads come, and so does this: the last one first.
             backwards = (values[::-1] for values in (*arguments, settings.pop("weights")))
@@ -645,7 +649,9 @@ class _Kernel:
             wanted = CTYPES[kind][1]
             if pointer != isinstance(value, ndarray) or value.dtype != wanted:
                 raise TypeError(f"{self.name}: {value!r} for {kind}{' *' if pointer else ''}")
-        arrays = [value._array for value in arguments if isinstance(value, ndarray)]
+        # A graph knows addresses: it must not keep our arrays alive.
+        arguments = [v._array if isinstance(v, ndarray) else v for v in arguments]
+        arrays = [value for value in arguments if isinstance(value, np.ndarray)]
         _do(lambda: self._run(blocks, threads, arguments), *arrays)
 
     def _run(self, blocks, threads, arguments):
@@ -654,7 +660,7 @@ class _Kernel:
             if not pointer:
                 passed.append(value.item())
                 continue
-            array = value._array
+            array = value
             key = array.ctypes.data, array.size
             if key not in guarded:
                 room = np.empty(array.size + 2 * GUARD, array.dtype)
