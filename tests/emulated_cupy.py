@@ -656,11 +656,10 @@ class _Kernel:
 
     def _run(self, blocks, threads, arguments):
         guarded, passed, places = {}, [], []
-        for value, (_, pointer, const, _) in zip(arguments, self.parameters, strict=True):
+        for array, (_, pointer, const, _) in zip(arguments, self.parameters, strict=True):
             if not pointer:
-                passed.append(value.item())
+                passed.append(array.item())
                 continue
-            array = value
             key = array.ctypes.data, array.size
             if key not in guarded:
                 room = np.empty(array.size + 2 * GUARD, array.dtype)

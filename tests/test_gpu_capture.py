@@ -138,6 +138,26 @@ def test_batch_norm_and_several_dropouts_are_played(device):
         np.testing.assert_array_equal(once, again)
 
 
+OTHERS = {
+    "lenet_classic": lambda: minires.lenet_classic(dropout=0.2),
+    "mobilenet_v2": lambda: minires.mobilenet_v2(
+        width=0.25, dropout=0.2, input_shape=(32, 32, 1), classes=10
+    ),
+    "inception_v3": lambda: minires.inception_v3(
+        width=0.1, dropout=0.2, input_shape=(75, 75, 1), classes=10, variant="torch"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_update_of_every_network_is_recorded(device, monkeypatch, name):
+    """It calls only what a graph can hold."""
+    monkeypatch.setitem(globals(), "UPDATES", 3)
+    _, updates, _ = run(device, OPTIMIZERS[1], 2, model=OTHERS[name]())
+    assert updates.reason is None
+    assert updates._graph is not None
+
+
 def test_every_dropout_of_every_network_draws_what_it_would_in_a_plain_loop(device):
     """Several layers take turns at one Generator, and each of two networks has its own."""
     layers = Conv2D(2, 3), Dropout(0.3), Flatten(), Dropout(0.5), Dense(10)
