@@ -109,6 +109,7 @@ class _State:
 
 _graph_state = _State()
 _alive = weakref.WeakValueDictionary()
+_memory = weakref.WeakValueDictionary()  # NumPy's arrays that are known already
 _bases = weakref.WeakValueDictionary()  # id of NumPy's array that owns memory → our view of all
 
 
@@ -246,8 +247,10 @@ class ndarray:
     def __init__(self, array):
         self._array = array
         _alive[id(self)] = self
-        if _graph_state.pool is not None and array.base is None:
+        fresh = array.base is None and _memory.get(id(array)) is not array
+        if fresh and _graph_state.pool is not None:
             _graph_state.pool.take(array)
+        _memory[id(array)] = array
         if _graph_state.recording is not None:
             _graph_state.made.append(array)
 
