@@ -177,6 +177,21 @@ CASES = {
     ),
     "Expand": ([node("ReduceMean", "h", "m", axes=[3]), node("Expand", "m s", "y")],
                {"s": whole(1, 6, 5, 3)}),
+    "ConvTranspose": (
+        [node("ConvTranspose", "h w b", "y", strides=[2, 1], pads=[1, 0, 0, 1],
+              output_padding=[1, 0])],
+        {"w": small(6, 4, 3, 2), "b": small(4)},
+    ),
+    "SplitToSequence": (
+        [node("SplitToSequence", "h two", "q", axis=1), node("SequenceAt", "q one", "t"),
+         node("Tanh", "t", "y")],
+        {"two": np.int64(2), "one": np.int64(1)},
+    ),
+    "Range": (
+        [node("Shape", "h", "s"), node("Gather", "s last", "n"), node("Range", "zero n one", "r"),
+         node("CastLike", "r h", "c"), node("Mul", "h c", "y")],
+        {"last": np.int64(3), "zero": np.int64(0), "one": np.int64(1)},
+    ),
     "Concat and Split": (
         [node("Split", "h sizes", "a b", axis=1), node("Tanh", "a", "t"),
          node("Concat", "b t h", "y", axis=-3)],
@@ -201,7 +216,7 @@ CASES = {
 # The first opset that has the operator, where it is not 15.
 NEWER = {"LayerNormalization": 17, "Mish": 18, "Gelu": 20, "Gelu, by tanh": 20}
 # Indices are sent to the device. Whole numbers and truth values come back from it.
-SYNCHRONISING = {"Gather, some again": 2, "Cast, of a few": 2, "Dropout": 1}
+SYNCHRONISING = {"Range": 1, "Gather, some again": 2, "Cast, of a few": 2, "Dropout": 1}
 SYNCHRONISING |= {"AveragePool, beyond the border": 1, "arithmetic of shapes": 1}
 SYNCHRONISING |= {"truth values": 5}
 
