@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from test_imagenet import ODD, WORDNET, encoded, photograph, write_tar
+from test_imagenet import ODD, WORDNET, Image, encoded, photograph, write_tar
 
 import minires.onnx
 from minires.commands import evaluate
@@ -323,14 +323,96 @@ def test_predictions_as_good_as_guessing_are_recognised(classes, count):
     probabilities = rng.random((count, classes))
     labels = rng.integers(classes, size=count)
     guessed = evaluate.Outcomes.of(probabilities, labels)
-    enough = classes > 10 and count >= 20
-    assert evaluate.is_no_better_than_chance(guessed, classes) == enough
+    assert evaluate.is_no_better_than_chance(guessed, classes) == (count >= 20)
     probabilities[np.arange(0, count, 3), labels[::3]] = 2
     better = evaluate.Outcomes.of(probabilities, labels)
     assert not evaluate.is_no_better_than_chance(better, classes)
 
 
 # The command
+
+
+def write_colours(folder, classes, each=4):
+    """Pictures of one colour each, a class for each colour: the colours (classes, 3)."""
+    rng = np.random.default_rng(5)
+    colours = rng.integers(30, 226, size=(classes, 3))
+    for number, colour in enumerate(colours):
+        name = folder / f"n{number:08}"
+        name.mkdir(parents=True)
+        for index in range(each):
+            pixels = colour + rng.integers(-3, 4, size=(20, 20, 3))
+            (name / f"{index}.png").write_bytes(encoded(Image.fromarray(pixels.astype(np.uint8))))
+    return colours
+
+
+def write_colour_network(path, colours, divisor=1.0, mean=0.0, takes_bytes=False):
+    """A network that names the nearest colour, of pixels (x / divisor − mean).
+
+    takes_bytes   the input is uint8, and the graph itself casts it
+    """
+    centres = (colours / divisor - mean).astype(np.float32)
+    sharp = np.float32(divisor**2 / 50)  # logits −|x − c|² / 50 of bytes, less what all share
+    arrays = {"w": 2 * sharp * centres.T, "b": -sharp * (centres**2).sum(axis=1)}
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [
+        node("Cast", ["x"], ["c"], to=onnx.TensorProto.FLOAT),
+        node("GlobalAveragePool", ["c"], ["d"]),
+        node("Flatten", ["d"], ["e"]),
+        node("Gemm", ["e", "w", "b"], ["y"]),
+    ]
+    kind = onnx.TensorProto.UINT8 if takes_bytes else onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        nodes,
+        "colours",
+        [value("x", kind, ["N", 3, SIZE, SIZE])],
+        [value("y", onnx.TensorProto.FLOAT, ["N", len(colours)])],
+        [onnx.numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 13)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("classes", [8, 16])
+def test_near_chance_another_preset_that_explains_it_is_named(tmp_path, capsys, classes):
+    folder, path = tmp_path / "val", tmp_path / "n.onnx"
+    write_colour_network(path, write_colours(folder, classes))
+    line = ("evaluate", path, "--images", folder)
+    command(*line, "--preset", "keras")
+    printed = capsys.readouterr()
+    assert "guessing would do as well" in printed.err
+    assert "--preset keras-raw gives 100 %" in printed.err
+    command(*line, "--preset", "keras-raw")
+    printed = capsys.readouterr()
+    assert "100.00" in printed.out
+    assert "guessing" not in printed.err
+    # Where no preset helps, none is named.
+    rng = np.random.default_rng(0)
+    write_colour_network(path, rng.integers(30, 226, size=(classes, 3))[:1].repeat(classes, 0))
+    command(*line, "--preset", "keras")
+    printed = capsys.readouterr()
+    assert "guessing would do as well" in printed.err
+    assert "gives" not in printed.err
+
+
+def test_a_network_that_takes_bytes_is_shown_the_pictures_as_they_are(tmp_path, capsys):
+    folder, path = tmp_path / "val", tmp_path / "n.onnx"
+    colours = write_colours(folder, 12)
+    write_colour_network(path, colours, takes_bytes=True)
+    line = ("evaluate", path, "--images", folder, "--json")
+    command(*line, "--preset", "keras-raw")
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == 1
+    write_colour_network(tmp_path / "floats.onnx", colours)
+    line = ("evaluate", tmp_path / "floats.onnx", "--images", folder, "--json")
+    command(*line, "--preset", "keras-raw")
+    assert json.loads(capsys.readouterr().out)["nll"] == pytest.approx(found["nll"], abs=1e-6)
+    line = ("evaluate", path, "--images", folder, "--json")
+    command(*line, "--preset", "keras-raw", "--crop", "0.9")  # another cut keeps the numbers
+    assert json.loads(capsys.readouterr().out)["top1"] == 1
+    for words in (["--preset", "keras"], ["--preset", "keras-raw", "--scale", "1/255"]):
+        with pytest.raises(ValueError, match=r"takes bytes.*--preset keras-raw"):
+            command(*line, *words)
 
 
 def test_json_is_one_object_on_stdout(tmp_path, capsys):

@@ -52,9 +52,12 @@ class Examination:
         self.network, self.pictures = network, pictures
         self.preset, self.threads, self.device = preset, threads, device
         self.layout, self.size = _input_of(network, size)
-        if network.input_dtype.kind != "f" and preset != "keras-raw":
+        self.takes_bytes = network.input_dtype.kind != "f"
+        known = imagenet.PRESETS.get(preset) if isinstance(preset, str) else preset
+        if self.takes_bytes and known is not None and not known.keeps_bytes:
             raise ValueError(
-                f"{network.path} takes bytes, 0 … 255, and scales them: use --preset keras-raw"
+                f"{network.path} takes bytes, 0 … 255, and scales them: use --preset keras-raw, "
+                "without --scale, --mean and --std"
             )
         if None in network.declared_shape[1:]:  # then loading could not try an image
             sides = self.size, self.size
@@ -305,15 +308,19 @@ def _calibration(outcomes, resamplings=200):
 
 
 def is_no_better_than_chance(outcomes, classes):
-    """Whether the top-5 accuracy is so low that guessing would give the same.
+    """Whether the accuracy is so low that guessing would give the same, within three errors.
 
-    classes  how many the network has. With ten or fewer the answer is always no: guessing alone
-             then has a high top-5 accuracy
+    The top-5 accuracy decides, or with ten classes or fewer the top-1 accuracy: there guessing
+    alone has a high top-5 accuracy. Of fewer than 20 pictures nothing can be said: False.
+
+    classes  how many are compared
     """
-    count, chance = len(outcomes), 5 / classes
-    if classes <= 10 or count < 20:
+    count = len(outcomes)
+    if classes < 2 or count < 20:
         return False
-    return outcomes.top5.mean() <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
+    right, tries = (outcomes.top5, 5) if classes > 10 else (outcomes.top1, 1)
+    chance = tries / classes
+    return right.mean() <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
 
 
 def better_preset(examination, most=60):
@@ -323,6 +330,8 @@ def better_preset(examination, most=60):
     """
     from minires.data import imagenet
 
+    if examination.takes_bytes:
+        return ""  # it scales them by itself
     tried, preset = {}, examination.preset
     notes = examination.notes
     try:

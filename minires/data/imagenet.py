@@ -561,6 +561,11 @@ class Preparation:
         if 0 in self.std or not 0 < self.divisor < math.inf:
             raise ValueError(f"std {self.std} and scale 1/{self.divisor} may not be 0")
 
+    @property
+    def keeps_bytes(self):
+        """Whether the numbers stay what they are in the picture, from 0 to 255."""
+        return self.divisor == 1 and not any(self.mean) and set(self.std) == {1}
+
     def __call__(self, picture, size):
         """Prepare one picture.
 
