@@ -1,7 +1,7 @@
 """The networks that people have: every export of torchvision, timm and Keras is read, and trained.
 
-Slow, and optional: without the packages that the networks come from a test skips. On two cores
-they all take about half an hour; `-k resnet18` tests one.
+Slow, and optional: without the packages that the networks come from a test skips. `-k resnet18`
+tests one.
 """
 
 import functools
