@@ -1,14 +1,14 @@
 """The figures of the MNIST study: vector graphics for a page, or PNG files for a README.
 
-Every function below takes the records of a sweep and returns a list of Panels, empty where the
-records hold nothing to draw. A panel is one small picture with its own axes, 400 points wide, so
-that a page sets two beside each other, and a phone one above the other.
+Every function below takes a sweep and returns a list of Panels; the list is empty if the records
+hold nothing to plot. A panel is one small picture with its own axes, 400 points wide. So a page
+shows two panels side by side, and a phone one below the other.
 
-Colours are roles. In a PNG they are those of the light theme; in an SVG each becomes a CSS
-variable (`var(--accent)`), so that one drawing serves both themes.
+Each colour has a role. A PNG has the colours of the light theme. In an SVG each colour becomes a
+CSS variable (`var(--accent)`), so that one picture serves both themes.
 
-How to read them all: the mean model is blue, plain fine-tuning grey, ensembles orange; a solid
-line or a full mark is with dropout, a dashed line or an open mark without.
+In all figures the mean model is blue, plain fine-tuning grey, ensembles orange. A solid line or a
+full mark is with dropout, a dashed line or an open mark without.
 """
 
 import io
@@ -55,9 +55,9 @@ COLOURS = {
 MARKS = {"finetuned": "o", "mean": "o", "ensemble_3": "^", "ensemble_10": "s"}
 FACTORS = {"accuracy": 100, "nll": 1, "brier": 1, "ece": 100}
 COLLAPSED = 0.5  # accuracy, of ten classes
-SIZE, SMALL, TINY = 12, 11, 10  # of letters, in points of a panel 400 wide
+TITLE_SIZE, LABEL_SIZE, NOTE_SIZE = 12, 11, 10  # sizes of letters, in points
 WIDTH = 400
-BESIDE = 0.06  # how far series lie apart that share a tick, of the distance between ticks
+BESIDE = 0.06  # the distance of series at the same tick, as a share of the ticks' distance
 
 
 # --- what the records hold -----------------------------------------------------------------
@@ -74,7 +74,7 @@ class Setting(NamedTuple):
 
 
 def has_collapsed(record):
-    """Whether the network of a cell, its last iterate, has fallen to (almost) guessing."""
+    """Whether the last iterate of a cell is hardly better than guessing."""
     method = "pretrained" if record["cell"]["l2"] is None else "finetuned"
     return record.get("methods", {}).get(method, {}).get("accuracy", 1) < COLLAPSED
 
@@ -82,9 +82,9 @@ def has_collapsed(record):
 def by_setting(records, collapsed=False):
     """{Setting: its records in the order of seeds}, in the order of settings.
 
-    One collapsed network among ten moves a mean by nine points and hides all else, so figures
-    and tables leave such cells out and count them instead. It is the last iterate that decides,
-    never the mean model: a mean that fails where fine-tuning does not stays in.
+    One collapsed network among ten changes a mean by nine points and hides everything else. So
+    figures and tables leave such cells out, and say how many there are. Only the last iterate
+    decides, never the mean model: if only the mean model fails, the cell stays in.
 
     collapsed   take only the collapsed ones
     """
@@ -107,7 +107,7 @@ def count_lost(sweep):
 
 
 def say_bars(groups):
-    """What the bars of differences are: intervals, or none where there are too few seeds."""
+    """A sentence about the bars of differences: intervals, or none if there are too few seeds."""
     from minires.study.statistics import LEAST_SEEDS
 
     if max(map(len, groups), default=0) < LEAST_SEEDS:
@@ -116,7 +116,7 @@ def say_bars(groups):
 
 
 def say_seeds(groups):
-    """How many seeds lists of records hold: "10 seeds", or "8 to 10 seeds"."""
+    """The number of seeds of several lists of records: "10 seeds", or "8 to 10 seeds"."""
     sizes = sorted({len(records) for records in groups})
     few, many = sizes[0], sizes[-1]
     seeds = "1 seed" if many == 1 else f"{many} seeds"
@@ -124,7 +124,7 @@ def say_seeds(groups):
 
 
 def values_of(records, method, metric):
-    """(seeds,) what a method scored, in the metric's unit (per cent where it is a share)."""
+    """(seeds,) the scores of a method, in the metric's unit (shares in per cent)."""
     scores = [r["methods"][method][metric] for r in records if method in r["methods"]]
     return np.array(scores, float) * FACTORS[metric]
 
@@ -160,7 +160,7 @@ def name_dropout(dropout):
 
 
 def describe(setting):
-    """A setting in words."""
+    """A setting as text."""
     names = {"sgd": "SGD", "adam": "Adam"}
     words = f"trained with {names.get(setting.optimizer, setting.optimizer)}"
     words += f" at ℓ₁ {number(setting.l1)}"
@@ -171,7 +171,7 @@ def describe(setting):
 
 
 def short_names(settings):
-    """{setting: words that tell it from the others}."""
+    """{setting: a short text that distinguishes it from the others}."""
     settings = list(settings)
     if len({s[:4] for s in settings}) == 1:
         return {s: name_dropout(s.dropout) for s in settings}
@@ -264,13 +264,13 @@ def _style(name):
     stack = contextlib.ExitStack()
     stack.enter_context(matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}))
     stack.enter_context(warnings.catch_warnings())
-    # A layer's name may have letters that the font for measuring lacks; the browser's has them.
+    # The font that measures texts may lack a letter of a layer's name; the browser's font has it.
     warnings.filterwarnings("ignore", message="Glyph .* missing")
     return stack
 
 
 def _lay_out(figure):
-    """Find room for all labels, once: matplotlib would at every drawing, and draw it twice."""
+    """Find room for all labels only once; matplotlib would do it for every file."""
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
@@ -297,11 +297,11 @@ def new_canvas(width, height):
 
 def tidy(axes, x="", y="", grid="y"):
     """Thin lines, words in ink, no box."""
-    axes.set_xlabel(x, fontsize=SMALL, color=MUTED)
-    axes.set_ylabel(y, fontsize=SMALL, color=MUTED, rotation_mode="anchor")
+    axes.set_xlabel(x, fontsize=LABEL_SIZE, color=MUTED)
+    axes.set_ylabel(y, fontsize=LABEL_SIZE, color=MUTED, rotation_mode="anchor")
     axes.grid(axis=grid, color=RULE, lw=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=SMALL, labelcolor=MUTED, color=RULE, length=3)
+    axes.tick_params(labelsize=LABEL_SIZE, labelcolor=MUTED, color=RULE, length=3)
     axes.patch.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
@@ -311,8 +311,8 @@ def put_head(figure, title, handles=(), columns=1):
     """The title, and below it the legend, both at the left edge."""
     legend = figure.legend(
         handles=list(handles), title=title, loc="outside upper left", ncols=columns, frameon=False,
-        alignment="left", title_fontproperties={"size": SIZE, "weight": "bold"}, fontsize=SMALL,
-        labelcolor=INK, handlelength=2.5, columnspacing=1.4, handletextpad=0.5, borderpad=0.2,
+        alignment="left", title_fontproperties={"size": TITLE_SIZE, "weight": "bold"},
+        fontsize=LABEL_SIZE, labelcolor=INK, handlelength=2.5, columnspacing=1.4, handletextpad=0.5, borderpad=0.2,
     )  # fmt: skip
     legend.get_title().set_color(INK)
 
@@ -386,7 +386,7 @@ def differences_over_rates(sweep, optimizer="sgd"):
 
 
 def dropouts_of(sweep, optimizer):
-    """With which dropout networks trained by an optimizer were fine-tuned by SGD."""
+    """The dropouts of all networks that one optimizer trained and SGD fine-tuned."""
     return {
         s.dropout
         for s in by_setting(sweep.records)
@@ -447,10 +447,10 @@ def _draw_row(axes, rates, places, over, fallen, methods, measure, zero):
             _count_fallen(axes, x, fallen.get((l1, l2), 0))
         axes.annotate(
             f"ℓ₁ = {number(l1)}", (place, 0), (0, -23), ("data", "axes fraction"),
-            "offset points", fontsize=SMALL, color=INK, ha="center", va="top",
+            "offset points", fontsize=LABEL_SIZE, color=INK, ha="center", va="top",
         )  # fmt: skip
         for rank, (method, dropout) in enumerate(series):
-            # On the tick, but for so little that bars can be told apart.
+            # Almost on the tick: a small shift keeps the bars apart.
             aside = (rank - (len(series) - 1) / 2) * BESIDE * pitch
             points = []
             for l2, x in centres.items():
@@ -461,22 +461,22 @@ def _draw_row(axes, rates, places, over, fallen, methods, measure, zero):
                 _draw_points(axes, np.array(points), COLOURS[method], MARKS[method], dropout)
     axes.set_xlim(-0.5, places - 0.5)
     axes.set_xticks(list(ticks), ticks.values())
-    axes.annotate("ℓ₂ =", (0, 0), (-4, -6), "axes fraction", "offset points", fontsize=SMALL,
+    axes.annotate("ℓ₂ =", (0, 0), (-4, -6), "axes fraction", "offset points", fontsize=LABEL_SIZE,
                   color=MUTED, ha="right", va="top")  # fmt: skip
 
 
 def _count_fallen(axes, x, count):
     if count:
         axes.annotate(f"✕ {count}", (x, 1), (0, 7), ("data", "axes fraction"), "offset points",
-                      fontsize=TINY, color=MUTED, ha="center")  # fmt: skip
+                      fontsize=NOTE_SIZE, color=MUTED, ha="center")  # fmt: skip
 
 
 def _crop(all_axes, least):
-    """Where a few settings went wrong, keep the scale for the others, and say so.
+    """If a few settings failed, choose the scale for the others, and say so.
 
-    Off the scale is what lies ten times further from the median than half of all points do, and
-    further than `least`, where leaving it off makes the scale three times finer. A triangle
-    stands at the edge for each such point.
+    A point is off the scale when its distance to the median is more than ten times the median
+    distance, and more than `least`. This is done only if it makes the scale three times finer. A
+    triangle at the edge stands for each such point.
     """
     drawn = {
         axes: [line for line in axes.lines if line.get_transform().contains_branch_seperately(
@@ -505,7 +505,7 @@ def _crop(all_axes, least):
             words = "▼ off the scale, down to" if farthest < bottom else "▲ off the scale, up to"
             axes.annotate(
                 f"{words} {farthest:.3g}".replace("-", "−"), (0.02, 0.03),
-                xycoords="axes fraction", fontsize=TINY, color=MUTED, zorder=5,
+                xycoords="axes fraction", fontsize=NOTE_SIZE, color=MUTED, zorder=5,
                 bbox={"facecolor": PAGE, "alpha": 0.85, "lw": 0, "pad": 1.5},
             )  # fmt: skip
 
@@ -519,7 +519,7 @@ def _draw_points(axes, points, colour, mark, dropout, size=4.2):
 
 
 def _draw_beside(axes, beside, zero, measure):
-    """Adam's fine-tuning: straight lines, for it has no ℓ₂. Returns what the legend says."""
+    """Adam's fine-tuning as straight lines, since it has one ℓ₂. Returns handles of the legend."""
     handles = []
     for method, colour, words in (
         ("mean", INK, "mean model"),
@@ -535,7 +535,7 @@ def _draw_beside(axes, beside, zero, measure):
 
 
 def pretraining_over_rates(sweep):
-    """What the pre-trained networks score, over all ℓ₁ with SGD: is the paper's range the best?"""
+    """The accuracy of the pre-trained networks over ℓ₁ of SGD: is the paper's range the best?"""
     groups = {
         s: r
         for s, r in by_setting(sweep.records).items()
@@ -580,7 +580,7 @@ EXTRA = {"decayed", "swa", "swag", "swag_low_rank", "snapshot", "isotropic_10", 
 
 
 def baseline_settings(sweep):
-    """{Setting: records} of the cells in which the further methods were measured."""
+    """{Setting: records} of the cells in which the other methods were measured."""
     kept = {
         s: [r for r in records if EXTRA & set(r["methods"])]
         for s, records in by_setting(sweep.records).items()
@@ -658,7 +658,7 @@ def _points_only(handles):
 
 @dataclass(frozen=True)
 class Curve:
-    """What is known of one kind of curve.
+    """The texts and the colour of one kind of curve.
 
     key      its name in the records
     axis     the name of its values along x
@@ -768,7 +768,8 @@ def curves(sweep, key):
 # --- calibration ----------------------------------------------------------------------------
 
 
-FEW = 20  # images in a bin, below which its share says little: a faint mark, no line
+# With fewer images in a bin, its share is only a rough guess: the mark is faint, without a line.
+FEW = 20
 
 
 def reliability(sweep):
@@ -863,11 +864,11 @@ def _draw_sigma(layers):
     low, high = (real.min(), real.max()) if len(real) else (0, 1)
     for row, log in zip(rows, logs, strict=True):
         strength = np.clip((log - low) / max(high - low, 1e-9), 0, 1)
-        # Forty steps of strength are more than an eye tells apart, and keep the file small.
+        # An eye cannot distinguish forty steps of strength; so few keep the file small.
         colours = [to_rgba(ACCENT, 0.06 + 0.94 * round(s * 40) / 40) for s in strength]
         edges = np.linspace(0, 1, len(log) + 1)
         axes.bar(edges[:-1], 0.7, np.diff(edges), row - 0.35, align="edge", color=colours, lw=0)
-        axes.text(1.015, row, str(len(log)), fontsize=TINY, color=MUTED, va="center")
+        axes.text(1.015, row, str(len(log)), fontsize=NOTE_SIZE, color=MUTED, va="center")
     axes.set_yticks(rows, names, parse_math=False)
     axes.set_ylim(len(layers) - 0.45, -0.55)
     axes.set_xlim(0, 1)
@@ -887,7 +888,7 @@ def _draw_sigma(layers):
         axes.plot(q50, row, "o", color=ACCENT, ms=5)
         if layer.get("relative") is not None:
             axes.annotate(f"{100 * layer['relative']:.1f} %", (1, row), (4, 0),
-                          ("axes fraction", "data"), "offset points", fontsize=TINY, color=MUTED,
+                          ("axes fraction", "data"), "offset points", fontsize=NOTE_SIZE, color=MUTED,
                           va="center", annotation_clip=False)  # fmt: skip
     ends = [q for layer in layers for q in (layer["quantiles"][0], layer["quantiles"][-1])]
     if min(ends) > 0 and max(ends) > 12 * min(ends):
@@ -896,7 +897,7 @@ def _draw_sigma(layers):
         axes.locator_params(axis="x", nbins=4)
     axes.set_yticks(rows, names, parse_math=False)
     axes.set_ylim(len(layers) - 0.45, -0.55)
-    axes.annotate("σ / w", (1, 1), (4, 0), "axes fraction", "offset points", fontsize=TINY,
+    axes.annotate("σ / w", (1, 1), (4, 0), "axes fraction", "offset points", fontsize=NOTE_SIZE,
                   color=MUTED)  # fmt: skip
     tidy(axes, "σ: median, middle half, 5 to 95 %", grid="x")
     put_head(ranges, "σ in each layer, and relative to the weights")
@@ -943,14 +944,14 @@ def _draw_plane(plane):
     low, high = np.nanmin(loss), np.nanmax(loss)
     if not high > low:
         return []
-    # Levels are dense near the best network, where the differences of interest are.
+    # Levels are dense near the best network, where the interesting differences are.
     levels = low + (high - low) * np.linspace(0, 1, 10) ** 2
     strengths = np.linspace(0.02, 0.5, len(levels) - 1)
     axes.contourf(plane["x"], plane["y"], loss, levels,
                   colors=[(*_rgb(ACCENT), s) for s in strengths])  # fmt: skip
     lines = axes.contour(plane["x"], plane["y"], loss, levels[1:-1], colors=ACCENT, linewidths=0.7,
                          alpha=0.55)  # fmt: skip
-    axes.clabel(lines, lines.levels[::2], fontsize=TINY, fmt=lambda v: f"{v:.3g}", colors=INK)
+    axes.clabel(lines, lines.levels[::2], fontsize=NOTE_SIZE, fmt=lambda v: f"{v:.3g}", colors=INK)
     points = {name: plane["points"][name] for name in STATIONS if name in plane["points"]}
     route = np.array(list(points.values()))
     axes.plot(*route.T, color=INK, lw=1, ls=(0, (2, 2)))
@@ -961,7 +962,7 @@ def _draw_plane(plane):
         share = (x - plane["x"][0]) / (plane["x"][-1] - plane["x"][0])
         axes.annotate(
             STATIONS[name], (x, y), (0, -8 if below else 8), textcoords="offset points",
-            fontsize=SMALL, color=colour, va="top" if below else "bottom", weight="bold",
+            fontsize=LABEL_SIZE, color=colour, va="top" if below else "bottom", weight="bold",
             bbox={"facecolor": PAGE, "alpha": 0.75, "lw": 0, "pad": 1.2},
             ha="left" if share < 0.2 else "right" if share > 0.8 else "center",
         )  # fmt: skip
