@@ -312,7 +312,8 @@ def put_head(figure, title, handles=(), columns=1):
     legend = figure.legend(
         handles=list(handles), title=title, loc="outside upper left", ncols=columns, frameon=False,
         alignment="left", title_fontproperties={"size": TITLE_SIZE, "weight": "bold"},
-        fontsize=LABEL_SIZE, labelcolor=INK, handlelength=2.5, columnspacing=1.4, handletextpad=0.5, borderpad=0.2,
+        fontsize=LABEL_SIZE, labelcolor=INK, handlelength=2.5, columnspacing=1.4,
+        handletextpad=0.5, borderpad=0.2,
     )  # fmt: skip
     legend.get_title().set_color(INK)
 
