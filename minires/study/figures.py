@@ -889,8 +889,8 @@ def _draw_sigma(layers):
         axes.plot(q50, row, "o", color=ACCENT, ms=5)
         if layer.get("relative") is not None:
             axes.annotate(f"{100 * layer['relative']:.1f} %", (1, row), (4, 0),
-                          ("axes fraction", "data"), "offset points", fontsize=NOTE_SIZE, color=MUTED,
-                          va="center", annotation_clip=False)  # fmt: skip
+                          ("axes fraction", "data"), "offset points", fontsize=NOTE_SIZE,
+                          color=MUTED, va="center", annotation_clip=False)  # fmt: skip
     ends = [q for layer in layers for q in (layer["quantiles"][0], layer["quantiles"][-1])]
     if min(ends) > 0 and max(ends) > 12 * min(ends):
         axes.set_xscale("log")
