@@ -1,6 +1,7 @@
 """Compiling the kernels in C: all that can go wrong costs speed only, and is said in one line."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -179,3 +180,22 @@ def test_a_kernel_refuses_what_it_would_misread(cache):
     for wrong in (x.astype(np.float32), x[::2]):
         with pytest.raises(Exception, match="not a contiguous array of float64"):
             function(wrong, x, 2, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ziglang", "clang", "gcc"])
+def test_the_kernels_of_every_compiler_agree_with_plain(name, tmp_path):
+    """Compilers differ: a loop that one compiles as meant, another once ended too early."""
+    command = name
+    if name == "ziglang":
+        pytest.importorskip("ziglang", reason="the extra `fast` is not installed")
+        command = f"{sys.executable} -m ziglang cc"
+    elif shutil.which(name) is None:
+        pytest.skip(f"there is no {name}")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+         "tests/test_kernels.py", "tests/test_depthwise.py"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "CC": command, "MINIRES_CACHE": str(tmp_path), "MINIRES_KERNELS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

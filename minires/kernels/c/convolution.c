@@ -165,7 +165,7 @@ static const real **window_starts(const struct windows *w, struct place at, stru
             for (int64_t j = 0; j < w->output[1]; j++)
                 starts[q++] = row + j * w->stride[1] * w->channels;
         }
-    for (; q % MR; q++) starts[q] = starts[q - 1];
+    repeat_last(starts, count);
     return starts;
 }
 
@@ -361,7 +361,7 @@ static void weight_tile(const struct weight_job *job, int64_t tile, int add, rea
             for (int64_t c = 0; c < w->channels; c++)
                 taps[q++] = pixels.start + u * w->dilation[0] * pixels.row +
                             v * w->dilation[1] * w->channels + c;
-    for (; q % MR; q++) taps[q] = taps[q - 1];
+    repeat_last(taps, size);
     for (int64_t n = 0; n < at.images; n++)
         for (int64_t i = 0; i < at.rows; i++)
             offset[n * at.rows + i] = n * pixels.image + i * w->stride[0] * pixels.row;

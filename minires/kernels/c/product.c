@@ -99,6 +99,12 @@ static void product(const real *const *a, struct runs runs, const real *b, int64
 #endif
 }
 
+/* Fill a block of rows up with the last one. (Not "until count % MR is 0": the clang of ziglang
+   0.17.1 ends that loop too early.) */
+static inline void repeat_last(const real **a, int64_t count) {
+    for (int64_t m = count; m < round_up(count, MR); m++) a[m] = a[count - 1];
+}
+
 /* Columns are cut into panels of some vectors: the widest first, but never a narrow last one. */
 static inline int64_t panel_vectors(int64_t left) {
     if (left <= WIDEST)
