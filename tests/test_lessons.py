@@ -314,7 +314,7 @@ def test_without_a_network_the_stick_says_what_is_missing(tmp_path, monkeypatch,
     assert main([*bundle, "--platform", "windows", "--python", "3.12"]) == 1
     printed = capsys.readouterr()
     assert "windows, Python 3.12: no matching distribution" in printed.err
-    assert "Run this again with --replace where there is a network" in printed.err
+    assert "Give this command again with --replace when there is a network" in printed.err
     built = {path.stem for path in (tmp_path / "notebooks").glob("*.ipynb")}
     assert built >= {each.path.stem for each in LESSONS}
     assert (tmp_path / "README.md").is_file()
