@@ -136,3 +136,10 @@ def test_json_has_no_nan(tmp_path):
     path.write_text('{"a": NaN}')
     with pytest.raises(ValueError, match=r"x\.json is not a JSON file: it holds NaN"):
         load_json(path)
+
+
+def test_text_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, name=np.array([0x7FFFFFFF], np.uint32).view("U1")[0:1])
+    with pytest.raises(ValueError, match=r"x\.npz is damaged"):
+        load_arrays(path)

@@ -258,3 +258,15 @@ def test_the_original_files(data_dir):
     np.testing.assert_array_equal(
         np.bincount(data.test_labels), [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     )
+
+
+def test_memory_follows_what_a_file_holds_rather_than_what_it_promises(tmp_path):
+    """A header of 16 bytes that promises 1 GB."""
+    for name, pack in (("plain", bytes), ("packed", gzip.compress)):
+        path = tmp_path / name
+        path.write_bytes(pack(struct.pack(">4I", 0x0803, 1 << 20, 28, 28) + bytes(784)))
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="holds 784 bytes after its header"):
+            mnist.read_images(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+        tracemalloc.stop()

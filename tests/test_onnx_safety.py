@@ -582,6 +582,13 @@ def test_rare_faults(path, rng, fault):
         minires.onnx.load(path)
 
 
+def test_only_optional_inputs_may_be_left_out(path):
+    """An empty name stands for an input that is not there: never one of a concatenation's."""
+    write(path, [node("Concat", "x -", "y", axis=1)])
+    with pytest.raises(FormatError, match=r"Concat.*: inputs \['x', ''\], expected 1 to"):
+        minires.onnx.load(path)
+
+
 # --- fuzzing ------------------------------------------------------------------------------
 
 

@@ -345,7 +345,7 @@ def test_more_seeds_do_only_what_is_new(undisturbed, dataset, tmp_path):
 
 def test_other_settings_or_data_are_refused(undisturbed, dataset):
     folder, table = undisturbed
-    with pytest.raises(ValueError, match=r"other settings \(updates was 3, now 4\): name another"):
+    with pytest.raises(ValueError, match=r"other settings \(updates was 3, now 4\) in sweep"):
         ready(folder, dataset, replace(TINY, updates=4))
     source = Source("", "glyphs", 64, 20, None, "other")
     with pytest.raises(ValueError, match=r"data_sha256 was '.*', now 'other'"):

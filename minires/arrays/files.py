@@ -73,6 +73,9 @@ def load_arrays(path: str | Path, *names: str, shapes: dict | None = None) -> di
             if not missing:
                 with np.load(file, allow_pickle=False) as archive:
                     arrays = {name: archive[name] for name in archive}
+                for array in arrays.values():
+                    if array.dtype.kind == "U":
+                        array.tolist()  # raises where a character is none
         except Exception as error:  # a damaged file can make zipfile and NumPy raise anything
             raise ValueError(
                 f"{path} is damaged or not an .npz file of plain arrays "

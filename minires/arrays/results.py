@@ -12,6 +12,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 from minires.arrays.files import load_json, save_json
 
 LOCK = "in-use.lock"
+LARGEST = {int: 2**63, float: math.inf}
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
@@ -105,6 +107,18 @@ def _lock(file, path):
         ) from error
 
 
+def tidy(folder: Path, *names: str) -> None:
+    """Remove what a process that was killed left half written.
+
+    folder   held by `locked_folder`: whoever began such a file is dead
+    names    of the files that are written under the lock, such as "results.json" or "cells/*"
+    """
+    for name in names:
+        for unfinished in Path(folder).glob(f"{name}.*.part"):
+            if re.fullmatch(r".+\.\d+\.part", unfinished.name):
+                unfinished.unlink()
+
+
 def settle(
     folder: Path, name: str, settings: dict, free: tuple = (), write: bool = True
 ) -> dict | None:
@@ -130,8 +144,8 @@ def settle(
                 f"{key} was {before.get(key)!r}, now {settings.get(key)!r}" for key in changed
             )
             raise ValueError(
-                f"{folder} holds results with other settings ({what}): name another folder with "
-                "--out"
+                f"{folder} holds results with other settings ({what}) in {name}: name another "
+                "folder with --out"
             )
     if write and before != settings:
         save_json(path, settings)
@@ -190,11 +204,11 @@ def check(path: str | Path, value: object, schema: object, place: str = "") -> N
 def _fits(value, schema):
     if schema is None:
         return value is None
-    if schema is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value)
-    if schema is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if schema in (float, int):
+        kinds = int if schema is int else (int, float)
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        # JSON has whole numbers of any length; no float and no array takes them all.
+        return number and abs(value) < LARGEST[type(value)]
     return isinstance(value, schema) if isinstance(schema, type) else bool(schema(value))
 
 

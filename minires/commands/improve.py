@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from minires.arrays import device_of, to_device, to_host
-from minires.arrays.text import progress, say, table
+from minires.arrays.text import progress, say, shown, table
 from minires.commands.evaluate import (
     Examination,
     Outcomes,
@@ -46,6 +46,7 @@ from minires.training.loop import batches, stream
 
 RECOMPUTE_BATCHES = 100  # the most training batches that recomputed statistics are measured on
 CHECKPOINT = "checkpoint.npz"
+WRITTEN = ("mean.onnx", "member_*.onnx", "moments.npz", "results.json", "figure.png")
 FORMAT = "minires improve 3"
 
 
@@ -109,43 +110,67 @@ class State:
         Raises   ValueError when the file is damaged, or was written with other settings
         """
         from minires.arrays.files import load_arrays
-        from minires.resampling.moments import Moments
 
-        arrays = load_arrays(
-            path, "format", "settings", "updates", "losses", "notes", "theta", "stats"
-        )
+        names = "format", "settings", "updates", "losses", "notes", "theta", "stats"
+        arrays = load_arrays(path, *names)
         if str(arrays["format"]) != FORMAT:
             raise ValueError(
-                f"{path} has the format {arrays['format']}, expected {FORMAT!r}: name another "
-                "folder with --out, or delete that file to start anew"
+                f"{path} has the format {shown(arrays['format'])}, expected {FORMAT!r}: name "
+                "another folder with --out, or delete that file to start anew"
             )
-        before = {"device": "cpu", "among": False} | json.loads(str(arrays["settings"]))
-        changed = [f"{n} was {before.get(n)}, now {v}" for n, v in settings.items()
-                   if before.get(n) != v]  # fmt: skip
+        try:
+            before = {"device": "cpu", "among": False} | json.loads(str(arrays["settings"]))
+            changed = [f"{n} was {shown(before.get(n))}, now {v}" for n, v in settings.items()
+                       if before.get(n) != v]  # fmt: skip
+            if not changed:
+                self._take(arrays)
+        except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}: {shown(error)})"
+            ) from error
         if changed:
             raise ValueError(
                 f"{path} was written with other settings ({'; '.join(changed)}): name another "
                 "folder with --out, or delete that file to start anew"
             )
-        self.updates = int(arrays["updates"])
-        self.losses = arrays["losses"].tolist()
-        for row in json.loads(str(arrays["notes"])):
-            self.notes.add(*row)
+
+    def _take(self, arrays):
+        """Take over the arrays of a checkpoint, once they are known to fit one another."""
+        from minires.resampling.moments import Moments
+
+        updates, losses = int(arrays["updates"]), arrays["losses"]
+        if updates < 1 or losses.shape != (updates,) or not np.isfinite(losses).all():
+            raise ValueError(f"{updates} updates, and losses {losses.shape}")
+        for name in ("theta", "stats"):
+            array, own = arrays[name], getattr(self, name)
+            if (array.shape, array.dtype) != (own.shape, own.dtype) or not np.isfinite(array).all():
+                raise ValueError(f"{name} is {array.shape} {array.dtype}, or not finite")
         device = device_of(self.theta)
-        self.theta, self.stats = (to_device(arrays[name], device) for name in ("theta", "stats"))
         kept = {owner: {} for owner in _OWNERS}
         for name, array in arrays.items():
             owner, point, part = name.partition(".")
             if point and owner in kept:
                 vector = array.ndim and array.dtype.kind == "f"
+                if array.ndim and owner == "optimizer" and array.shape != arrays["theta"].shape:
+                    raise ValueError(f"{name} is {array.shape}")
                 kept[owner][part] = to_device(array, device) if vector else array
-        try:
-            self.moments = Moments.from_state(kept["moments"])
-            self.moments_of_stats = Moments.from_state(kept["moments_of_stats"])
-            for owner in ("optimizer", "ema", "ema_of_stats"):
-                getattr(self, owner).restore(kept[owner])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+        self.moments = Moments.from_state(kept["moments"])
+        self.moments_of_stats = Moments.from_state(kept["moments_of_stats"])
+        for owner in ("optimizer", "ema", "ema_of_stats"):
+            getattr(self, owner).restore(kept[owner])
+        for vector, owners in (
+            ("theta", (self.moments, self.ema)),
+            ("stats", (self.moments_of_stats, self.ema_of_stats)),
+        ):
+            for owner in owners:
+                if (owner.count, owner.mean.shape) != (updates, arrays[vector].shape):
+                    raise ValueError(f"an average of {vector} of {owner.count} updates")
+        if self.optimizer.count != updates:
+            raise ValueError(f"{updates} updates, and {self.optimizer.count} of the optimizer")
+        for name, kind, text in json.loads(str(arrays["notes"])):
+            self.notes.add(str(name), str(kind), str(text))
+        self.updates, self.losses = updates, losses.tolist()
+        self.theta, self.stats = (to_device(arrays[name], device) for name in ("theta", "stats"))
 
 
 # Parts of a State with a state of their own: each can give it, and go on from it.
@@ -541,11 +566,18 @@ def start(job, checkpoint, settings):
 
     Raises   ValueError for a checkpoint of other settings, or beyond --updates
     """
+    from minires.arrays.results import tidy
     from minires.study.experiment import make_optimizer
 
     options, examination = job.options, job.examination
     optimizer = make_optimizer(options.optimizer, options.rate)
     state = State(*examination.own_vectors(), optimizer, options.ema, examination.notes)
+    others = [path.name for name in WRITTEN for path in checkpoint.parent.glob(name)]
+    if others and not checkpoint.exists():
+        raise FileExistsError(
+            f"{options.out} holds {shown(others[0])}, but no {CHECKPOINT} that says of what: name "
+            "another folder with --out"
+        )
     if checkpoint.exists():
         state.restore(checkpoint, settings)
         say(f"going on after update {state.updates} ({checkpoint})")
@@ -554,6 +586,7 @@ def start(job, checkpoint, settings):
                 f"{options.out} has made {state.updates} updates already, --updates is "
                 f"{options.updates}: name another folder with --out"
             )
+    tidy(checkpoint.parent, CHECKPOINT, *(f"{name}*" for name in WRITTEN))
     say(examination.outputs)
     say(
         f"{counted(len(job.training), 'picture')} to train on, {len(job.held_out):,} to compare "

@@ -12,6 +12,7 @@ from minires.arrays import text
 from minires.arrays.text import say
 from minires.commands import pretrained
 
+FOUND = "which-lenet.json"
 SIZES = (
     ("seeds", "repeats"),
     ("train", "training images"),
@@ -89,7 +90,7 @@ def add_parser(subparsers) -> None:
 
 def run(options) -> int:
     """Carry out the command: check everything, compute what is missing, print the findings."""
-    from minires.arrays.results import locked_folder
+    from minires.arrays.results import locked_folder, tidy
 
     _check_options(options)
     if options.profile == "pretrained":
@@ -106,6 +107,7 @@ def run(options) -> int:
         return _dry_run(options, sweeps, dataset)
     with locked_folder(out):
         _check_all(options, sweeps)
+        tidy(out, FOUND)
         for sweep in sweeps:
             _compute(options, *sweep, dataset)
         return _print_findings(options, sweeps, out)
@@ -227,7 +229,7 @@ def _print_findings(options, sweeps, out):
             print(f"\n{TOO_SMALL}")
         return 0
     rows = [which_lenet.findings(profile, load_sweep(folder)) for profile, folder, _ in sweeps]
-    save_json(out / "which-lenet.json", rows)
+    save_json(out / FOUND, rows)
     print(which_lenet.table(rows))
     return 0
 

@@ -255,16 +255,20 @@ def _read_idx(path, dimensions):
                 )
             # Ask for one byte more than the header says. Then gzip reaches the end of the file and
             # compares the checksum, and a file that is too long shows itself. A file that would
-            # unpack to far more is never unpacked.
-            content = file.read(size + 1)
+            # unpack to far more is never unpacked. It is read in pieces, so memory grows with
+            # what is in the file, not with what the header says.
+            content = bytearray()
+            while part := file.read(min(1 << 20, size + 1 - len(content))):
+                content += part
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise damaged(f"cannot be unpacked ({error})") from error
     if len(content) < size:
         raise damaged(f"holds {len(content)} bytes after its header, which promises {size}")
     if len(content) > size:
         raise damaged(f"holds more than the {size} bytes that its header promises")
-    digest = hashlib.sha256(header + content).hexdigest()
-    return np.frombuffer(bytearray(content), np.uint8).reshape(shape), digest
+    digest = hashlib.sha256(header)
+    digest.update(content)
+    return np.frombuffer(content, np.uint8).reshape(shape), digest.hexdigest()
 
 
 def _first(count, images, labels, what, paths):

@@ -338,7 +338,8 @@ def _read_node(node, index, opset, folder):
         ("inputs", node.input, known_as.inputs),
         ("outputs", node.output, known_as.outputs),
     ):
-        if not low <= len(names) <= high or "" in names[:low]:
+        left_out = {place for place, name in enumerate(names) if not name and kind == "inputs"}
+        if not low <= len(names) <= high or "" in names[:low] or left_out - known_as.optional:
             raise FormatError(
                 f"{where}: {kind} {list(names)}, expected {low}"
                 + (f" to {high}" if high != low else "")
@@ -371,6 +372,7 @@ class Rules:
 
     version: int  # that last changed it
     inputs: tuple  # (fewest, most)
+    optional: frozenset  # places of inputs that may be left out
     outputs: tuple
     types: dict  # attribute → ONNX's number of its type
     defaults: dict  # attribute → its value where none is given
@@ -387,10 +389,11 @@ def _rules(operator, opset):
         return None
     if schema.deprecated:
         return None
-    attributes = schema.attributes
+    attributes, optional = schema.attributes, onnx.defs.OpSchema.FormalParameterOption.Optional
     return Rules(
         schema.since_version,
         (schema.min_input, schema.max_input),
+        frozenset(n for n, known in enumerate(schema.inputs) if known.option == optional),
         (schema.min_output, schema.max_output),
         {name: int(known.type.value) for name, known in attributes.items()},
         {

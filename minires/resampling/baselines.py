@@ -114,17 +114,22 @@ class EMA:
         """Go on from what `state` gave, in an average made with the same decay.
 
         state    dict; its array is copied
-        Raises   ValueError when the state has another decay
+        Raises   KeyError, TypeError or ValueError when it is no such state, or has another decay
         """
-        decay = float(state["decay"]) if "decay" in state else None
+        decay = np.asarray(state["decay"]).item() if "decay" in state else None
         if decay != self.decay:
             raise ValueError(
                 f"EMA.restore: the state has decay {decay}, this average has {self.decay}: make "
                 "it with the same decay"
             )
-        self.count = int(state["count"])
-        if self.count:
-            self._mean, self._dtype = state["mean"].copy(), np.dtype(str(state["dtype"]))
+        count = checks.whole_number("EMA.restore", "count", np.asarray(state["count"]).item(), 0)
+        if count:
+            mean, dtype = state["mean"], str(state["dtype"])
+            checks.one_of("EMA.restore", "dtype", dtype, ("float32", "float64"))
+            if mean.dtype != np.float64 or not bool((abs(mean) <= np.finfo(dtype).max).all()):
+                raise ValueError(f"EMA.restore: mean is {mean.dtype}, or beyond {dtype}")
+            self._mean, self._dtype = mean.copy(), np.dtype(dtype)
+        self.count = count
 
 
 class SWAG:

@@ -15,7 +15,6 @@ import hashlib
 import inspect
 import itertools
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ import numpy as np
 from minires.arrays import text, to_device, to_host
 from minires.arrays.files import load_arrays, load_json, save_arrays, save_json
 from minires.arrays.limits import check_disk, check_memory
-from minires.arrays.results import check, settle
+from minires.arrays.results import check, settle, tidy
 from minires.kernels import kernels_in_use
 from minires.networks import NETWORKS
 from minires.networks.running_statistics import batch_norm_policies
@@ -37,7 +36,7 @@ METRICS = ("accuracy", "nll", "brier", "ece")
 FINETUNED = ("finetuned", 1, None)  # method, members, batch-norm policy: what all are compared to
 CONFIG, FORMAT = "config.json", 2  # in format 2 every file of a folder names its settings
 SIDE_BY_SIDE = 10  # so many sampled networks predict at a time
-OWN_PART = re.compile(r"(config\.json|results\.json|figure\.png|seed_\d+_\w+\.\w+)\.\d+\.part")
+OWN_FILES = (CONFIG, "results.json", "figure.png", "seed_*")
 WATCHED = 6  # the values of so many weights are kept after every update, for the picture
 FEW_MEMBERS = 3  # the paper's cheap ensemble; it is compared with that of all members
 STATISTICS_BATCHES = 20  # "recomputed" batch-norm statistics are measured on so many batches
@@ -242,9 +241,7 @@ def open_folder(
     # θ and one copy in float32, and the moments' 20 bytes a weight, for each seed.
     done = sum(path_.stat().st_size for path_ in path.glob("seed_*.npz"))
     check_disk(path, -done, 28 * model.size, config.seeds, "--seeds")
-    for unfinished in path.glob("*.part"):  # left by a process that was killed
-        if OWN_PART.fullmatch(unfinished.name):
-            unfinished.unlink()
+    tidy(path, *OWN_FILES)
     settle(path, CONFIG, settings, free=("seeds",))
     same = json.dumps({k: v for k, v in settings.items() if k != "seeds"}, sort_keys=True)
     return Folder(path, hashlib.sha256(same.encode()).hexdigest()[:16])
@@ -367,7 +364,7 @@ def load_records(folder: Folder, name: str, seed: int) -> list:
     path = folder.file(name)
     content = load_json(path)
     scores = dict.fromkeys(METRICS, float)
-    record = {"seed": int, "method": str, "members": int, "batch_norm?": str, **scores}
+    record = {"seed": int, "method": is_method, "members": int, "batch_norm?": str, **scores}
     check(path, content, {"run": str, "seed": int, "records": [record]})
     folder.own(name, content["run"])
     seeds = {content["seed"], *(record["seed"] for record in content["records"])}
@@ -529,15 +526,23 @@ def statistics_of(experiment: Experiment, seed: int, finetuned: dict, theta) -> 
 # --- the table ----------------------------------------------------------------------------
 
 
+NAMES = {
+    "pretrained": "pre-trained",
+    "finetuned": "fine-tuned",
+    "mean": "mean model",
+    "draw": "1 sampled network",
+    "ensemble": "ensemble",
+}
+
+
+def is_method(name: object) -> bool:
+    """the name of a method"""
+    return isinstance(name, str) and name in NAMES
+
+
 def label_of(method: str, members: int, policy: str | None) -> str:
     """The name of a method in tables and pictures."""
-    name = {
-        "pretrained": "pre-trained",
-        "finetuned": "fine-tuned",
-        "mean": "mean model",
-        "draw": "1 sampled network",
-        "ensemble": f"ensemble of {members}",
-    }[method]
+    name = f"ensemble of {members}" if method == "ensemble" else NAMES[method]
     return f"{name}, {policy}" if policy else name
 
 

@@ -112,7 +112,7 @@ def say_bars(groups):
 
     if max(map(len, groups), default=0) < LEAST_SEEDS:
         return f"No bars: fewer than {LEAST_SEEDS} seeds are too few for an interval."
-    return "Bars: 95 % intervals of the mean difference (Student's t)."
+    return "Bars: 95 % intervals of the mean difference."
 
 
 def say_seeds(groups):

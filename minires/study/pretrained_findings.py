@@ -33,7 +33,7 @@ from minires.study.propositions import (
     p_text,
     unknown,
 )
-from minires.study.statistics import interval, p_mcnemar
+from minires.study.statistics import p_mcnemar, student_interval
 from minires.study.store import ROWS, SETTINGS, name_of_sweep, read_rows
 from minires.training.metrics import calibration_error
 
@@ -228,7 +228,7 @@ class Difference:
     def of(cls, gain: np.ndarray, metric: str) -> "Difference":
         """From (seeds, N) gains."""
         over_seeds = gain.mean(axis=0)
-        low, high = interval(over_seeds)
+        low, high = student_interval(over_seeds)
         with np.errstate(invalid="ignore", divide="ignore"):
             p = float(stats.ttest_1samp(over_seeds, 0.0).pvalue) if np.ptp(over_seeds) else 1.0
         mcnemar = None

@@ -15,7 +15,7 @@ show that it is too small to matter, another test is needed: `p_equivalent`.
 """
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 ALPHA = 0.05
 # With five seeds p can be as small as 1/32, when all differences have one sign. With four it is at
@@ -167,14 +167,8 @@ def holm(p_values):
     return adjusted
 
 
-def interval(values):
-    """A 95 % interval of the mean, by Student's t.
-
-    mean ± t(0.975, n − 1) · s/√n
-
-    For normal values, 95 of 100 such intervals contain the true mean, at any n. For skewed values
-    fewer do: for exponential ones 88 at n = 5 and 90 at n = 10. Bootstrap intervals would be worse:
-    with so few values they are too short.
+def student_interval(values):
+    """A 95 % interval of the mean of many values, θ̄ ± t(0.975, n − 1) s/√n.
 
     values    (n,), finite
     Returns   (low, high); both are the value itself if all are equal; NaN for fewer than
@@ -188,6 +182,46 @@ def interval(values):
     if _all_equal(values):
         return float(values[0]), float(values[0])
     low, high = stats.ttest_1samp(values, 0.0).confidence_interval(1 - ALPHA)
+    return float(low), float(high)
+
+
+def interval(values):
+    """A 95 % interval of the mean of a few values, which may be skewed.
+
+    At each end the farther of two, with t = t(0.975, n − 1) and γ the sample's skewness:
+
+    Student   θ̄ ± t s/√n
+    Hall      θ̄ − g(± t) s/√n,  g(q) = 3/a · ((1 + a (q − a/6))^⅓ − 1),  a = γ/√n
+
+    Of 100 of Student's intervals 95 contain the true mean, if the values are normal. If they are
+    exponential, only 88 do at n = 5, and 90 at n = 10. Hall's ends follow the skewness, but with
+    few values one of them is too near. So many in 100 contain the mean if both are used:
+
+                   n = 5   n = 10   n = 20
+    normal            97       96       96
+    gamma (4)         96       96       96      skewness 1
+    exponential       94       95       96      skewness 2
+
+    For normal values they are longer than Student's: by 40 % at n = 5, by 10 % at n = 10, and by
+    4 % at n = 20.
+
+    values    (n,), finite
+    Returns   (low, high); both are the value itself if all are equal; NaN for fewer than
+              `LEAST_SEEDS` values
+    Raises    ValueError when a value is not finite
+    Source    Student 1908, Biometrika 6; Hall 1992, J. Royal Statistical Society B 54
+    """
+    values = _rounded(values)
+    if len(values) < LEAST_SEEDS:
+        return np.nan, np.nan
+    if _all_equal(values):
+        return float(values[0]), float(values[0])
+    n, mean, deviation = len(values), values.mean(), values.std(ddof=1)
+    cubes = (((values - mean) / deviation) ** 3).sum()
+    a = n / ((n - 1) * (n - 2)) * cubes / np.sqrt(n)
+    q = special.stdtrit(n - 1, [1 - ALPHA / 2, ALPHA / 2])  # t and −t
+    hall = 3 / a * (np.cbrt(1 + a * (q - a / 6)) - 1) if abs(a) > 1e-6 else q
+    low, high = mean - deviation / np.sqrt(n) * np.array([max(q[0], hall[0]), min(q[1], hall[1])])
     return float(low), float(high)
 
 

@@ -7,7 +7,9 @@ import gzip
 import hashlib
 import itertools
 import json
-from dataclasses import asdict, dataclass, field
+import math
+import zlib
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,34 +25,81 @@ from minires.training import loop
 FORMAT = 2  # of the folder, since a cell is a file
 SETTINGS, ROWS, DEEP = "sweep.json", "cells.jsonl.gz", "deep_ensembles.json"
 WAITING = "predictions.npz"  # of seeds too few for a deep ensemble yet
+LARGEST = 1 << 28  # bytes that the rows of a sweep may have
 DEEP_MEMBERS = 5  # networks in a deep ensemble
 
-SCORES = dict.fromkeys(METRICS, float)
+
+def _share(value):
+    """a number from 0 to 1"""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _count(value):
+    """a whole number from 0 up"""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _some(value):
+    """a whole number from 1 up"""
+    return _count(value) and value > 0
+
+
+def _optimizer(value):
+    """sgd or adam"""
+    return value in ("sgd", "adam")
+
+
+def _pair(kind):
+    def pair(value):
+        return isinstance(value, list) and len(value) == 2 and all(map(kind, value))
+
+    pair.__doc__ = f"a list of two, each {kind.__doc__}"
+    return pair
+
+
+def _finite(value):
+    """a finite number"""
+    return isinstance(value, int | float) and abs(value) < math.inf
+
+
+SCORES = {**dict.fromkeys(METRICS, float), "accuracy": _share}
 CELL = {
-    "optimizer": str,
+    "optimizer": _optimizer,
     "l1": float,
     "dropout": float,
-    "seed": int,
-    "finetune_optimizer": (str, None),
+    "seed": _count,
+    "finetune_optimizer": (_optimizer, None),
     "l2": (float, None),
 }
-BINS = {"confidence": [(float, None)], "accuracy": [(float, None)], "count": [int]}
+BINS = {"confidence": [(_share, None)], "accuracy": [(_share, None)], "count": [_count]}
 LAYER = {"name": str, "filters": [float], "relative": (float, None), "quantiles": [float]}
-PLANE = {"x": [float], "y": [float], "test_loss": [[float]], "points": {"*": [float]}}
+LINE = {name: [float] for name in ("position", "train_loss", "test_loss")}
+POINTS = dict.fromkeys(("pretrained", "finetuned", "mean"), _pair(_finite))
+PLANE = {"x": [float], "y": [float], "test_loss": [[float]], "points": POINTS}
+AXES = {"ensemble": "members", "updates": "updates", "noise": "scale"}  # along which curves go
 RECORD = {
     "sweep": str,
     "cell": CELL,
     "diverged?": str,
     "methods?": {"*": SCORES},
-    "mcnemar?": {"*": [int]},
-    "curves?": {"*": {"*": [float]}},
+    "mcnemar?": {"*": _pair(_count)},
+    "curves?": {
+        f"{name}?": {axis: [float], "accuracy": [float], "nll": [float]}
+        for name, axis in AXES.items()
+    },
     "reliability?": {"*": BINS},
-    "moments_check?": {"*": float},
-    "portrait?": {"sigma": [LAYER], "line": {"*": [float]}, "plane": PLANE},
+    "moments_check?": {"weights": _count, "mean": float, "variance": float},
+    "portrait?": {"sigma": [LAYER], "line": LINE, "plane": PLANE},
     "seconds?": {"*": float},
     "made?": {"*": str},  # by which versions, kernels and processor, and when
 }
 TIMED = ("seconds", "made")  # what differs from one computation of a cell to the next
+KIND = {
+    "format": int, "data": str, "train": _count, "updates": _count, "batch": _some,
+    "profile?": str, "network?": {"name": str, "*": object}, "data_sha256?": str, "device?": str,
+    "l1?": [float], "l1_outside?": [float], "l2?": [float], "dropout?": [float],
+    "baselines?": [float], "curves?": [float], "adam?": bool, "*": object,
+}  # fmt: skip
 DEEP_ENSEMBLE = {
     "cell": {name: kind for name, kind in CELL.items() if name != "seed"},
     "seeds": [int],
@@ -114,19 +163,26 @@ def read_cells(folder: Path) -> tuple[str, list]:
             f"{folder} holds no sweep (no {SETTINGS}): `minires sweep --out {folder}` makes one"
         )
     settings = load_json(folder / SETTINGS)
-    kinds = {"format": int, "data": str, "train": int, "updates": int, "batch": int}
-    check(folder / SETTINGS, settings, {**kinds, "*": object})
-    name, found = name_of_sweep(settings), {}
+    check(folder / SETTINGS, settings, KIND)
+    if settings["format"] != FORMAT:
+        raise ValueError(
+            f"{folder / SETTINGS} is of format {settings['format']}, this version of minires reads "
+            f"{FORMAT}: name another folder with --out"
+        )
+    name, found, paths = name_of_sweep(settings), {}, {}
     if (folder / ROWS).exists():
         for number, row in enumerate(read_rows(folder / ROWS), 1):
-            record = _checked(f"{folder / ROWS}, line {number}", row, name)
-            found[Cell(**record["cell"])] = record
+            place = f"{folder / ROWS}, line {number}"
+            record = _checked(place, row, name)
+            cell = Cell(**record["cell"])
+            found[cell], paths[cell] = record, place
     for path in sorted((folder / "cells").glob("*.json")):
         record = _checked(path, load_json(path), name)
         cell = Cell(**record["cell"])
         if path.stem != cell.key:
             raise ValueError(f"{path} holds another cell, {cell.key}: remove it")
-        found[cell] = record
+        found[cell], paths[cell] = record, path
+    _see_that_methods_agree(found, paths)
     return name, [found[cell] for cell in sorted(found, key=lambda cell: cell.order)]
 
 
@@ -138,16 +194,46 @@ def _checked(path, record, name):
     if ("diverged" in record) == ("methods" in record):
         raise ValueError(f"{path} has neither scores nor a reason why there are none: remove it")
     tuned = record["cell"]["l2"] is not None
+    if tuned != (record["cell"]["finetune_optimizer"] is not None):
+        raise ValueError(f"{path} says only half of how it was fine-tuned: remove it")
     needed = {"pretrained", "finetuned", "mean"} if tuned else {"pretrained"}
     methods = record.get("methods", {name: {} for name in needed})
     if not needed <= set(methods):
         raise ValueError(f"{path} lacks scores of {', '.join(sorted(needed - set(methods)))}")
-    if not all(0 <= scores.get("accuracy", 0) <= 1 for scores in methods.values()):
-        raise ValueError(f"{path} has an accuracy that is not from 0 to 1: remove it")
-    for curve in record.get("curves", {}).values():
-        if len(set(map(len, curve.values()))) != 1:
-            raise ValueError(f"{path} has a curve of unequal lengths: remove it")
+    for what, columns in _columns(record):
+        if len(set(map(len, columns))) != 1:
+            raise ValueError(f"{path} has {what} of unequal lengths: remove it")
     return {key: value for key, value in record.items() if key != "sweep"}
+
+
+def _columns(record):
+    """(what, lists that must be equally long) of all that belongs side by side in a record."""
+    for name, curve in record.get("curves", {}).items():
+        yield f"a curve ({name})", curve.values()
+    for bins in record.get("reliability", {}).values():
+        yield "bins", bins.values()
+    if portrait := record.get("portrait"):
+        line, plane = portrait["line"], portrait["plane"]
+        yield "a line of losses", line.values()
+        yield "a plane of losses", (plane["y"], plane["test_loss"])
+        yield "a plane of losses", (plane["x"], *plane["test_loss"])
+        yield "quantiles", ("12345", *(layer["quantiles"] for layer in portrait["sigma"]))
+
+
+def _see_that_methods_agree(found, paths):
+    """Refuse a cell that lacks a method, or has one more, than the same cell of another seed."""
+    first = {}
+    for cell, record in found.items():
+        if "methods" in record:
+            group = replace(cell, seed=0)
+            known = first.setdefault(group, cell)
+            ours, theirs = set(record["methods"]), set(found[known]["methods"])
+            if ours != theirs:
+                differ = ", ".join(sorted(map(text.shown, ours ^ theirs)))
+                raise ValueError(
+                    f"{paths[cell]} and {paths[known]} have not the same methods ({differ}): "
+                    "remove the one that is wrong, and it is done again"
+                )
 
 
 def read_rows(path: Path) -> list:
@@ -156,9 +242,14 @@ def read_rows(path: Path) -> list:
     Raises   ValueError, which names it, when it is damaged
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except (OSError, EOFError, ValueError, RecursionError) as error:
+        with gzip.open(path) as file:
+            content = file.read(LARGEST + 1)  # a small file can unpack to thousands of its size
+        if not content:
+            raise ValueError("it is empty")
+        if len(content) > LARGEST:
+            raise ValueError(f"it unpacks to more than {LARGEST >> 20} MiB")
+        return [json.loads(line) for line in content.splitlines()]
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
 
 
@@ -187,8 +278,8 @@ def load_sweep(folder: str | Path) -> Sweep:
     Raises   FileNotFoundError when it holds no sweep; ValueError, which names a damaged file
     """
     folder = Path(folder)
-    _, records = read_cells(folder)
-    deep_ensembles, waiting = _deep_ensembles(folder, records)
+    name, records = read_cells(folder)
+    deep_ensembles, waiting = _deep_ensembles(folder, records, name)
     return Sweep(
         settings=load_json(folder / SETTINGS),
         records=[record for record in records if "diverged" not in record],
@@ -221,19 +312,19 @@ def save_rows(sweep: Sweep, folder: str | Path) -> None:
             rows.write(line.encode() + b"\n")
     save_json(folder / DEEP, [e for e in sweep.deep_ensembles if e["members"] == DEEP_MEMBERS])
     if sweep.waiting:
-        save_arrays(folder / WAITING, **sweep.waiting)
+        save_arrays(folder / WAITING, sweep=np.array(name), **sweep.waiting)
     else:
         (folder / WAITING).unlink(missing_ok=True)
     save_json(folder / SETTINGS, sweep.settings)
 
 
-def _deep_ensembles(folder, records):
+def _deep_ensembles(folder, records, sweep):
     """Networks of several seeds averaged, wherever their predictions were kept.
 
     Returns  ([{"cell" without its seed, "seeds", "members", accuracy, nll, brier, ece}, …],
              predictions of the seeds that are fewer than DEEP_MEMBERS: `Sweep.waiting`)
     """
-    groups, found, waiting, predictions = {}, [], {}, _predictions(folder)
+    groups, found, waiting, predictions = {}, [], {}, _predictions(folder, sweep)
     if (folder / DEEP).exists():
         found = load_json(folder / DEEP)
         check(folder / DEEP, found, [DEEP_ENSEMBLE])
@@ -250,29 +341,37 @@ def _deep_ensembles(folder, records):
         for start in range(0, len(cells), DEEP_MEMBERS):
             chosen = cells[start : start + DEEP_MEMBERS]
             networks = [predictions[cell.key]() for cell in chosen]
-            if {len(network) for network in networks} != {len(labels)}:
-                raise ValueError(f"{folder}: predictions of different numbers of images")
+            try:
+                average = np.mean(networks, axis=0, dtype=np.float64).astype(np.float32)
+                scores = loop.score(average, labels)
+            except ValueError as error:
+                raise ValueError(
+                    f"{folder}: predictions do not fit together ({error}): remove them and their "
+                    "cells"
+                ) from error
             if len(chosen) < DEEP_MEMBERS:
                 waiting |= {"labels": labels}
                 waiting |= {c.key: n for c, n in zip(chosen, networks, strict=True)}
-            average = np.mean(networks, axis=0, dtype=np.float64).astype(np.float32)
             found.append(
                 {
                     "cell": dict(group),
                     "seeds": [cell.seed for cell in chosen],
                     "members": len(chosen),
-                    **loop.score(average, labels),
+                    **scores,
                 }
             )
     return sorted(found, key=lambda entry: (str(entry["cell"]), entry["seeds"])), waiting
 
 
-def _predictions(folder):
+def _predictions(folder, sweep):
     """{key of a cell, or "labels": a function that reads the array}, whatever was kept."""
     found = {}
     if (folder / WAITING).exists():
         path = folder / WAITING
-        for name, array in load_arrays(path).items():
+        arrays = load_arrays(path, "sweep")
+        if str(arrays.pop("sweep")) != sweep:
+            raise ValueError(f"{path} belongs to another sweep: remove it")
+        for name, array in arrays.items():
             found[name] = partial(_sound, path, array, name)
     for path in (folder / "predictions").glob("*.npy"):
         found[path.stem] = partial(_load, path)
@@ -282,15 +381,20 @@ def _predictions(folder):
 def _load(path):
     """An array of numbers in a .npy file, looked at before it is read."""
     try:
-        array = np.load(path, mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it holds several arrays")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file can make NumPy raise anything
         raise ValueError(f"{path} is damaged ({error}): remove it and the cell") from error
     return _sound(path, array, path.stem)
 
 
 def _sound(path, array, name):
     """Labels (N,), or the probabilities (N, classes) that a network gave."""
-    if array.ndim != (1 if name == "labels" else 2) or not np.isfinite(array).all():
+    kinds, axes = ("iu", 1) if name == "labels" else ("f", 2)
+    if array.dtype.kind not in kinds or array.ndim != axes or not np.isfinite(array).all():
         raise ValueError(f"{path} does not hold what was predicted: remove it and the cell")
     return np.asarray(array)
 

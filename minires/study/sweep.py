@@ -27,7 +27,7 @@ import numpy as np
 from minires import arrays
 from minires.arrays.files import complete, load_arrays, save_arrays
 from minires.arrays.limits import check_disk
-from minires.arrays.results import settle
+from minires.arrays.results import settle, tidy
 from minires.arrays.text import progress
 from minires.resampling.moments import Moments
 from minires.study.cells import ENSEMBLE_BATCH, Start, alike, compute, work
@@ -37,6 +37,7 @@ from minires.study.store import FORMAT, SETTINGS, Store, read_cells
 from minires.training.optimizers import SGD
 from minires.training.timing import Problem
 
+PARTS = ("cells", "pretrained", "predictions", "data")  # folders in that of a sweep
 # 50 networks of the full profile need about 10 GB of the GPU's memory, with all baselines 15 GB.
 SIDE_BY_SIDE_ON_GPU = 50
 MEASURED = 5  # rounds of a measurement
@@ -225,10 +226,9 @@ def prepare(folder, profile, source, device="cpu"):
     now = check_settings(folder, profile, source, device)
     folder.mkdir(parents=True, exist_ok=True)
     check_space(folder, profile, source)
-    for part in ("cells", "pretrained", "predictions", "data"):
+    for part in PARTS:
         (folder / part).mkdir(exist_ok=True)
-        for unfinished in (folder / part).glob("*.part"):  # left by a sweep that was killed
-            unfinished.unlink()
+    tidy(folder, SETTINGS, "table.json", *(f"{part}/*" for part in PARTS))
     settle(folder, SETTINGS, now)
 
 
@@ -261,8 +261,7 @@ def check_space(folder, profile, source):
         each += 16_000  # its record, in its file and in the table
         each += 4 * weights if cell.is_pretraining else 0
         each += 40 * source.test if "baselines" in profile.parts(cell) else 0
-    parts = ("cells", "pretrained", "predictions", "data")
-    done = sum(path.stat().st_size for part in parts for path in (folder / part).glob("*.*"))
+    done = sum(path.stat().st_size for part in PARTS for path in (folder / part).glob("*.*"))
     check_disk(folder, shared - done, each, profile.seeds, "--seeds")
 
 

@@ -46,16 +46,23 @@ class _Optimizer:
         """Go on from what `state` gave, in an optimizer made with the same arguments.
 
         state    dict; its arrays are copied, and go to θ's device at the next step
-        Raises   ValueError when the state belongs to another kind of optimizer
+        Raises   ValueError when the state belongs to another kind of optimizer, or is none
         """
-        count = int(state["count"]) if "count" in state else 0
+        count = np.asarray(state.get("count", 0)).item()
+        checks.whole_number(f"{type(self).__name__}.restore", "count", count, 0)
         expected = {"rate", "count"} | (set(self.vectors) if count else set())
         if set(state) != expected:
             raise ValueError(
                 f"{type(self).__name__}.restore: state holds {sorted(state)}, "
                 f"expected {sorted(expected)} after {count} steps"
             )
-        rate = state["rate"]
+        for name in expected - {"rate", "count"}:
+            vector = state[name]
+            if vector.dtype.kind != "f" or not bool(xp_of(vector).isfinite(vector).all()):
+                raise ValueError(
+                    f"{type(self).__name__}.restore: {name} is {vector.dtype}, or not finite"
+                )
+        rate = _rate_of(f"{type(self).__name__}.restore", state["rate"])
         self.rate, self.count = rate.copy() if np.ndim(rate) else float(rate), count
         for name in self.vectors:
             setattr(self, name, state[name].copy() if count else None)

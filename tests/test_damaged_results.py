@@ -1,0 +1,190 @@
+"""Every file of a folder of results, damaged in every way: one error names it, the rest stays."""
+
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import test_improve
+import test_run_command
+import test_study_sweep
+from test_study_sweep import Inline, sweep
+
+from minires import data as data_tools
+from minires.arrays.files import load_arrays
+from minires.commands import cli, improve
+from minires.study import experiment_figure
+from minires.study.store import load_sweep
+
+RUN = [*test_run_command.TINY, "--quiet", "--resume", "--out"]
+TUNED = "sgd_0.2_dropout_0.5_seed_0_then_sgd_0.25"
+TRAINED = "sgd_0.2_dropout_0.5_seed_0"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folders of the three commands, and the rows of the sweep."""
+    place = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIRES_CACHE", str(place / "cache"))
+        patch.setattr(experiment_figure, "draw_folder", lambda *arguments: None)
+        patch.setattr(improve, "plot", lambda *arguments: None)
+        assert cli.main([*RUN, str(place / "run")]) == 0
+        dataset = data_tools.load(
+            "glyphs", train=test_study_sweep.TINY.train, test=test_study_sweep.TINY.test
+        )
+        sweep(place / "sweep", dataset, Inline())
+        assert cli.main(["report", str(place / "sweep"), "--rows", str(place / "rows")]) == 0
+        test_improve.write_network(place / "n.onnx")
+        test_improve.write_pictures(place / "val", each=8)
+        assert cli.main(test_improve.words(place, "improve", updates=2)) == 0
+        yield place, dataset
+
+
+# Each file, what must go so that it is read, and whether a version stands in it.
+FILES = {
+    "run/config.json": ((), True),
+    "run/seed_5_records.json": ((), False),
+    "run/seed_5_pretrained.npz": (("seed_5_records.json", "seed_5_finetuned.npz"), False),
+    "run/seed_5_finetuned.npz": (("seed_5_records.json",), False),
+    "run/seed_5_moments.npz": (("seed_5_records.json",), True),
+    "sweep/sweep.json": ((), True),
+    f"sweep/cells/{TUNED}.json": ((), False),
+    f"sweep/cells/{TRAINED}.json": ((), False),
+    f"sweep/pretrained/{TRAINED}.npz": ((f"cells/{TUNED}.json",), False),
+    f"sweep/predictions/{TUNED}.npy": ((), False),
+    "sweep/predictions/labels.npy": ((), False),
+    "rows/sweep.json": ((), True),
+    "rows/cells.jsonl.gz": ((), False),
+    "rows/deep_ensembles.json": ((), False),
+    "rows/predictions.npz": ((), False),
+    "improve/checkpoint.npz": ((), True),
+}
+DAMAGES = ("truncated", "empty", "wrong type", "NaN", "other version", "of another run")
+# What a file does not say cannot be wrong in it.
+IMPOSSIBLE = {
+    ("rows/deep_ensembles.json", "of another run"),
+    ("rows/deep_ensembles.json", "NaN"),  # of two seeds it holds no number
+    ("run/config.json", "NaN"),
+    *((name, "other version") for name, (_, version) in FILES.items() if not version),
+}
+CASES = [(name, damage) for name in FILES for damage in DAMAGES if (name, damage) not in IMPOSSIBLE]
+
+
+def damaged(content, name, damage):
+    """The bytes of a file with one kind of damage."""
+    if damage == "truncated":
+        return content[: len(content) // 2]
+    if damage == "empty":
+        return b""
+    if name.endswith(".json"):
+        return damaged_json(json.loads(content), name, damage)
+    if name.endswith(".gz"):
+        import gzip
+
+        rows = gzip.decompress(content).splitlines()
+        rows[0] = damaged_json(json.loads(rows[0]), name, damage)
+        return gzip.compress(b"\n".join(rows))
+    if damage == "wrong type":
+        return b'{"theta": 3}'
+    file = io.BytesIO()
+    if name.endswith(".npy"):
+        array = np.load(io.BytesIO(content))
+        np.save(file, array * np.nan if damage == "NaN" else array[:-1])
+        return file.getvalue()
+    with np.load(io.BytesIO(content)) as archive:
+        arrays = {key: archive[key].copy() for key in archive}
+    if damage == "NaN":
+        vector = "first" if "first" in arrays else "theta" if "theta" in arrays else TUNED
+        arrays[vector].flat[0] = np.nan
+    elif damage == "other version":
+        arrays["format"] = np.array("minires 0")
+    elif "settings" in arrays:
+        settings = json.loads(str(arrays["settings"]))
+        arrays["settings"] = np.array(json.dumps(settings | {"model": "0" * 64}))
+    else:
+        own = next((key for key in ("run", "sweep") if key in arrays), None)
+        if own:
+            arrays[own] = np.array("0" * 16)
+        else:  # moments or predictions, which fit nothing else
+            arrays = {key: a[:-1] if a.ndim else a for key, a in arrays.items()}
+            if "shape" in arrays:
+                arrays["shape"] = np.array([len(arrays["first"])])
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def damaged_json(value, name, damage):
+    if damage == "wrong type":
+        return b"[3]" if isinstance(value, dict) else b"{}"
+    if damage == "NaN":
+        return re.sub(r'("[a-z]+\d?": )[\d.e-]+', r"\1NaN", json.dumps(value), count=1).encode()
+    if damage == "other version":
+        return json.dumps(value | {"format": 1}).encode()
+    if name == "run/config.json":
+        return json.dumps(value | {"data_sha256": "0" * 64}).encode()
+    if name.endswith("sweep.json"):
+        return json.dumps(value | {"data_sha256": "0" * 64}).encode()
+    own = "run" if "run" in value else "sweep"
+    return json.dumps(value | {own: "0" * 16}).encode()
+
+
+def read(place, name, dataset):
+    """Do what reads the file."""
+    command = name.partition("/")[0]
+    words = {
+        "run": [*RUN, str(place / "run")],
+        "improve": test_improve.words(place, "improve", updates=2),
+    }
+    if command in words:
+        options = cli.parser().parse_args(words[command])
+        options.run(options)
+    elif "pretrained" in name:
+        sweep(place / "sweep", dataset, Inline())
+    else:
+        load_sweep(place / command)
+
+
+@pytest.mark.parametrize(("name", "damage"), CASES)
+def test_one_error_names_the_file_and_the_rest_stays(whole, tmp_path, monkeypatch, name, damage):
+    original, dataset = whole
+    monkeypatch.setenv("MINIRES_CACHE", str(original / "cache"))
+    command = name.partition("/")[0]
+    if command == "improve":
+        for needed in ("n.onnx", "val"):
+            (tmp_path / needed).symlink_to(original / needed)
+    shutil.copytree(original / command, tmp_path / command)
+    for other in FILES[name][0]:
+        (tmp_path / command / other).unlink()
+    path = tmp_path / name
+    path.write_bytes(damaged(path.read_bytes(), name, damage))
+    before = contents(tmp_path / command)
+    with pytest.raises((ValueError, FileExistsError)) as error:
+        read(tmp_path, name, dataset)
+    told = str(error.value)
+    # A file may also be named by the one that it contradicts.
+    assert path.name in told or path.parent.name in told, told
+    assert "\n" not in told
+    after = contents(tmp_path / command)
+    new = {known for known in after.keys() - before.keys() if not known.startswith("data/")}
+    assert not new
+    assert {known: after[known] for known in before} == before
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_what_is_read_is_what_was_written(whole):
+    """The samples themselves are whole: else every damage would be found."""
+    place, _ = whole
+    assert load_sweep(place / "sweep") == load_sweep(place / "rows")
+    assert load_arrays(place / "improve" / improve.CHECKPOINT)["updates"] == 2
+    assert cli.main([*RUN, str(place / "run")]) == 0
+    assert cli.main(test_improve.words(place, "improve", updates=2)) == 0
