@@ -617,10 +617,16 @@ COMMAND = [
 ]  # fmt: skip
 
 
+def heed_ctrl_c():
+    """Ctrl-C reaches a new process even if these tests run in a job that ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_command(out, *more):
     return subprocess.Popen(
         [*COMMAND, "--out", str(out), *more], cwd=ROOT, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heed_ctrl_c if os.name == "posix" else None,
     )  # fmt: skip
 
 
