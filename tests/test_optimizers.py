@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import minires
 from minires import arrays
+from minires.resampling.moments import Moments
 from minires.training.optimizers import SGD, Adam
 
 SETTINGS = [
@@ -288,3 +290,28 @@ def test_arguments_out_of_range_are_refused(kind, options):
     name = list(options)[-1]
     with pytest.raises(ValueError, match=f"{kind.__name__}: {name} is"):
         kind(**options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SGD(0.1, momentum=0.9, weight_decay=0.01),
+        lambda: SGD(np.array([[0.1], [0.3]])),
+        lambda: Adam(np.array([[0.1], [0.3]])),
+    ],
+)
+def test_the_formula_as_it_is_written_is_what_the_fast_kernel_does(rng, make):
+    """With plain kernels `step` and `Moments.update` run the formula that a student reads."""
+    start = rng.standard_normal((2, 7))
+    gradients = rng.standard_normal((4, 2, 7))
+    found = {}
+    for name in ("plain", "cpu"):
+        theta, optimizer, moments = start.copy(), make(), Moments(start.shape)
+        with minires.kernels(name):
+            for gradient in gradients:
+                optimizer.step(theta, gradient)
+                moments.update(theta)
+        found[name] = theta, moments.mean, moments.variance
+    for written, fast in zip(found["plain"], found["cpu"], strict=True):
+        np.testing.assert_allclose(written, fast, rtol=1e-12)
+    assert not np.array_equal(found["cpu"][0], start)

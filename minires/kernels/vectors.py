@@ -1,8 +1,8 @@
 """Formulas that change whole vectors in place: the steps of SGD and Adam, the moments, EMA.
 
 This is the one place where such a formula meets a processor. A student reads the formula where it
-belongs, as four lines of NumPy in `SGD.step` or `Moments.update`. Here it is either applied as it
-is written, or replaced by a kernel that does the same in one pass.
+belongs, as four lines of NumPy in `SGD.step` or `Moments.update`. With plain kernels it is applied
+as it is written; else a kernel that does the same in one pass takes its place, if there is one.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minires.arrays import xp_of
-from minires.kernels import kernels_of
+from minires.kernels import kernels_of, runs_as_written
 
 
 def apply_formula(
@@ -32,7 +32,7 @@ def apply_formula(
               is one; it takes each of the `numbers` as an array (1,) or (R,)
     """
     like = vectors[0]
-    fast = kernel and getattr(kernels_of(like), kernel, None)
+    fast = kernel and not runs_as_written() and getattr(kernels_of(like), kernel)
     if fast:
         fast(*vectors, *(_beside(like, number).reshape(-1) for number in numbers), *settings)
         return
