@@ -211,18 +211,19 @@ def interval(values):
     Raises    ValueError when a value is not finite
     Source    Student 1908, Biometrika 6; Hall 1992, J. Royal Statistical Society B 54
     """
+    low, high = student_interval(values)
+    if not low < high:
+        return low, high
     values = _rounded(values)
-    if len(values) < LEAST_SEEDS:
-        return np.nan, np.nan
-    if _all_equal(values):
-        return float(values[0]), float(values[0])
     n, mean, deviation = len(values), values.mean(), values.std(ddof=1)
     cubes = (((values - mean) / deviation) ** 3).sum()
     a = n / ((n - 1) * (n - 2)) * cubes / np.sqrt(n)
-    q = special.stdtrit(n - 1, [1 - ALPHA / 2, ALPHA / 2])  # t and −t
-    hall = 3 / a * (np.cbrt(1 + a * (q - a / 6)) - 1) if abs(a) > 1e-6 else q
-    low, high = mean - deviation / np.sqrt(n) * np.array([max(q[0], hall[0]), min(q[1], hall[1])])
-    return float(low), float(high)
+    if abs(a) > 1e-6:
+        q = special.stdtrit(n - 1, [1 - ALPHA / 2, ALPHA / 2])  # t and −t
+        g = 3 / a * (np.cbrt(1 + a * (q - a / 6)) - 1)
+        hall = mean - g * deviation / np.sqrt(n)
+        low, high = min(low, float(hall[0])), max(high, float(hall[1]))
+    return low, high
 
 
 def middle(cells):
