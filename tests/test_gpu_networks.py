@@ -207,7 +207,12 @@ def batch_for(model, rng, dtype, lead=(), count=5):
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("replicas", [None, 2])
 def test_networks(device, rng, name, replicas):
-    """Loss, gradient, statistics and predictions, of one network and of two at once."""
+    """Of one network and of two at once."""
+    compare_with_the_cpu(device, rng, name, replicas, gradient=1e-9, statistics=1e-11, output=1e-10)
+
+
+def compare_with_the_cpu(device, rng, name, replicas, gradient, statistics, output):
+    """Loss, gradient, statistics and predictions; the last three arguments are tolerances."""
     model = networks()[name]
     theta = model.init(rng, replicas=replicas, dtype=np.float64)
     stats = model.init_stats(replicas, dtype=np.float64)
@@ -216,12 +221,12 @@ def test_networks(device, rng, name, replicas):
     expected = model.loss_and_gradient(theta, images, labels, stats)
     actual = model.loss_and_gradient(*there)
     assert_close(to_host(actual[0]), expected[0], 1e-12)
-    assert_close(actual[1].get(), expected[1], 1e-9)
-    assert_close(there[3].get(), stats, 1e-11)
+    assert_close(actual[1].get(), expected[1], gradient)
+    assert_close(there[3].get(), stats, statistics)
     expected = model.predict(theta, images, stats)
     actual = model.predict(there[0], there[1], there[3])
     assert type(actual) is device.ndarray
-    assert_close(actual.get(), expected, 1e-10)
+    assert_close(actual.get(), expected, output)
 
 
 @pytest.mark.parametrize("name", ["lenet", "mobilenet_v2"])

@@ -7,7 +7,7 @@ compiled, we do not call cuBLAS, nothing is recorded. The numbers are those of `
 import numpy as np
 import pytest
 from helpers import assert_close
-from test_gpu_networks import NETWORKS, batch_for, networks
+from test_gpu_networks import NETWORKS, compare_with_the_cpu
 
 import minires
 from minires.arrays import to_host
@@ -35,19 +35,9 @@ def plain_alone(monkeypatch):
 @pytest.mark.parametrize("replicas", [None, 2])
 def test_networks(device, rng, name, replicas):
     """Loss, gradient, statistics and predictions."""
-    model = networks()[name]
-    theta = model.init(rng, replicas=replicas, dtype=np.float64)
-    stats = model.init_stats(replicas, dtype=np.float64)
-    images, labels = batch_for(model, rng, np.float64)
-    there = [device.asarray(a) for a in (theta, images, labels, stats)]
-    expected = model.loss_and_gradient(theta, images, labels, stats)
-    actual = model.loss_and_gradient(*there)
-    assert_close(to_host(actual[0]), expected[0], 1e-12)
-    assert_close(actual[1].get(), expected[1], 1e-10)
-    assert_close(there[3].get(), stats, 1e-12)
-    found = model.predict(there[0], there[1], there[3])
-    assert type(found) is device.ndarray
-    assert_close(found.get(), model.predict(theta, images, stats), 1e-12)
+    compare_with_the_cpu(
+        device, rng, name, replicas, gradient=1e-10, statistics=1e-12, output=1e-12
+    )
 
 
 @pytest.mark.parametrize("make", [lambda: SGD(0.05, momentum=0.9), lambda: Adam(1e-3)])
