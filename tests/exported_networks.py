@@ -4,15 +4,19 @@
     export_module(module, side, "torchscript, folded", path)
     export_keras("MobileNetV2", path)
 
+    python tests/exported_networks.py DIR [--exporter "dynamo, folded"] [--side 224] [NAME …]
+
 Needs the packages that the networks come from: torchvision or timm, and onnxscript; Keras with
 TensorFlow, and tf2onnx. Images are as small as a network allows.
 """
 
+import argparse
 import contextlib
 import io
 import logging
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 
@@ -257,3 +261,23 @@ CHANGES = {
     "float16": halved,
     "DequantizeLinear": with_small_weights,
 }
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Write networks of torchvision and timm as files.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", help="all, unless named")
+    parser.add_argument("--exporter", default="torchscript, folded", choices=EXPORTERS)
+    parser.add_argument("--side", type=int, default=224, help="of the images, pixels")
+    options = parser.parse_args()
+    for name in options.names or NETWORKS:
+        least = NETWORKS[name][0]
+        side = least if "ViT" in name else options.side  # a transformer takes one size only
+        module, side = module_of(name, side=side)
+        path = options.folder / f"{name.replace(' ', '_')}.onnx"
+        export_module(module, side, options.exporter, path)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -160,8 +160,8 @@ CASES = {
     ),
     "arithmetic of shapes": (
         [node("Shape", "h", "s"), node("Slice", "s a b", "n"), node("Mul", "n two", "d"),
-         node("Div", "d two", "e"), node("Add", "e two", "g"), node("Sub", "g two", "k"),
-         node("ReduceSum", "k", "whole"), node("Max", "whole two", "l"),
+         node("Div", "d two", "e"), node("Add", "e two", "g"), node("Sub", "g two", "j"),
+         node("Mod", "j g", "k"), node("ReduceSum", "k", "whole"), node("Max", "whole two", "l"),
          node("CastLike", "l two", "m"), node("ConstantOfShape", "k", "z"),
          node("Add", "z one", "o"), node("Expand", "o k", "p"), node("Mul", "h p", "y")],
         {"a": whole(2), "b": whole(4), "two": whole(2), "one": np.float32(1.5)},

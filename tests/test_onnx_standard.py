@@ -31,6 +31,7 @@ REASONS = {
     r"indices of the maxima": "maxima of whole numbers, or their places",
     r"whole numbers that depend on the input|DequantizeLinear .*: blocks": "quantised values",
     r"a single number is implemented": "powers with an array of exponents",
+    r"remainders of floats": "remainders of floats",
     r"the largest number of none": "the largest number of none",
     r"operator set 1:": "an operator set that is too old",
 }

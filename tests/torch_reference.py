@@ -88,7 +88,8 @@ def cast(settings, x):
     return x.to(kinds[settings["to"]])
 
 
-def cut(settings, x, starts, ends, axes, steps=None):
+def cut(settings, x, starts, ends, axes=None, steps=None):
+    axes = torch.arange(len(starts)) if axes is None else axes
     steps = torch.ones_like(starts) if steps is None else steps
     for start, end, axis, step in torch.stack([starts, ends, axes, steps], 1).tolist():
         size = x.shape[axis]
@@ -140,7 +141,8 @@ def dequantize(settings, x, scale, zero):
     shape = [1] * x.ndim
     if scale.ndim:
         shape[settings.get("axis", 1)] = -1
-    return (x.to(torch.float64) - zero.to(torch.float64).reshape(shape)) * scale.reshape(shape)
+    exact = (x.to(torch.float64) - zero.to(torch.float64).reshape(shape)) * scale.reshape(shape)
+    return exact.to(torch.float32).to(scale.dtype)  # the type that the file's scale has
 
 
 def clip(settings, x, low=None, high=None):
@@ -166,6 +168,7 @@ OPERATORS = {
     "Conv": convolve,
     "DequantizeLinear": dequantize,
     "Div": divide,
+    "Equal": lambda settings, a, b: a == b,
     "Erf": lambda settings, x: torch.erf(x),
     "Expand": lambda settings, x, shape: x * torch.ones(shape.tolist(), dtype=x.dtype),
     "Flatten": lambda settings, x: x.flatten(1),
@@ -181,6 +184,7 @@ OPERATORS = {
     "LayerNormalization": normalize_layer,
     "MatMul": lambda settings, a, b: a @ b,
     "MaxPool": pool_largest,
+    "Mod": lambda settings, a, b: torch.fmod(a, b) if settings.get("fmod") else a % b,
     "Mul": lambda settings, a, b: a * b,
     "Pad": pad,
     "Pow": lambda settings, a, b: a**b,
@@ -202,6 +206,7 @@ OPERATORS = {
     "Tanh": lambda settings, x: torch.tanh(x),
     "Transpose": lambda settings, x: x.permute(settings["perm"]),
     "Unsqueeze": unsqueeze,
+    "Where": lambda settings, chosen, a, b: torch.where(chosen, a, b),
 }
 
 

@@ -621,6 +621,19 @@ OPERATORS["Mul"] = binary(ops.multiply, np.multiply)
 OPERATORS["Div"] = binary(ops.divide, _divide_whole)
 
 
+@operator("Mod")
+def mod(run, node, x, y):
+    """The remainder of whole numbers: its sign is the divisor's, with `fmod` the dividend's"""
+    if x.is_float:
+        raise UnsupportedError(
+            f"{node}: remainders of floats are not implemented",
+            [(node.operator, node.version, node.name)],
+        )
+    if not np.all(y.array):
+        raise ValueError("a whole number is divided by zero")
+    return binary(None, np.fmod if node["fmod"] else np.mod)(run, node, x, y)
+
+
 def variadic(combine):
     """An operator that combines any number of inputs, two at a time."""
 
