@@ -27,6 +27,7 @@ import numpy as np
 
 from minires.arrays import device_of, to_device, to_host
 from minires.arrays.text import progress, say, shown, table
+from minires.commands import rate_range
 from minires.commands.evaluate import (
     Examination,
     Outcomes,
@@ -429,7 +430,8 @@ def add_parser(subparsers):
     )
     add_picture_options(parser)
     add = parser.add_argument
-    add("--rate", type=float, required=True, help="learning rate")
+    add("--rate", type=float, help="learning rate; without it, rates to try are named: a range "
+        "test of some twenty updates finds them, and nothing is written")  # fmt: skip
     add("--updates", type=int, required=True, help="updates of fine-tuning")
     add("--batch", type=int, default=32, help="photographs in a batch (%(default)s)")
     add("--optimizer", choices=("sgd", "adam"), default="sgd", help="(%(default)s)")
@@ -504,6 +506,9 @@ def improve(options):
     from minires.arrays.results import locked_folder
 
     job = open_job(options)
+    if options.rate is None:
+        print(rates_to_try(job))
+        return 0
     with locked_folder(options.out) as out:
         settings = job.settings
         state = start(job, out / CHECKPOINT, settings)
@@ -518,6 +523,22 @@ def improve(options):
     return 0
 
 
+def rates_to_try(job):
+    """What to give as `--rate`, by a range test: a sentence."""
+    from minires.study.experiment import make_optimizer
+
+    options = job.options
+    optimizer = make_optimizer(options.optimizer, rate_range.RATES[0])
+    largest = rate_range.largest_rate(
+        job.examination, job.training, optimizer, options.batch, options.seed
+    )
+    say(*describe_notes(job.examination))
+    rates = ", ".join(f"{rate:g}" for rate in rate_range.proposed(largest))
+    return (
+        f"rates to try, one --out each: {rates} (in a range test the loss rose above {largest:.2g})"
+    )
+
+
 def open_job(options):
     """Check the command line, and open the network and the pictures.
 
@@ -526,7 +547,7 @@ def open_job(options):
     check_counts(options, "updates")
     if options.members < 0 or options.seed < 0:
         raise ValueError("--members and --seed must be 0 or more")
-    if not 0 <= options.rate < math.inf:
+    if options.rate is not None and not 0 <= options.rate < math.inf:
         raise ValueError(f"--rate is {options.rate}, expected a number from 0 up")
     examination = open_examination(options)
     network, pictures = examination.network, examination.pictures

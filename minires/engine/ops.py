@@ -230,7 +230,11 @@ def flatten(x):
 
 @op
 def take(x, *, index):
-    """x[index] for slices, integers and index arrays; a repeated index adds its gradients"""
+    """x[index] for slices, integers and index arrays; a repeated index adds its gradients
+
+    A GPU adds those of an index array in any order: three or more of one index may then round
+    differently each time.
+    """
     xp = xp_of(x)
 
     def pullback(g):

@@ -1257,8 +1257,39 @@ def gather(run, node, x, indices):
         data = ops.take(x.data, index=(slice(None),) * place + (int(chosen),))
         order = (a - (a > axis) for a in x.order if a != axis)
         return Value(data, tuple(order))
-    chosen = xp_of(x.array).asarray(chosen)
-    return Value(ops.take(x.plain, index=(slice(None),) * axis + (chosen,)))
+    if not x.is_float:
+        return Value(np.take(x.plain, chosen, axis=axis))
+    repeats = int(np.bincount(chosen.reshape(-1)).max(initial=0))
+    run.spend(repeats * CALL // 10)
+    return Value(_choose(x.plain, axis=axis, chosen=chosen))
+
+
+@op
+def _choose(x, *, axis, chosen):
+    """x[…, chosen, …] along one axis; the gradients of an index that comes again are added
+
+    In the order of `chosen`, on a GPU too, whose own scattered sums have none.
+    """
+    xp, before = xp_of(x), (slice(None),) * axis
+
+    def pullback(g):
+        gradient = xp.zeros_like(x)
+        each = g.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+        for places, indices in _without_repeats(chosen.reshape(-1)):
+            own = each[(*before, xp.asarray(places))]
+            gradient[(*before, xp.asarray(indices))] += own
+        return gradient
+
+    return x[(*before, xp.asarray(chosen))], (pullback,)
+
+
+def _without_repeats(chosen):
+    """Parts of an index array, none of which holds an index twice: [(places, indices), …]"""
+    order = np.argsort(chosen, kind="stable")
+    ranked = chosen[order]
+    number = np.arange(len(chosen)) - np.searchsorted(ranked, ranked)  # how often it came before
+    parts = (order[number == k] for k in range(number.max(initial=-1) + 1))
+    return [(places, chosen[places]) for places in parts]
 
 
 @operator("Shape")
