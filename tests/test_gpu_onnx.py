@@ -182,6 +182,11 @@ CASES = {
               output_padding=[1, 0])],
         {"w": small(6, 4, 3, 2), "b": small(4)},
     ),
+    "Resize": (
+        [node("Resize", "h none near", "n"), node("Resize", "n none far", "y", mode="linear")],
+        {"none": np.zeros(0, np.float32), "near": np.array([1, 1, 2, 1], np.float32),
+         "far": np.array([1, 1, 0.7, 3], np.float32)},
+    ),
     "SplitToSequence": (
         [node("SplitToSequence", "h two", "q", axis=1), node("SequenceAt", "q one", "t"),
          node("Tanh", "t", "y")],
@@ -216,7 +221,13 @@ CASES = {
 # The first opset that has the operator, where it is not 15.
 NEWER = {"LayerNormalization": 17, "Mish": 18, "Gelu": 20, "Gelu, by tanh": 20}
 # Indices are sent to the device. Whole numbers and truth values come back from it.
-SYNCHRONISING = {"Range": 1, "Gather, some again": 4, "Cast, of a few": 2, "Dropout": 1}
+SYNCHRONISING = {
+    "Range": 1,
+    "Gather, some again": 4,
+    "Resize": 4,
+    "Cast, of a few": 2,
+    "Dropout": 1,
+}
 SYNCHRONISING |= {"AveragePool, beyond the border": 1, "arithmetic of shapes": 1}
 SYNCHRONISING |= {"truth values": 5}
 

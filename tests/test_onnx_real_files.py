@@ -295,6 +295,46 @@ def test_gradients_of_more_operators_are_slopes(path, rng, name):
         np.testing.assert_allclose(2 * gradient @ step, upper - lower, rtol=1e-3, atol=1e-11)
 
 
+RESIZES = {  # settings, opset, new height and width of 8 × 8 pixels
+    "nearest": ({}, 13, (16, 5)),
+    "nearest, down from corners": (
+        {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}, 11, (3, 24)),
+    "linear": ({"mode": "linear"}, 13, (13, 3)),
+    "linear, corners": (
+        {"mode": "linear", "coordinate_transformation_mode": "align_corners"}, 18, (5, 11)),
+    "linear, as PyTorch": (
+        {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"}, 11, (1, 12)),
+    "cubic": ({"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1}, 19, (17, 6)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("by", ["sizes", "scales"])
+@pytest.mark.parametrize("name", list(RESIZES))
+def test_images_that_are_resized(path, rng, name, by):
+    settings, opset, size = RESIZES[name]
+    arrays = {"k": normal(rng, 5, 3, 1, 1), "w": normal(rng, 5, 4)}
+    arrays["sizes"] = np.array([2, 5, *size])
+    arrays["scales"] = np.array([1, 1, size[0] / 8 + 1e-6, size[1] / 8 + 1e-6], np.float32)
+    arrays["none"] = np.zeros(0, np.float32)
+    given = {"sizes": "a none none sizes", "scales": "a none scales"}[by]
+    nodes = [node("Conv", "x k", "a"), node("Resize", given, "b", **settings)]
+    nodes += [node("Tanh", "b", "c"), node("GlobalAveragePool", "c", "d")]
+    nodes += [node("Flatten", "d", "f"), node("MatMul", "f w", "y")]
+    write(path, nodes, arrays, opset=opset, shape=(2, 3, 8, 8))
+    network = minires.onnx.load(path)
+    assert {entry.name for entry in network.weights} == {"k", "w"}
+    images = rng.standard_normal((2, 3, 8, 8))
+    (expected,) = runtime(path)(x=images.astype(np.float32))
+    np.testing.assert_allclose(network.run(images.astype(np.float32)), expected, atol=1e-5)
+    theta, labels = network.theta.astype(np.float64), np.array([1, 3])
+    _, gradient = network.loss_and_gradient(theta, images, labels)
+    step = 1e-6 * rng.standard_normal(theta.shape)
+    upper, lower = (
+        network.loss_and_gradient(t, images, labels)[0] for t in (theta + step, theta - step)
+    )
+    np.testing.assert_allclose(2 * gradient @ step, upper - lower, rtol=1e-4, atol=1e-12)
+
+
 @pytest.mark.parametrize("axis", [None, 0])
 def test_weights_stored_as_whole_numbers_are_read_and_written_as_floats(path, rng, axis):
     whole = rng.integers(-127, 128, (4, 3, 3, 3)).astype(np.int8)

@@ -31,9 +31,17 @@ REASONS = {
     r"indices of the maxima": "maxima of whole numbers, or their places",
     r"whole numbers that depend on the input|DequantizeLinear .*: blocks": "quantised values",
     r"a single number is implemented": "powers with an array of exponents",
+    r"antialias 1": "averages over many pixels when an image is made smaller",
+    r"coordinate_transformation_mode": "a part of an image that is cut out and resized",
     r"remainders of floats": "remainders of floats",
     r"the largest number of none": "the largest number of none",
     r"operator set 1:": "an operator set that is too old",
+}
+# Here the standard's own computation takes a length that is no whole number. ONNX Runtime and
+# PyTorch round it before, and so is it done here: see the tests of Resize in test_onnx_real_files.
+OTHERWISE = {
+    "test_resize_downsample_scales_linear_align_corners",
+    "test_resize_downsample_scales_cubic_align_corners",
 }
 
 
@@ -41,9 +49,13 @@ def cases(kind):
     """The standard's cases whose operators are all implemented."""
     for case in load_model_tests(kind=kind):
         model = case.model
-        if model is not None and all(
-            node.op_type in OPERATORS and node.domain in ("", "ai.onnx")
-            for node in model.graph.node
+        if (
+            model is not None
+            and case.name not in OTHERWISE
+            and all(
+                node.op_type in OPERATORS and node.domain in ("", "ai.onnx")
+                for node in model.graph.node
+            )
         ):
             yield case
 

@@ -82,7 +82,7 @@ ON_IMAGES = {
 }
 ON_IMAGES |= {"BatchNormalization"}
 ALIKE = {"Identity", "Cast", "CastLike", "Pad", "Slice", "Split", "Concat", "Clip", "Dropout"}
-ALIKE |= {*ARITHMETIC, "Neg", "Sqrt", "Relu", "Sigmoid", "Tanh", "Max", "Min", "Sum"}
+ALIKE |= {*ARITHMETIC, "Neg", "Sqrt", "Relu", "Sigmoid", "Tanh", "Max", "Min", "Sum", "Resize"}
 
 
 @dataclass(frozen=True, slots=True)

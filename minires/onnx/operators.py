@@ -877,6 +877,122 @@ def clip(run, node, x, low=None, high=None):
     return Value(ops.clip(x.data, low=min(low, high), high=high), x.order)
 
 
+# --- other sizes --------------------------------------------------------------------------
+
+
+@operator("Resize")
+def resize(run, node, x, region=None, scales=None, sizes=None):
+    """Other numbers of pixels: along each axis every result is a weighted mean of a few pixels.
+
+    Source   the operator's specification: where a result lies among the pixels, and how they are
+             weighted, each by its name
+    """
+    if node.version < 11:  # there was no region
+        scales = region
+    axes = list(range(x.rank)) if node["axes"] is None else node["axes"]
+    places = [x.place(axis) for axis in axes]
+    before = [x.data.shape[place] for place in places]
+    lengths, scales = _new_lengths(node, before, scales, sizes)
+    data, order = x.data, x.order
+    for place, length, scale in zip(places, lengths, scales, strict=True):
+        size = data.shape[place]
+        if (length, scale) == (size, 1):
+            continue
+        shape = (*data.shape[:place], length, *data.shape[place + 1 :])
+        run.reserve((length, max(size, 1)), itemsize=8)
+        run.spend(run.reserve(shape) * size)
+        where = _places_between(node, size, length, scale)
+        if (node["mode"] or "nearest") == "nearest":
+            data = _choose(data, axis=place, chosen=_nearest(node, where, size))
+            continue
+        means = run.constant(_means(node, where, size))
+        lead = math.prod(data.shape[:place])
+        rows = ops.reshape(data, shape=(lead, size, -1))
+        data = ops.reshape(ops.matmul(means, rows), shape=shape)
+    return Value(data, order)
+
+
+def _new_lengths(node, before, scales, sizes):
+    """What a Resize makes of lengths: (new lengths, new / old), as `scales` or `sizes` say."""
+    if scales is not None and scales.size:
+        scales = [float(number) for number in scales.on_host.reshape(-1)]
+        lengths = [math.floor(n * s) for n, s in zip(before, scales, strict=True)]
+    elif sizes is not None and sizes.size:
+        lengths = whole_numbers(sizes)
+        scales = [new / max(old, 1) for new, old in zip(lengths, before, strict=True)]
+        policy = node["keep_aspect_ratio_policy"] or "stretch"
+        if policy != "stretch":
+            scale = {"not_larger": min, "not_smaller": max}[policy](scales)
+            scales = [scale] * len(lengths)
+            lengths = [math.floor(n * scale + 0.5) for n in before]
+    else:
+        raise ValueError("neither scales nor sizes are given")
+    if not all(map(math.isfinite, scales)) or min(*scales, 1) <= 0 or min(*lengths, 1) < 1:
+        raise ValueError(f"lengths {before} become {lengths}, by scales {scales}")
+    return lengths, scales
+
+
+def _places_between(node, size, length, scale):
+    """Where each of `length` results lies among `size` pixels: pixel n is at n."""
+    mode = node["coordinate_transformation_mode"] or "asymmetric"  # before opset 11 there was one
+    i = np.arange(length)
+    if mode == "asymmetric":
+        return i / scale
+    if mode == "align_corners":
+        return i * ((size - 1) / max(length - 1, 1))
+    if mode == "tf_half_pixel_for_nn":
+        return (i + 0.5) / scale
+    middle = (i + 0.5) / scale - 0.5
+    if mode == "half_pixel":
+        return middle
+    if mode == "pytorch_half_pixel":
+        return middle if length > 1 else np.zeros(1)
+    if mode == "half_pixel_symmetric":
+        return middle + size / 2 * (1 - length / (scale * size))
+    raise UnsupportedError(
+        f"{node}: coordinate_transformation_mode {mode!r} is not implemented",
+        [(node.operator, node.version, node.name)],
+    )
+
+
+def _nearest(node, where, size):
+    """The pixel nearest to each place."""
+    rounding = {
+        "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+        "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+        "floor": np.floor,
+        "ceil": np.ceil,
+    }
+    chosen = rounding[node["nearest_mode"] or "floor"](where)  # before opset 11 there was one
+    return np.clip(chosen, 0, size - 1).astype(np.int64)
+
+
+def _means(node, where, size):
+    """The weights of linear or cubic interpolation: (results, pixels)."""
+    if node["antialias"] or node["mode"] not in ("linear", "cubic"):
+        raise UnsupportedError(
+            f"{node}: mode {node['mode']!r}, antialias {node['antialias']} is not implemented",
+            [(node.operator, node.version, node.name)],
+        )
+    first = np.floor(where)
+    t = where - first
+    if node["mode"] == "linear":
+        taps = {0: 1 - t, 1: t}
+    else:
+        # Keys 1981, "Cubic convolution interpolation for digital image processing"
+        a = node["cubic_coeff_a"]
+        near = lambda d: ((a + 2) * d - (a + 3)) * d * d + 1
+        far = lambda d: ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        taps = {-1: far(1 + t), 0: near(t), 1: near(1 - t), 2: far(2 - t)}
+    means, rows = np.zeros((len(where), size)), np.arange(len(where))
+    for offset, weights in taps.items():
+        pixel = first + offset
+        if node["exclude_outside"]:
+            weights = weights * ((pixel >= 0) & (pixel < size))
+        means[rows, np.clip(pixel, 0, size - 1).astype(int)] += weights
+    return means / means.sum(axis=1, keepdims=True) if node["exclude_outside"] else means
+
+
 # --- products -----------------------------------------------------------------------------
 
 
