@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Packages that are to be treated as if they were not installed: see test_optional_packages.py.
+for _name in os.environ.get("MINIRES_TESTS_WITHOUT", "").split():
+    sys.modules[_name] = None
+
 # The same examples on every machine and every run: a red test is a changed program.
 settings.register_profile(
     "fixed",

@@ -27,7 +27,7 @@ REASONS = {
     r"is a (sequence|optional)_type": "types: sequences and optional values",
     r"images \(N, C, H, W\) only": "images with one or three axes of pixels",
     r"training mode": "the file's own training mode",
-    r"mode '\w+' is not implemented": "borders that repeat the image",
+    r"only 'constant'": "borders that repeat the image",
     r"indices of the maxima": "maxima of whole numbers, or their places",
     r"whole numbers that depend on the input|DequantizeLinear .*: blocks": "quantised values",
     r"a single number is implemented": "powers with an array of exponents",
@@ -101,6 +101,8 @@ def compare_all(path, device=None):
             assert array.shape == expected.shape, case.name
             if expected.dtype.kind == "f":
                 limit = tolerance(declared.type.tensor_type.elem_type)
+                if case.name.endswith("_bf16_expanded"):  # many nodes, each of which rounds
+                    limit *= 4
                 np.testing.assert_allclose(
                     array.astype(np.float64), expected, rtol=limit, atol=1e-7, err_msg=case.name
                 )
@@ -115,7 +117,7 @@ def compare_all(path, device=None):
 @pytest.mark.filterwarnings("ignore")  # of the package that makes the cases
 def test_operators_as_the_standard_tests_them(tmp_path):
     passed = compare_all(tmp_path / "model.onnx")
-    assert len(passed) >= 597
+    assert len(passed) >= 735
     assert {"test_basic_conv_with_padding", "test_averagepool_2d_ceil", "test_relu"} <= {*passed}
 
 
