@@ -265,6 +265,17 @@ def test_quantised_graphs_are_refused_with_every_operator(path):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "operator", ["QLinearConv", "ConvInteger", "LSTM", "GRU", "NonMaxSuppression"]
+)
+def test_what_is_out_of_scope_is_refused_by_name(path, operator):
+    write(path, [node("Relu", "x", "r"), node(operator, "r", "y")])
+    with pytest.raises(UnsupportedError, match=rf"not implemented: {operator} \(1×") as caught:
+        minires.onnx.load(path)
+    quantised = operator in ("QLinearConv", "ConvInteger")
+    assert ("instead of the quantised one" in str(caught.value)) == quantised
+
+
 def test_a_fixed_reshape_fixes_the_batch(path, rng):
     arrays = {"shape": np.array([1, 192]), "w": normal(rng, 192, 4)}
     write(path, [node("Reshape", "x shape", "f"), node("MatMul", "f w", "y")], arrays, (1, 3, 8, 8))
