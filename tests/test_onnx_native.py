@@ -8,7 +8,14 @@ pytest.importorskip("onnxruntime")
 from onnx_models import node, runtime, write  # noqa: E402
 
 import minires.onnx  # noqa: E402
-from minires.networks import inception_v3, lenet, lenet_classic, mobilenet_v1, mobilenet_v2  # noqa: E402
+from minires.networks import (  # noqa: E402
+    inception_v3,
+    layers,
+    lenet,
+    lenet_classic,
+    mobilenet_v1,
+    mobilenet_v2,
+)
 from minires.networks.state_dict import from_state_dict, to_state_dict  # noqa: E402
 from minires.onnx import MismatchError  # noqa: E402
 
@@ -45,6 +52,76 @@ def test_a_network_built_here_becomes_a_file_and_comes_back(tmp_path, rng, name)
     assert twin.size == model.size
     np.testing.assert_array_equal(vectors[0], theta)
     np.testing.assert_array_equal(vectors[1], stats)
+
+
+def of_every_layer(dropout=0.5, head=True, bias=False):
+    """A network with every kind of layer, and settings that no published network has."""
+    aside = [layers.AuxiliaryHead(layers.GlobalMeanPool(), layers.Dense(5), weight=0)]
+    norm = {"momentum": 0.7, "epsilon": 1e-2, "unbiased": True}
+    inner = layers.Conv2D(6, 3, bias=False), layers.BatchNorm(activation="relu6", **norm)
+    own = layers.Sequential(layers.Conv2D(4, 1, activation="relu"), layers.DepthwiseConv2D((1, 3)))
+    return minires.Model(
+        (13, 11, 3),
+        layers.Sequential(
+            layers.Conv2D(6, (3, 2), (1, 2), ((1, 2), (0, 1)), (2, 1), bias=False),
+            layers.BatchNorm(activation="relu", **norm),
+            layers.MaxPool((3, 2), 2, padding=((0, 1), (1, 0))),
+            layers.Residual(*inner),
+            *(aside if head else []),
+            layers.DepthwiseConv2D((2, 3), activation="relu6"),
+            layers.Activation("tanh"),
+            layers.MeanPool(2, 1, padding=1, count_padding=True),
+            layers.Branches(own, layers.Conv2D(3, 2, bias=False)),
+            layers.Activation("sigmoid"),
+            layers.MeanPool(3, 2, padding=1),
+            layers.Dropout(dropout),
+            layers.Flatten(),
+            layers.Dense(7, bias=bias),
+            layers.Activation("relu"),
+            layers.Dense(5),
+        ),
+    )
+
+
+def test_every_kind_of_layer_is_written_and_trains_as_before(tmp_path, rng):
+    path, model = tmp_path / "model.onnx", of_every_layer()
+    theta, stats = weights(model, rng)
+    minires.onnx.export(model, theta, stats, path)
+    images = rng.uniform(-1, 1, (4, *model.input_shape)).astype(np.float32)
+    given = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    (found,) = runtime(path)(images=given)
+    np.testing.assert_allclose(found, model.logits(theta, images, stats), rtol=1e-5, atol=1e-5)
+    network = minires.onnx.load(path)
+    assert network.classes == 5
+    # Training the file moves the statistics, and gives the gradient, as training the model does.
+    model, labels = of_every_layer(dropout=0), np.array([0, 1, 2, 4])
+    theta, stats = theta.astype(np.float64), stats.astype(np.float64)
+    start, given = network.theta.astype(np.float64), given.astype(np.float64)
+    measured = network.stats.astype(np.float64)
+    loss, gradient = model.loss_and_gradient(theta, images.astype(np.float64), labels, stats)
+    ours, slope = network.loss_and_gradient(start, given, labels, measured)
+    assert ours == pytest.approx(loss, rel=1e-10)
+    expected = {entry.name: entry.view(gradient) for entry in model.layout.weights}
+    for entry in network.weights:
+        size = np.linalg.norm(entry.view(slope))
+        assert size == pytest.approx(np.linalg.norm(expected[entry.name]), rel=1e-7), entry.name
+    by_name = {entry.name: entry.view(stats) for entry in model.layout.statistics}
+    for entry in network.statistics:
+        np.testing.assert_allclose(entry.view(measured), by_name[entry.name], rtol=1e-9)
+
+
+def test_weights_of_every_kind_of_layer_come_back(tmp_path, rng):
+    path, model = tmp_path / "model.onnx", of_every_layer(head=False)
+    theta, stats = weights(model, rng)
+    minires.onnx.export(model, theta, stats, path)
+    found = minires.onnx.transfer(minires.onnx.load(path), model)
+    np.testing.assert_array_equal(found[0], theta)
+    np.testing.assert_allclose(found[1], stats, rtol=1e-6)
+    biased = of_every_layer(head=False, bias=True)
+    theta, stats = weights(biased, rng)
+    minires.onnx.export(biased, theta, stats, path)
+    with pytest.raises(MismatchError, match="a dense layer without a bias"):
+        minires.onnx.transfer(minires.onnx.load(path), model)
 
 
 def _unit_scales(network):

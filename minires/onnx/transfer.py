@@ -21,6 +21,7 @@ from minires.onnx.errors import MismatchError, OnnxError
 # Nodes that change neither numbers nor their places within an image.
 SKIPPED = {"Identity", "Cast", "CastLike", "Transpose", "Dropout"}
 RESHAPING = SKIPPED | {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
+CONVOLUTIONS = layers.Conv2D, layers.DepthwiseConv2D
 CHANNELWISE = {"Add", "Sub", "Mul", "Div"}
 
 
@@ -195,6 +196,8 @@ class _Match:
             return self.branches(layer, name)
         if isinstance(layer, layers.Dropout):
             return name
+        if isinstance(layer, CONVOLUTIONS):
+            return self.convolution(layer, None, name)
         kinds = {
             layers.Dense: self.dense,
             layers.GlobalMeanPool: self.global_mean,
@@ -211,16 +214,14 @@ class _Match:
 
     def sequence(self, layer, name):
         """Layers one after another, the last one first; a batch norm with its convolution."""
-        waiting, convolutions = list(layer.parts), (layers.Conv2D, layers.DepthwiseConv2D)
+        waiting = list(layer.parts)
         while waiting:
             last = waiting.pop()
             if isinstance(last, layers.BatchNorm):
-                if not waiting or not isinstance(waiting[-1], convolutions):
+                if not waiting or not isinstance(waiting[-1], CONVOLUTIONS):
                     alone = "a BatchNorm with no convolution before it, which cannot be matched"
                     raise self.part(last, alone, name)
                 name = self.convolution(waiting.pop(), last, name)
-            elif isinstance(last, convolutions):
-                name = self.convolution(last, None, name)
             elif self.in_other_order(last, waiting, name):
                 pool = waiting.pop()
                 name = self.layer(last, self.layer(pool, name))
@@ -470,7 +471,10 @@ class _Match:
             found = f"{node} with weights {weights.shape}"
             raise self.part(layer, f"a dense layer {own['weight'].shape}", name, found)
         own["weight"].view(self.theta)[...] = weights
-        own["bias"].view(self.theta)[...] = bias
+        if "bias" in own:
+            own["bias"].view(self.theta)[...] = bias
+        elif np.any(bias):
+            raise self.part(layer, "a dense layer without a bias", name, f"{node} with one")
         self.dense_before = layer
         return node.inputs[0]
 
