@@ -9,6 +9,8 @@ import pytest
 from study_records import synthetic_sweep
 
 from minires.study import figures
+from minires.study.grid import Setting
+from minires.study.scores import by_setting
 
 SMALL = {"seeds": 3, "l1": (0.15, 0.2, 0.3), "l2": (0.05, 0.15, 0.25), "outer": (0.05,)}
 
@@ -327,8 +329,9 @@ def texts_of(axes):
 
 def test_collapsed_networks_are_counted_and_left_out(sweep):
     broken = collapse(sweep, "finetuned", 0.098, **CELL)
-    setting = figures.Setting(**CELL)
-    assert [len(figures.by_setting(broken.records, c)[setting]) for c in (False, True)] == [2, 1]
+    setting = Setting(**CELL)
+    assert len(figures.shown(broken)[setting]) == 2
+    assert len(by_setting(broken.records, figures.has_collapsed)[setting]) == 1
     axes = figures.accuracy_over_rates(broken)[0].figure.axes[0]
     kept = np.delete(100 * scores_of(sweep, "mean", "accuracy", **CELL), 1)
     assert kept.mean() == pytest.approx(lines_of(axes, figures.ACCENT, "-")[1][1])

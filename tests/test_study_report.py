@@ -233,7 +233,7 @@ def test_sliders_hold_the_curves(sweep, html):
 
 
 def test_the_lead_counts_settings(sweep, html):
-    tuned = [r for s, r in figures.by_setting(sweep.records).items() if s.l2 is not None]
+    tuned = [r for s, r in figures.shown(sweep).items() if s.l2 is not None]
     ahead = sum(figures.differences_of(r, "mean", "accuracy").mean() > 0 for r in tuned)
     assert 0 < ahead < len(tuned)
     assert f"the higher accuracy in {ahead} of {len(tuned)} settings" in html

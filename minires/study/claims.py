@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minires.study.grid import TESTING
+from minires.study.grid import OPTIMIZERS, TESTING
 from minires.study.propositions import (
     MARGIN,
     NLL,
@@ -392,7 +392,7 @@ def _c7(sweep):
 
     def mcnemar():
         rows = []
-        for optimizer, name in (("sgd", "SGD"), ("adam", "Adam")):
+        for optimizer, name in OPTIMIZERS.items():
             pairs = [
                 record["mcnemar"]["mean_vs_ensemble_3"]
                 for record in sweep.records

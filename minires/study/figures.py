@@ -16,12 +16,13 @@ import json
 import re
 import warnings
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from markupsafe import escape
 
 from minires.arrays.pictures import default_style, new_figure, save_png
+from minires.study.grid import OPTIMIZERS, Setting
+from minires.study.scores import by_setting
 
 # Colour-blind safe (after Okabe and Ito), with contrast for lines and text on white.
 INK, MUTED, RULE, PAGE = "#1f2430", "#5d6572", "#e1e4e8", "#ffffff"
@@ -63,47 +64,28 @@ BESIDE = 0.06  # the distance of series at the same tick, as a share of the tick
 # --- what the records hold -----------------------------------------------------------------
 
 
-class Setting(NamedTuple):
-    """A cell without its seed."""
-
-    optimizer: str
-    l1: float
-    finetune_optimizer: str | None
-    l2: float | None
-    dropout: float
-
-
 def has_collapsed(record):
     """Whether the last iterate of a cell is hardly better than guessing."""
     method = "pretrained" if record["cell"]["l2"] is None else "finetuned"
     return record.get("methods", {}).get(method, {}).get("accuracy", 1) < COLLAPSED
 
 
-def by_setting(records, collapsed=False):
-    """{Setting: its records in the order of seeds}, in the order of settings.
+def shown(sweep, having=lambda record: True):
+    """The records that figures and tables show: {Setting: its records in the order of seeds}.
 
     One collapsed network among ten changes a mean by nine points and hides everything else. So
     figures and tables leave such cells out, and say how many there are. Only the last iterate
     decides, never the mean model: if only the mean model fails, the cell stays in.
 
-    collapsed   take only the collapsed ones
+    having   record → whether to take it, if it has not collapsed
     """
-    groups = {}
-    for record in records:
-        if has_collapsed(record) == collapsed:
-            cell = record["cell"]
-            setting = Setting(*(cell[name] for name in Setting._fields))
-            groups.setdefault(setting, []).append(record)
-    ordered = sorted(groups, key=lambda s: (s[0] != "sgd", s.l1, s[2] or "", s.l2 or 0, -s[4]))
-    return {key: sorted(groups[key], key=lambda r: r["cell"]["seed"]) for key in ordered}
+    return by_setting(sweep.records, lambda r: not has_collapsed(r) and having(r))
 
 
 def count_lost(sweep):
     """{Setting: how many of its networks collapsed, or diverged}."""
-    lost = {s: len(records) for s, records in by_setting(sweep.records, collapsed=True).items()}
-    for setting, records in by_setting(sweep.diverged).items():
-        lost[setting] = lost.get(setting, 0) + len(records)
-    return lost
+    lost = [*filter(has_collapsed, sweep.records), *sweep.diverged]
+    return {setting: len(records) for setting, records in by_setting(lost).items()}
 
 
 def say_bars(groups):
@@ -161,11 +143,9 @@ def name_dropout(dropout):
 
 def describe(setting):
     """A setting as text."""
-    names = {"sgd": "SGD", "adam": "Adam"}
-    words = f"trained with {names.get(setting.optimizer, setting.optimizer)}"
-    words += f" at ℓ₁ {number(setting.l1)}"
-    if setting.finetune_optimizer:
-        fine = names.get(setting.finetune_optimizer, setting.finetune_optimizer)
+    words = f"trained with {OPTIMIZERS[setting.optimizer]} at ℓ₁ {number(setting.l1)}"
+    if setting.l2 is not None:
+        fine = OPTIMIZERS[setting.finetune_optimizer]
         words += f", fine-tuned with {fine} at ℓ₂ {number(setting.l2)}"
     return f"{words}, {name_dropout(setting.dropout)}"
 
@@ -173,13 +153,11 @@ def describe(setting):
 def short_names(settings):
     """{setting: a short text that distinguishes it from the others}."""
     settings = list(settings)
-    if len({s[:4] for s in settings}) == 1:
+    if len({s.rates for s in settings}) == 1:
         return {s: name_dropout(s.dropout) for s in settings}
-    names = {"sgd": "SGD", "adam": "Adam"}
     return {
-        s: f"{names.get(s.optimizer, s.optimizer)} {number(s.l1)} → "
-        f"{names.get(s.finetune_optimizer, s.finetune_optimizer)} {number(s.l2)}, "
-        f"{name_dropout(s.dropout)}"
+        s: f"{OPTIMIZERS[s.optimizer]} {number(s.l1)} → {OPTIMIZERS[s.finetune_optimizer]} "
+        f"{number(s.l2)}, {name_dropout(s.dropout)}"
         for s in settings
     }
 
@@ -389,18 +367,14 @@ def differences_over_rates(sweep, optimizer="sgd"):
 def dropouts_of(sweep, optimizer):
     """The dropouts of all networks that one optimizer trained and SGD fine-tuned."""
     return {
-        s.dropout
-        for s in by_setting(sweep.records)
-        if (s.optimizer, s.finetune_optimizer) == (optimizer, "sgd")
+        s.dropout for s in shown(sweep) if (s.optimizer, s.finetune_optimizer) == (optimizer, "sgd")
     }
 
 
 def _over_rates(sweep, optimizer, name, methods, dropouts, measure, unit, title, zero=False):
     """One panel: groups of one ℓ₁, two in a row; within a group every ℓ₂ from left to right."""
     groups = {
-        s: r
-        for s, r in by_setting(sweep.records).items()
-        if s.optimizer == optimizer and s.dropout in dropouts
+        s: r for s, r in shown(sweep).items() if s.optimizer == optimizer and s.dropout in dropouts
     }
     over = {(s.l1, s.l2, s.dropout): r for s, r in groups.items() if s.finetune_optimizer == "sgd"}
     beside = {s: r for s, r in groups.items() if s.finetune_optimizer == "adam"}
@@ -537,18 +511,15 @@ def _draw_beside(axes, beside, zero, measure):
 
 def pretraining_over_rates(sweep):
     """The accuracy of the pre-trained networks over ℓ₁ of SGD: is the paper's range the best?"""
-    groups = {
-        s: r
-        for s, r in by_setting(sweep.records).items()
-        if s.finetune_optimizer is None and s.optimizer == "sgd"
-    }
+    trained = {s: r for s, r in shown(sweep).items() if s.optimizer == "sgd"}
+    groups = {s: r for s, r in trained.items() if s.l2 is None}
     if not groups:
         return []
     figure = new_canvas(WIDTH, 300)
     axes = figure.subplots()
     rates = sorted({s.l1 for s in groups})
     place, fallen = {rate: i for i, rate in enumerate(rates)}, {}
-    tuned = {s.l1 for s in by_setting(sweep.records) if s.optimizer == "sgd" and s.l2 is not None}
+    tuned = {s.l1 for s in trained if s.l2 is not None}
     if tuned:
         inner = [place[rate] for rate in rates if rate in tuned]
         if inner:
@@ -582,17 +553,12 @@ EXTRA = {"decayed", "swa", "swag", "swag_low_rank", "snapshot", "isotropic_10", 
 
 def baseline_settings(sweep):
     """{Setting: records} of the cells in which the other methods were measured."""
-    kept = {
-        s: [r for r in records if EXTRA & set(r["methods"])]
-        for s, records in by_setting(sweep.records).items()
-    }
-    return {s: records for s, records in kept.items() if records}
+    return shown(sweep, lambda record: EXTRA & set(record["methods"]))
 
 
 def deep_ensembles_of(sweep, setting):
     """The entries of deep ensembles that belong to a setting."""
-    fields = Setting._fields
-    return [e for e in sweep.deep_ensembles if tuple(e["cell"].get(f) for f in fields) == setting]
+    return [entry for entry in sweep.deep_ensembles if Setting(**entry["cell"]) == setting]
 
 
 def baselines(sweep):
@@ -602,8 +568,8 @@ def baselines(sweep):
     """
     settings = baseline_settings(sweep)
     panels = []
-    for number_of, head in enumerate(dict.fromkeys(s[:4] for s in settings), 1):
-        same = {s: records for s, records in settings.items() if s[:4] == head}
+    for number_of, rates in enumerate(dict.fromkeys(s.rates for s in settings), 1):
+        same = {s: records for s, records in settings.items() if s.rates == rates}
         for metric, unit in (
             ("accuracy", "points of accuracy"), ("nll", "NLL"), ("ece", "points of ECE")
         ):  # fmt: skip
@@ -686,11 +652,7 @@ CURVES = {
 
 def curve_records(sweep, key):
     """{Setting: the records that have a curve of one kind}."""
-    held = {
-        s: [r for r in records if key in r.get("curves", {})]
-        for s, records in by_setting(sweep.records).items()
-    }
-    return {s: records for s, records in held.items() if records}
+    return shown(sweep, lambda record: key in record.get("curves", {}))
 
 
 def curve_table(sweep, key):
@@ -733,7 +695,7 @@ def curves(sweep, key):
         return []
     curve = CURVES[key]
     names = short_names(table)
-    heads = list(dict.fromkeys(s[:4] for s in table))
+    heads = list(dict.fromkeys(s.rates for s in table))
     palette = [curve.colour, GREEN, SKY, MUTED]
     panels = []
     for metric, unit in (("accuracy", "points of accuracy"), ("nll", "NLL")):
@@ -742,7 +704,7 @@ def curves(sweep, key):
         axes.axhline(0, color=MUTED, lw=1)
         handles = []
         for setting, row in table.items():
-            colour = palette[heads.index(setting[:4]) % len(palette)]
+            colour = palette[heads.index(setting.rates) % len(palette)]
             middle, low, high = np.array(row[f"{metric}_difference"]).T
             line, full = _look(setting.dropout)
             axes.fill_between(positions, low, high, color=colour, alpha=0.13, lw=0)
@@ -773,16 +735,18 @@ def curves(sweep, key):
 FEW = 20
 
 
+def reliability_records(sweep):
+    """{Setting: the records that have bins of confidence}."""
+    return shown(sweep, lambda record: "reliability" in record)
+
+
 def reliability(sweep):
     """Accuracy over confidence in 15 bins, all seeds together; below, how many images lie there."""
-    held = {
-        s: [r["reliability"] for r in records if "reliability" in r]
-        for s, records in by_setting(sweep.records).items()
-    }
-    held = {s: entries for s, entries in held.items() if entries}
+    held = reliability_records(sweep)
     names = short_names(held)
     panels = []
-    for number_of, (setting, entries) in enumerate(held.items(), 1):
+    for number_of, (setting, records) in enumerate(held.items(), 1):
+        entries = [record["reliability"] for record in records]
         methods = [m for m in ("finetuned", "mean", "ensemble_10") if all(m in e for e in entries)]
         figure = new_canvas(WIDTH, 370)
         above, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
@@ -835,10 +799,8 @@ def pool_bins(entries):
 
 def find_portrait(sweep):
     """(Setting, seed, portrait) of the first record that has one, or None."""
-    for setting, records in by_setting(sweep.records).items():
-        for record in records:
-            if record.get("portrait"):
-                return setting, record["cell"]["seed"], record["portrait"]
+    for setting, (record, *_) in shown(sweep, lambda record: record.get("portrait")).items():
+        return setting, record["cell"]["seed"], record["portrait"]
     return None
 
 

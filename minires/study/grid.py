@@ -7,11 +7,34 @@ profile is a few lists of rates; its cells are all combinations.
 
 import inspect
 from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
 
 from minires.networks import NETWORKS
 
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 ADAM_RATE = 1e-3  # the default of TensorFlow 1.8, which the paper used
 MEMBERS = 10  # networks in the large ensemble
+
+
+class Setting(NamedTuple):
+    """What cells share that differ only in their seed; the fields are those of `Cell`."""
+
+    optimizer: str
+    l1: float
+    dropout: float
+    finetune_optimizer: str | None = None
+    l2: float | None = None
+
+    @property
+    def rates(self):
+        """The optimizers and learning rates: everything but the dropout."""
+        return self.optimizer, self.l1, self.finetune_optimizer, self.l2
+
+    @property
+    def order(self):
+        """The sort key of figures and tables: by optimizer and rates, then the largest dropout."""
+        then = self.finetune_optimizer or "", self.l2 or 0
+        return self.optimizer == "adam", self.l1, *then, -self.dropout
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,11 @@ class Cell:
     def is_pretraining(self):
         """Whether the cell is a pre-training."""
         return self.finetune_optimizer is None
+
+    @property
+    def setting(self):
+        """The cell without its seed."""
+        return Setting(self.optimizer, self.l1, self.dropout, self.finetune_optimizer, self.l2)
 
     @property
     def key(self):

@@ -18,6 +18,8 @@ from markupsafe import Markup
 
 from minires.arrays.text import shown
 from minires.study import figures
+from minires.study.grid import OPTIMIZERS
+from minires.study.scores import by_setting
 
 DARK = (
     "color-scheme: dark; --page: #13161b; --sheet: #1b2027; --ink: #e7e9ec; --muted: #9fa8b5; "
@@ -132,15 +134,13 @@ def glue(text: str) -> str:
 
 def lead_of(sweep):
     """The numbers of the first sentence; None if nothing is fine-tuned yet."""
-    tuned = [
-        records
-        for setting, records in figures.by_setting(sweep.records).items()
-        if setting.l2 is not None
-    ]
+    tuned = figures.shown(sweep, _is_tuned)
     if not tuned:
         return None
-    gains = [figures.differences_of(records, "mean", "accuracy").mean() for records in tuned]
-    losses = [figures.differences_of(records, "mean", "nll").mean() for records in tuned]
+    gains, losses = (
+        [figures.differences_of(records, "mean", metric).mean() for records in tuned.values()]
+        for metric in ("accuracy", "nll")
+    )
     return {
         "count": len(tuned),
         "ahead": sum(gain > 0 for gain in gains),
@@ -149,6 +149,10 @@ def lead_of(sweep):
         "least": _signed(min(gains), 2),
         "most": _signed(max(gains), 2),
     }
+
+
+def _is_tuned(record):
+    return record["cell"]["l2"] is not None
 
 
 def brief_of(sweep):
@@ -198,7 +202,7 @@ def lost_of(sweep) -> list:
     """Sentences about cells that diverged or collapsed, and how they are counted."""
     notes = []
     if sweep.diverged:
-        cells = figures.by_setting(sweep.diverged)
+        cells = by_setting(sweep.diverged)
         count = len(sweep.diverged)
         notes.append(
             f"The loss became infinite in {count} cell{'s' * (count > 1)}, which "
@@ -206,7 +210,7 @@ def lost_of(sweep) -> list:
             "compare runs, such a run counts as a network that guesses. When they compare the "
             "methods of one run, it is left out."
         )
-    fallen = figures.by_setting(sweep.records, collapsed=True)
+    fallen = by_setting(sweep.records, figures.has_collapsed)
     if fallen:
         count = sum(map(len, fallen.values()))
         cells, them, are = ("cells", "them", "they are") if count > 1 else ("cell", "it", "it is")
@@ -234,8 +238,8 @@ def facts_of(sweep, folder):
     ]
     rates = sorted({c["l1"] for c in cells if c["optimizer"] == "sgd" and c["l2"] is not None})
     steps = sorted({c["l2"] for c in cells if c["finetune_optimizer"] == "sgd"})
-    names = sorted({c["optimizer"] for c in cells}, key=lambda name: name != "sgd")
-    optimizers = " and ".join({"sgd": "SGD", "adam": "Adam"}.get(n, n) for n in names)
+    trained = {c["optimizer"] for c in cells}
+    optimizers = " and ".join(w for name, w in OPTIMIZERS.items() if name in trained)
     dropouts = sorted({c["dropout"] for c in cells})
     return [
         ("data", f"{DATA.get(data, data)}: {' and '.join(images)} images"),
@@ -319,7 +323,7 @@ def groups_of(sweep, optimizer, tuned):
     """{Setting: records} of the networks trained by one optimizer, fine-tuned (`tuned`) or not."""
     return {
         setting: records
-        for setting, records in figures.by_setting(sweep.records).items()
+        for setting, records in figures.shown(sweep).items()
         if setting.optimizer == optimizer and (setting.l2 is not None) == tuned
     }
 
@@ -337,11 +341,11 @@ def seeds_of(sweep, optimizer, tuned=True):
 def baselines_of(sweep, panels) -> list:
     """The settings in which other methods were measured; the one with ℓ₂ nearest 0.15 is first."""
     settings, groups = figures.baseline_settings(sweep), []
-    for number, head in enumerate(dict.fromkeys(setting[:4] for setting in settings), 1):
-        same = {s: records for s, records in settings.items() if s[:4] == head}
+    for number, rates in enumerate(dict.fromkeys(setting.rates for setting in settings), 1):
+        same = {s: records for s, records in settings.items() if s.rates == rates}
         groups.append(
             {
-                "l2": head[3],
+                "l2": next(iter(same)).l2,
                 "words": figures.describe(next(iter(same))).rpartition(",")[0],
                 "panels": [
                     p for p in panels["baselines"] if p.name.startswith(f"baselines-{number}-")
@@ -447,11 +451,7 @@ def slider_of(dial) -> dict:
 
 def reliability_of(sweep) -> dict:
     """The number of seeds with bins of confidence, and the share of images in the last bin."""
-    held = [
-        kept
-        for records in figures.by_setting(sweep.records).values()
-        if (kept := [record for record in records if "reliability" in record])
-    ]
+    held = figures.reliability_records(sweep).values()
     counts = [
         bins["count"]
         for records in held
@@ -472,15 +472,11 @@ def portrait_of(sweep) -> str:
 
 def cells_of(sweep) -> list:
     """One row for each setting, for the table at the end."""
-    settings = figures.by_setting(sweep.records)
-    tuned = {setting: records for setting, records in settings.items() if setting.l2 is not None}
-    names = {"sgd": "SGD", "adam": "Adam"}
-    rows = []
-    for setting, records in tuned.items():
+    names, rows = OPTIMIZERS, []
+    for setting, records in figures.shown(sweep, _is_tuned).items():
         rows.append([
-            f"{names.get(setting.optimizer, setting.optimizer)} {figures.number(setting.l1)}",
-            f"{names.get(setting.finetune_optimizer, setting.finetune_optimizer)} "
-            f"{figures.number(setting.l2)}",
+            f"{names[setting.optimizer]} {figures.number(setting.l1)}",
+            f"{names[setting.finetune_optimizer]} {figures.number(setting.l2)}",
             figures.number(setting.dropout), str(len(records)),
             _with_deviation(figures.values_of(records, "finetuned", "accuracy"), 2),
             _with_deviation(figures.values_of(records, "mean", "accuracy"), 2),

@@ -1,9 +1,31 @@
-"""The scores of a sweep as arrays for the tests: by cell and seed, NaN where one is missing."""
+"""What a sweep has found, in order: its records by setting, its scores as arrays for the tests.
+
+All tables, figures and verdicts get their records from here.
+"""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
+
+from minires.study.grid import Cell
+
+
+def by_setting(records, having=lambda record: True):
+    """Group records that differ only in their seed.
+
+    records   of a sweep
+    having    record → whether to take it
+    Returns   {Setting: its records in the order of seeds}, in the order of `Setting.order`
+    """
+    groups = defaultdict(list)
+    for record in filter(having, records):
+        groups[Cell(**record["cell"]).setting].append(record)
+    return {
+        setting: sorted(groups[setting], key=lambda record: record["cell"]["seed"])
+        for setting in sorted(groups, key=lambda setting: setting.order)
+    }
 
 
 @dataclass(frozen=True)
@@ -109,22 +131,17 @@ def gather(sweep, value_of):
 
     value_of   record → number or list; None where nothing was measured
     """
-    found = {}
-    for record in sweep.records:
-        cell, value = record["cell"], value_of(record) if _by_sgd(record) else None
-        if value is not None:
-            group = cell["l1"], cell["l2"], cell["dropout"]
-            found.setdefault(group, {})[cell["seed"]] = np.asarray(value, float)
-    seeds = sorted({seed for values in found.values() for seed in values})
-    if not seeds:
+    groups = by_setting(sweep.records, lambda r: _by_sgd(r) and value_of(r) is not None)
+    if not groups:
         return np.empty((0, 0))
-    hole = np.full_like(next(iter(found[min(found)].values())), np.nan)
-    return np.stack(
-        [
-            np.stack([found[group].get(seed, hole) for seed in seeds], axis=-1)
-            for group in sorted(found)
-        ]
-    )
+    records = [record for group in groups.values() for record in group]
+    seeds = sorted({record["cell"]["seed"] for record in records})
+    shape = np.shape(value_of(records[0]))
+    values = np.full((len(groups), *shape, len(seeds)), np.nan)
+    for place, group in enumerate(groups.values()):
+        for record in group:
+            values[place, ..., seeds.index(record["cell"]["seed"])] = value_of(record)
+    return values
 
 
 def curve(sweep, key, axis, metric):

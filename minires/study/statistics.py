@@ -181,8 +181,9 @@ def student_interval(values):
         return np.nan, np.nan
     if _all_equal(values):
         return float(values[0]), float(values[0])
-    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(1 - ALPHA)
-    return float(low), float(high)
+    mean, error = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
+    reach = special.stdtrit(len(values) - 1, 1 - ALPHA / 2) * error
+    return float(mean - reach), float(mean + reach)
 
 
 def interval(values):

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import zlib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from minires.arrays import text
 from minires.arrays.files import complete, load_arrays, load_json, save_arrays, save_json
 from minires.arrays.results import check
 from minires.study.experiment import METRICS
-from minires.study.grid import Cell
+from minires.study.grid import Cell, Setting
+from minires.study.scores import by_setting
 from minires.training import loop
 
 FORMAT = 2  # of the folder, since a cell is a file
@@ -225,8 +226,7 @@ def _see_that_methods_agree(found, paths):
     first = {}
     for cell, record in found.items():
         if "methods" in record:
-            group = replace(cell, seed=0)
-            known = first.setdefault(group, cell)
+            known = first.setdefault(cell.setting, cell)
             ours, theirs = set(record["methods"]), set(found[known]["methods"])
             if ours != theirs:
                 differ = ", ".join(sorted(map(text.shown, ours ^ theirs)))
@@ -324,20 +324,20 @@ def _deep_ensembles(folder, records, sweep):
     Returns  ([{"cell" without its seed, "seeds", "members", accuracy, nll, brier, ece}, …],
              predictions of the seeds that are fewer than DEEP_MEMBERS: `Sweep.waiting`)
     """
-    groups, found, waiting, predictions = {}, [], {}, _predictions(folder, sweep)
+    found, waiting, predictions = [], {}, _predictions(folder, sweep)
     if (folder / DEEP).exists():
         found = load_json(folder / DEEP)
         check(folder / DEEP, found, [DEEP_ENSEMBLE])
-    known = {(str(entry["cell"]), seed) for entry in found for seed in entry["seeds"]}
-    for record in records:  # sorted: seeds come in order
-        cell = Cell(**record["cell"])
-        group = {name: value for name, value in asdict(cell).items() if name != "seed"}
-        if cell.key in predictions and (str(group), cell.seed) not in known:
-            groups.setdefault(tuple(group.items()), []).append(cell)
-    for group, cells in groups.items():
+    known = {Cell(seed=seed, **entry["cell"]).key for entry in found for seed in entry["seeds"]}
+
+    def is_new(record):
+        key = Cell(**record["cell"]).key
+        return key in predictions and key not in known
+
+    for setting, group in by_setting(records, is_new).items():
         if "labels" not in predictions:
             raise ValueError(f"{folder}: labels.npy is missing from its predictions")
-        labels = predictions["labels"]()
+        labels, cells = predictions["labels"](), [Cell(**record["cell"]) for record in group]
         for start in range(0, len(cells), DEEP_MEMBERS):
             chosen = cells[start : start + DEEP_MEMBERS]
             networks = [predictions[cell.key]() for cell in chosen]
@@ -354,7 +354,7 @@ def _deep_ensembles(folder, records, sweep):
                 waiting |= {c.key: n for c, n in zip(chosen, networks, strict=True)}
             found.append(
                 {
-                    "cell": dict(group),
+                    "cell": setting._asdict(),
                     "seeds": [cell.seed for cell in chosen],
                     "members": len(chosen),
                     **scores,
@@ -423,15 +423,11 @@ def tabulate(sweep):
 
 
 def _rows(records):
-    groups = {}
-    for record in records:
-        group = {name: value for name, value in record["cell"].items() if name != "seed"}
-        groups.setdefault(Cell(seed=0, **group), []).append(record["methods"])
-    rows = []
-    for cell, seeds in sorted(groups.items(), key=lambda item: item[0].order):
-        group = {name: value for name, value in asdict(cell).items() if name != "seed"}
+    groups, rows = by_setting(records), []
+    for setting in sorted(groups, key=lambda each: Cell(seed=0, **each._asdict()).order):
+        seeds = [record["methods"] for record in groups[setting]]
         for method in seeds[0]:
-            row = {"cell": group, "method": method, "seeds": len(seeds)}
+            row = {"cell": setting._asdict(), "method": method, "seeds": len(seeds)}
             for metric in METRICS:
                 values = np.array([methods[method][metric] for methods in seeds])
                 row[metric] = _summary(values)
@@ -453,7 +449,7 @@ def text_table(table: dict) -> str:
     rows, starts = [], {}
     deep = {}
     for entry in table["deep_ensembles"]:
-        deep.setdefault(str(entry["cell"]), []).append(entry)
+        deep.setdefault(Setting(**entry["cell"]), []).append(entry)
     for cell, group in itertools.groupby(table["rows"], key=lambda row: row["cell"]):
         group = list(group)
         start = f"{cell['optimizer']} {cell['l1']:g}, dropout {cell['dropout']:g}"
@@ -466,7 +462,7 @@ def text_table(table: dict) -> str:
                 _spread(accuracy, 100, 2), _spread(accuracy.get("delta"), 100, 2, "+"),
                 _spread(nll, 1, 4), _spread(nll.get("delta"), 1, 4, "+"),
             ])  # fmt: skip
-        for entry in deep.get(str(cell), []):
+        for entry in deep.get(Setting(**cell), []):
             name = f"  deep_ensemble of {entry['members']}"
             rows.append([name, f"{100 * entry['accuracy']:.2f}", "", f"{entry['nll']:.4f}", ""])
     head, rule, *lines = text.table(heads, rows).split("\n")
