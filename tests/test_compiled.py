@@ -1,5 +1,6 @@
 """Compiling the kernels in C: all that can go wrong costs speed only, and is said in one line."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -199,3 +200,16 @@ def test_the_kernels_of_every_compiler_agree_with_plain(name, tmp_path):
         env={**os.environ, "CC": command, "MINIRES_CACHE": str(tmp_path), "MINIRES_KERNELS": "cpu"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@needs_compiler
+def test_ctrl_c_while_an_argument_is_converted_is_ctrl_c():
+    class Interrupted:
+        @property
+        def dtype(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cpu.call("sum_rows", np.dtype(np.float64), Interrupted(), None, None, None)
+    with pytest.raises(ctypes.ArgumentError, match="not a contiguous array"):
+        cpu.call("sum_rows", np.dtype(np.float64), np.zeros(3, np.float32), None, None, None)

@@ -9,6 +9,7 @@ one network is R = 1, and an input shared by R networks is copied into windows o
 `minires.engine.convolution` and `minires.engine.batch_norm` take any leading axes.
 """
 
+import ctypes
 import functools
 import math
 
@@ -28,7 +29,14 @@ def call(name, dtype, *arguments):
 
     Raises   MemoryError when the system has none left for its intermediate results
     """
-    if compiled.functions(dtype)[name](*arguments, get_threads()):
+    try:
+        failed = compiled.functions(dtype)[name](*arguments, get_threads())
+    except ctypes.ArgumentError as error:
+        # ctypes reports whatever ends the conversion of an argument as this error, Ctrl-C too.
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from None
+        raise
+    if failed:
         raise MemoryError(f"{name}: no memory for intermediate results")
 
 
