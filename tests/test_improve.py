@@ -16,7 +16,7 @@ from test_imagenet import ODD, WORDNET
 import minires.onnx
 from minires import SGD, Moments
 from minires.arrays.results import locked_folder
-from minires.commands import evaluate, improve
+from minires.commands import evaluate, improve, improve_results, improve_training
 from minires.data import imagenet
 from minires.networks.running_statistics import POLICIES, reestimate_stats
 from minires.training import loop
@@ -32,7 +32,7 @@ ARRAYS = (
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with a network and 24 pictures of three classes; figures take time: none."""
-    monkeypatch.setattr(improve, "plot", lambda *arguments: None)
+    monkeypatch.setattr(improve_results, "plot", lambda *arguments: None)
     write_network(tmp_path / "n.onnx")
     write_pictures(tmp_path / "val", each=8)
     return tmp_path
@@ -129,7 +129,9 @@ def test_every_epoch_shows_every_picture_once_in_a_new_order(place, monkeypatch)
 
 def test_every_update_drops_other_units(place, monkeypatch):
     """At rate 0, with the same batch at every update, only dropout can make losses differ."""
-    monkeypatch.setattr(improve, "batches", lambda count, *rest: itertools.repeat(np.arange(count)))
+    monkeypatch.setattr(
+        improve_training, "batches", lambda count, *rest: itertools.repeat(np.arange(count))
+    )
     for dropout in (False, True):
         write_network(place / "n.onnx", dropout=dropout)
         command(*words(place, out=f"{dropout}", rate=0, batch=18, updates=5, members=0))
@@ -387,7 +389,7 @@ def test_a_checkpoint_remembers_what_was_left_out(place):
     saved = checkpoint(place)
     state = improve.State(saved["theta"], saved["stats"], SGD(0.05), 0.9, imagenet.Notes())
     path = place / "out" / improve.CHECKPOINT
-    state.restore(path, json.loads(str(saved["settings"])))
+    state.load(path, json.loads(str(saved["settings"])))
     names = {name.split("/")[1] for name, _, _ in state.notes.rows()}
     assert names
     assert names <= {"empty.JPEG", "cut.JPEG", "grey.JPEG"}

@@ -5,6 +5,8 @@ ends when the device has finished all queued work. The last row is the speed of 
 the limit for the update of the moments, which only moves memory.
 """
 
+from typing import Any
+
 import numpy as np
 
 from minires import arrays
@@ -13,7 +15,7 @@ from minires.study.experiment import Config
 from minires.training.timing import MOMENTS_BYTES, Problem, copy_seconds
 
 
-def add_parser(subparsers):
+def add_parser(subparsers: Any) -> None:
     """Add the command's arguments."""
     parser = subparsers.add_parser("bench", help="time a step, a prediction, the moments' update")
     parser.add_argument(
@@ -27,7 +29,7 @@ def add_parser(subparsers):
     parser.set_defaults(run=run)
 
 
-def run(options):
+def run(options: Any) -> int:
     """Measure, and print a table."""
     for name in ("batch", "replicas", "rounds"):
         if getattr(options, name) < 1:

@@ -6,11 +6,12 @@ import importlib.util
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from minires.testing.judging import Falsified, judge, readable
 
 
-def add_parser(subparsers):
+def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of `minires`."""
     parser = subparsers.add_parser(
         "check",
@@ -45,7 +46,7 @@ def add_parser(subparsers):
     parser.set_defaults(run=run)
 
 
-def run(options):
+def run(options: Any) -> int:
     """Carry out the command; returns the exit code."""
     from minires.testing.kinds import KINDS
 

@@ -12,11 +12,14 @@ from 77 %. So every score here has its standard error.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,9 +47,16 @@ class Examination:
     """
 
     def __init__(
-        self, network, pictures, preset, size=None, threads=None, device="cpu", among=False,
-        background=None,
-    ):  # fmt: skip
+        self,
+        network: Any,
+        pictures: Any,
+        preset: Any,
+        size: int | None = None,
+        threads: int | None = None,
+        device: str = "cpu",
+        among: bool = False,
+        background: bool | None = None,
+    ):
         from minires.data import imagenet
 
         self.network, self.pictures = network, pictures
@@ -82,7 +92,7 @@ class Examination:
             self.compared = np.unique(pictures.labels)
             self.outputs += f"; compared among the {len(self.compared)} classes of the pictures"
 
-    def targets(self, labels):
+    def targets(self, labels: np.ndarray) -> tuple:
         """What the loss of a training step is told.
 
         labels   (n,) numbers of classes
@@ -93,7 +103,7 @@ class Examination:
             return self.places(labels), self.compared + self.offset
         return labels + self.offset, None
 
-    def places(self, labels):
+    def places(self, labels: np.ndarray) -> np.ndarray:
         """Where each class stands among those that are compared.
 
         labels   (n,) numbers of classes
@@ -107,7 +117,7 @@ class Examination:
             )
         return places
 
-    def outcomes(self, probabilities, labels):
+    def outcomes(self, probabilities: np.ndarray, labels: np.ndarray) -> "Outcomes":
         """How well photographs were predicted: Outcomes.
 
         probabilities  (n, classes compared), as from `predict`
@@ -116,7 +126,7 @@ class Examination:
         """
         return Outcomes.of(probabilities, self.places(labels))
 
-    def batches(self, plan, pictures=None):
+    def batches(self, plan: Iterable, pictures: Any = None) -> Iterator[tuple]:
         """Photographs as the network expects them, in the layout of its file, batch by batch.
 
         plan      iterable of index arrays
@@ -133,21 +143,26 @@ class Examination:
             images = self.as_input(batch.images)
             yield images, batch.labels, batch.indices
 
-    def as_input(self, images):
+    def as_input(self, images: np.ndarray) -> Any:
         """Prepared photographs (n, size, size, 3) in the layout and the type of the file's input.
 
-        Returns  an array on the device
+        images    (n, size, size, 3), prepared
+        Returns   an array on the device
         """
         if self.network.input_dtype.kind != "f":
             images = self.as_bytes(images)
         images = to_device(images, self.device)
         return images.transpose(0, 3, 1, 2) if self.layout == "NCHW" else images
 
-    def as_bytes(self, images):
-        """Whole numbers 0 … 255, for a graph that scales its pictures itself."""
+    def as_bytes(self, images: np.ndarray) -> np.ndarray:
+        """Whole numbers 0 … 255, for a graph that scales its pictures itself.
+
+        images    (n, size, size, 3), from 0 to 255
+        Returns   the same shape, of the input's type
+        """
         return np.rint(images).astype(self.network.input_dtype)
 
-    def whole_batches(self, *arrays):
+    def whole_batches(self, *arrays: Any) -> list:
         """Fill the last batch of a graph with a fixed batch size: some photographs appear again.
 
         arrays   images (n, …), perhaps labels (n,)
@@ -159,10 +174,14 @@ class Examination:
         shown = np.arange(-(-count // fixed) * fixed) % count
         return [array[xp_of(array).asarray(shown)] for array in arrays]
 
-    def predict(self, theta, images, stats=None):
+    def predict(self, theta: Any, images: Any, stats: Any = None) -> np.ndarray:
         """Probabilities of the classes that are compared: (n, classes), on the host.
 
         The logits of all others, and of a background class, are left out of the softmax.
+
+        theta    (P,) weights
+        images   (n, …), as from `batches`
+        stats    (S,) batch-norm statistics; None: those of the file
         """
         count = len(images)
         (images,) = self.whole_batches(images)
@@ -171,7 +190,7 @@ class Examination:
         logits = to_host(self.network.logits(theta, images, stats))[:count]
         return ops.softmax(logits[:, self.compared + self.offset])
 
-    def own_vectors(self):
+    def own_vectors(self) -> tuple:
         """The weights and statistics of the network's file, on the device."""
         return tuple(to_device(v, self.device) for v in (self.network.theta, self.network.stats))
 
@@ -185,24 +204,34 @@ class NativeNetwork:
 
     input_layout, input_dtype, batch = "NHWC", np.dtype(np.float32), None
 
-    def __init__(self, network):
+    def __init__(self, network: Any):
         import minires.onnx
 
         self.path, self.outputs, self.classes = network.path, network.outputs, network.classes
         self.model, self.theta, self.stats = minires.onnx.native(network)
         self.declared_shape = (None, *self.model.input_shape)
 
-    def logits(self, theta, images, stats=None, batch=None):
-        """As `minires.Model.logits`."""
+    def logits(self, theta: Any, images: Any, stats: Any = None, batch: int | None = None) -> Any:
+        """As `minires.Model.logits`.
+
+        theta, images, stats, batch   as there
+        """
         return self.model.logits(theta, images, stats, batch)
 
-    def predict(self, theta, images, stats=None, batch=None):
-        """As `minires.Model.predict`."""
+    def predict(self, theta: Any, images: Any, stats: Any = None, batch: int | None = None) -> Any:
+        """As `minires.Model.predict`.
+
+        theta, images, stats, batch   as there
+        """
         return self.model.predict(theta, images, stats, batch)
 
 
-def plan_of(count, batch):
-    """The indices of all photographs in order, in arrays of `batch`; the last may be shorter."""
+def plan_of(count: int, batch: int) -> list[np.ndarray]:
+    """The indices of all photographs in order, in arrays of `batch`; the last may be shorter.
+
+    count   of the photographs
+    batch   of them in an array
+    """
     return [np.arange(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
@@ -224,8 +253,12 @@ class Outcomes:
     confidence: np.ndarray
 
     @classmethod
-    def of(cls, probabilities, labels):
-        """From predictions (N, classes) and labels (N,)."""
+    def of(cls, probabilities: np.ndarray, labels: np.ndarray) -> "Outcomes":
+        """From predictions (N, classes) and labels (N,).
+
+        probabilities   (N, classes)
+        labels          (N,) numbers of the classes
+        """
         rows = np.arange(len(labels))
         own = probabilities[rows, labels]
         # If two classes have the same probability, the smaller number comes first.
@@ -243,8 +276,11 @@ class Outcomes:
         )
 
     @classmethod
-    def joined(cls, parts):
-        """The outcomes of several batches as one."""
+    def joined(cls, parts: Iterable["Outcomes"]) -> "Outcomes":
+        """The outcomes of several batches as one.
+
+        parts   of the batches, in order
+        """
         names = ("top1", "top5", "nll", "confidence")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
@@ -252,7 +288,7 @@ class Outcomes:
         return len(self.top1)
 
 
-def summarize(outcomes):
+def summarize(outcomes: Outcomes) -> dict:
     """The scores of a network, each with its standard error.
 
     top1, top5  fractions; √(p(1−p)/N)
@@ -284,8 +320,11 @@ def _error_of_share(share, count):
     return math.sqrt(share * (1 - share) / count) if count > 1 else math.nan
 
 
-def standard_error(values):
-    """The error of the mean of N numbers: their standard deviation (ddof 1)/√N; NaN for one."""
+def standard_error(values: np.ndarray) -> float:
+    """The error of the mean of N numbers: their standard deviation (ddof 1)/√N; NaN for one.
+
+    values   (N,)
+    """
     if len(values) < 2:
         return math.nan
     return float(np.std(values, ddof=1) / math.sqrt(len(values)))
@@ -307,13 +346,14 @@ def _calibration(outcomes, resamplings=200):
     return float(metrics.calibration_error(confidence, correct)), error
 
 
-def is_no_better_than_chance(outcomes, classes):
+def is_no_better_than_chance(outcomes: Outcomes, classes: int) -> bool:
     """Whether the accuracy is so low that guessing would give the same, within three errors.
 
     The top-5 accuracy decides, or with ten classes or fewer the top-1 accuracy: there guessing
     alone has a high top-5 accuracy. Of fewer than 20 pictures nothing can be said: False.
 
-    classes  how many are compared
+    outcomes   of the photographs
+    classes    how many are compared
     """
     count = len(outcomes)
     if classes < 2 or count < 20:
@@ -323,10 +363,11 @@ def is_no_better_than_chance(outcomes, classes):
     return right.mean() <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
 
 
-def better_preset(examination, most=60):
+def better_preset(examination: Examination, most: int = 60) -> str:
     """A sentence that names another preset with which the network predicts well; "" for none.
 
-    most   how many photographs to try, spread over all
+    examination   with the preset that may be wrong
+    most          how many photographs to try, spread over all
     """
     from minires.data import imagenet
 
@@ -350,7 +391,14 @@ def better_preset(examination, most=60):
 # --- one network ----------------------------------------------------------------------------
 
 
-def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=False):
+def examine(
+    examination: Examination,
+    theta: Any = None,
+    stats: Any = None,
+    batch: int = BATCH,
+    limit: int | None = None,
+    quiet: bool = False,
+) -> tuple:
     """Show a network all photographs, in order.
 
     examination   Examination
@@ -389,7 +437,14 @@ def examine(examination, theta=None, stats=None, batch=BATCH, limit=None, quiet=
     }
 
 
-def predictions(examination, networks, indices, batch, pictures=None, **bar):
+def predictions(
+    examination: Examination,
+    networks: dict,
+    indices: np.ndarray,
+    batch: int,
+    pictures: Any = None,
+    **bar: Any,
+) -> Iterator[tuple]:
     """What networks predict for photographs. Each photograph is decoded once, for all networks.
 
     examination   Examination
@@ -439,21 +494,32 @@ def _input_of(network, size):
 # --- text -----------------------------------------------------------------------------------
 
 
-def with_error(scores, key, digits, factor=1, sign=""):
-    """A score and its standard error as text; – for an error that is NaN."""
+def with_error(scores: dict, key: str, digits: int, factor: float = 1, sign: str = "") -> str:
+    """A score and its standard error as text; – for an error that is NaN.
+
+    scores   as from `summarize`
+    key      of the score
+    digits   after the point
+    factor   100 for per cent
+    sign     "+": write it for positive values too
+    """
     value, error = scores[key] * factor, scores[key + "_error"] * factor
     return f"{value:{sign}.{digits}f} ± " + (f"{error:.{digits}f}" if error == error else "–")
 
 
-def counted(number, thing):
-    """ "1 picture", "1,000 pictures" """
+def counted(number: int, thing: str) -> str:
+    """ "1 picture", "1,000 pictures"
+
+    number   of things
+    thing    in the singular
+    """
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 # --- the command ----------------------------------------------------------------------------
 
 
-def add_parser(subparsers):
+def add_parser(subparsers: Any) -> None:
     """Add `minires evaluate` to the command line."""
     parser = subparsers.add_parser(
         "evaluate",
@@ -476,7 +542,7 @@ def add_parser(subparsers):
     parser.set_defaults(run=run)
 
 
-def add_picture_options(parser):
+def add_picture_options(parser: Any) -> None:
     """Add the options that `evaluate` and `improve` share: the network and the pictures."""
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR",
@@ -486,7 +552,7 @@ def add_picture_options(parser):
                         help="where to compute (cpu)")  # fmt: skip
 
 
-def add_preparation_options(parser):
+def add_preparation_options(parser: Any) -> None:
     """Add how classes are numbered and pictures prepared: for every command that shows pictures."""
     parser.add_argument("--synsets", type=Path, metavar="FILE",
                         help="line n is, or begins with, the name (WordNet id) of class n; needed "
@@ -537,8 +603,11 @@ def _three(text):
     return tuple(numbers * 3 if len(numbers) == 1 else numbers)
 
 
-def preparation_of(options):
-    """The preset that the command line names; a Preparation if options change a part of it."""
+def preparation_of(options: Any) -> Any:
+    """The preset that the command line names; a Preparation if options change a part of it.
+
+    Raises   ValueError for options that exclude each other
+    """
     from minires.data import imagenet
 
     names = "mean", "std", "channels", "resize", "crop", "interpolation"
@@ -552,16 +621,22 @@ def preparation_of(options):
     return dataclasses.replace(imagenet.PRESETS[options.preset], **own)
 
 
-def check_counts(options, *names):
-    """Raise ValueError if one of the named options is given and below 1."""
+def check_counts(options: Any, *names: str) -> None:
+    """Raise ValueError if one of the named options is given and below 1.
+
+    names   of options
+    """
     for name in names:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, expected 1 or more")
 
 
-def open_examination(options):
-    """The network and the pictures that the command line names, as an Examination."""
+def open_examination(options: Any) -> Examination:
+    """The network and the pictures that the command line names, as an Examination.
+
+    Raises   ValueError, OSError when a file does not fit or is not there
+    """
     import minires.onnx
     from minires.data import imagenet
 
@@ -580,8 +655,67 @@ def open_examination(options):
     )  # fmt: skip
 
 
-def describe_notes(examination, most=10):
-    """Lines about files that were left out or converted: their number, and the first names."""
+def check_batch(options: Any, network: Any) -> None:
+    """Check that a network from a file takes batches of --batch pictures.
+
+    network   as minires.onnx.load gives it
+    Raises    ValueError, which names the batch that it takes
+    """
+    if network.batch not in (None, options.batch):
+        raise ValueError(
+            f"--batch is {options.batch}, but {options.model} takes {network.batch} pictures at a "
+            f"time: --batch {network.batch}, or export it with a free batch"
+        )
+
+
+def other_pictures(options: Any, folder: Path, classes: list) -> Any:
+    """The pictures of another folder than --images.
+
+    folder    of the pictures
+    classes   those of --images
+    Returns   minires.data.imagenet.Pictures, whose classes have the same numbers
+    Raises    ValueError when they have not
+    """
+    from minires.data import imagenet
+
+    found = imagenet.load(folder, options.synsets)
+    if found.classes != classes:
+        raise ValueError(
+            f"{folder} holds other classes than {options.images}: name the order of all classes "
+            "with --synsets"
+        )
+    return found
+
+
+def hash_of_network(options: Any, network: Any) -> str:
+    """SHA-256 of a network's file and of its weights, which may lie in files of their own.
+
+    network   as minires.onnx.load gives it
+    """
+    digest = hashlib.sha256(Path(options.model).read_bytes())
+    digest.update(network.theta.tobytes())
+    digest.update(network.stats.tobytes())
+    return digest.hexdigest()
+
+
+def hash_of_pictures(pictures: Any, *chosen: np.ndarray) -> str:
+    """SHA-256 of the names and classes of pictures.
+
+    pictures   minires.data.imagenet.Pictures
+    chosen     indices of some of them, which count too
+    """
+    digest = hashlib.sha256("\n".join(pictures.names).encode())
+    for array in (pictures.labels, *chosen):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def describe_notes(examination: Examination, most: int = 10) -> list[str]:
+    """Lines about files that were left out or converted: their number, and the first names.
+
+    examination   after its photographs were shown
+    most          how many files are named
+    """
     notes, ignored = examination.notes, examination.pictures.ignored
     lines = []
     if ignored:
@@ -597,7 +731,7 @@ def describe_notes(examination, most=10):
     return lines
 
 
-def run(options):
+def run(options: Any) -> int:
     """`minires evaluate`: print the scores; 0 is the exit code."""
     check_counts(options, "limit")
     try:
@@ -653,8 +787,11 @@ def run(options):
     return 0
 
 
-def without_nan(content):
-    """A dict with None in the place of NaN and infinity, which JSON does not have."""
+def without_nan(content: dict) -> dict:
+    """A dict with None in the place of NaN and infinity, which JSON does not have.
+
+    content   of plain values
+    """
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in content.items()

@@ -2,13 +2,14 @@
 
 import json
 import time
+from typing import Any
 
 REPORT = """\
 Please report this: the table, the lines above it, and the command that you used. Until then
 MINIRES_KERNELS=plain uses none of the kernels that failed, on a CPU and on a GPU; it is slower."""
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: Any) -> None:
     """Add the command to the command line."""
     parser = subparsers.add_parser("info", help="the versions, threads and GPUs of this machine")
     parser.add_argument(
@@ -20,7 +21,7 @@ def add_parser(subparsers) -> None:
     parser.set_defaults(run=run)
 
 
-def run(options) -> int:
+def run(options: Any) -> int:
     """Print the facts about this machine as JSON; then a table of checks, if asked.
 
     Returns  the exit code: 1 when a check failed

@@ -10,6 +10,7 @@ stick on any computer.
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from minires.commands.lessons import TEACH, folder
 
@@ -30,7 +31,7 @@ class Page:
     files: list = field(default_factory=list)
 
 
-def build(lessons, out, teacher, html, replace=False):
+def build(lessons: list, out: Path, teacher: bool, html: bool, replace: bool = False) -> list[Page]:
     """Write notebooks to a folder, and pages if they are wanted.
 
     lessons   a list of Lesson
@@ -65,9 +66,10 @@ def build(lessons, out, teacher, html, replace=False):
     return pages
 
 
-def notebook_of(lesson, teacher):
+def notebook_of(lesson: Any, teacher: bool) -> Any:
     """A lesson as a notebook, not run.
 
+    lesson    `minires.commands.lessons.Lesson`
     teacher   with solutions and wrong answers; else each exercise is one cell with its check
     Returns   an nbformat notebook
     """
@@ -94,8 +96,14 @@ def notebook_of(lesson, teacher):
     return notebook
 
 
-def run_notebook(notebook, name):
-    """Run a notebook in place. Returns seconds; RuntimeError when a cell fails."""
+def run_notebook(notebook: Any, name: str) -> float:
+    """Run a notebook in place. Returns seconds; RuntimeError when a cell fails.
+
+    notebook   as `notebook_of` returns it
+    name       of the lesson, for the error
+    Returns    the seconds that it took
+    Raises     RuntimeError when a cell fails
+    """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
@@ -116,8 +124,11 @@ def _empty(output):
     return output.get("data") == {"text/plain": ""}
 
 
-def size_of(path):
-    """A file's size as text, such as "1.2 MB"."""
+def size_of(path: Path) -> str:
+    """A file's size as text, such as "1.2 MB".
+
+    path   of the file
+    """
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 

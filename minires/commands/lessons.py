@@ -20,6 +20,7 @@ import textwrap
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import minires
 from minires.arrays.text import prepare_streams, table
@@ -30,7 +31,7 @@ PURPOSE = re.compile(r"\*\*After this lesson you can\*\* (.+?)\n\n", re.DOTALL)
 TIMES = re.compile(r"\*(\d+) minutes of yours, about (\d+) seconds? of the computer's\*")
 
 
-def add_parser(subparsers):
+def add_parser(subparsers: Any) -> None:
     """Add the command's arguments."""
     parser = subparsers.add_parser(
         "lessons",
@@ -103,12 +104,12 @@ class Cell:
     small: dict
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """The first tag; "" for a cell that every reader gets unchanged."""
         return self.tags[0] if self.tags else ""
 
     @property
-    def exercise(self):
+    def exercise(self) -> str:
         """The name of the exercise that the cell belongs to, or ""."""
         return self.tags[1] if len(self.tags) > 1 else ""
 
@@ -132,7 +133,7 @@ class Lesson:
     minutes: int
     seconds: int
 
-    def cells(self):
+    def cells(self) -> list[Cell]:
         """The cells in order. Raises ImportError without the package that reads them."""
         notebook = _jupytext().read(self.path)
         return [
@@ -146,7 +147,7 @@ class Lesson:
         ]
 
 
-def folder():
+def folder() -> Path:
     """Where the scripts are: in the installed package, or beside it in a checkout."""
     package = Path(minires.__file__).resolve().parent
     for place in (package / "lessons", package.parent / "lessons"):
@@ -158,20 +159,24 @@ def folder():
     )
 
 
-def lessons():
+def lessons() -> list[Lesson]:
     """All lessons in order."""
     return [_read(path) for path in sorted(folder().glob(SCRIPTS))]
 
 
-def lesson(number):
-    """One lesson by its number. ValueError when there is none."""
+def lesson(number: int) -> Lesson:
+    """One lesson by its number. ValueError when there is none.
+
+    number   from 1
+    Raises   ValueError when there is none
+    """
     known = {each.number: each for each in lessons()}
     if number not in known:
         raise ValueError(f"there is no lesson {number}; there are {_span(known)}")
     return known[number]
 
 
-def execute(cells, names, small=False, name="lesson"):
+def execute(cells: list[Cell], names: dict, small: bool = False, name: str = "lesson") -> None:
     """Run code cells in one dictionary of names.
 
     cells   of a lesson
@@ -186,8 +191,11 @@ def execute(cells, names, small=False, name="lesson"):
                 names.update(cell.small)
 
 
-def defined(source):
-    """The functions and classes that a cell defines."""
+def defined(source: str) -> list[str]:
+    """The functions and classes that a cell defines.
+
+    source   of the cell
+    """
     kinds = (ast.FunctionDef, ast.ClassDef)
     return [node.name for node in ast.parse(source).body if isinstance(node, kinds)]
 

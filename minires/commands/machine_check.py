@@ -115,6 +115,9 @@ def kernel_calls(device: str, dtype: Any) -> dict[str, Callable[[Any], list]]:
 
     Each returns the arrays that the kernel made or changed. Two networks see two batches; there are
     uneven windows, and sums that are long enough to be cut into parts.
+
+    device   "cpu" or "gpu"
+    dtype    of the arrays
     """
     rng = np.random.default_rng(0)
 

@@ -5,15 +5,24 @@
 `minires.study.pretrained` says what a cell computes and what lies in the folder.
 """
 
-import hashlib
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from minires.arrays.text import say
-from minires.commands.evaluate import check_counts, counted, describe_notes, open_examination
+from minires.commands.evaluate import (
+    check_batch,
+    check_counts,
+    counted,
+    describe_notes,
+    hash_of_network,
+    hash_of_pictures,
+    open_examination,
+    other_pictures,
+)
 
 # Options that say something to this profile only.
 OWN = (
@@ -34,7 +43,7 @@ OTHERS = (
 )
 
 
-def add_options(parser) -> None:
+def add_options(parser: Any) -> None:
     """Add to `minires sweep` what this profile needs to know."""
     from minires.commands.evaluate import add_preparation_options
 
@@ -57,7 +66,7 @@ def _rates(words):
     return [float(word) for word in words.split(",")]
 
 
-def check_options(options) -> None:
+def check_options(options: Any) -> None:
     """Refuse options that do not go with the profile.
 
     Raises   ValueError, which names them
@@ -83,7 +92,7 @@ def check_options(options) -> None:
         raise ValueError(f"--rates are {options.rates}, expected numbers above 0")
 
 
-def run(options) -> int:
+def run(options: Any) -> int:
     """Carry the command out: check everything, then compute what is missing, then print."""
     from minires.arrays.results import locked_folder, settle
     from minires.study import pretrained, pretrained_findings
@@ -94,14 +103,11 @@ def run(options) -> int:
     options.batch = batch or 32
     examination = open_examination(options)
     network, pictures = examination.network, examination.pictures
-    if network.batch not in (None, options.batch):
-        raise ValueError(
-            f"--batch is {options.batch}, but {options.model} takes {network.batch} pictures at a "
-            f"time: --batch {network.batch}, or export it with a free batch"
-        )
-    others = {"test": options.test_images, "choose": options.choose_images}
+    check_batch(options, network)
     others = {
-        name: _pictures_like(pictures, path, options) for name, path in others.items() if path
+        name: other_pictures(options, path, pictures.classes)
+        for name, path in (("test", options.test_images), ("choose", options.choose_images))
+        if path
     }
     updates = options.updates or 2 * (len(pictures) // options.batch)
     plan = pretrained.Plan(updates, options.batch)
@@ -140,19 +146,6 @@ def run(options) -> int:
     return 0
 
 
-def _pictures_like(pictures, path, options):
-    """Other pictures, with the numbers of the same classes."""
-    from minires.data import imagenet
-
-    found = imagenet.load(path, options.synsets)
-    if found.classes != pictures.classes:
-        raise ValueError(
-            f"{path} holds other classes than {options.images}: name the order of all classes "
-            "with --synsets"
-        )
-    return found
-
-
 def _photographs(out, name, pictures, examination, options):
     """Photographs of one kind, decoded into the folder if need be."""
     from minires.data import imagenet
@@ -174,19 +167,16 @@ def _settings(options, examination, shown, plan):
     from minires.study import pretrained
 
     network, pictures = examination.network, shown["train"]
-    model = hashlib.sha256(Path(options.model).read_bytes())
-    model.update(network.theta.tobytes())  # weights may lie in files of their own
-    model.update(network.stats.tobytes())
     return {
         "format": pretrained.FORMAT,
         "profile": pretrained.PROFILE,
         "model": options.model.name,
-        "model_sha256": model.hexdigest(),
+        "model_sha256": hash_of_network(options, network),
         "weights": network.theta.size,
         "statistics": network.stats.size,
         "folders": {name: Path(each.where).name for name, each in shown.items()},
         "images": {name: len(each) for name, each in shown.items()},
-        "images_sha256": {name: _sha256(each) for name, each in shown.items()},
+        "images_sha256": {name: hash_of_pictures(each) for name, each in shown.items()},
         "classes": [pictures.classes[number] for number in examination.compared],
         "outputs": network.classes,
         "among": options.among,
@@ -200,15 +190,14 @@ def _settings(options, examination, shown, plan):
     }
 
 
-def _sha256(pictures):
-    """Of the names and classes of pictures."""
-    shown = hashlib.sha256("\n".join(pictures.names).encode())
-    shown.update(pictures.labels.tobytes())
-    return shown.hexdigest()
-
-
 def check_space(folder: Path, settings: dict, cells: list) -> None:
-    """Refuse a sweep whose results the disk cannot hold."""
+    """Refuse a sweep whose results the disk cannot hold.
+
+    folder     of the sweep
+    settings   what its sweep.json will say
+    cells      those that are missing
+    Raises     OSError, which says how many cells would fit
+    """
     from minires.arrays.limits import check_disk
 
     pixels = 3 * settings["size"] ** 2 * sum(settings["images"].values())

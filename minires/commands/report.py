@@ -1,11 +1,12 @@
 """`minires report`: one HTML page with the findings of a sweep."""
 
 from pathlib import Path
+from typing import Any
 
 from minires.arrays.text import say
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: Any) -> None:
     """Add the command to the command line."""
     parser = subparsers.add_parser(
         "report",
@@ -28,7 +29,7 @@ def add_parser(subparsers) -> None:
     parser.set_defaults(run=run)
 
 
-def run(options) -> int:
+def run(options: Any) -> int:
     """Carry out the command."""
     from minires.arrays.files import complete
     from minires.study.figures import write_pngs

@@ -5,6 +5,7 @@ import time
 import warnings
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from minires.arrays.text import say
 
@@ -18,7 +19,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: Any) -> None:
     """Add the command to the command line."""
     parser = subparsers.add_parser(
         "run",
@@ -84,7 +85,7 @@ def add_parser(subparsers) -> None:
     parser.set_defaults(run=run, kept="; what is finished is kept, `run --resume` goes on with it")
 
 
-def run(options) -> int:
+def run(options: Any) -> int:
     """Carry out the command: check all settings, then train, then print the table."""
     from minires import arrays
     from minires import data as data_tools

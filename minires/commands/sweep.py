@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from minires import arrays
 from minires.arrays import text
@@ -23,7 +24,7 @@ SIZES = (
 )
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: Any) -> None:
     """Add the command to the command line."""
     from minires.study.grid import CANDIDATES, PROFILES
     from minires.study.sweep import SIDE_BY_SIDE_ON_GPU
@@ -88,7 +89,7 @@ def add_parser(subparsers) -> None:
     )
 
 
-def run(options) -> int:
+def run(options: Any) -> int:
     """Carry out the command: check everything, compute what is missing, print the findings."""
     from minires.arrays.results import locked_folder, tidy
 

@@ -27,7 +27,6 @@ order, so rates and methods can be compared in pairs.
 import contextlib
 import itertools
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -36,16 +35,15 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import device_of, to_device, to_host
+from minires.arrays import device_of, to_host
 from minires.arrays.files import complete, load_arrays, load_json, save_arrays
 from minires.arrays.results import check
 from minires.arrays.text import progress, say
 from minires.networks.running_statistics import reestimate_stats
-from minires.resampling.baselines import EMA
-from minires.resampling.moments import Moments
 from minires.study.cells import made_by
 from minires.study.store import SETTINGS, name_of_sweep
 from minires.training import loop
+from minires.training.fine_tuning import FineTuning
 from minires.training.optimizers import SGD
 
 FORMAT = 1
@@ -178,106 +176,57 @@ class Plan:
     batch: int
 
 
-class Tuning:
-    """A fine-tuning as far as it has come; saved and restored bit for bit."""
+class Tuning(FineTuning):
+    """The fine-tuning of a cell as far as it has come; saved and restored bit for bit.
+
+    subject   what is studied
+    cell      a Cell with a rate
+    """
 
     def __init__(self, subject: Subject, cell: Cell):
+        super().__init__(subject.theta, subject.stats, SGD(cell.rate), EMA_DECAY)
         self.cell = cell
-        self.theta, self.stats = subject.theta.copy(), subject.stats.copy()
-        self.optimizer = SGD(cell.rate)
-        self.moments, self.moments_of_stats = (
-            Moments(vector.shape) for vector in (self.theta, self.stats)
-        )
-        self.ema, self.ema_of_stats = EMA(EMA_DECAY), EMA(EMA_DECAY)
-        self.losses, self.seconds = [], 0.0
-
-    def update(self, subject: Subject, chosen: np.ndarray) -> None:
-        """One update on some of the training photographs: eq. 1, then eqs. 2-3.
-
-        Raises   FloatingPointError when the loss is not finite
-        """
-        began, number = time.perf_counter(), len(self.losses)
-        with np.errstate(over="ignore", invalid="ignore"):  # the loss says it better
-            loss, gradient = subject.network.loss_and_gradient(
-                self.theta,
-                subject.train.images(chosen),
-                subject.train.labels[chosen],
-                stats=self.stats,
-                rng=_stream(self.cell.seed, "fine-tuning dropout", number),
-                classes=subject.outputs,
-            )
-        if not math.isfinite(float(loss)):
-            raise FloatingPointError(f"the loss is {float(loss)} at update {number + 1}")
-        self.optimizer.step(self.theta, gradient)
-        for average, vector in self._averages():
-            average.update(vector)
-        self.losses.append(float(loss))
-        self.seconds += time.perf_counter() - began
-
-    def _averages(self):
-        yield self.moments, self.theta
-        yield self.ema, self.theta
-        yield self.moments_of_stats, self.stats
-        yield self.ema_of_stats, self.stats
 
     def save(self, path: Path, sweep: str) -> None:
-        """Write everything to one file."""
-        arrays = {"sweep": np.array(sweep), "cell": np.array(self.cell.key)}
-        arrays |= {"losses": np.array(self.losses), "seconds": np.array(self.seconds)}
-        arrays |= {"theta": self.theta, "stats": self.stats}
-        for name in _AVERAGES:
-            state = getattr(self, name).state()
-            arrays |= {f"{name}.{part}": value for part, value in state.items()}
-        save_arrays(path, **{name: np.asarray(to_host(value)) for name, value in arrays.items()})
+        """Write everything to one file.
 
-    def restore(self, path: Path, sweep: str) -> None:
+        path    of the file
+        sweep   the name of the sweep
+        """
+        names = {"sweep": sweep, "cell": self.cell.key, "seconds": self.seconds}
+        save_arrays(path, **{n: np.array(value) for n, value in names.items()}, **self.arrays())
+
+    def load(self, path: Path, sweep: str) -> None:
         """Go on from what `save` wrote.
 
-        Raises   ValueError when the file is damaged, or of another sweep
+        path    of the file
+        sweep   the name of the sweep
+        Raises  ValueError when the file is damaged, or of another sweep
         """
         shapes = {"theta": self.theta.shape, "stats": self.stats.shape}
         arrays = load_arrays(path, "sweep", "cell", "losses", "seconds", shapes=shapes)
         if (str(arrays["sweep"]), str(arrays["cell"])) != (sweep, self.cell.key):
             raise ValueError(f"{path} belongs to another sweep: remove it")
-        device = device_of(self.theta)
-        kept = {name: {} for name in _AVERAGES}
-        for name, array in arrays.items():
-            owner, point, part = name.partition(".")
-            if point and owner in kept:
-                kept[owner][part] = to_device(array, device) if array.ndim > 0 else array
         try:
-            for name in ("moments", "moments_of_stats"):
-                kept[name]["shape"] = to_host(kept[name]["shape"])
-                setattr(self, name, Moments.from_state(kept[name]))
-            for name in ("ema", "ema_of_stats"):
-                getattr(self, name).restore(kept[name])
-        except (KeyError, TypeError, ValueError) as error:
+            self.restore(arrays)
+            self.seconds = float(arrays["seconds"])
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"{path} is damaged ({error}): remove it") from error
-        self.theta, self.stats = (to_device(arrays[name], device) for name in ("theta", "stats"))
-        self.losses, self.seconds = arrays["losses"].tolist(), float(arrays["seconds"])
 
 
-_AVERAGES = ("moments", "moments_of_stats", "ema", "ema_of_stats")
+def updates_of(tuning: Tuning, subject: Subject, plan: Plan) -> Iterator[tuple]:
+    """What `FineTuning.update` takes for every update that is missing.
 
-
-def fine_tune(tuning: Tuning, subject: Subject, plan: Plan, save: Callable | None = None) -> None:
-    """Fine-tune from wherever a cell is up to the number of updates of the plan.
-
-    save     called when a save is due, and at the end
-    Raises   FloatingPointError when the loss is not finite
+    tuning    as far as it has come
+    subject   what is studied
+    plan      how many updates
+    Yields    images and labels of a batch, random numbers for dropout, the outputs that compete
     """
-    seed, done = tuning.cell.seed, len(tuning.losses)
-    order = loop.batches(len(subject.train), plan.batch, _stream(seed, "fine-tuning order"))
-    saved = time.monotonic()
-    with progress(total=plan.updates, initial=done, unit="update", desc=tuning.cell.key) as bar:
-        for chosen in itertools.islice(order, done, plan.updates):
-            tuning.update(subject, chosen)
-            bar.update()
-            bar.set_postfix(loss=f"{tuning.losses[-1]:.4f}", refresh=False)
-            last = len(tuning.losses) == plan.updates
-            if save is not None and (last or time.monotonic() - saved >= SAVE_EVERY):
-                save()
-                saved = time.monotonic()
+    seed, done, train = tuning.cell.seed, tuning.updates, subject.train
+    order = loop.batches(len(train), plan.batch, _stream(seed, "fine-tuning order"))
+    for number, chosen in enumerate(itertools.islice(order, done, plan.updates), done):
+        rng = _stream(seed, "fine-tuning dropout", number)
+        yield train.images(chosen), train.labels[chosen], rng, subject.outputs
 
 
 def networks(tuning: Tuning, subject: Subject, plan: Plan) -> Iterator[tuple]:
@@ -435,10 +384,13 @@ def _tuned(subject, plan, cell, folder, sweep):
 
     tuning, unfinished = Tuning(subject, cell), _unfinished(folder, cell)
     if unfinished.exists():
-        tuning.restore(unfinished, sweep)
-        say(f"{cell.key}: going on after update {len(tuning.losses)}")
+        tuning.load(unfinished, sweep)
+        say(f"{cell.key}: going on after update {tuning.updates}")
     try:
-        fine_tune(tuning, subject, plan, lambda: tuning.save(unfinished, sweep))
+        tuning.go_on(
+            subject.network, updates_of(tuning, subject, plan), plan.updates,
+            lambda: tuning.save(unfinished, sweep), SAVE_EVERY, cell.key,
+        )  # fmt: skip
         began = time.perf_counter()
         found = examine(subject, networks(tuning, subject, plan))
     except FloatingPointError as error:

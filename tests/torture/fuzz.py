@@ -200,7 +200,7 @@ class Npz:
         def restore(path):
             notes = imagenet.Notes()
             state = improve.State(shown["theta"], shown["stats"], Adam(0.05), 0.9, notes)
-            state.restore(path, settings)
+            state.load(path, settings)
             state.optimizer.step(state.theta, np.ones_like(state.theta))
             state.record(0.5)
             return state.moments.variance, state.ema.mean, state.notes.lines()

@@ -1,0 +1,185 @@
+"""A fine-tuning that can be stopped after any update and then goes on with the same bits.
+
+    tuning = FineTuning(theta, stats, SGD(0.05), decay=0.999)
+    tuning.update(network, images, labels, rng)               # eq. 1, then eqs. 2-3
+    save_arrays(path, **tuning.arrays())
+    tuning.restore(load_arrays(path))
+
+`minires.training.loop` trains on images that are all in memory. Here the caller brings the images
+of each update, so they may be read from files meanwhile.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from minires.arrays import device_of, to_device, to_host
+from minires.arrays.text import progress
+from minires.resampling.baselines import EMA
+from minires.resampling.moments import Moments
+
+# Parts with a state of their own: each can give it, and go on from it.
+PARTS = ("optimizer", "moments", "moments_of_stats", "ema", "ema_of_stats")
+
+
+class FineTuning:
+    """Everything that one update hands to the next.
+
+    theta      (P,) the weights to begin with; copied. All other vectors are on the same device
+    stats      (S,) the batch-norm statistics to begin with; copied
+    optimizer  SGD or Adam
+    decay      of the exponential moving average of θ
+    """
+
+    def __init__(self, theta: Any, stats: Any, optimizer: Any, decay: float):
+        self.theta, self.stats = theta.copy(), stats.copy()
+        self.optimizer = optimizer
+        self.moments, self.moments_of_stats = Moments(theta.shape), Moments(stats.shape)
+        self.ema, self.ema_of_stats = EMA(decay), EMA(decay)
+        self.losses: list[float] = []
+        self.seconds = 0.0  # that updates took, their images included
+        self.whole = True  # no update is half done
+
+    @property
+    def updates(self) -> int:
+        """How many updates have been made."""
+        return len(self.losses)
+
+    def update(
+        self, network: Any, images: Any, labels: Any, rng: Any = None, classes: Any = None
+    ) -> None:
+        """Make one update (eq. 1), then take θ and the statistics into every average (eqs. 2-3).
+
+        network   as `minires.onnx.load` gives it
+        images    (n, …) of the batch
+        labels    (n,) their classes, as the network's loss takes them
+        rng       random numbers for dropout
+        classes   the outputs that compete; None: all
+        Raises    FloatingPointError when the loss is not finite; then nothing has changed
+        """
+        stats = self.stats.copy()
+        with np.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
+            loss, gradient = network.loss_and_gradient(
+                self.theta, images, labels, stats=stats, rng=rng, classes=classes
+            )
+        if not math.isfinite(loss := float(loss)):
+            raise FloatingPointError(
+                f"the loss is {loss} at update {self.updates + 1}: lower the rate (now "
+                f"{self.optimizer.rate})"
+            )
+        self.whole = False
+        self.stats = stats
+        self.optimizer.step(self.theta, gradient)
+        self.record(loss)
+        self.whole = True
+
+    def record(self, loss: float) -> None:
+        """Count the update that has just been made, and take it into every average.
+
+        loss   of its batch, before the update
+        """
+        self.losses.append(loss)
+        for average, vector in (
+            (self.moments, self.theta),
+            (self.ema, self.theta),
+            (self.moments_of_stats, self.stats),
+            (self.ema_of_stats, self.stats),
+        ):
+            average.update(vector)
+
+    def go_on(
+        self,
+        network: Any,
+        shown: Iterable[tuple],
+        updates: int,
+        save: Callable[[], None] | None = None,
+        every: float = 180.0,
+        desc: str = "fine-tuning",
+    ) -> None:
+        """Make all updates that are missing.
+
+        network   as for `update`
+        shown     for each of them, what `update` takes after the network
+        updates   how many are made in the end, those already made included
+        save      called when a save is due, at the end, and after Ctrl-C
+        every     seconds between two saves
+        desc      the text beside the progress bar
+        Raises    FloatingPointError when the loss is not finite
+        """
+        done, saved, began = self.updates, time.monotonic(), time.perf_counter()
+        with progress(total=updates, initial=done, unit="update", desc=desc) as bar:
+            try:
+                for batch in shown:
+                    self.update(network, *batch)
+                    self.seconds += time.perf_counter() - began
+                    bar.update()
+                    bar.set_postfix(loss=f"{self.losses[-1]:.4f}", refresh=False)
+                    due = self.updates == updates or time.monotonic() - saved >= every
+                    if save is not None and due:
+                        save()
+                        saved = time.monotonic()
+                    began = time.perf_counter()
+            except KeyboardInterrupt:
+                if save is not None and self.whole and self.updates > done:
+                    save()
+                raise
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that `restore` needs, on the host."""
+        found = {
+            "updates": self.updates,
+            "losses": np.array(self.losses, np.float64),
+            "theta": self.theta,
+            "stats": self.stats,
+        }
+        for part in PARTS:
+            state = getattr(self, part).state()
+            found |= {f"{part}.{name}": value for name, value in state.items()}
+        return {name: np.asarray(to_host(value)) for name, value in found.items()}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on from what `arrays` gave; other names are ignored.
+
+        arrays   by name
+        Raises   LookupError, TypeError, ValueError or ArithmeticError when they do not fit one
+                 another, or not this network and optimizer
+        """
+        updates, losses = int(arrays["updates"]), arrays["losses"]
+        if updates < 1 or losses.shape != (updates,) or not np.isfinite(losses).all():
+            raise ValueError(f"{updates} updates, and losses {losses.shape}")
+        for name in ("theta", "stats"):
+            array, own = arrays[name], getattr(self, name)
+            if (array.shape, array.dtype) != (own.shape, own.dtype) or not np.isfinite(array).all():
+                raise ValueError(f"{name} is {array.shape} {array.dtype}, or not finite")
+        kept = self._by_part(arrays)
+        self.moments = Moments.from_state(kept["moments"])
+        self.moments_of_stats = Moments.from_state(kept["moments_of_stats"])
+        for part in ("optimizer", "ema", "ema_of_stats"):
+            getattr(self, part).restore(kept[part])
+        for name in ("theta", "stats"):
+            averages = (self.moments, self.ema)
+            if name == "stats":
+                averages = (self.moments_of_stats, self.ema_of_stats)
+            for average in averages:
+                if (average.count, average.mean.shape) != (updates, arrays[name].shape):
+                    raise ValueError(f"an average of {name} of {average.count} updates")
+        if self.optimizer.count != updates:
+            raise ValueError(f"{updates} updates, and {self.optimizer.count} of the optimizer")
+        device = device_of(self.theta)
+        self.theta, self.stats = (to_device(arrays[name], device) for name in ("theta", "stats"))
+        self.losses = losses.tolist()
+
+    def _by_part(self, arrays):
+        """{part: its state}; vectors on the device."""
+        device, kept = device_of(self.theta), {part: {} for part in PARTS}
+        for name, array in arrays.items():
+            part, point, own = name.partition(".")
+            if point and part in kept:
+                if array.ndim and part == "optimizer" and array.shape != arrays["theta"].shape:
+                    raise ValueError(f"{name} is {array.shape}")
+                vector = array.ndim and array.dtype.kind == "f"
+                kept[part][own] = to_device(array, device) if vector else array
+        return kept
