@@ -17,8 +17,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minires"
 
 # Rooms and files whose public functions document every argument. The list may only grow.
+#
+# Public is what stands at the top of a file, or in a class there, without an underscore in front;
+# what is nested in a function is not. A docstring explains an argument in a line that begins with
+# its name, or with several names. What means the same everywhere in a file or a room may be
+# explained once: in the docstring of the file or of the room, after SHARED.
+#
+# In `testing`, X_suite and X_properties take what check_X takes, which explains it. An answer in
+# mistakes.py or references.py needs no docstring: the check of its kind explains its arguments.
 DOCUMENTED = (
     "arrays",
+    "commands",
     "data",
     "engine/autodiff.py",
     "engine/batch_norm.py",
@@ -30,10 +39,13 @@ DOCUMENTED = (
     "kernels/vectors.py",
     "networks",
     "resampling",
+    "study",
+    "testing",
     "training",
 )
 # Rooms whose public functions carry type hints.
-TYPED = ("arrays", "networks", "resampling", "training")
+TYPED = ("arrays", "commands", "networks", "resampling", "study", "testing", "training")
+SHARED = "An argument means the same"
 
 
 def sources(places):
@@ -44,18 +56,37 @@ def sources(places):
 
 def public_functions(path):
     """(name, node, docstring that must name the arguments) of all that is public in a file."""
-    for node in ast.parse(path.read_text("utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+    tree = ast.parse(path.read_text("utf-8"))
+    answers = answers_in(tree)
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name in answers:
+            continue
+        if node.name.startswith("_"):
+            continue
+        if isinstance(node, ast.FunctionDef):
             yield node.name, node, ast.get_docstring(node)
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            yield node.name, None, ast.get_docstring(node)
-            for inner in node.body:
-                if not isinstance(inner, ast.FunctionDef):
-                    continue
-                if inner.name == "__init__":
-                    yield node.name, inner, ast.get_docstring(node)
-                elif not inner.name.startswith("_"):
-                    yield f"{node.name}.{inner.name}", inner, ast.get_docstring(inner)
+            continue
+        yield node.name, None, ast.get_docstring(node)
+        for inner in node.body:
+            if not isinstance(inner, ast.FunctionDef):
+                continue
+            if inner.name == "__init__":
+                yield node.name, inner, ast.get_docstring(node)
+            elif not inner.name.startswith("_"):
+                yield f"{node.name}.{inner.name}", inner, ast.get_docstring(inner)
+
+
+def answers_in(tree):
+    """The functions and classes that a file lists as answers to an exercise, right or wrong."""
+    lists = {"_right", "_wrong", "Answer"}
+    named = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) in lists:
+            named |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+        for decorator in getattr(node, "decorator_list", ()):
+            if getattr(getattr(decorator, "func", None), "id", None) in lists:
+                named.add(node.name)
+    return named
 
 
 def arguments_of(node):
@@ -78,20 +109,29 @@ def explained(text):
     return words
 
 
+def shared_by(path):
+    """What the docstrings of a file and of its room say of arguments that mean the same there."""
+    texts = [
+        ast.get_docstring(ast.parse(place.read_text("utf-8"))) or ""
+        for place in (path, path.with_name("__init__.py"))
+        if place.exists()
+    ]
+    return "\n".join(text.partition(SHARED)[2] for text in texts)
+
+
 def undocumented(path):
-    found = []
-    # What plain.py's own docstring explains means the same in all of its kernels.
-    shared = (
-        ast.get_docstring(ast.parse(path.read_text("utf-8"))) if path.name == "plain.py" else ""
-    )
-    for name, node, text in public_functions(path):
+    found, shared = [], explained(shared_by(path))
+    public = list(public_functions(path))
+    checks = {name: text for name, _, text in public if name.startswith("check_")}
+    for name, node, text in public:
         if name.rpartition(".")[2] in INHERITED and not name.startswith("Layer."):
             continue
         if not text:
             found.append(f"{path.name}: {name} has no docstring")
             continue
         if node is not None:
-            words = explained(text) | explained(shared)
+            check = re.sub(r"^(\w+?)_(suite|properties)$", r"check_\1", name)
+            words = explained(text) | shared | explained(checks.get(check) or "")
             found += [
                 f"{path.name}: {name} says nothing of {argument.arg}"
                 for argument in arguments_of(node)
@@ -130,6 +170,28 @@ def test_what_is_missing_is_found(tmp_path):
         "sample.py: g has no docstring",
     ]
     assert len(untyped(path)) == 4
+
+
+def test_what_a_room_or_a_check_explains_needs_no_second_word(tmp_path):
+    (tmp_path / "__init__.py").write_text(
+        f'"""A room.\n\nw   no\n\n{SHARED}:\n\n    x   a number\n"""\n'
+    )
+    path = tmp_path / "sample.py"
+    path.write_text(
+        f'"""A file.\n\n{SHARED}:\n\n    y, z   numbers\n"""\n\n\n'
+        'def f(x, y, z, w):\n    """Adds."""\n\n\n'
+        'def check_sum(v):\n    """Judges.\n\n    v   code\n    """\n\n\n'
+        'def sum_suite(v, u):\n    """`check_sum` for pytest."""\n\n\n'
+        'def other_suite(v):\n    """Another."""\n\n\n'
+        '@_wrong("sum", "nothing is added")\ndef nothing(a):\n    return 0\n\n\n'
+        'def right(a):\n    return a\n\n\nLIST = [Answer("sum", "all", (right,))]\n\n\n'
+        'def outer():\n    """Has one inside."""\n\n    def inner(a):\n        pass\n'
+    )
+    assert undocumented(path) == [
+        "sample.py: f says nothing of w",
+        "sample.py: sum_suite says nothing of u",
+        "sample.py: other_suite says nothing of v",
+    ]
 
 
 def test_the_face_offers_what_it_lists_and_nothing_else():

@@ -38,6 +38,15 @@ def shown(text: object) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things as text: "1 seed", "2 seeds", "1,000 seeds".
+
+    number    how many
+    noun      in the singular
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def table(heads: list, rows: list, words: int = 1) -> str:
     """Rows and columns as text, columns as wide as their widest cell.
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from minires.arrays import describe_gpus, module_for, set_threads, to_device, to_host, xp_of
-from minires.arrays.text import progress, say, shown
+from minires.arrays.text import counted, progress, say, shown
 from minires.engine import ops
 
 # So many photographs are shown at once. A larger number is not faster, and takes more memory.
@@ -505,15 +505,6 @@ def with_error(scores: dict, key: str, digits: int, factor: float = 1, sign: str
     """
     value, error = scores[key] * factor, scores[key + "_error"] * factor
     return f"{value:{sign}.{digits}f} ± " + (f"{error:.{digits}f}" if error == error else "–")
-
-
-def counted(number: int, thing: str) -> str:
-    """ "1 picture", "1,000 pictures"
-
-    number   of things
-    thing    in the singular
-    """
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 # --- the command ----------------------------------------------------------------------------

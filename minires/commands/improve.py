@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays.text import say, shown
+from minires.arrays.text import counted, say, shown
 from minires.commands import rate_range
 from minires.commands.evaluate import (
     Examination,
     add_picture_options,
     check_batch,
     check_counts,
-    counted,
     describe_notes,
     hash_of_network,
     hash_of_pictures,

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays.text import say, table
+from minires.arrays.text import counted, say, table
 from minires.commands.evaluate import (
     Examination,
     Outcomes,
-    counted,
     describe_notes,
     predictions,
     standard_error,

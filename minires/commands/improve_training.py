@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from minires.arrays.files import load_arrays, save_arrays
-from minires.arrays.text import shown
-from minires.commands.evaluate import Examination, counted
+from minires.arrays.text import counted, shown
+from minires.commands.evaluate import Examination
 from minires.training.fine_tuning import FineTuning
 from minires.training.loop import batches, stream
 

@@ -34,7 +34,9 @@ NEEDS = ("jupyterlab",)
 OWN_FILES = {"INSTALLER", "REQUESTED", "direct_url.json", "RECORD"}
 
 
-def bundle(out, platforms, pythons, pages=True, replace=False):
+def bundle(
+    out: Path, platforms: list[str], pythons: list[str], pages: bool = True, replace: bool = False
+) -> int:
     """Fill a folder for a class without a network.
 
     out         the folder
@@ -76,7 +78,7 @@ def bundle(out, platforms, pythons, pages=True, replace=False):
     return 1 if reasons else 0
 
 
-def own_wheel(place):
+def own_wheel(place: Path) -> Path:
     """This package as a wheel: built in a checkout, else packed again from the installed files.
 
     place     folder to write to

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays.text import say
+from minires.arrays.text import counted, say
 from minires.commands.evaluate import (
     check_batch,
     check_counts,
-    counted,
     describe_notes,
     hash_of_network,
     hash_of_pictures,

@@ -18,12 +18,13 @@ gradient jumps. Then the weights go another way, which is equally good.
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import threadpoolctl
@@ -38,7 +39,7 @@ from minires.resampling.averages import average, prefix_averages
 from minires.resampling.baselines import EMA, SWAG, isotropic_members
 from minires.resampling.moments import Moments
 from minires.study.experiment import fingerprint, make_optimizer
-from minires.study.grid import MEMBERS
+from minires.study.grid import MEMBERS, Cell, Profile
 from minires.training import loop
 from minires.training.metrics import nll
 from minires.training.schedules import cyclic, linear
@@ -93,21 +94,21 @@ class Source:
     sha256: str
     inputs: str = "[-1, 1]"
 
-    def load_dataset(self):
+    def load_dataset(self) -> Any:
         """The images unscaled, uint8; downloaded or made if they are not on disk."""
         from minires import data as data_tools
 
         sizes = {"train": self.train, "test": self.test}
         return data_tools.load(self.name, data_dir=self.data_dir, progress=False, **sizes)
 
-    def share(self, dataset):
+    def share(self, dataset: Any) -> None:
         """Write the shared files. All workers on this machine map them into the same memory."""
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         for name, array in _scaled(dataset, self.inputs)._asdict().items():
             with complete(self._file(name)) as file:
                 np.save(file, array)
 
-    def data(self):
+    def data(self) -> Data:
         """The data, loaded once in each process.
 
         Returns  Data
@@ -180,7 +181,13 @@ class Outcome:
     predictions: np.ndarray | None = None
 
 
-def compute(cells, profile, source, starts=None, device="cpu"):
+def compute(
+    cells: list[Cell],
+    profile: Profile,
+    source: Source,
+    starts: list | None = None,
+    device: str = "cpu",
+) -> list[Outcome]:
     """Train some cells side by side, and measure each; on a CPU on one thread.
 
     cells     [Cell, …], all `alike`
@@ -213,8 +220,11 @@ def compute(cells, profile, source, starts=None, device="cpu"):
     return outcomes
 
 
-def made_by(device):
-    """Versions, kernels, processor and date: a reader of one number may want to know them."""
+def made_by(device: str) -> dict[str, str]:
+    """Versions, kernels, processor and date: a reader of one number may want to know them.
+
+    device   "cpu" or "gpu"
+    """
     from minires import __version__
 
     return {
@@ -226,14 +236,14 @@ def made_by(device):
     }
 
 
-def alike(cell, profile):
+def alike(cell: Cell, profile: Profile) -> tuple:
     """What must be the same in cells that train side by side."""
     optimizer = cell.optimizer if cell.is_pretraining else cell.finetune_optimizer
     parts = profile.parts(cell) & {"baselines", "curves"}  # a portrait needs no other training
     return cell.is_pretraining, optimizer, cell.dropout, parts
 
 
-def work(cell, profile, train, test):
+def work(cell: Cell, profile: Profile, train: int, test: int) -> tuple[float, float]:
     """How much work a cell is: (updates of training, predictions of all test images).
 
     train, test   the number of training and of test images
@@ -253,7 +263,7 @@ def work(cell, profile, train, test):
     return updates, predictions
 
 
-def averaged_updates(profile):
+def averaged_updates(profile: Profile) -> list[int]:
     """The numbers of updates after which a cell with curves measures the mean so far."""
     return [t for t in AVERAGED if t < profile.updates] + [profile.updates]
 
@@ -261,19 +271,27 @@ def averaged_updates(profile):
 class Cohort:
     """Cells that train side by side, on the device where the data is.
 
+    data     the images, on the device that computes
     probes   a Probe for each cell
     lost     {number of a cell, from 0: FloatingPointError} where loss or weights are not finite
     """
 
-    def __init__(self, cells, profile, data):
+    def __init__(self, cells: list[Cell], profile: Profile, data: Data):
         self.cells, self.profile, self.data = cells, profile, data
         self.model = profile.model(cells[0].dropout, data.train_images.shape[1:])
         self.parts = frozenset.union(*map(profile.parts, cells))
         self.probes = [Probe(cell, profile, self.model, data) for cell in cells]
         self.lost = {}
 
-    def train(self, theta, optimizer, updates, **options):
-        """`loop.train` with the cells' data and streams; θ (R, P) changes in place."""
+    def train(self, theta: Any, optimizer: Any, updates: int, **options: Any) -> np.ndarray:
+        """`loop.train` with the cells' data and streams; θ (R, P) changes in place.
+
+        theta       (R, P)
+        optimizer   SGD or Adam, with R rates
+        updates     how many
+        options     more arguments of `loop.train`
+        Returns     the watched weights after every update, (updates, R, watched)
+        """
         data, seeds = self.data, [cell.seed for cell in self.cells]
         batch = self.profile.batch
         task = loop.Task(self.model, data.train_images, data.train_labels, batch, seeds, quiet=True)
@@ -283,15 +301,22 @@ class Cohort:
         self.lost = trained.lost | self.lost  # of several errors of a network the first is kept
         return trained.history
 
-    def tune(self, theta, **options):
-        """Fine-tune θ (R, P) in place, each network with its own ℓ₂."""
+    def tune(self, theta: Any, **options: Any) -> np.ndarray:
+        """Fine-tune θ (R, P) in place, each network with its own ℓ₂.
+
+        theta     (R, P)
+        options   more arguments of `loop.train`
+        """
         rates = np.array([[cell.l2] for cell in self.cells])
         optimizer = make_optimizer(self.cells[0].finetune_optimizer, rates)
         updates = self.profile.updates
         return self.train(theta, optimizer, updates, phase="fine-tuning", **options)
 
-    def outcomes(self, measure):
-        """`measure(place, probe)` of each cell; for a lost cell a record that says why."""
+    def outcomes(self, measure: Callable) -> list[Outcome]:
+        """`measure(place, probe)` of each cell; for a lost cell a record that says why.
+
+        measure   (place, Probe) → Outcome
+        """
         return [self._outcome(measure, place, probe) for place, probe in enumerate(self.probes)]
 
     def _outcome(self, measure, place, probe):
@@ -314,17 +339,26 @@ class Probe:
     model: object
     data: Data
 
-    def stream(self, purpose):
-        """A random generator of the cell's seed."""
+    def stream(self, purpose: str) -> np.random.Generator:
+        """A random generator of the cell's seed.
+
+        purpose   one of `loop.STREAMS`
+        """
         return loop.stream(self.cell.seed, purpose)
 
-    def predict(self, theta):
-        """Class probabilities of all test images: θ (P,) → (N, C), θ (R, P) → (R, N, C)."""
+    def predict(self, theta: Any) -> Any:
+        """Class probabilities of all test images: θ (P,) → (N, C), θ (R, P) → (R, N, C).
+
+        theta   (P,) or (R, P)
+        """
         batch = self.model.batch if theta.ndim == 1 else ENSEMBLE_BATCH
         return self.model.predict(theta, self.data.test_images, batch=batch)
 
-    def predict_timed(self, theta):
-        """The result of `predict`, and how many seconds it took."""
+    def predict_timed(self, theta: Any) -> tuple:
+        """The result of `predict`, and how many seconds it took.
+
+        theta   (P,) or (R, P)
+        """
         xp = xp_of(theta)
 
         def done():
@@ -336,16 +370,25 @@ class Probe:
         probabilities = self.predict(theta)
         return probabilities, done() - began
 
-    def score(self, probabilities):
-        """Accuracy, NLL, Brier score and ECE of a prediction."""
+    def score(self, probabilities: Any) -> dict[str, float]:
+        """Accuracy, NLL, Brier score and ECE of a prediction.
+
+        probabilities   (N, C) of the test images
+        """
         return loop.score(probabilities, self.data.test_labels)
 
-    def score_each(self, thetas):
-        """Scores of several networks, predicted one after another; each score a list."""
+    def score_each(self, thetas: list) -> dict[str, list]:
+        """Scores of several networks, predicted one after another; each score a list.
+
+        thetas   of (P,)
+        """
         return _columns([self.score(self.predict(theta)) for theta in thetas])
 
-    def right(self, probabilities):
-        """Which test images are classified correctly, (N,) bool."""
+    def right(self, probabilities: Any) -> Any:
+        """Which test images are classified correctly, (N,) bool.
+
+        probabilities   (N, C) of the test images
+        """
         return probabilities.argmax(axis=-1) == self.data.test_labels
 
 
@@ -424,9 +467,12 @@ def _measure(probe, scores, start, theta, recorder, history, others):
 
 
 class Recorder:
-    """Keeps averages and some values of θ (R, P) during fine-tuning; called after every update."""
+    """Keeps averages and some values of θ (R, P) during fine-tuning; called after every update.
 
-    def __init__(self, cohort):
+    cohort   whose weights it follows
+    """
+
+    def __init__(self, cohort: Cohort):
         shape, updates = (len(cohort.cells), cohort.model.size), cohort.profile.updates
         self.moments = Moments(shape)
         self.stopwatch = Stopwatch(self.moments)
@@ -442,8 +488,11 @@ class Recorder:
             cohort.model, WATCHED if curves else 0, np.random.default_rng(0)
         )
 
-    def averages(self, theta):
-        """The averages that `loop.train` updates with θ after every update."""
+    def averages(self, theta: Any) -> list[tuple]:
+        """The averages that `loop.train` updates with θ after every update.
+
+        theta   (R, P), the array that training changes in place
+        """
         moments = self.stopwatch if xp_of(theta) is np else self.moments
         kept = [moments, self.ema] + ([self.swag.moments] if self.swag else [])
         return [(average, theta) for average in kept]
@@ -455,8 +504,11 @@ class Recorder:
             self.means.append(self.moments.mean_so_far())
         self.stopwatch.stepped = time.perf_counter()
 
-    def of(self, place):
-        """What was kept for one network."""
+    def of(self, place: int) -> "Recorded":
+        """What was kept for one network.
+
+        place   of the network in its cohort
+        """
         return Recorded(
             moments=self.moments[place],
             ema=self.ema[place].mean,
@@ -488,19 +540,22 @@ class Stopwatch:
     moments   Moments
     """
 
-    def __init__(self, moments):
+    def __init__(self, moments: Moments):
         self.moments = moments
         self.stepped = time.perf_counter()  # when the last step ended
         self._steps, self._updates = [], []
 
-    def update(self, theta):
-        """Update the moments, and note the time."""
+    def update(self, theta: Any) -> None:
+        """Update the moments, and note the time.
+
+        theta   (R, P)
+        """
         began = time.perf_counter()
         self.moments.update(theta)
         self._steps.append(began - self.stepped)
         self._updates.append(time.perf_counter() - began)
 
-    def seconds(self):
+    def seconds(self) -> dict[str, float]:
         """{"step": …, "moments": …}, medians; {} if nothing was measured."""
         if not self._steps:
             return {}
@@ -513,10 +568,11 @@ class Stopwatch:
 class OtherTunings:
     """Other fine-tunings of the same networks, each with the paper's number of updates.
 
-    start   θ (R, P)
+    cohort   whose networks are tuned again
+    start    θ (R, P)
     """
 
-    def __init__(self, cohort, start):
+    def __init__(self, cohort: Cohort, start: Any):
         updates = cohort.profile.updates
         length = max(1, updates // MEMBERS)
         self.swa = Moments(start.shape, stride=length)
@@ -534,8 +590,11 @@ class OtherTunings:
         self.decayed = start.copy()
         cohort.tune(self.decayed, schedule=linear(updates))
 
-    def of(self, place):
-        """For one network: θ with a decayed rate, the mean of SWA, predictions of snapshots."""
+    def of(self, place: int) -> tuple:
+        """For one network: θ with a decayed rate, the mean of SWA, predictions of snapshots.
+
+        place   of the network in its cohort
+        """
         return self.decayed[place], self.swa[place], self.snapshots[place]
 
 
@@ -581,8 +640,13 @@ def _baselines(probe, finetuned, recorder, others):
     return found
 
 
-def predict_with_dropout(probe, theta, rng):
-    """Class probabilities of the test images from one pass with dropout on, (N, classes)."""
+def predict_with_dropout(probe: Probe, theta: Any, rng: np.random.Generator) -> Any:
+    """Class probabilities of the test images from one pass with dropout on, (N, classes).
+
+    probe   Probe of the cell
+    theta   (P,)
+    rng     random numbers for the dropout
+    """
     images, step = probe.data.test_images, probe.model.batch
     forward = ForwardPass(probe.model.layout, theta, mode="train", rng=rng)
     logits = [
@@ -711,7 +775,7 @@ def _sigma(entry, mean, std):
     }
 
 
-def point_on_line(position, *stations):
+def point_on_line(position: float, *stations: Any) -> Any:
     """A point on the straight lines from station to station; beyond the ends the line goes on.
 
     position   0, 1, 2, … are the stations; 0.5 is half-way between the first two
@@ -722,14 +786,16 @@ def point_on_line(position, *stations):
     return start + (end - start) * np.float32(position - leg)
 
 
-def plane_of(pretrained, finetuned, mean, losses):
+def plane_of(pretrained: Any, finetuned: Any, mean: Any, losses: Callable) -> dict:
     """The loss on the plane through three networks.
 
     The first axis goes from the pre-trained to the fine-tuned network. The second is at a right
     angle to it, towards the mean. Distances are Euclidean, in θ.
 
-    losses    a function: a list of θ (P,) → a list of losses
-    Returns   {"x", "y": positions, "test_loss": [y][x], "points": {name: [x, y]}}
+    pretrained, finetuned, mean   (P,) the weights of the three
+    losses                        a function: a list of θ (P,) → a list of losses
+    Returns                       {"x", "y": positions, "test_loss": [y][x], "points": {name: [x,
+                                  y]}}
     """
     across = (finetuned - pretrained).astype(np.float64)
     width = math.sqrt(across @ across)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from minires.arrays.text import counted
 from minires.study.grid import OPTIMIZERS, TESTING
 from minires.study.propositions import (
     MARGIN,
@@ -21,7 +22,6 @@ from minires.study.propositions import (
     Test,
     Unit,
     at_most,
-    count,
     describe,
     mean_and_spread,
     more,
@@ -46,6 +46,7 @@ from minires.study.statistics import (
     p_less,
     p_mcnemar,
 )
+from minires.study.store import Sweep
 
 # A smaller gain counts as marginal, a larger loss as a loss. It is the smallest difference between
 # two networks that 10,000 images can show, a little more than one standard error.
@@ -271,7 +272,7 @@ def _no_loss_along_l2(sweep, optimizer, method="mean", name="the mean model"):
     )
     seeds = loss.shape[1]
     if seeds < LEAST_SEEDS:
-        few = f"{found}, but {count(seeds, 'seed')}: too few"
+        few = f"{found}, but {counted(seeds, 'seed')}: too few"
         return replace(unknown(says, few), numbers=lambda: [(says, few)])
     runs = grid(sweep, method, "accuracy", optimizer).along_l2
     lost = (runs < LOST).sum(axis=(0, 2))  # of each ℓ₂
@@ -281,11 +282,11 @@ def _no_loss_along_l2(sweep, optimizer, method="mean", name="the mean model"):
 
     def numbers():
         tested = f"signed ranks, the largest p of all ℓ₂: {p_text(pro)}"
-        rows = [(says, f"{found}; {tested}; {count(seeds, 'seed')}")]
+        rows = [(says, f"{found}; {tested}; {counted(seeds, 'seed')}")]
         for rate, row, gone in zip(l2, loss, lost, strict=True):
             text = size(row, POINTS)
             if gone:
-                text += f"; {count(gone, 'run')} below {SHARE.edge(LOST)}"
+                text += f"; {counted(gone, 'run')} below {SHARE.edge(LOST)}"
             rows.append((f"  loss at ℓ₂ {rate:g}", text))
         beside, _ = losses("nll")
         text = f"{NLL.phrase(beside.mean(axis=1).max())}"
@@ -665,7 +666,7 @@ def _c17(sweep):
     if errors:
         worst = max(errors)
         exact = worst <= EXACT
-        found = f"largest relative error {worst:.1e} in {count(len(errors), 'run')}"
+        found = f"largest relative error {worst:.1e} in {counted(len(errors), 'run')}"
         part = Part(
             says,
             0.0 if exact else 1.0,
@@ -690,12 +691,12 @@ CLAIMS = (_c1, _c2, _c3, _c4, _c5, _c6, _c7, _c8, _c9, _c10, _c11, _c12, _c16, _
 TOO_SMALL = "too small to judge: this profile only shows that everything works"
 
 
-def is_too_small(sweep):
+def is_too_small(sweep: Sweep) -> bool:
     """Whether the sweep's profile is too small for verdicts."""
     return sweep.settings.get("profile") in TESTING
 
 
-def verdicts(sweep):
+def verdicts(sweep: Sweep) -> list:
     """The verdicts on all claims about MNIST.
 
     A profile that only shows that everything works gives no verdicts. Nor do networks that only

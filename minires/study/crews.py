@@ -13,7 +13,9 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor
+from typing import Any
 
 from tqdm import tqdm
 
@@ -26,24 +28,27 @@ class Processes:
 
     side_by_side = 1  # cells in a call
 
-    def __init__(self, count):
+    def __init__(self, count: int):
         self.count = count
         self.capacity = count + 1  # one call more than workers, so that none of them must wait
         self._executor = None
 
-    def submit(self, *call):
-        """Have a function called; returns its Future."""
+    def submit(self, *call: Any) -> Future:
+        """Have a function called; returns its Future.
+
+        call   the function, then its arguments
+        """
         if self._executor is None:
             self._executor = ProcessPoolExecutor(
                 self.count, multiprocessing.get_context("spawn"), initializer=_begin_worker
             )
         return self._executor.submit(*call)
 
-    def renew(self):
+    def renew(self) -> None:
         """End the workers that are left; the next call starts new ones."""
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """End the workers, even in the middle of a call."""
         executor, self._executor = self._executor, None
         if executor is not None:
@@ -78,7 +83,7 @@ class Cluster:
 
     side_by_side = 1  # cells in a call
 
-    def __init__(self, address, patience="20s"):
+    def __init__(self, address: str, patience: str = "20s"):
         try:
             import dask
             from distributed import Client
@@ -99,7 +104,7 @@ class Cluster:
         self._executor = self._client.get_executor(pure=False)
 
     @property
-    def capacity(self):
+    def capacity(self) -> int:
         """How many cells to send at a time. The number of workers may change."""
         try:
             return 1 + max(1, sum(self._client.ncores().values()))
@@ -109,14 +114,17 @@ class Cluster:
                 "kept: the same command goes on with it, on this cluster or another"
             ) from error
 
-    def submit(self, *call):
-        """Have a function called; returns its Future."""
+    def submit(self, *call: Any) -> Any:
+        """Have a function called; returns its Future.
+
+        call   the function, then its arguments
+        """
         return self._executor.submit(*call)
 
-    def renew(self):
+    def renew(self) -> None:
         """Nothing to do: Dask replaces its own workers."""
 
-    def close(self):
+    def close(self) -> None:
         """Cancel the calls that are not done, and disconnect."""
         self._executor.shutdown(wait=False)
         self._client.close()
@@ -130,11 +138,15 @@ class Device:
 
     capacity = 1
 
-    def __init__(self, side_by_side):
+    def __init__(self, side_by_side: int):
         self.side_by_side = side_by_side
 
-    def submit(self, function, *arguments):
-        """Call a function at once, in this process; returns a Future that is done."""
+    def submit(self, function: Callable, *arguments: Any) -> Future:
+        """Call a function at once, in this process; returns a Future that is done.
+
+        function    takes a `device`
+        arguments   its other arguments
+        """
         future = Future()
         try:
             future.set_result(function(*arguments, device="gpu"))
@@ -142,23 +154,29 @@ class Device:
             future.set_exception(error)
         return future
 
-    def renew(self):
+    def renew(self) -> None:
         """Nothing to do: there is no other process that could die."""
 
-    def close(self):
+    def close(self) -> None:
         """Nothing to do either."""
 
 
-def failure(future):
-    """The error of a call, or None."""
+def failure(future: Future) -> BaseException | None:
+    """The error of a call, or None.
+
+    future   of a call that has ended
+    """
     try:
         return future.exception()
     except CancelledError as error:  # Dask lost its scheduler, or the worker with the result
         return error
 
 
-def is_death(error):
-    """Whether the error means that the worker died, not that its work failed."""
+def is_death(error: BaseException) -> bool:
+    """Whether the error means that the worker died, not that its work failed.
+
+    error   as from `failure`
+    """
     return isinstance(error, (BrokenExecutor, CancelledError)) or (
         type(error).__name__ == "KilledWorker"
     )

@@ -15,8 +15,10 @@ import hashlib
 import inspect
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,15 +139,18 @@ class Config:
             chosen["l2"] = ADAM_RATE
         return chosen
 
-    def model(self, input_shape):
-        """The network for images of one shape."""
+    def model(self, input_shape: tuple) -> Any:
+        """The network for images of one shape.
+
+        input_shape   (H, W, C)
+        """
         options = {"dropout": self.dropout, "input_shape": input_shape, "classes": 10}
         if self.width is not None:  # the networks with batch norm
             options |= {"width": self.width, "momentum": STATISTICS_MOMENTUM}
         return NETWORKS[self.network](**options)
 
 
-def make_optimizer(name: str, rate: float, momentum: float = 0.0):
+def make_optimizer(name: str, rate: float, momentum: float = 0.0) -> SGD | Adam:
     """The optimizer of a name.
 
     name       "sgd", or "adam" as in TensorFlow 1.8
@@ -155,7 +160,7 @@ def make_optimizer(name: str, rate: float, momentum: float = 0.0):
     return SGD(rate, momentum) if name == "sgd" else Adam(rate)
 
 
-def fingerprint(dataset) -> str:
+def fingerprint(dataset: Any) -> str:
     """SHA-256 over all images and labels of a data set; with `--resume` it must be the same."""
     digest = hashlib.sha256()
     for name in ("train_images", "train_labels", "test_images", "test_labels"):
@@ -181,26 +186,46 @@ class Folder:
     run: str = ""
 
     def file(self, name: str) -> Path | None:
-        """The path of a file in the folder, or None."""
+        """The path of a file in the folder, or None.
+
+        name   of the file
+        """
         return None if self.path is None else self.path / name
 
     def has(self, name: str) -> bool:
-        """Whether the folder has a finished file of that name."""
+        """Whether the folder has a finished file of that name.
+
+        name   of the file
+        """
         return self.path is not None and (self.path / name).exists()
 
-    def save(self, name: str, **arrays) -> None:
-        """Write a stage."""
+    def save(self, name: str, **arrays: Any) -> None:
+        """Write a stage.
+
+        name     of the file
+        arrays   by name
+        """
         if self.path is not None:
             save_arrays(self.file(name), run=np.array(self.run), **arrays)
 
-    def load(self, name: str, **shapes) -> dict:
-        """Read a stage; ValueError when it is damaged or belongs to another experiment."""
+    def load(self, name: str, **shapes: tuple) -> dict:
+        """Read a stage; ValueError when it is damaged or belongs to another experiment.
+
+        name      of the file
+        shapes    that its arrays must have, by name
+        Returns   {name: array}
+        Raises    ValueError when it is damaged or belongs to another experiment
+        """
         arrays = load_arrays(self.file(name), "run", shapes=shapes)
         self.own(name, str(arrays.pop("run")))
         return arrays
 
     def own(self, name: str, run: str) -> None:
-        """Raise ValueError for a file of another experiment."""
+        """Raise ValueError for a file of another experiment.
+
+        name   of the file
+        run    the code that the file carries
+        """
         if run != self.run:
             raise ValueError(
                 f"{self.file(name)} belongs to another run: remove it, it will be made again"
@@ -208,11 +233,12 @@ class Folder:
 
 
 def open_folder(
-    path: Path, config: Config, model, resume: bool = False, data: str | None = None
+    path: Path, config: Config, model: Any, resume: bool = False, data: str | None = None
 ) -> Folder:
     """Check that a folder is right for this experiment, then write its config.json.
 
     path     held by `locked_folder`
+    config   Config
     model    the network; its size tells how much space the results need
     resume   whether to go on with an earlier run of the same settings
     data     the `fingerprint` of the data
@@ -247,9 +273,11 @@ def open_folder(
     return Folder(path, hashlib.sha256(same.encode()).hexdigest()[:16])
 
 
-def check_members(config: Config, model, dataset) -> None:
+def check_members(config: Config, model: Any, dataset: Any) -> None:
     """Check, before anything is trained, that the ensemble fits into memory.
 
+    config   Config
+    model    the network
     Raises   MemoryError, which names a number of members that would fit
     """
     images = 784 * 4 * (len(dataset.train_images) + len(dataset.test_images))
@@ -281,17 +309,35 @@ class Experiment:
     folder: Folder
     quiet: bool
 
-    def to_device(self, array):
-        """An array where this experiment computes."""
+    def to_device(self, array: Any) -> Any:
+        """An array where this experiment computes.
+
+        array   on any device
+        """
         return to_device(array, self.config.device)
 
-    def predict(self, theta, stats, what):
-        """Class probabilities of the test images, on the host."""
+    def predict(self, theta: Any, stats: Any, what: str) -> np.ndarray:
+        """Class probabilities of the test images, on the host.
+
+        theta   (P,) or (R, P)
+        stats   (S,) or (R, S)
+        what    the text beside the progress bar
+        """
         theta, stats = self.to_device(theta), self.to_device(stats)
         return loop.predict(self.model, theta, self.test_images, stats, self.quiet, what)
 
-    def train(self, do, *vectors, phase, updates, seed, **options):
-        """`loop.train` or `loop.fine_tune` (`do`) by this experiment's data and settings."""
+    def train(
+        self, do: Callable, *vectors: Any, phase: str, updates: int, seed: int, **options: Any
+    ) -> Any:
+        """`loop.train` or `loop.fine_tune` (`do`) by this experiment's data and settings.
+
+        do        `loop.train` or `loop.fine_tune`
+        phase     "training" or "fine-tuning"
+        updates   how many
+        seed      of the order of images and of dropout
+        vectors   θ and the batch-norm statistics, changed in place
+        options   more arguments of `do`
+        """
         config, tuning = self.config, phase == "fine-tuning"
         optimizer = make_optimizer(
             config.finetune_optimizer if tuning else config.optimizer,
@@ -303,7 +349,7 @@ class Experiment:
         return do(task, *vectors, optimizer, updates, **options)
 
 
-def run(config: Config, dataset, folder: Folder, quiet: bool = False) -> dict:
+def run(config: Config, dataset: Any, folder: Folder, quiet: bool = False) -> dict:
     """All stages for all seeds.
 
     config    Config
@@ -499,7 +545,7 @@ def compare(
     return records
 
 
-def statistics_of(experiment: Experiment, seed: int, finetuned: dict, theta) -> dict:
+def statistics_of(experiment: Experiment, seed: int, finetuned: dict, theta: Any) -> dict:
     """Batch-norm statistics for resampled weights, one set for each policy.
 
     experiment, seed   as in `run_seed`
@@ -536,12 +582,20 @@ NAMES = {
 
 
 def is_method(name: object) -> bool:
-    """the name of a method"""
+    """the name of a method
+
+    name   whatever stands in its place
+    """
     return isinstance(name, str) and name in NAMES
 
 
 def label_of(method: str, members: int, policy: str | None) -> str:
-    """The name of a method in tables and pictures."""
+    """The name of a method in tables and pictures.
+
+    method    a key of `NAMES`
+    members   how many networks
+    policy    of the batch-norm statistics, or None
+    """
     name = f"ensemble of {members}" if method == "ensemble" else NAMES[method]
     return f"{name}, {policy}" if policy else name
 
@@ -601,6 +655,11 @@ def table(records: list) -> str:
 
 
 def spread_text(values: np.ndarray, digits: int, sign: str = "") -> str:
-    """Mean ± standard deviation (ddof 1) as text; only the mean of a single value."""
+    """Mean ± standard deviation (ddof 1) as text; only the mean of a single value.
+
+    values   (seeds,)
+    digits   after the point
+    sign     "+": write it for positive values too
+    """
     mean = f"{values.mean():{sign}.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"

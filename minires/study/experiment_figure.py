@@ -1,5 +1,9 @@
 """The picture of one experiment: the scores of all methods, and a few weights at every update."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from minires.arrays.files import load_arrays
@@ -10,7 +14,7 @@ INK, GRID, PLAIN, OURS = "#1f2933", "#d9dee3", "#9aa5b1", "#0b7285"
 POLICIES = (OURS, "o"), ("#e8590c", "s"), ("#5f3dc4", "^")  # colour and shape of each
 
 
-def draw_folder(folder: Folder, results: dict, model) -> None:
+def draw_folder(folder: Folder, results: dict, model: Any) -> None:
     """Write figure.png into the folder of a finished experiment.
 
     folder    minires.study.experiment.Folder
@@ -23,7 +27,9 @@ def draw_folder(folder: Folder, results: dict, model) -> None:
 
 
 @default_style()
-def draw_experiment(results, path, history=None, names=()):
+def draw_experiment(
+    results: dict, path: Path, history: np.ndarray | None = None, names: Sequence[str] = ()
+) -> None:
     """Plot accuracy and NLL of all methods, and a few weights at every update of fine-tuning.
 
     results   what `minires.study.experiment.run` returns
@@ -87,7 +93,7 @@ def _draw_methods(part, results):
         )
 
 
-def one_row_each(axes, labels, reference, title):
+def one_row_each(axes: Any, labels: list[str], reference: float, title: str) -> None:
     """Axes with one row for each method, the first on top, and a line to compare with.
 
     axes        of Matplotlib; its points are plotted at the heights 0, 1, …
@@ -135,7 +141,7 @@ def _draw_weights(part, history, names):
         axes.set_xlabel("update", fontsize=8.5, color=INK)
 
 
-def tidy(axes):
+def tidy(axes: Any) -> None:
     """Light grid lines, small grey ticks, and no frame at the top and on the right.
 
     axes   of Matplotlib
@@ -149,8 +155,13 @@ def tidy(axes):
         axes.spines[side].set_color(GRID)
 
 
-def name_of(model, index: int) -> str:
-    """The name of a weight by its index in θ, such as "conv2d_1.weight[3, 2, 0, 17]"."""
+def name_of(model: Any, index: int) -> str:
+    """The name of a weight by its index in θ, such as "conv2d_1.weight[3, 2, 0, 17]".
+
+    model    the network
+    index    from 0 to P − 1
+    Raises   IndexError for another index
+    """
     for entry in model.layout.weights:
         if entry.start <= index < entry.start + entry.size:
             place = np.unravel_index(index - entry.start, entry.shape)

@@ -9,13 +9,21 @@ CSS variable (`var(--accent)`), so that one picture serves both themes.
 
 In all figures the mean model is blue, plain fine-tuning grey, ensembles orange. A solid line or a
 full mark is with dropout, a dashed line or an open mark without.
+
+An argument means the same in all of this file:
+
+    groups   lists of records, one list for each point of a figure
+    key      a kind of curve: "ensemble", "updates" or "noise"
 """
 
 import io
 import json
 import re
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from markupsafe import escape
@@ -23,6 +31,7 @@ from markupsafe import escape
 from minires.arrays.pictures import default_style, new_figure, save_png
 from minires.study.grid import OPTIMIZERS, Setting
 from minires.study.scores import by_setting
+from minires.study.store import Sweep
 
 # Colour-blind safe (after Okabe and Ito), with contrast for lines and text on white.
 INK, MUTED, RULE, PAGE = "#1f2430", "#5d6572", "#e1e4e8", "#ffffff"
@@ -64,13 +73,13 @@ BESIDE = 0.06  # the distance of series at the same tick, as a share of the tick
 # --- what the records hold -----------------------------------------------------------------
 
 
-def has_collapsed(record):
+def has_collapsed(record: dict) -> bool:
     """Whether the last iterate of a cell is hardly better than guessing."""
     method = "pretrained" if record["cell"]["l2"] is None else "finetuned"
     return record.get("methods", {}).get(method, {}).get("accuracy", 1) < COLLAPSED
 
 
-def shown(sweep, having=lambda record: True):
+def shown(sweep: Sweep, having: Callable = lambda record: True) -> dict[Setting, list]:
     """The records that figures and tables show: {Setting: its records in the order of seeds}.
 
     One collapsed network among ten changes a mean by nine points and hides everything else. So
@@ -82,13 +91,13 @@ def shown(sweep, having=lambda record: True):
     return by_setting(sweep.records, lambda r: not has_collapsed(r) and having(r))
 
 
-def count_lost(sweep):
+def count_lost(sweep: Sweep) -> dict[Setting, int]:
     """{Setting: how many of its networks collapsed, or diverged}."""
     lost = [*filter(has_collapsed, sweep.records), *sweep.diverged]
     return {setting: len(records) for setting, records in by_setting(lost).items()}
 
 
-def say_bars(groups):
+def say_bars(groups: Iterable[list]) -> str:
     """A sentence about the bars of differences: intervals, or none if there are too few seeds."""
     from minires.study.statistics import LEAST_SEEDS
 
@@ -97,7 +106,7 @@ def say_bars(groups):
     return "Bars: 95 % intervals of the mean difference."
 
 
-def say_seeds(groups):
+def say_seeds(groups: Iterable) -> str:
     """The number of seeds of several lists of records: "10 seeds", or "8 to 10 seeds"."""
     sizes = sorted({len(records) for records in groups})
     few, many = sizes[0], sizes[-1]
@@ -105,43 +114,61 @@ def say_seeds(groups):
     return seeds if few == many else f"{few} to {seeds}"
 
 
-def values_of(records, method, metric):
+def values_of(records: list, method: str, metric: str) -> np.ndarray:
     """(seeds,) the scores of a method, in the metric's unit (shares in per cent)."""
     scores = [r["methods"][method][metric] for r in records if method in r["methods"]]
     return np.array(scores, float) * FACTORS[metric]
 
 
-def differences_of(records, method, metric, reference="finetuned"):
-    """(seeds,) method − reference of the same seed, in points or the metric's unit."""
+def differences_of(
+    records: list, method: str, metric: str, reference: str = "finetuned"
+) -> np.ndarray:
+    """(seeds,) method − reference of the same seed, in points or the metric's unit.
+
+    reference   the method that is subtracted
+    """
     both = [r for r in records if method in r["methods"] and reference in r["methods"]]
     return values_of(both, method, metric) - values_of(both, reference, metric)
 
 
-def with_deviation(values):
-    """(mean, and one standard deviation (ddof = 1) below and above it: NaN for one value)."""
+def with_deviation(values: np.ndarray) -> tuple:
+    """(mean, and one standard deviation (ddof = 1) below and above it: NaN for one value).
+
+    values   (seeds,)
+    """
     from minires.study import statistics
 
     mean, deviation = statistics.spread(values)
     return mean, mean - deviation, mean + deviation
 
 
-def with_interval(values):
-    """(mean, and the ends of its 95 % interval: NaN below five values)."""
+def with_interval(values: np.ndarray) -> tuple:
+    """(mean, and the ends of its 95 % interval: NaN below five values).
+
+    values   (seeds,)
+    """
     from minires.study import statistics
 
     return np.mean(values), *statistics.interval(values)
 
 
-def number(value):
-    """A learning rate as one reads it: 0.15, 0.00005."""
+def number(value: float) -> str:
+    """A learning rate as one reads it: 0.15, 0.00005.
+
+    value   the rate
+    """
     return np.format_float_positional(value, trim="-")
 
 
-def name_dropout(dropout):
+def name_dropout(dropout: float) -> str:
+    """A share of dropped units as text.
+
+    dropout   the share
+    """
     return "with dropout" if dropout else "without dropout"
 
 
-def describe(setting):
+def describe(setting: Setting) -> str:
     """A setting as text."""
     words = f"trained with {OPTIMIZERS[setting.optimizer]} at ℓ₁ {number(setting.l1)}"
     if setting.l2 is not None:
@@ -150,8 +177,11 @@ def describe(setting):
     return f"{words}, {name_dropout(setting.dropout)}"
 
 
-def short_names(settings):
-    """{setting: a short text that distinguishes it from the others}."""
+def short_names(settings: Iterable[Setting]) -> dict[Setting, str]:
+    """{setting: a short text that distinguishes it from the others}.
+
+    settings   those that stand in one picture
+    """
     settings = list(settings)
     if len({s.rates for s in settings}) == 1:
         return {s: name_dropout(s.dropout) for s in settings}
@@ -180,7 +210,7 @@ class Panel:
     figure: object
     cursor: tuple = field(default=None, repr=False)
 
-    def to_svg(self):
+    def to_svg(self) -> str:
         """The panel as the text of one <svg> element, to stand in a page among others.
 
         Colours are CSS variables, the font is the page's. Of the names of elements only those
@@ -214,8 +244,12 @@ class Panel:
         start = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(self.label)}"'
         return re.sub(r"<svg[^>]*", lambda m: start, svg, count=1).strip()
 
-    def to_png(self, path, dots=120):
-        """Write the panel on white, `dots` pixels an inch."""
+    def to_png(self, path: Path, dots: int = 120) -> None:
+        """Write the panel on white, `dots` pixels an inch.
+
+        path   of the file
+        dots   pixels per inch
+        """
         with _style(self.name):
             _lay_out(self.figure)
             sliders = [] if self.cursor is None else [self.cursor[0].lines[-1]]
@@ -268,13 +302,24 @@ def _letters(match):
     return f"font-size: {match[2]}px" + (f"; font-weight: {weight}" if weight else "")
 
 
-def new_canvas(width, height):
-    """A figure of so many points."""
+def new_canvas(width: float, height: float) -> Any:
+    """A figure of so many points.
+
+    width     in points
+    height    in points
+    Returns   a matplotlib Figure
+    """
     return new_figure(width / 72, height / 72)
 
 
-def tidy(axes, x="", y="", grid="y"):
-    """Thin lines, words in ink, no box."""
+def tidy(axes: Any, x: str = "", y: str = "", grid: str = "y") -> None:
+    """Thin lines, words in ink, no box.
+
+    axes   of matplotlib
+    x      words below the axes
+    y      words beside the axes
+    grid   "x" or "y": across which axis lines are drawn
+    """
     axes.set_xlabel(x, fontsize=LABEL_SIZE, color=MUTED)
     axes.set_ylabel(y, fontsize=LABEL_SIZE, color=MUTED, rotation_mode="anchor")
     axes.grid(axis=grid, color=RULE, lw=0.8)
@@ -285,8 +330,14 @@ def tidy(axes, x="", y="", grid="y"):
     axes.spines[["left", "bottom"]].set_color(RULE)
 
 
-def put_head(figure, title, handles=(), columns=1):
-    """The title, and below it the legend, both at the left edge."""
+def put_head(figure: Any, title: str, handles: Iterable = (), columns: int = 1) -> None:
+    """The title, and below it the legend, both at the left edge.
+
+    figure    of matplotlib
+    title     of the panel
+    handles   entries of the legend, as from `new_handle`
+    columns   of the legend
+    """
     legend = figure.legend(
         handles=list(handles), title=title, loc="outside upper left", ncols=columns, frameon=False,
         alignment="left", title_fontproperties={"size": TITLE_SIZE, "weight": "bold"},
@@ -296,8 +347,18 @@ def put_head(figure, title, handles=(), columns=1):
     legend.get_title().set_color(INK)
 
 
-def new_handle(label, colour, mark="", line="-", full=True, width=1.6):
-    """An entry of a legend."""
+def new_handle(
+    label: str, colour: str, mark: str = "", line: Any = "-", full: bool = True, width: float = 1.6
+) -> Any:
+    """An entry of a legend.
+
+    label    its text
+    colour   of line and mark
+    mark     a marker of matplotlib; "": none
+    line     a line style of matplotlib
+    full     whether the mark is filled
+    width    of the line, in points
+    """
     from matplotlib.lines import Line2D
 
     return Line2D(
@@ -322,7 +383,7 @@ def _dropout_handles(dropouts, colour=INK, mark="o"):
 # --- figures over the learning rates --------------------------------------------------------
 
 
-def accuracy_over_rates(sweep, optimizer="sgd"):
+def accuracy_over_rates(sweep: Sweep, optimizer: str = "sgd") -> list[Panel]:
     """The paper's Figures 1 ("sgd") and 2 ("adam"): accuracy over ℓ₁, and within it over ℓ₂.
 
     A panel with dropout and one without. Points are means over seeds, bars the standard deviation.
@@ -345,7 +406,7 @@ def accuracy_over_rates(sweep, optimizer="sgd"):
     return panels
 
 
-def differences_over_rates(sweep, optimizer="sgd"):
+def differences_over_rates(sweep: Sweep, optimizer: str = "sgd") -> list[Panel]:
     """Mean model − fine-tuned, paired by seed, in three metrics; bars are 95 % intervals."""
     number_of, dropouts = 1 if optimizer == "sgd" else 2, dropouts_of(sweep, optimizer)
     if not dropouts:
@@ -364,7 +425,7 @@ def differences_over_rates(sweep, optimizer="sgd"):
     ]  # fmt: skip
 
 
-def dropouts_of(sweep, optimizer):
+def dropouts_of(sweep: Sweep, optimizer: str) -> set[float]:
     """The dropouts of all networks that one optimizer trained and SGD fine-tuned."""
     return {
         s.dropout for s in shown(sweep) if (s.optimizer, s.finetune_optimizer) == (optimizer, "sgd")
@@ -509,7 +570,7 @@ def _draw_beside(axes, beside, zero, measure):
     return handles
 
 
-def pretraining_over_rates(sweep):
+def pretraining_over_rates(sweep: Sweep) -> list[Panel]:
     """The accuracy of the pre-trained networks over ℓ₁ of SGD: is the paper's range the best?"""
     trained = {s: r for s, r in shown(sweep).items() if s.optimizer == "sgd"}
     groups = {s: r for s, r in trained.items() if s.l2 is None}
@@ -551,17 +612,17 @@ def pretraining_over_rates(sweep):
 EXTRA = {"decayed", "swa", "swag", "swag_low_rank", "snapshot", "isotropic_10", "mc_dropout_10"}
 
 
-def baseline_settings(sweep):
+def baseline_settings(sweep: Sweep) -> dict[Setting, list]:
     """{Setting: records} of the cells in which the other methods were measured."""
     return shown(sweep, lambda record: EXTRA & set(record["methods"]))
 
 
-def deep_ensembles_of(sweep, setting):
+def deep_ensembles_of(sweep: Sweep, setting: Setting) -> list[dict]:
     """The entries of deep ensembles that belong to a setting."""
     return [entry for entry in sweep.deep_ensembles if Setting(**entry["cell"]) == setting]
 
 
-def baselines(sweep):
+def baselines(sweep: Sweep) -> list[Panel]:
     """All methods at equal budget: difference to fine-tuned, paired by seed, with 95 % intervals.
 
     Three panels, accuracy, NLL and ECE, for each setting apart from dropout.
@@ -650,12 +711,12 @@ CURVES = {
 }
 
 
-def curve_records(sweep, key):
+def curve_records(sweep: Sweep, key: str) -> dict[Setting, list]:
     """{Setting: the records that have a curve of one kind}."""
     return shown(sweep, lambda record: key in record.get("curves", {}))
 
 
-def curve_table(sweep, key):
+def curve_table(sweep: Sweep, key: str) -> tuple[list, dict]:
     """The curves of one kind, averaged over seeds.
 
     Returns   (positions, {Setting: row}): what the records have in common along x, and in
@@ -685,7 +746,7 @@ def _at(curve, axis, metric, position):
     return curve[metric][curve[axis].index(position)]
 
 
-def curves(sweep, key):
+def curves(sweep: Sweep, key: str) -> list[Panel]:
     """Accuracy and NLL along one of CURVES, as the difference to fine-tuned of the same seed.
 
     The bands are 95 % intervals. The thin line at zero is the last iterate.
@@ -735,12 +796,12 @@ def curves(sweep, key):
 FEW = 20
 
 
-def reliability_records(sweep):
+def reliability_records(sweep: Sweep) -> dict[Setting, list]:
     """{Setting: the records that have bins of confidence}."""
     return shown(sweep, lambda record: "reliability" in record)
 
 
-def reliability(sweep):
+def reliability(sweep: Sweep) -> list[Panel]:
     """Accuracy over confidence in 15 bins, all seeds together; below, how many images lie there."""
     held = reliability_records(sweep)
     names = short_names(held)
@@ -781,8 +842,11 @@ def reliability(sweep):
     return panels
 
 
-def pool_bins(entries):
-    """The bins of several seeds as one: (confidence, accuracy, count), NaN in empty bins."""
+def pool_bins(entries: list[dict]) -> tuple:
+    """The bins of several seeds as one: (confidence, accuracy, count), NaN in empty bins.
+
+    entries   bins of each seed, as a record's "reliability" has them
+    """
     count = np.array([e["count"] for e in entries], float)
     total = count.sum(axis=0)
 
@@ -797,15 +861,18 @@ def pool_bins(entries):
 # --- the portrait ---------------------------------------------------------------------------
 
 
-def find_portrait(sweep):
+def find_portrait(sweep: Sweep) -> tuple | None:
     """(Setting, seed, portrait) of the first record that has one, or None."""
     for setting, (record, *_) in shown(sweep, lambda record: record.get("portrait")).items():
         return setting, record["cell"]["seed"], record["portrait"]
     return None
 
 
-def portrait(sweep, part):
-    """One part of the portrait of one network: "sigma", "line" or "plane"."""
+def portrait(sweep: Sweep, part: str) -> list[Panel]:
+    """One part of the portrait of one network: "sigma", "line" or "plane".
+
+    part   which one
+    """
     found = find_portrait(sweep)
     if not found or not found[2].get(part):
         return []
@@ -948,7 +1015,7 @@ def _rgb(colour):
 
 
 @default_style()
-def draw_all(sweep):
+def draw_all(sweep: Sweep) -> dict[str, list[Panel]]:
     """Every panel that the records allow, by the name of its section."""
     return {
         "figure-1": accuracy_over_rates(sweep, "sgd"),
@@ -967,7 +1034,7 @@ def draw_all(sweep):
     }
 
 
-def write_pngs(sections, folder):
+def write_pngs(sections: dict, folder: Path) -> list[Path]:
     """Write every panel as PNG.
 
     sections   what `draw_all` returns

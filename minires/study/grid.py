@@ -6,8 +6,9 @@ profile is a few lists of rates; its cells are all combinations.
 """
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minires.networks import NETWORKS
 
@@ -26,12 +27,12 @@ class Setting(NamedTuple):
     l2: float | None = None
 
     @property
-    def rates(self):
+    def rates(self) -> tuple:
         """The optimizers and learning rates: everything but the dropout."""
         return self.optimizer, self.l1, self.finetune_optimizer, self.l2
 
     @property
-    def order(self):
+    def order(self) -> tuple:
         """The sort key of figures and tables: by optimizer and rates, then the largest dropout."""
         then = self.finetune_optimizer or "", self.l2 or 0
         return self.optimizer == "adam", self.l1, *then, -self.dropout
@@ -57,22 +58,22 @@ class Cell:
     l2: float | None = None
 
     @property
-    def pretraining(self):
+    def pretraining(self) -> "Cell":
         """The cell that this one starts from; for a pre-training, the cell itself."""
         return replace(self, finetune_optimizer=None, l2=None)
 
     @property
-    def is_pretraining(self):
+    def is_pretraining(self) -> bool:
         """Whether the cell is a pre-training."""
         return self.finetune_optimizer is None
 
     @property
-    def setting(self):
+    def setting(self) -> Setting:
         """The cell without its seed."""
         return Setting(self.optimizer, self.l1, self.dropout, self.finetune_optimizer, self.l2)
 
     @property
-    def key(self):
+    def key(self) -> str:
         """A name for files: "sgd_0.2_dropout_0.5_seed_0_then_sgd_0.15"."""
         name = (
             f"{self.optimizer}_{float(self.l1)!r}_dropout_{float(self.dropout)!r}_seed_{self.seed}"
@@ -84,7 +85,7 @@ class Cell:
         )
 
     @property
-    def order(self):
+    def order(self) -> tuple:
         """The sort key of cells. Seeds come first, so that a stopped sweep has complete seeds."""
         after = () if self.is_pretraining else (self.finetune_optimizer == "adam", self.l2)
         return self.seed, self.optimizer == "adam", self.l1, self.dropout, after
@@ -142,7 +143,7 @@ class Profile:
         if self.network not in NETWORKS:
             raise ValueError(f"network is {self.network!r}, there are {', '.join(NETWORKS)}")
 
-    def cells(self):
+    def cells(self) -> list[Cell]:
         """Every cell, in the order of the work; a pre-training comes before its fine-tunings."""
         found = set()
         for seed in range(self.seeds):
@@ -158,7 +159,7 @@ class Profile:
             found |= {Cell("sgd", l1, max(self.dropout), seed) for l1 in self.l1_outside}
         return sorted(found, key=lambda cell: cell.order)
 
-    def parts(self, cell):
+    def parts(self, cell: Cell) -> frozenset:
         """What a cell measures besides the paper's methods.
 
         Returns  a frozenset of "baselines", "curves" and "portrait"
@@ -175,8 +176,13 @@ class Profile:
         }
         return frozenset(name for name, holds in wanted.items() if showcase and holds)
 
-    def model(self, dropout, input_shape):
-        """The network, for images of one shape."""
+    def model(self, dropout: float, input_shape: tuple) -> Any:
+        """The network, for images of one shape.
+
+        dropout       share of the hidden units dropped
+        input_shape   (H, W, C)
+        Raises        ValueError for an option that the network does not have, or with batch norm
+        """
         make = NETWORKS[self.network]
         options = {"dropout": dropout, "input_shape": input_shape, "classes": 10, **self.options}
         unknown = set(self.options) - set(inspect.signature(make).parameters)
@@ -187,7 +193,7 @@ class Profile:
             raise ValueError(f"{self.network} has batch norm: the study has only plain networks")
         return model
 
-    def settings(self):
+    def settings(self) -> dict:
         """All that a result depends on, for JSON; not the seeds: more of them change no cell."""
         settings = {
             name: list(value) if isinstance(value, tuple) else value
@@ -199,8 +205,12 @@ class Profile:
         return {"profile": self.name, "network": network, "members": MEMBERS, **settings}
 
 
-def nearest(values, wanted):
-    """The one of some values that is nearest to a wanted number."""
+def nearest(values: Iterable[float], wanted: float) -> float:
+    """The one of some values that is nearest to a wanted number.
+
+    values   to choose from
+    wanted   the number
+    """
     return min(values, key=lambda value: (abs(value - wanted), value))
 
 
@@ -268,7 +278,7 @@ class Candidate(Profile):
     baselines: tuple = ()
     curves: tuple = ()
 
-    def cells(self):
+    def cells(self) -> list[Cell]:
         """Pre-training and fine-tuning both by SGD, and both by Adam; with and without dropout."""
         found = set()
         for seed in range(self.seeds):
@@ -282,7 +292,7 @@ class Candidate(Profile):
             found |= {Cell("sgd", l1, max(self.dropout), seed) for l1 in self.l1_outside}
         return sorted(found, key=lambda cell: cell.order)
 
-    def parts(self, cell):
+    def parts(self, cell: Cell) -> frozenset:
         """Nothing besides the paper's methods."""
         return frozenset()
 

@@ -22,6 +22,12 @@ The folder of a sweep, DIR:
 A cell is a function of its seed and rate alone. Killed and started again, it goes on after the
 last save and ends with the same bits. Of one seed all rates see the same photographs in the same
 order, so rates and methods can be compared in pairs.
+
+An argument means the same in all of this file:
+
+    subject   a Subject: the network, and the photographs that it sees
+    plan      a Plan: how many updates, and how many photographs in a batch
+    tuning    a Tuning: the fine-tuning of a cell as far as it has come
 """
 
 import contextlib
@@ -84,7 +90,9 @@ class Photographs:
         return self.as_input(self.pixels[chosen])
 
 
-def decode(path: Path, pictures: Any, preparation: Any, size: int, notes: Any, threads: Any = None):
+def decode(
+    path: Path, pictures: Any, preparation: Any, size: int, notes: Any, threads: Any = None
+) -> tuple:
     """Decode and cut pictures once; what is there already is taken as it is.
 
     path         of the file of pixels, DIR/data/train.npy; labels go to train_labels.npy
@@ -259,8 +267,15 @@ def _stream(seed, purpose, number=0):
 # --- what networks make of photographs ------------------------------------------------------
 
 
-def probabilities_of(subject: Subject, photographs: Photographs, theta: Any, stats: Any):
-    """What a network says of all photographs: (N, C) float64."""
+def probabilities_of(
+    subject: Subject, photographs: Photographs, theta: Any, stats: Any
+) -> np.ndarray:
+    """What a network says of all photographs: (N, C) float64.
+
+    photographs   those to show
+    theta         (P,)
+    stats         (S,)
+    """
     parts = [
         subject.predict(theta, photographs.images(slice(n, n + SHOWN)), stats)
         for n in range(0, len(photographs), SHOWN)
@@ -288,7 +303,11 @@ def pictures_of(probabilities: np.ndarray, labels: np.ndarray) -> dict:
 
 
 def scored(probabilities: np.ndarray, labels: np.ndarray) -> dict:
-    """Accuracy and NLL alone, of the photographs that only choose a rate."""
+    """Accuracy and NLL alone, of the photographs that only choose a rate.
+
+    probabilities   (N, C)
+    labels          (N,) places among the C
+    """
     scores = loop.score(probabilities, labels)
     return {name: scores[name] for name in ("accuracy", "nll")}
 
@@ -333,7 +352,11 @@ RECORD = {
 
 
 def cells_of(seeds: int, rates: list) -> list:
-    """Every cell, in the order in which they are done: the base, then seed by seed."""
+    """Every cell, in the order in which they are done: the base, then seed by seed.
+
+    seeds   how many
+    rates   ℓ₂ to try
+    """
     tuned = [Cell(seed, rate) for seed in range(seeds) for rate in sorted(set(rates))]
     return [Cell(), *tuned]
 
@@ -341,8 +364,9 @@ def cells_of(seeds: int, rates: list) -> list:
 def run_sweep(subject: Subject, plan: Plan, cells: list, folder: Path, quiet: bool = False) -> int:
     """Compute every cell that the folder does not hold yet.
 
-    folder   of the sweep, with its sweep.json, held by `locked_folder`
-    Returns  how many were missing, and are now there
+    folder    of the sweep, with its sweep.json, held by `locked_folder`
+    quiet     say nothing of finished cells
+    Returns   how many were missing, and are now there
     """
     folder = Path(folder)
     name, done = read_cells(folder)
@@ -435,7 +459,11 @@ def read_cells(folder: Path) -> tuple[str, dict]:
 
 
 def checked(path: Any, record: Any, name: str) -> dict:
-    """A record that is what it must be, without the name of its sweep."""
+    """A record that is what it must be, without the name of its sweep.
+
+    path   where the record was found, for the error
+    name   of the sweep
+    """
     check(path, record, RECORD)
     if record["sweep"] != name:
         raise ValueError(f"{path} belongs to another sweep: remove it, and it is done again")

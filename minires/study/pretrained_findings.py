@@ -9,6 +9,16 @@ chance, and each has its own answer:
 
 The best rate of a method is chosen on photographs of its own where there are any; otherwise, as in
 the paper, on those that it is then compared on, which flatters every method.
+
+An argument means the same in all of this file:
+
+    found    Findings, as from `load`
+    method   a key of `METHODS`
+    metric   "accuracy" or "nll"; scores know "ece" too
+    rate     ℓ₂ of the fine-tuning; None for the base
+    seed     of the fine-tuning; the base has none
+    seeds    a list of them
+    says     the proposition, a sentence
 """
 
 import gzip
@@ -21,6 +31,7 @@ from scipy import stats
 
 from minires.arrays.files import complete, load_json, save_json
 from minires.arrays.results import check
+from minires.arrays.text import counted
 from minires.study.figures import number
 from minires.study.pretrained import PROFILE, Cell, checked, read_cells
 from minires.study.propositions import (
@@ -29,7 +40,6 @@ from minires.study.propositions import (
     Part,
     Unit,
     Verdict,
-    count,
     p_text,
     unknown,
 )
@@ -88,7 +98,10 @@ class Findings:
         return np.array(self.base["labels"])
 
     def seeds(self, *rates: float) -> list:
-        """The seeds that have a finished cell at each of the rates (None: the base)."""
+        """The seeds that have a finished cell at each of the rates (None: the base).
+
+        rates   ℓ₂, or None for the base
+        """
         found = [
             {cell.seed for cell in self.records if cell.rate == rate} for rate in rates if rate
         ]
@@ -226,7 +239,10 @@ class Difference:
 
     @classmethod
     def of(cls, gain: np.ndarray, metric: str) -> "Difference":
-        """From (seeds, N) gains."""
+        """From (seeds, N) gains.
+
+        gain   of each photograph, for each seed
+        """
         over_seeds = gain.mean(axis=0)
         low, high = student_interval(over_seeds)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -268,7 +284,7 @@ def ahead(found: Findings, metric: str, says: str, first: tuple, second: tuple) 
     difference = Difference.of(found.gain(metric, first, second), metric)
     against = int((difference.by_seed * np.sign(difference.mean) < 0).sum())
     seeds = len(difference.by_seed)
-    mixed = f"{against} of {count(seeds, 'seed')} says the opposite" if against else ""
+    mixed = f"{against} of {counted(seeds, 'seed')} says the opposite" if against else ""
 
     def numbers():
         unit = UNITS[metric]
@@ -367,7 +383,7 @@ def differs(found: Findings) -> list:
         f"{pictures['train']:,} pictures; in the paper {PAPER_UPDATES:,} updates, "
         f"{paper_passes:.2f} of a pass over {IMAGENET:,}.",
         f"{pictures['test']:,} test pictures; in the paper 50,000.",
-        f"{count(seeds, 'seed')}; in the paper one.",
+        f"{counted(seeds, 'seed')}; in the paper one.",
         "Pictures are neither flipped nor cut at random.",
     ]
     if found.chooses_apart:

@@ -1,7 +1,13 @@
 """`minires report DIR` of a pre-trained sweep: the paper's Figures 3 and 4, and the verdicts.
 
 The page is pretrained.html.j2, which shares style and tables with the page of the MNIST study.
+
+An argument means the same in all of this file:
+
+    found   `pretrained_findings.Findings`
 """
+
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
@@ -116,7 +122,7 @@ def _differences(found, metric, other):
     return figures.Panel(f"pretrained-{metric}-minus-{other}", title, figure)
 
 
-def write_page(found: Findings, panels: dict, folder=None) -> str:
+def write_page(found: Findings, panels: dict, folder: Path | None = None) -> str:
     """The whole page, the same text whenever the sweep is the same.
 
     found     as from `pretrained_findings.load`
@@ -148,7 +154,7 @@ def write_page(found: Findings, panels: dict, folder=None) -> str:
     )
 
 
-def facts(found: Findings, folder=None) -> list:
+def facts(found: Findings, folder: Path | None = None) -> list:
     """What was computed, where and how long: [(name, text), …]."""
     settings, made = found.settings, found.base["made"]
     seconds = sum(sum(record["seconds"].values()) for record in found.records.values())
@@ -170,7 +176,7 @@ def facts(found: Findings, folder=None) -> list:
     ]  # fmt: skip
 
 
-def command(found: Findings, folder=None) -> str:
+def command(found: Findings, folder: Path | None = None) -> str:
     """What to type for the same sweep, where the files lie in the folder at hand."""
     settings = found.settings
     folders = settings["folders"]

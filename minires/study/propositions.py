@@ -11,14 +11,24 @@ that one diverged run does not decide.
 
 "Contradicted" needs evidence, as "shown" does: for the opposite, or for an effect too small to
 matter. A proposition is open when the data cannot decide: few seeds, much noise, no data.
+
+An argument means the same in all of this file:
+
+    says      the proposition, a sentence
+    of        metric → (cells, S), NaN where something is missing
+    unit      a Unit: how the effect is written
+    metrics   the first one decides; the others are only reported
+    effect    (S,), one for each seed
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+from minires.arrays.text import counted
 from minires.study.statistics import (
     ALPHA,
     LEAST_SEEDS,
@@ -63,13 +73,22 @@ class Unit:
     sign: str = "+"
     words: tuple = ()
 
-    def write(self, value, sign=None):
+    def write(self, value: float, sign: str | None = None) -> str:
+        """A value without its unit's name.
+
+        value   to be written
+        sign    in the place of the unit's own
+        """
         value = round(value * self.factor, self.digits) + 0.0  # no "-0.000"
         text = f"{value:{self.sign if sign is None else sign}.{self.digits}f}"
         return text.replace("-", "−")
 
-    def phrase(self, value, sign=None):
-        """A value with its unit."""
+    def phrase(self, value: float, sign: str | None = None) -> str:
+        """A value with its unit.
+
+        value   to be written
+        sign    in the place of the unit's own
+        """
         if not self.words:
             return f"{self.write(value, sign)}{self.name}"
         size = self.write(abs(value), "")
@@ -78,8 +97,11 @@ class Unit:
             return none
         return f"{positive if value > 0 else negative} {size}"
 
-    def edge(self, value):
-        """A bound, with three digits at most."""
+    def edge(self, value: float) -> str:
+        """A bound, with three digits at most.
+
+        value   of the bound
+        """
         return f"{value * self.factor:.3g}{self.name}"
 
 
@@ -112,8 +134,11 @@ class Part:
     numbers: Callable = list
 
 
-def unknown(says, why):
-    """A proposition that the data say nothing about."""
+def unknown(says: str, why: str) -> Part:
+    """A proposition that the data say nothing about.
+
+    why   nothing is known, as "not measured"
+    """
     return Part(says, 1.0, 1.0, why)
 
 
@@ -143,10 +168,17 @@ def _itself(data):
     return data
 
 
-def more(says, of, margin=None, unit=POINTS, metrics=("accuracy", "nll")):
+def more(
+    says: str,
+    of: Callable,
+    margin: float | None = None,
+    unit: Unit = POINTS,
+    metrics: tuple = ("accuracy", "nll"),
+) -> Part:
     """The proposition that a difference is above zero. Contradicted: surely below the margin.
 
-    of   metric → (cells, S)
+    of       metric → (cells, S)
+    margin   the smallest difference that matters; None: that of accuracies
     """
     margin = MARGIN["accuracy"] if margin is None else margin
     limit = f"surely below {unit.edge(margin)}" if margin else "the opposite"
@@ -154,8 +186,13 @@ def more(says, of, margin=None, unit=POINTS, metrics=("accuracy", "nll")):
     return proposition(says, of, test, unit, metrics)
 
 
-def at_most(says, of, bound, unit=POINTS, metrics=("accuracy", "nll")):
-    """The proposition that a difference is below a bound. Contradicted: surely above."""
+def at_most(
+    says: str, of: Callable, bound: float, unit: Unit = POINTS, metrics: tuple = ("accuracy", "nll")
+) -> Part:
+    """The proposition that a difference is below a bound. Contradicted: surely above.
+
+    bound   that the difference stays below
+    """
 
     def below(d):
         return p_less(d, bound)
@@ -168,7 +205,9 @@ def at_most(says, of, bound, unit=POINTS, metrics=("accuracy", "nll")):
     return proposition(says, of, test, unit, metrics)
 
 
-def same(says, of, unit=POINTS, metrics=("accuracy", "nll")):
+def same(
+    says: str, of: Callable, unit: Unit = POINTS, metrics: tuple = ("accuracy", "nll")
+) -> Part:
     """The proposition that a difference does not matter. Contradicted: surely not zero."""
     margin = MARGIN["accuracy"]
 
@@ -187,7 +226,7 @@ def same(says, of, unit=POINTS, metrics=("accuracy", "nll")):
     return proposition(says, of, test, unit, metrics)
 
 
-def rising(says, of, x, unit=POINTS):
+def rising(says: str, of: Callable, x: Any, unit: Unit = POINTS) -> Part:
     """The proposition that values rise along x. Contradicted: the rise is surely too small.
 
     of   metric → (cells, K, S)
@@ -211,7 +250,7 @@ def rising(says, of, x, unit=POINTS):
     return proposition(says, of, test, unit, ("accuracy", "nll"))
 
 
-def proposition(says, of, test, unit, metrics):
+def proposition(says: str, of: Callable, test: Test, unit: Unit, metrics: tuple) -> Part:
     """Test the middle of the cells, and each cell alone.
 
     says      the proposition
@@ -229,7 +268,7 @@ def proposition(says, of, test, unit, metrics):
     effect = test.effect(data)
     cells, seeds = len(chosen), len(effect)
     left = [  # cells and seeds with a missing or diverged run are left out
-        f"{some} of {count(all_, noun)}"
+        f"{some} of {counted(all_, noun)}"
         for some, all_, noun in (
             (cells, len(measured), "cell"),
             (seeds, measured.shape[-1], "seed"),
@@ -238,7 +277,7 @@ def proposition(says, of, test, unit, metrics):
     ]
     found = " in ".join([unit.phrase(np.median(effect)), *left])
     if seeds < LEAST_SEEDS:
-        few = f"{found}, but {count(seeds, 'seed')}: too few"
+        few = f"{found}, but {counted(seeds, 'seed')}: too few"
         return replace(unknown(says, few), numbers=lambda: [(says, few)])
 
     pro, con = test.pro(data), test.con(data)
@@ -250,7 +289,7 @@ def proposition(says, of, test, unit, metrics):
         text = f"{size(effect, unit)}; {test.name}: {p_text(pro)}"
         if test.name == "signed ranks":
             text += f"; Student's t, two-sided: {p_text(p_t(effect))}"
-        text += f"; {count(seeds, 'seed')}"
+        text += f"; {counted(seeds, 'seed')}"
         if left:
             text += f" ({' in '.join(left)}: in the others a run is missing or diverged)"
         if cells > 1 and cells * 0.5**seeds >= ALPHA and not good and not bad:
@@ -269,23 +308,27 @@ def proposition(says, of, test, unit, metrics):
     return Part(says, pro, con, found, test.limit, mixed, numbers)
 
 
-def count(number, noun):
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def mean_and_spread(accuracies: np.ndarray) -> str:
+    """Mean ± standard deviation as text, in per cent.
 
-
-def mean_and_spread(accuracies):
+    accuracies   (seeds,)
+    """
     mean, deviation = spread(accuracies)
     text = SHARE.phrase(float(mean))
     return text if math.isnan(deviation) else f"{text} ± {SHARE.write(float(deviation))}"
 
 
-def p_text(p):
+def p_text(p: float) -> str:
+    """A p-value as text.
+
+    p   NaN when all values were equal
+    """
     if math.isnan(p):
         return "no spread"
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
-def describe(effect, unit, margin=None):
+def describe(effect: np.ndarray, unit: Unit, margin: float | None = None) -> str:
     """An effect that is only reported: its size, its interval, and a test whether it is not zero.
 
     margin    if given, the test is whether the effect is within ± margin
@@ -296,7 +339,7 @@ def describe(effect, unit, margin=None):
     return f"{text}; TOST ± {unit.edge(margin)}: {p_text(p_equivalent(effect, margin))}"
 
 
-def size(effect, unit):
+def size(effect: np.ndarray, unit: Unit) -> str:
     """The mean, its interval, and the median. One diverged run does not change the median."""
     median = unit.write(np.median(effect))
     return f"{unit.phrase(effect.mean())} {_brackets(effect, unit)}, median {median}"
@@ -349,7 +392,7 @@ class Claim:
     beside: list = field(default_factory=list)
 
     @property
-    def states(self):
+    def states(self) -> list[str]:
         """The state of each part: "shown", "contradicted" or "open"."""
         against = holm([part.con for part in self.parts])
         return [
@@ -358,7 +401,7 @@ class Claim:
         ]
 
     @property
-    def outcome(self):
+    def outcome(self) -> str:
         """SUPPORTED, NOT_SUPPORTED or INCONCLUSIVE."""
         states = self.states
         if "contradicted" in states:
@@ -367,7 +410,7 @@ class Claim:
             return INCONCLUSIVE
         return SUPPORTED
 
-    def verdict(self):
+    def verdict(self) -> Verdict:
         """The Verdict, with all its numbers."""
         parts = []
         for part, state in zip(self.parts, self.states, strict=True):

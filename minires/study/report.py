@@ -6,11 +6,17 @@ sweep does not hold, a sentence says so.
 
 The page itself is report.html.j2, a Jinja2 template in this folder; the functions here compute its
 content. Jinja2 escapes everything that comes from the records.
+
+An argument means the same in all of this file:
+
+    panels   every panel by the name of its section, as `figures.draw_all` returns them
 """
 
 import re
 from dataclasses import fields, replace
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -20,6 +26,7 @@ from minires.arrays.text import shown
 from minires.study import figures
 from minires.study.grid import OPTIMIZERS
 from minires.study.scores import by_setting
+from minires.study.store import Sweep
 
 DARK = (
     "color-scheme: dark; --page: #13161b; --sheet: #1b2027; --ink: #e7e9ec; --muted: #9fa8b5; "
@@ -48,7 +55,7 @@ DIALS = {
 # --- the page -----------------------------------------------------------------------------
 
 
-def write_page(sweep, panels=None, folder=None) -> str:
+def write_page(sweep: Sweep, panels: dict | None = None, folder: Path | None = None) -> str:
     """The whole page. The same sweep gives the same text.
 
     sweep     what `minires.study.store.load_sweep` returns
@@ -60,7 +67,7 @@ def write_page(sweep, panels=None, folder=None) -> str:
     return template().render(**content_of(sweep, panels, folder))
 
 
-def template(name: str = "report.html.j2"):
+def template(name: str = "report.html.j2") -> Any:
     """A page without content; text from outside is escaped, and made harmless by `shown`.
 
     name   of its file beside this one
@@ -84,7 +91,7 @@ def template(name: str = "report.html.j2"):
     return environment.get_template(name)
 
 
-def content_of(sweep, panels, folder=None) -> dict:
+def content_of(sweep: Sweep, panels: dict, folder: Path | None = None) -> dict:
     """All values that the template needs, by name."""
     from minires import __version__
     from minires.study.claims import TOO_SMALL, is_too_small, verdicts
@@ -122,7 +129,10 @@ def content_of(sweep, panels, folder=None) -> dict:
 
 
 def glue(text: str) -> str:
-    """Text in which a number and its unit stay on one line."""
+    """Text in which a number and its unit stay on one line.
+
+    text   of the page
+    """
     text = re.sub(r"\bp ([=<]) (?=\d)", "p\u00a0\\1\u00a0", text)
     text = re.sub(r"(?<=\d) (?=(points|%|seeds?|runs?|cells?|updates)\b|%)", "\u00a0", text)
     text = re.sub(r"(?<=ℓ[₁₂]) (?=\d)", "\u00a0", text)
@@ -132,7 +142,7 @@ def glue(text: str) -> str:
 # --- the head of the page -----------------------------------------------------------------
 
 
-def lead_of(sweep):
+def lead_of(sweep: Sweep) -> dict | None:
     """The numbers of the first sentence; None if nothing is fine-tuned yet."""
     tuned = figures.shown(sweep, _is_tuned)
     if not tuned:
@@ -155,7 +165,7 @@ def _is_tuned(record):
     return record["cell"]["l2"] is not None
 
 
-def brief_of(sweep):
+def brief_of(sweep: Sweep) -> str:
     """What was computed, in one line."""
     records = [*sweep.records, *sweep.diverged]
     seeds = figures.say_seeds([{record["cell"]["seed"] for record in records}])
@@ -164,7 +174,7 @@ def brief_of(sweep):
     )
 
 
-def missing_cells(sweep):
+def missing_cells(sweep: Sweep) -> int | None:
     """How many cells of the sweep's profile are missing; None for an unknown profile."""
     from minires.study.grid import PROFILES
 
@@ -185,7 +195,7 @@ def missing_cells(sweep):
     return sum(tuple(getattr(c, f.name) for f in fields(c)) not in done for c in wanted)
 
 
-def unfinished(sweep) -> list:
+def unfinished(sweep: Sweep) -> list:
     """A list of one sentence that says how many cells are missing; empty if none are."""
     missing = missing_cells(sweep)
     if not missing:
@@ -198,7 +208,7 @@ def unfinished(sweep) -> list:
     ]
 
 
-def lost_of(sweep) -> list:
+def lost_of(sweep: Sweep) -> list:
     """Sentences about cells that diverged or collapsed, and how they are counted."""
     notes = []
     if sweep.diverged:
@@ -227,7 +237,7 @@ def _name_all(settings):
     return "; ".join(f"{figures.describe(s)} ({len(r)})" for s, r in settings.items())
 
 
-def facts_of(sweep, folder):
+def facts_of(sweep: Sweep, folder: Path | None) -> list[tuple]:
     """The settings, and the command that computes the same sweep."""
     settings, records = sweep.settings, sweep.records
     cells = [record["cell"] for record in records]
@@ -319,8 +329,11 @@ def _signed(value, digits):
 # --- the sections -------------------------------------------------------------------------
 
 
-def groups_of(sweep, optimizer, tuned):
-    """{Setting: records} of the networks trained by one optimizer, fine-tuned (`tuned`) or not."""
+def groups_of(sweep: Sweep, optimizer: str, tuned: bool) -> dict:
+    """{Setting: records} of the networks trained by one optimizer, fine-tuned (`tuned`) or not.
+
+    tuned   fine-tuned networks, or those that are only pre-trained
+    """
     return {
         setting: records
         for setting, records in figures.shown(sweep).items()
@@ -328,8 +341,11 @@ def groups_of(sweep, optimizer, tuned):
     }
 
 
-def seeds_of(sweep, optimizer, tuned=True):
-    """Sentences that say how many seeds a point of a figure has, and what its crosses mean."""
+def seeds_of(sweep: Sweep, optimizer: str, tuned: bool = True) -> str:
+    """Sentences that say how many seeds a point of a figure has, and what its crosses mean.
+
+    tuned   as for `groups_of`
+    """
     lost = any(
         setting.optimizer == optimizer and (setting.l2 is not None) == tuned
         for setting in figures.count_lost(sweep)
@@ -338,7 +354,7 @@ def seeds_of(sweep, optimizer, tuned=True):
     return text + " ✕ counts networks that collapsed or diverged; they are left out." * lost
 
 
-def baselines_of(sweep, panels) -> list:
+def baselines_of(sweep: Sweep, panels: dict) -> list:
     """The settings in which other methods were measured; the one with ℓ₂ nearest 0.15 is first."""
     settings, groups = figures.baseline_settings(sweep), []
     for number, rates in enumerate(dict.fromkeys(setting.rates for setting in settings), 1):
@@ -409,8 +425,11 @@ def _say_interval(triple, metric):
     return mean if np.isnan(triple[1]) else f"{mean} [{low},\u00a0{high}]"
 
 
-def dial_of(sweep, key) -> dict:
-    """A curve with a slider: the positions of the slider, and the numbers at each of them."""
+def dial_of(sweep: Sweep, key: str) -> dict:
+    """A curve with a slider: the positions of the slider, and the numbers at each of them.
+
+    key   of `DIALS`
+    """
     title, label, start = DIALS[key]
     positions, table = figures.curve_table(sweep, key)
     names, rows = figures.short_names(table), {}
@@ -439,8 +458,11 @@ def dial_of(sweep, key) -> dict:
     }
 
 
-def slider_of(dial) -> dict:
-    """All numbers of a dial at all positions, for the page's script."""
+def slider_of(dial: dict) -> dict:
+    """All numbers of a dial at all positions, for the page's script.
+
+    dial   as from `dial_of`
+    """
     cells = {
         f"{row}-{column}": values
         for row, columns in enumerate(dial["rows"].values())
@@ -449,7 +471,7 @@ def slider_of(dial) -> dict:
     return {"positions": dial["positions"], "cells": cells}
 
 
-def reliability_of(sweep) -> dict:
+def reliability_of(sweep: Sweep) -> dict:
     """The number of seeds with bins of confidence, and the share of images in the last bin."""
     held = figures.reliability_records(sweep).values()
     counts = [
@@ -464,13 +486,13 @@ def reliability_of(sweep) -> dict:
     return {"seeds": figures.say_seeds(held), "share": f"{100 * share:.0f} %"}
 
 
-def portrait_of(sweep) -> str:
+def portrait_of(sweep: Sweep) -> str:
     """A sentence that names the network of the portrait."""
     found = figures.find_portrait(sweep)
     return f"One network, seed {found[1]}: {figures.describe(found[0])}." if found else ""
 
 
-def cells_of(sweep) -> list:
+def cells_of(sweep: Sweep) -> list:
     """One row for each setting, for the table at the end."""
     names, rows = OPTIMIZERS, []
     for setting, records in figures.shown(sweep, _is_tuned).items():

@@ -5,14 +5,18 @@ All tables, figures and verdicts get their records from here.
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from minires.study.grid import Cell
+from minires.study.grid import Cell, Setting
 
 
-def by_setting(records, having=lambda record: True):
+def by_setting(
+    records: Iterable[dict], having: Callable[[dict], Any] = lambda record: True
+) -> dict[Setting, list]:
     """Group records that differ only in their seed.
 
     records   of a sweep
@@ -42,28 +46,28 @@ class Grid:
     values: np.ndarray
 
     @property
-    def cells(self):
+    def cells(self) -> np.ndarray:
         """(cells, S)"""
         return self._views(self.values)
 
     @property
-    def along_l1(self):
+    def along_l1(self) -> np.ndarray:
         """(cells, ℓ₁, S)"""
         return self._views(np.moveaxis(self.values, 0, 2), len(self.l1))
 
     @property
-    def along_l2(self):
+    def along_l2(self) -> np.ndarray:
         """(cells, ℓ₂, S)"""
         return self._views(np.moveaxis(self.values, 1, 2), len(self.l2))
 
     @property
-    def dropout_gain(self):
+    def dropout_gain(self) -> np.ndarray:
         """(cells, S): the score with the largest dropout minus that without; empty without both."""
         without, with_most = np.moveaxis(self._pairs, 1, 0)
         return with_most - without
 
     @property
-    def dropout_gain_in_scatters(self):
+    def dropout_gain_in_scatters(self) -> np.ndarray:
         """(cells, S): that gain divided by the standard deviation over seeds (ddof 1), NaN if zero.
 
         The variance is the mean of two: that with dropout and that without.
@@ -91,7 +95,14 @@ class Grid:
 GUESSING = {"accuracy": 0.1, "nll": math.log(10)}
 
 
-def grid(sweep, method, metric, optimizer="sgd", finetune_optimizer="sgd", diverged=True):
+def grid(
+    sweep: Any,
+    method: str,
+    metric: str,
+    optimizer: str = "sgd",
+    finetune_optimizer: str | None = "sgd",
+    diverged: bool = True,
+) -> Grid:
     """The scores of a method in all cells of one pair of optimizers, as a Grid.
 
     finetune_optimizer   None: the pre-trainings
@@ -126,7 +137,7 @@ def grid(sweep, method, metric, optimizer="sgd", finetune_optimizer="sgd", diver
     return Grid(*axes, values)
 
 
-def gather(sweep, value_of):
+def gather(sweep: Any, value_of: Callable[[dict], Any]) -> np.ndarray:
     """One value, or list of values, of each SGD cell that has it: (cells, …, S) with NaN.
 
     value_of   record → number or list; None where nothing was measured
@@ -144,9 +155,11 @@ def gather(sweep, value_of):
     return values
 
 
-def curve(sweep, key, axis, metric):
+def curve(sweep: Any, key: str, axis: str, metric: str) -> tuple[list, np.ndarray]:
     """The scores along a curve, at the positions that all SGD cells with this curve share.
 
+    key       "ensemble", "updates" or "noise"
+    axis      the name of its positions in the records
     Returns   (positions, (cells, positions, S) with NaN)
     """
     curves = [r["curves"][key] for r in sweep.records if _by_sgd(r) and key in r.get("curves", {})]

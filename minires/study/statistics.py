@@ -14,6 +14,8 @@ effect. Below `ALPHA` the effect counts as shown. An effect that is *not* shown 
 show that it is too small to matter, another test is needed: `p_equivalent`.
 """
 
+from typing import Any
+
 import numpy as np
 from scipy import special, stats
 
@@ -24,7 +26,7 @@ LEAST_SEEDS = 5
 EXACT = 13  # with up to so many seeds all 2ⁿ signs are tried
 
 
-def spread(values):
+def spread(values: Any) -> tuple:
     """Mean and standard deviation (ddof = 1) over the last axis; NaN for one value.
 
     values   (…, S)
@@ -36,7 +38,7 @@ def spread(values):
     return values.mean(axis=-1), values.std(axis=-1, ddof=1)
 
 
-def p_greater(differences, than=0.0):
+def p_greater(differences: Any, than: Any = 0.0) -> Any:
     """Are the differences larger than `than`? A one-sided p-value.
 
     Wilcoxon's signed-rank test. If values above and below `than` were equally likely, every choice
@@ -44,6 +46,7 @@ def p_greater(differences, than=0.0):
     ones). That is exact also when there are ties. Differences that equal `than` do not count.
 
     differences   (…, n), one for each seed
+    than          a number, or one for each cell
     Returns       one-sided p-values (…), at least 2⁻ⁿ; 1 for a single seed
     Raises        ValueError when a difference is not finite
     Source        Wilcoxon 1945, Biometrics Bulletin 1
@@ -67,17 +70,24 @@ def p_greater(differences, than=0.0):
     ).pvalue
 
 
-def p_less(differences, than=0.0):
-    """Are the differences smaller than `than`? A one-sided p-value, as `p_greater`."""
+def p_less(differences: Any, than: Any = 0.0) -> Any:
+    """Are the differences smaller than `than`? A one-sided p-value, as `p_greater`.
+
+    differences   (…, n), one for each seed
+    than          a number
+    """
     return p_greater(-np.asarray(differences, float), -than)
 
 
-def p_different(differences):
-    """Are the differences not zero? A two-sided p-value, as `p_greater`."""
+def p_different(differences: Any) -> Any:
+    """Are the differences not zero? A two-sided p-value, as `p_greater`.
+
+    differences   (…, n), one for each seed
+    """
     return np.minimum(1, 2 * np.minimum(p_greater(differences), p_less(differences)))
 
 
-def p_equivalent(differences, margin):
+def p_equivalent(differences: Any, margin: float) -> Any:
     """Are the differences within ±margin? A p-value by TOST, two one-sided tests.
 
     One test shows that they are above −margin, the other that they are below +margin.
@@ -92,7 +102,7 @@ def p_equivalent(differences, margin):
     return np.maximum(p_greater(differences, -margin), p_less(differences, margin))
 
 
-def p_t(differences):
+def p_t(differences: Any) -> float:
     """Is the mean difference not zero? Student's paired t-test, two-sided.
 
     differences   (n,)
@@ -106,7 +116,7 @@ def p_t(differences):
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
-def p_rising(table):
+def p_rising(table: Any) -> Any:
     """Do the values rise from the first column to the last? Page's test; for two `p_greater`.
 
     table     (…, S, K): for each seed the values at K settings, in order
@@ -123,7 +133,7 @@ def p_rising(table):
     return float(stats.page_trend_test(table).pvalue)
 
 
-def changes(table, x):
+def changes(table: Any, x: Any) -> np.ndarray:
     """For each seed, how much a straight line through its values rises over the range of x.
 
     table     (S, K)
@@ -134,7 +144,7 @@ def changes(table, x):
     return slopes * (x[-1] - x[0])
 
 
-def p_mcnemar(only_first, only_second):
+def p_mcnemar(only_first: int, only_second: int) -> float:
     """Is one of two classifiers better on the same images? McNemar's exact test.
 
     Only those images count that exactly one of them classifies correctly. If both were equally
@@ -147,7 +157,7 @@ def p_mcnemar(only_first, only_second):
     return float(stats.binomtest(only_first, images).pvalue) if images else 1.0
 
 
-def holm(p_values):
+def holm(p_values: Any) -> np.ndarray:
     """p-values made larger, so that any false alarm among all m tests has probability α at most.
 
     The i-th smallest of m is multiplied by m − i, i = 0 … m−1. Then each is made at least as large
@@ -167,7 +177,7 @@ def holm(p_values):
     return adjusted
 
 
-def student_interval(values):
+def student_interval(values: Any) -> tuple[float, float]:
     """A 95 % interval of the mean of many values, θ̄ ± t(0.975, n − 1) s/√n.
 
     values    (n,), finite
@@ -186,7 +196,7 @@ def student_interval(values):
     return float(mean - reach), float(mean + reach)
 
 
-def interval(values):
+def interval(values: Any) -> tuple[float, float]:
     """A 95 % interval of the mean of a few values, which may be skewed.
 
     At each end the farther of two, with t = t(0.975, n − 1) and γ the sample's skewness:
@@ -227,7 +237,7 @@ def interval(values):
     return low, high
 
 
-def middle(cells):
+def middle(cells: np.ndarray) -> np.ndarray:
     """The mean over the middle half of the cells; the lowest and the highest quarter are left out.
 
     A median would also be safe from a diverged run. But accuracies are whole numbers of images, so
@@ -239,7 +249,7 @@ def middle(cells):
     return stats.trim_mean(cells, 0.25, axis=0)
 
 
-def best_of_the_others(values):
+def best_of_the_others(values: np.ndarray) -> np.ndarray:
     """For each seed the setting that has the best mean over the other seeds.
 
     If we choose the best of five settings and then report its score, the score is too high: the
@@ -254,7 +264,7 @@ def best_of_the_others(values):
     return (values.sum(axis=1, keepdims=True) - values).argmax(axis=0)
 
 
-def complete(cells):
+def complete(cells: np.ndarray) -> np.ndarray:
     """The largest part of a sweep, finished or not, in which nothing is missing.
 
     For a seed, a cell counts only if all its values were measured. The part has enough seeds for a

@@ -239,6 +239,7 @@ def _see_that_methods_agree(found, paths):
 def read_rows(path: Path) -> list:
     """The lines of a compressed file of JSON.
 
+    path     of the file
     Raises   ValueError, which names it, when it is damaged
     """
     try:
@@ -402,7 +403,7 @@ def _sound(path, array, name):
 # --- the table ----------------------------------------------------------------------------
 
 
-def tabulate(sweep):
+def tabulate(sweep: Sweep) -> dict:
     """All that a sweep found, without anything that differs from run to run.
 
     Returns  dict for table.json: "settings", "rows" (mean and standard deviation over seeds
@@ -444,7 +445,10 @@ def _summary(values):
 
 
 def text_table(table: dict) -> str:
-    """The table as text: a block for each cell, Δ against fine-tuned, same seed."""
+    """The table as text: a block for each cell, Δ against fine-tuned, same seed.
+
+    table   as from `tabulate`
+    """
     heads = ["", "accuracy %", "Δ", "NLL", "Δ"]
     rows, starts = [], {}
     deep = {}
@@ -454,7 +458,7 @@ def text_table(table: dict) -> str:
         group = list(group)
         start = f"{cell['optimizer']} {cell['l1']:g}, dropout {cell['dropout']:g}"
         after = f", then {cell['finetune_optimizer']} {cell['l2']:g}" if cell["l2"] else ""
-        starts[len(rows)] = f"{start}{after} ({count(group[0]['seeds'], 'seed')})"
+        starts[len(rows)] = f"{start}{after} ({text.counted(group[0]['seeds'], 'seed')})"
         for row in group:
             accuracy, nll = row["accuracy"], row["nll"]
             rows.append([
@@ -472,14 +476,9 @@ def text_table(table: dict) -> str:
         found += ["", starts[number]] if number in starts else []
         found.append(line)
     if table["diverged"]:
-        lost = count(len(table["diverged"]), "cell")
+        lost = text.counted(len(table["diverged"]), "cell")
         found += ["", f"{lost} diverged, so without scores"]
     return "\n".join(found)
-
-
-def count(number: int, noun: str) -> str:
-    """ "1 seed", "2 seeds"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _spread(summary, factor, digits, sign=""):

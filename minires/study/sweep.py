@@ -21,6 +21,7 @@ from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +31,9 @@ from minires.arrays.limits import check_disk
 from minires.arrays.results import settle, tidy
 from minires.arrays.text import progress
 from minires.resampling.moments import Moments
-from minires.study.cells import ENSEMBLE_BATCH, Start, alike, compute, work
+from minires.study.cells import ENSEMBLE_BATCH, Outcome, Source, Start, alike, compute, work
 from minires.study.crews import Device, failure, is_death
-from minires.study.grid import MEMBERS, Cell
+from minires.study.grid import MEMBERS, Cell, Profile
 from minires.study.store import FORMAT, SETTINGS, Store, read_cells
 from minires.training.optimizers import SGD
 from minires.training.timing import Problem
@@ -48,7 +49,9 @@ DEATHS = 3
 # --- the sweep ----------------------------------------------------------------------------
 
 
-def run_sweep(profile, source, folder, crew, quiet=False):
+def run_sweep(
+    profile: Profile, source: Source, folder: Path, crew: Any, quiet: bool = False
+) -> int:
     """Compute every cell of a profile that the folder does not hold yet.
 
     profile   Profile
@@ -123,7 +126,7 @@ class Plan:
     folder   of the sweep
     """
 
-    def __init__(self, profile, store, folder):
+    def __init__(self, profile: Profile, store: Store, folder: Path):
         self.profile = profile
         self.store = store
         self.folder = folder
@@ -155,11 +158,13 @@ class Plan:
     def _weights(self, cell):
         return self.folder / "pretrained" / f"{cell.key}.npz"
 
-    def next(self, most):
+    def next(self, most: int) -> list[Cell]:
         """The next cells to compute side by side: at most `most`, all `alike`.
 
         If there are more of one kind, they are divided into equal groups. With `most` above 1,
         pre-trainings come first: then more fine-tunings can start at the same time.
+
+        most   how many
         """
         first = min(self.ready, key=lambda cell: (most > 1 and not cell.is_pretraining, cell.order))
         if most == 1:
@@ -169,15 +174,15 @@ class Plan:
         calls = -(-len(found) // most)
         return sorted(found, key=lambda cell: cell.order)[: -(-len(found) // calls)]
 
-    def take(self, cells):
+    def take(self, cells: list[Cell]) -> None:
         """These cells are being computed."""
         self.ready = [cell for cell in self.ready if cell not in cells]
 
-    def put_back(self, cells):
+    def put_back(self, cells: list[Cell]) -> None:
         """These cells must be computed (again)."""
         self.ready += cells
 
-    def starts_of(self, cells):
+    def starts_of(self, cells: list[Cell]) -> list[Start] | None:
         """[Start, …] for fine-tunings, None for pre-trainings."""
         return None if cells[0].is_pretraining else [self._start_of(cell) for cell in cells]
 
@@ -191,8 +196,11 @@ class Plan:
             raise ValueError(f"{path} holds no weights: remove it, they will be made again")
         return Start(kept["theta"], self._done[before]["methods"]["pretrained"])
 
-    def finish(self, cell, outcome):
-        """Write the result of a cell, its record last; returns how many records are new."""
+    def finish(self, cell: Cell, outcome: Outcome) -> int:
+        """Write the result of a cell, its record last; returns how many records are new.
+
+        outcome   its Outcome, as from `cells.compute`
+        """
         if outcome.theta is not None:
             names = {"cell": np.array(cell.key), "sweep": np.array(self.store.name)}
             save_arrays(self._weights(cell), theta=outcome.theta, **names)
@@ -215,10 +223,11 @@ class Plan:
         return 1
 
 
-def prepare(folder, profile, source, device="cpu"):
+def prepare(folder: Path, profile: Profile, source: Source, device: str = "cpu") -> None:
     """Make the folder of a sweep, or check that it holds the same sweep; check the disk's space.
 
     folder   held by `locked_folder`
+    device   "cpu" or "gpu"
     Raises   ValueError when it holds a sweep with other settings or data, or of another device;
              OSError when the results would not fit on the disk
     """
@@ -232,11 +241,12 @@ def prepare(folder, profile, source, device="cpu"):
     settle(folder, SETTINGS, now)
 
 
-def check_settings(folder, profile, source, device="cpu"):
+def check_settings(folder: Path, profile: Profile, source: Source, device: str = "cpu") -> dict:
     """Check that a folder holds no other sweep; nothing is written.
 
-    Returns  the settings for sweep.json
-    Raises   ValueError when it holds a sweep with other settings or data, or of another device
+    device    "cpu" or "gpu"
+    Returns   the settings for sweep.json
+    Raises    ValueError when it holds a sweep with other settings or data, or of another device
     """
     folder = Path(folder)
     now = {"format": FORMAT, **profile.settings(), "device": device}
@@ -252,7 +262,7 @@ def check_settings(folder, profile, source, device="cpu"):
     return now
 
 
-def check_space(folder, profile, source):
+def check_space(folder: Path, profile: Profile, source: Source) -> None:
     """Check that the disk can hold the results; OSError says how many seeds would fit."""
     weights = profile.model(0.0, (28, 28, 1)).size
     shared = (source.train + source.test) * 28 * 28 * 4
@@ -265,12 +275,12 @@ def check_space(folder, profile, source):
     check_disk(folder, shared - done, each, profile.seeds, "--seeds")
 
 
-def worker_bytes(profile):
+def worker_bytes(profile: Profile) -> int:
     """The least memory of a worker: for the program, and for all that it keeps of its networks."""
     return 60_000_000 + 80 * profile.model(0.0, (28, 28, 1)).size
 
 
-def done_cells(folder):
+def done_cells(folder: Path) -> set[Cell]:
     """The cells of a folder that are finished or diverged."""
     if not (Path(folder) / SETTINGS).exists():
         return set()
@@ -280,7 +290,7 @@ def done_cells(folder):
 # --- the estimate -------------------------------------------------------------------------
 
 
-def measure(profile, dataset):
+def measure(profile: Profile, dataset: Any) -> tuple[float, float]:
     """Seconds of one training step with its update of the moments, and of one prediction.
 
     Both on one thread, as in a worker of `Processes`.
@@ -303,7 +313,7 @@ def measure(profile, dataset):
     return float(np.median(steps[3:])), predicting / len(images) * len(dataset.test_images)
 
 
-def measure_on_gpu(profile, dataset, side_by_side):
+def measure_on_gpu(profile: Profile, dataset: Any, side_by_side: int) -> tuple[float, float]:
     """The same as `measure`, per network, when several share a GPU.
 
     side_by_side   how many networks
@@ -338,7 +348,7 @@ class Cost:
     workers: int
 
     @classmethod
-    def measure(cls, profile, cells, dataset, crew):
+    def measure(cls, profile: Profile, cells: list[Cell], dataset: Any, crew: Any) -> "Cost":
         """Measure on the crew's device.
 
         cells   the missing ones
@@ -358,11 +368,11 @@ class Cost:
         return cls(updates, predictions, test, step, predicting, side_by_side, workers)
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         """Seconds of one core, or of the GPU."""
         return self.updates * self.step + self.predictions * self.predicting
 
-    def describe(self):
+    def describe(self) -> str:
         """The cost as text."""
         if self.side_by_side:
             how, digits = f"{self.side_by_side} side by side", 4
@@ -380,8 +390,11 @@ class Cost:
         )
 
 
-def duration(seconds):
-    """Seconds as text, in seconds, minutes or hours."""
+def duration(seconds: float) -> str:
+    """Seconds as text, in seconds, minutes or hours.
+
+    seconds   of the work
+    """
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -12,20 +12,21 @@ import numpy as np
 
 from minires.arrays import text
 from minires.study.claims import ADAM_CEILING, verdicts
-from minires.study.grid import ADAM_RATE, OUTSIDE, TRIED_L1
-from minires.study.store import count
+from minires.study.grid import ADAM_RATE, OUTSIDE, TRIED_L1, Candidate
+from minires.study.store import Sweep
 
 REACH = 0.993  # the accuracy axes of the paper's figures begin about here
 CLAIMS = ("C1", "C5", "C11")
 
 
-def findings(candidate, sweep):
+def findings(candidate: Candidate, sweep: Sweep) -> dict:
     """The findings about one candidate.
 
-    Returns  dict: "candidate"; "weights", how many; "scores", {what: mean accuracy over seeds};
-             "best", the name of the largest score; "reaches", whether it is `REACH` or more;
-             "claims", {"C1": {"outcome", "points": {what: difference}, "agrees"}, …}. `agrees`
-             tells only whether the direction is right (None: not measured). It is not a test
+    candidate   the `grid.Candidate` that the sweep computed
+    Returns     dict: "candidate"; "weights", how many; "scores", {what: mean accuracy over seeds};
+                "best", the name of the largest score; "reaches", whether it is `REACH` or more;
+                "claims", {"C1": {"outcome", "points": {what: difference}, "agrees"}, …}. `agrees`
+                tells only whether the direction is right (None: not measured). It is not a test
     """
     found = {}
     for record in sweep.records:
@@ -83,7 +84,10 @@ def findings(candidate, sweep):
 
 
 def table(rows: list) -> str:
-    """The findings of all candidates as text, one line for each."""
+    """The findings of all candidates as text, one line for each.
+
+    rows   as from `findings`
+    """
     heads = ["candidate", "weights", "best %", "≥ 99.3"]
     for claim in CLAIMS:
         heads += [claim, "points"]
@@ -99,8 +103,8 @@ def table(rows: list) -> str:
     seeds = max((row["seeds"] for row in rows), default=0)
     notes = [
         "",
-        f"{count(seeds, 'seed')}; percentage points. yes, no: whether the direction is right. One "
-        "accuracy is known to ± 0.08 only, so differences of one seed show little.",
+        f"{text.counted(seeds, 'seed')}; percentage points. yes, no: whether the direction is "
+        "right. One accuracy is known to ± 0.08 only, so differences of one seed show little.",
         f"C1: ℓ₁ {TRIED_L1:g} minus {OUTSIDE[0]:g} and {OUTSIDE[1]:g} (with --outside). C5: plain "
         "fine-tuning, dropout on minus off.",
         f"C11, trained and fine-tuned with Adam: {ADAM_CEILING} minus plain; mean model minus "

@@ -49,9 +49,11 @@ def bar(steps: Iterable, what: str) -> Iterator:
 def rejected(check: Callable, answer: Any, *arguments: Any, **settings: Any) -> None:
     """Print what a check says to a wrong answer.
 
-    check      a `check_…` of `minires.testing`
-    answer     what it is to judge, and its other arguments
-    Raises     AssertionError when the check finds nothing wrong
+    check       a `check_…` of `minires.testing`
+    answer      what it is to judge, and its other arguments
+    arguments   of the check
+    settings    its named arguments
+    Raises      AssertionError when the check finds nothing wrong
     """
     try:
         check(answer, *arguments, **settings)

@@ -7,6 +7,7 @@ import numpy as np
 from minires.testing import oracles
 from minires.testing.judging import (
     Property,
+    Summary,
     Words,
     Wrong,
     accepts,
@@ -21,7 +22,7 @@ from minires.testing.judging import (
 # --- drawing -----------------------------------------------------------------------------
 
 
-def check_sampler(sample: Callable):
+def check_sampler(sample: Callable) -> Summary:
     """Judge the drawing of K networks around a mean.
 
         def sample(mean, variance, k, rng, scale=1.0): ...    # (P,), (P,) → (K, P)
@@ -33,14 +34,15 @@ def check_sampler(sample: Callable):
     name. Distributions are judged by their mean and σ over 4,000 weights, within 6 standard
     errors.
 
-    Returns  Summary
-    Raises   Falsified
-    Source   §2 of the paper, the second approach
+    sample    the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
+    Source    §2 of the paper, the second approach
     """
     return judge("sampler", sampler_properties(sample))
 
 
-def sampler_suite(sample):
+def sampler_suite(sample: Callable) -> Callable:
     """`check_sampler` for pytest: one test a property."""
     return suite_of("sampler", sampler_properties(sample))
 
@@ -48,7 +50,8 @@ def sampler_suite(sample):
 _MANY = 4000
 
 
-def sampler_properties(sample):
+def sampler_properties(sample: Callable) -> list[Property]:
+    """The properties that `check_sampler` tries."""
     st = strategies()
     small = st.tuples(
         st.integers(1, 4).flatmap(
@@ -180,27 +183,29 @@ def sampler_properties(sample):
 RULES = ("probabilities", "geometric", "logits", "vote")
 
 
-def check_average(rule_function: Callable, rule: str = "probabilities"):
+def check_average(f: Callable, rule: str = "probabilities") -> Summary:
     """Judge one prediction made from those of K networks.
 
         def average(probabilities): ...      # (K, N, C) → (N, C)
 
         check_average(average)
 
-    rule     "probabilities": Σ p_k / K. "geometric" or "logits": softmax(Σ log p_k / K), which are
-             the same. "vote": the share of networks that choose each class
-    Returns  Summary
-    Raises   Falsified; ValueError for another rule
+    f         the code to be judged, as above
+    rule      "probabilities": Σ p_k / K. "geometric" or "logits": softmax(Σ log p_k / K), which are
+              the same. "vote": the share of networks that choose each class
+    Returns   Summary
+    Raises    Falsified; ValueError for another rule
     """
-    return judge(f"average {rule}", average_properties(rule_function, rule))
+    return judge(f"average {rule}", average_properties(f, rule))
 
 
-def average_suite(rule_function, rule="probabilities"):
+def average_suite(f: Callable, rule: str = "probabilities") -> Callable:
     """`check_average` for pytest: one test a property."""
-    return suite_of(f"average {rule}", average_properties(rule_function, rule))
+    return suite_of(f"average {rule}", average_properties(f, rule))
 
 
-def average_properties(f, rule):
+def average_properties(f: Callable, rule: str) -> list[Property]:
+    """The properties that `check_average` tries."""
     if rule not in RULES:
         raise ValueError(f"check_average: rule is {rule!r}, expected one of {', '.join(RULES)}")
     st = strategies()
@@ -262,7 +267,7 @@ def average_properties(f, rule):
 METRICS = ("accuracy", "nll", "brier", "ece")
 
 
-def check_metric(f: Callable, kind: str):
+def check_metric(f: Callable, kind: str) -> Summary:
     """Judge a number that says how good predicted probabilities are.
 
         def nll(probabilities, labels): ...      # (N, C) float, (N,) integers → a number
@@ -275,15 +280,16 @@ def check_metric(f: Callable, kind: str):
     "ece"       Σ_b |B_b|/N · |mean confidence − accuracy| over 15 equal bins, each closed on the
                 right: (b/15, (b+1)/15]. With an argument `bins`, other numbers are tried too
 
-    kind     one of the four
-    Returns  Summary
-    Raises   Falsified; ValueError for another kind
-    Source   Brier 1950; Guo et al. 2017, arXiv:1706.04599, eq. 3
+    f         the code to be judged, as above
+    kind      one of the four
+    Returns   Summary
+    Raises    Falsified; ValueError for another kind
+    Source    Brier 1950; Guo et al. 2017, arXiv:1706.04599, eq. 3
     """
     return judge(f"metric {kind}", metric_properties(f, kind))
 
 
-def metric_suite(f, kind):
+def metric_suite(f: Callable, kind: str) -> Callable:
     """`check_metric` for pytest: one test a property."""
     return suite_of(f"metric {kind}", metric_properties(f, kind))
 
@@ -298,7 +304,8 @@ def _edges(bins):
     ]
 
 
-def metric_properties(f, kind):
+def metric_properties(f: Callable, kind: str) -> list[Property]:
+    """The properties that `check_metric` tries."""
     if kind not in METRICS:
         raise ValueError(f"check_metric: kind is {kind!r}, expected one of {', '.join(METRICS)}")
     st = strategies()

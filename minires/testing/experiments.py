@@ -7,6 +7,7 @@ import numpy as np
 from minires.testing.judging import (
     Misfit,
     Property,
+    Summary,
     Words,
     compare,
     judge,
@@ -16,7 +17,7 @@ from minires.testing.judging import (
 )
 
 
-def check_paired_difference(f: Callable):
+def check_paired_difference(f: Callable) -> Summary:
     """Judge the mean difference of paired runs and its standard error.
 
         def paired_difference(a, b): ...      # (n,), (n,) → mean of a − b, its standard error
@@ -26,37 +27,39 @@ def check_paired_difference(f: Callable):
     The standard error is s / √n, with s the sample standard deviation (over n − 1) of the n
     differences.
 
-    Returns  Summary
-    Raises   Falsified
+    f         the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
     """
     return judge("paired_difference", paired_difference_properties(f))
 
 
-def paired_difference_suite(f):
+def paired_difference_suite(f: Callable) -> Callable:
     """`check_paired_difference` for pytest: one test a property."""
     return suite_of("paired_difference", paired_difference_properties(f))
 
 
-def check_paired_test(f: Callable):
+def check_paired_test(f: Callable) -> Summary:
     """Judge a paired t-test: the probability of a difference this large if there were none.
 
         def paired_test(a, b): ...      # (n,), (n,) → two-sided p-value
 
         check_paired_test(paired_test)
 
-    Returns  Summary
-    Raises   Falsified
-    Source   Student 1908; scipy.stats.ttest_rel
+    f         the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
+    Source    Student 1908; scipy.stats.ttest_rel
     """
     return judge("paired_test", paired_test_properties(f))
 
 
-def paired_test_suite(f):
+def paired_test_suite(f: Callable) -> Callable:
     """`check_paired_test` for pytest: one test a property."""
     return suite_of("paired_test", paired_test_properties(f))
 
 
-def check_equivalence(f: Callable):
+def check_equivalence(f: Callable) -> Summary:
     """Judge a test of equivalence by two one-sided t-tests.
 
         def equivalence(a, b, margin): ...      # (n,), (n,), > 0 → p-value
@@ -66,14 +69,15 @@ def check_equivalence(f: Callable):
     The null hypothesis is that the means differ by `margin` or more; p is the larger of the two
     one-sided p-values. A small p says that the difference lies within ± margin.
 
-    Returns  Summary
-    Raises   Falsified
-    Source   Schuirmann 1987
+    f         the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
+    Source    Schuirmann 1987
     """
     return judge("equivalence", equivalence_properties(f))
 
 
-def equivalence_suite(f):
+def equivalence_suite(f: Callable) -> Callable:
     """`check_equivalence` for pytest: one test a property."""
     return suite_of("equivalence", equivalence_properties(f))
 
@@ -95,7 +99,8 @@ def _tell(case):
     return "a {}, b {}".format(*map(show, _arrays(case)))
 
 
-def paired_difference_properties(f):
+def paired_difference_properties(f: Callable) -> list[Property]:
+    """The properties that `check_paired_difference` tries."""
     st = strategies()
 
     def outcome(which):
@@ -127,7 +132,8 @@ def paired_difference_properties(f):
     ]  # fmt: skip
 
 
-def paired_test_properties(f):
+def paired_test_properties(f: Callable) -> list[Property]:
+    """The properties that `check_paired_test` tries."""
     st = strategies()
 
     def outcome(case):
@@ -158,7 +164,8 @@ def paired_test_properties(f):
     ]  # fmt: skip
 
 
-def equivalence_properties(f):
+def equivalence_properties(f: Callable) -> list[Property]:
+    """The properties that `check_equivalence` tries."""
     st = strategies()
     cases = st.tuples(_pairs(st), st.sampled_from([1.0, 0.5, 4.0]))
 

@@ -1,7 +1,7 @@
 """Properties of gradients: any function, and the parts of an engine."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from minires.testing import oracles
 from minires.testing.judging import (
     Misfit,
     Property,
+    Summary,
     Words,
     Wrong,
     array_of,
@@ -24,7 +25,9 @@ from minires.testing.judging import (
 # --- any function ------------------------------------------------------------------------
 
 
-def check_gradient(f: Callable, shapes, domain=(-2.0, 2.0)):
+def check_gradient(
+    f: Callable, shapes: Sequence, domain: tuple[float, float] = (-2.0, 2.0)
+) -> Summary:
     """Judge the gradients of any function of arrays.
 
         def multiply(x, y):
@@ -59,7 +62,9 @@ _STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
 _STEPS_FLOAT32 = (4e-3, 1e-3)
 
 
-def gradient_suite(f, shapes, domain=(-2.0, 2.0)):
+def gradient_suite(
+    f: Callable, shapes: Sequence, domain: tuple[float, float] = (-2.0, 2.0)
+) -> Callable:
     """`check_gradient` for pytest: one test a property."""
     return suite_of("gradient", gradient_properties(f, shapes, domain))
 
@@ -91,7 +96,10 @@ def _pull(f, arrays, g=None):
     return result, g, gradients
 
 
-def gradient_properties(f, shapes, domain=(-2.0, 2.0)):
+def gradient_properties(
+    f: Callable, shapes: Sequence, domain: tuple[float, float] = (-2.0, 2.0)
+) -> list[Property]:
+    """The properties that `check_gradient` tries."""
     st = strategies()
     shapes = [tuple(np.ravel(shape).astype(int).tolist()) for shape in shapes]
     sizes = [math.prod(shape) for shape in shapes]
@@ -252,7 +260,7 @@ def gradient_properties(f, shapes, domain=(-2.0, 2.0)):
 # --- unbroadcast -------------------------------------------------------------------------
 
 
-def check_unbroadcast(f: Callable):
+def check_unbroadcast(f: Callable) -> Summary:
     """Judge the function that undoes broadcasting in the backward pass.
 
         def unbroadcast(gradient, shape): ...    # returns an array of `shape`
@@ -261,18 +269,20 @@ def check_unbroadcast(f: Callable):
 
     gradient has the broadcast shape; each element of `shape` gets the sum over all its copies.
 
-    Returns  Summary
-    Raises   Falsified
+    f         the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
     """
     return judge("unbroadcast", unbroadcast_properties(f))
 
 
-def unbroadcast_suite(f):
+def unbroadcast_suite(f: Callable) -> Callable:
     """`check_unbroadcast` for pytest: one test a property."""
     return suite_of("unbroadcast", unbroadcast_properties(f))
 
 
-def unbroadcast_properties(f):
+def unbroadcast_properties(f: Callable) -> list[Property]:
+    """The properties that `check_unbroadcast` tries."""
     st = strategies()
 
     @st.composite
@@ -313,7 +323,7 @@ def unbroadcast_properties(f):
 # --- matmul ------------------------------------------------------------------------------
 
 
-def check_matmul(pullbacks: Callable):
+def check_matmul(pullbacks: Callable) -> Summary:
     """Judge the two pullbacks of a matrix product y = x @ w.
 
         def pullbacks(x, w, g):                 # (M, K), (K, L), (M, L)
@@ -323,18 +333,20 @@ def check_matmul(pullbacks: Callable):
 
     A function of x and w that returns (y, (pullback of x, pullback of w)) is judged too.
 
-    Returns  Summary
-    Raises   Falsified
+    pullbacks   the code to be judged, as above
+    Returns     Summary
+    Raises      Falsified
     """
     return judge("matmul", matmul_properties(pullbacks))
 
 
-def matmul_suite(pullbacks):
+def matmul_suite(pullbacks: Callable) -> Callable:
     """`check_matmul` for pytest: one test a property."""
     return suite_of("matmul", matmul_properties(pullbacks))
 
 
-def matmul_properties(pullbacks):
+def matmul_properties(pullbacks: Callable) -> list[Property]:
+    """The properties that `check_matmul` tries."""
     st = strategies()
     cases = st.tuples(*[st.integers(1, 3)] * 3, st.integers(0, 5))
     as_op = len(required_arguments(pullbacks)) == 2
@@ -377,20 +389,21 @@ def matmul_properties(pullbacks):
 # --- softmax and its loss ----------------------------------------------------------------
 
 
-def check_log_softmax(f: Callable):
+def check_log_softmax(f: Callable) -> Summary:
     """Judge log-softmax over the last axis.
 
         def log_softmax(logits): ...     # (N, C) → (N, C)
 
         check_log_softmax(log_softmax)
 
-    Returns  Summary
-    Raises   Falsified
+    f         the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
     """
     return judge("log_softmax", log_softmax_properties(f))
 
 
-def log_softmax_suite(f):
+def log_softmax_suite(f: Callable) -> Callable:
     """`check_log_softmax` for pytest: one test a property."""
     return suite_of("log_softmax", log_softmax_properties(f))
 
@@ -407,7 +420,8 @@ def _matrices(st, columns=(2, 3), rows=(1, 3)):
     )
 
 
-def log_softmax_properties(f):
+def log_softmax_properties(f: Callable) -> list[Property]:
+    """The properties that `check_log_softmax` tries."""
     st = strategies()
 
     def outcome(shift=0.0, scale=1.0):
@@ -440,7 +454,7 @@ def log_softmax_properties(f):
     ]  # fmt: skip
 
 
-def check_softmax_cross_entropy(f: Callable):
+def check_softmax_cross_entropy(f: Callable) -> Summary:
     """Judge the mean cross-entropy of logits.
 
         def softmax_cross_entropy(logits, labels):     # (N, C) float, (N,) integers in [0, C)
@@ -451,13 +465,14 @@ def check_softmax_cross_entropy(f: Callable):
     loss = mean of −log p(label), in nats. The gradient, where there is one, may also be a
     function of the gradient of the loss (or a tuple of one).
 
-    Returns  Summary
-    Raises   Falsified
+    f         the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
     """
     return judge("softmax_cross_entropy", softmax_cross_entropy_properties(f))
 
 
-def softmax_cross_entropy_suite(f):
+def softmax_cross_entropy_suite(f: Callable) -> Callable:
     """`check_softmax_cross_entropy` for pytest: one test a property."""
     return suite_of("softmax_cross_entropy", softmax_cross_entropy_properties(f))
 
@@ -473,7 +488,8 @@ def _labelled(st):
     )
 
 
-def softmax_cross_entropy_properties(f):
+def softmax_cross_entropy_properties(f: Callable) -> list[Property]:
+    """The properties that `check_softmax_cross_entropy` tries."""
     st = strategies()
 
     def data(case, shift=0.0):
@@ -538,7 +554,7 @@ def softmax_cross_entropy_properties(f):
 # --- dropout -----------------------------------------------------------------------------
 
 
-def check_dropout(f: Callable):
+def check_dropout(f: Callable) -> Summary:
     """Judge dropout as it is in training.
 
         def dropout(x, rate, rng):       # any shape, 0 <= rate < 1, numpy.random.Generator
@@ -549,19 +565,21 @@ def check_dropout(f: Callable):
     Each element is dropped with probability `rate`, the others are divided by 1 − rate. Where a
     pullback is returned, the gradient must go through the elements that were kept.
 
-    Returns  Summary
-    Raises   Falsified
-    Source   Srivastava et al. 2014
+    f         the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
+    Source    Srivastava et al. 2014
     """
     return judge("dropout", dropout_properties(f))
 
 
-def dropout_suite(f):
+def dropout_suite(f: Callable) -> Callable:
     """`check_dropout` for pytest: one test a property."""
     return suite_of("dropout", dropout_properties(f))
 
 
-def dropout_properties(f):
+def dropout_properties(f: Callable) -> list[Property]:
+    """The properties that `check_dropout` tries."""
     st = strategies()
     rates = st.sampled_from([0.5, 0.25, 0.75])
     small = st.tuples(
@@ -652,7 +670,7 @@ def dropout_properties(f):
 # --- a tape of scalars -------------------------------------------------------------------
 
 
-def check_topological_backward(value_class: type, backward: Callable | None = None):
+def check_topological_backward(value_class: type, backward: Callable | None = None) -> Summary:
     """Judge reverse mode on numbers: a class of values that remember how they were made.
 
         class Value:
@@ -673,12 +691,15 @@ def check_topological_backward(value_class: type, backward: Callable | None = No
     return judge("topological_backward", topological_backward_properties(value_class, backward))
 
 
-def topological_backward_suite(value_class, backward=None):
+def topological_backward_suite(value_class: type, backward: Callable | None = None) -> Callable:
     """`check_topological_backward` for pytest: one test a property."""
     return suite_of("topological_backward", topological_backward_properties(value_class, backward))
 
 
-def topological_backward_properties(value_class, backward=None):
+def topological_backward_properties(
+    value_class: type, backward: Callable | None = None
+) -> list[Property]:
+    """The properties that `check_topological_backward` tries."""
     st = strategies()
 
     # An expression is its leaves and its steps. Step k makes value number len(leaves) + k out of

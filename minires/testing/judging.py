@@ -57,9 +57,13 @@ class Property:
 
 
 class Misfit(Exception):
-    """The judged code returned something that is no answer at all, such as None."""
+    """The judged code returned something that is no answer at all, such as None.
 
-    def __init__(self, yours, right):
+    yours   what was returned
+    right   in words, what is expected
+    """
+
+    def __init__(self, yours: Any, right: Any):
         super().__init__(yours, right)
         self.yours, self.right = yours, right
 
@@ -110,7 +114,7 @@ class Falsified(AssertionError):
     held       the properties that do hold
     """
 
-    def __init__(self, kind, failures, held):
+    def __init__(self, kind: str, failures: list[Failure], held: list[str]):
         super().__init__(kind, failures, held)
         self.kind, self.failures, self.held = kind, tuple(failures), tuple(held)
 
@@ -136,8 +140,10 @@ class Unfinished(Falsified, NotImplementedError):
 def judge(kind: str, properties: list[Property]) -> Summary:
     """Try every property.
 
-    Returns  Summary when all hold
-    Raises   Falsified when one does not; Unfinished when the code is a stub
+    kind         the name of the property set
+    properties   to be tried, in order
+    Returns      Summary when all hold
+    Raises       Falsified when one does not; Unfinished when the code is a stub
     """
     failures, held = [], []
     for own in properties:
@@ -156,8 +162,9 @@ def judge(kind: str, properties: list[Property]) -> Summary:
 def examine(own: Property, smallest: bool = True) -> tuple[Failure | None, int]:
     """Try one property.
 
-    smallest  whether a smaller input than the first that fails is looked for
-    Returns   its failure, if any; the number of inputs it was tried on
+    own        the Property
+    smallest   whether a smaller input than the first that fails is looked for
+    Returns    its failure, if any; the number of inputs it was tried on
     """
     outcomes = {}
 
@@ -237,7 +244,7 @@ def _hypothesis():
     return hypothesis
 
 
-def strategies():
+def strategies() -> Any:
     """`hypothesis.strategies`, or an ImportError with the remedy."""
     _hypothesis()
     from hypothesis import strategies
@@ -267,8 +274,12 @@ def _no_constants_of_other_modules():
 # --- the pytest form ----------------------------------------------------------------------
 
 
-def suite_of(kind: str, properties: list[Property]):
-    """A test function that pytest runs once for each property."""
+def suite_of(kind: str, properties: list[Property]) -> Callable:
+    """A test function that pytest runs once for each property.
+
+    kind         the name of the property set
+    properties   each becomes a test
+    """
     import pytest
 
     by_name = {own.name: own for own in properties}
@@ -284,8 +295,13 @@ def suite_of(kind: str, properties: list[Property]):
 # --- answers ----------------------------------------------------------------------------------
 
 
-def array_of(value, shape=None, what="an array"):
-    """The judged code's answer as a float64 array, a copy; Misfit when it is none."""
+def array_of(value: Any, shape: tuple | None = None, what: str = "an array") -> np.ndarray:
+    """The judged code's answer as a float64 array, a copy; Misfit when it is none.
+
+    value   the answer
+    shape   that it must have; None: any
+    what    is expected, in words
+    """
     if value is None:  # NumPy would make it "not a number"
         raise Misfit(Words("None"), Words(what))
     try:
@@ -297,18 +313,23 @@ def array_of(value, shape=None, what="an array"):
     return array
 
 
-def is_float32(value):
-    """Whether an answer was computed in float32 (or less), so that it has seven digits."""
+def is_float32(value: Any) -> bool:
+    """Whether an answer was computed in float32 (or less), so that it has seven digits.
+
+    value   the answer
+    """
     return getattr(value, "dtype", None) in (np.float32, np.float16) or "float32" in str(
         getattr(value, "dtype", "")
     )
 
 
-def compare(yours, right, tolerance, hint="") -> Wrong | None:
+def compare(yours: Any, right: Any, tolerance: Any, hint: Any = "") -> Wrong | None:
     """None if no element is further from the right one than `tolerance`; else Wrong.
 
-    tolerance  a number or an array like `right`
-    hint       a string, or a list of (wrong value, hint): those near `yours` are taken
+    yours       the answer
+    right       the right one
+    tolerance   a number or an array like `right`
+    hint        a string, or a list of (wrong value, hint): those near `yours` are taken
     """
     right = np.asarray(right, np.float64)
     array = array_of(yours, right.shape, f"an array {right.shape}" if right.ndim else "a number")
@@ -333,8 +354,12 @@ def compare(yours, right, tolerance, hint="") -> Wrong | None:
     return Wrong(array, right, hint)
 
 
-def accepts(function, name):
-    """Whether a function takes an argument of this name."""
+def accepts(function: Any, name: str) -> bool:
+    """Whether a function takes an argument of this name.
+
+    function   that may take it
+    name       of the argument
+    """
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -343,8 +368,11 @@ def accepts(function, name):
     return name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
-def required_arguments(function):
-    """The names of a function's arguments that have no default, in order."""
+def required_arguments(function: Any) -> list[str]:
+    """The names of a function's arguments that have no default, in order.
+
+    function   or a class
+    """
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -362,8 +390,12 @@ class Words(str):
     __slots__ = ()
 
 
-def show(value, digits=6) -> str:
-    """A number or an array in few characters."""
+def show(value: Any, digits: int = 6) -> str:
+    """A number or an array in few characters.
+
+    value    a number, an array or text
+    digits   significant ones
+    """
     if isinstance(value, str):
         return value
     array = np.asarray(value)
@@ -379,8 +411,12 @@ def show(value, digits=6) -> str:
     return "[" + ", ".join(show(part, digits) for part in array) + "]"
 
 
-def show_both(yours, right):
-    """Both in as many digits as it takes to see that they differ."""
+def show_both(yours: Any, right: Any) -> tuple[str, str]:
+    """Both in as many digits as it takes to see that they differ.
+
+    yours   the answer
+    right   the right one
+    """
     for digits in (3, 6, 10, 17):
         texts = show(yours, digits), show(right, digits)
         if texts[0] != texts[1]:
@@ -409,9 +445,10 @@ _ASCII = {
 }  # fmt: skip
 
 
-def readable(text: str, stream=None) -> str:
+def readable(text: str, stream: Any = None) -> str:
     """The text as it is where the terminal can show it, else in ASCII.
 
+    text     to be printed
     stream   where it will be printed (standard output without it)
     """
     encoding = getattr(stream or sys.stdout, "encoding", None) or "utf-8"

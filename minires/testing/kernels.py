@@ -8,6 +8,7 @@ from minires.testing import oracles
 from minires.testing.judging import (
     Misfit,
     Property,
+    Summary,
     Words,
     accepts,
     array_of,
@@ -55,7 +56,7 @@ def _whole_numbers(seed, shape, low=-4, high=5):
 # --- convolution -------------------------------------------------------------------------
 
 
-def check_convolution(f: Callable, backward: Callable | None = None):
+def check_convolution(f: Callable, backward: Callable | None = None) -> Summary:
     """Judge a convolution, and its two gradients.
 
         def conv2d(x, w, stride=1, padding=0): ...              # → y (N, OH, OW, O)
@@ -68,18 +69,20 @@ def check_convolution(f: Callable, backward: Callable | None = None):
     on all sides) are judged where f takes arguments of these names. Without `backward`, f may
     return (y, pullbacks): a tuple of a function each for x and w, or one function for both.
 
-    Returns  Summary
-    Raises   Falsified
+    f          the code to be judged, as above
+    backward   the code of the backward pass, if it is not returned with the result
+    Returns    Summary
+    Raises     Falsified
     """
     return judge("convolution", convolution_properties(f, backward))
 
 
-def convolution_suite(f, backward=None):
+def convolution_suite(f: Callable, backward: Callable | None = None) -> Callable:
     """`check_convolution` for pytest: one test a property."""
     return suite_of("convolution", convolution_properties(f, backward))
 
 
-def check_depthwise(f: Callable, backward: Callable | None = None):
+def check_depthwise(f: Callable, backward: Callable | None = None) -> Summary:
     """Judge a depthwise convolution, and its two gradients: every channel has its own kernel.
 
         def depthwise(x, w, stride=1, padding=0): ...     # (N, H, W, C), (kh, kw, C) → (…, C)
@@ -89,18 +92,26 @@ def check_depthwise(f: Callable, backward: Callable | None = None):
 
     Everything else as in `check_convolution`.
 
-    Returns  Summary
-    Raises   Falsified
+    f          the code to be judged, as above
+    backward   the code of the backward pass, if it is not returned with the result
+    Returns    Summary
+    Raises     Falsified
     """
     return judge("depthwise", convolution_properties(f, backward, depthwise=True))
 
 
-def depthwise_suite(f, backward=None):
+def depthwise_suite(f: Callable, backward: Callable | None = None) -> Callable:
     """`check_depthwise` for pytest: one test a property."""
     return suite_of("depthwise", convolution_properties(f, backward, depthwise=True))
 
 
-def convolution_properties(f, backward=None, depthwise=False):
+def convolution_properties(
+    f: Callable, backward: Callable | None = None, depthwise: bool = False
+) -> list[Property]:
+    """The properties that `check_convolution` tries.
+
+    depthwise   whether it is `check_depthwise` that tries them
+    """
     st = strategies()
 
     def cases(images=1, channels=1, outputs=1, strides=1, paddings=0, largest=3):
@@ -242,7 +253,7 @@ def convolution_properties(f, backward=None, depthwise=False):
 # --- pooling -----------------------------------------------------------------------------
 
 
-def check_pooling(f: Callable, backward: Callable | None = None, kind: str = "max"):
+def check_pooling(f: Callable, backward: Callable | None = None, kind: str = "max") -> Summary:
     """Judge max pooling (or mean pooling), and its gradient.
 
         def max_pool(x, window=2, stride=None): ...            # (N, H, W, C) → (N, OH, OW, C)
@@ -256,19 +267,24 @@ def check_pooling(f: Callable, backward: Callable | None = None, kind: str = "ma
     last may take the gradient, or all may share it, but it is handed on once. Without `backward`,
     f may return (y, pullback).
 
-    kind     "max" or "mean"
-    Returns  Summary
-    Raises   Falsified; ValueError for another kind
+    f          the code to be judged, as above
+    backward   the code of the backward pass, if it is not returned with the result
+    kind       "max" or "mean"
+    Returns    Summary
+    Raises     Falsified; ValueError for another kind
     """
     return judge("pooling", pooling_properties(f, backward, kind))
 
 
-def pooling_suite(f, backward=None, kind="max"):
+def pooling_suite(f: Callable, backward: Callable | None = None, kind: str = "max") -> Callable:
     """`check_pooling` for pytest: one test a property."""
     return suite_of("pooling", pooling_properties(f, backward, kind))
 
 
-def pooling_properties(f, backward=None, kind="max"):
+def pooling_properties(
+    f: Callable, backward: Callable | None = None, kind: str = "max"
+) -> list[Property]:
+    """The properties that `check_pooling` tries."""
     if kind not in ("max", "mean"):
         raise ValueError(f"check_pooling: kind is {kind!r}, expected 'max' or 'mean'")
     st = strategies()
@@ -378,7 +394,7 @@ def pooling_properties(f, backward=None, kind="max"):
 # --- batch norm --------------------------------------------------------------------------
 
 
-def check_batch_norm(f: Callable, backward: Callable | None = None):
+def check_batch_norm(f: Callable, backward: Callable | None = None) -> Summary:
     """Judge batch norm in training, and its three gradients.
 
         def batch_norm(x, scale, shift, epsilon): ...         # (N, C), (C,), (C,) → (N, C)
@@ -390,19 +406,22 @@ def check_batch_norm(f: Callable, backward: Callable | None = None):
     y = scale · (x − mean) / √(variance + ε) + shift with the batch's own mean and population
     variance, so gradients flow through them too. Without `backward`, f may return (y, pullbacks).
 
-    Returns  Summary
-    Raises   Falsified
-    Source   Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1
+    f          the code to be judged, as above
+    backward   the code of the backward pass, if it is not returned with the result
+    Returns    Summary
+    Raises     Falsified
+    Source     Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1
     """
     return judge("batch_norm", batch_norm_properties(f, backward))
 
 
-def batch_norm_suite(f, backward=None):
+def batch_norm_suite(f: Callable, backward: Callable | None = None) -> Callable:
     """`check_batch_norm` for pytest: one test a property."""
     return suite_of("batch_norm", batch_norm_properties(f, backward))
 
 
-def batch_norm_properties(f, backward=None):
+def batch_norm_properties(f: Callable, backward: Callable | None = None) -> list[Property]:
+    """The properties that `check_batch_norm` tries."""
     st = strategies()
 
     def cases(plain=False, far=0.0, spread=1.0):
@@ -487,7 +506,7 @@ def batch_norm_properties(f, backward=None):
 # --- statistics that go with averaged weights --------------------------------------------
 
 
-def check_running_statistics(f: Callable):
+def check_running_statistics(f: Callable) -> Summary:
     """Judge the update of batch norm's running statistics.
 
         def update(mean, variance, x, momentum): ...   # (C,), (C,), (N, C), → new mean, variance
@@ -497,13 +516,14 @@ def check_running_statistics(f: Callable):
     mean ← momentum · mean + (1 − momentum) · the batch's mean, and so the (population) variance.
     A function that changes its arrays in place and returns None is right too.
 
-    Returns  Summary
-    Raises   Falsified
+    f         the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
     """
     return judge("running_statistics", running_statistics_properties(f))
 
 
-def running_statistics_suite(f):
+def running_statistics_suite(f: Callable) -> Callable:
     """`check_running_statistics` for pytest: one test a property."""
     return suite_of("running_statistics", running_statistics_properties(f))
 
@@ -518,7 +538,8 @@ def _batches(st, fewest, most):
     )
 
 
-def running_statistics_properties(f):
+def running_statistics_properties(f: Callable) -> list[Property]:
+    """The properties that `check_running_statistics` tries."""
     st = strategies()
     cases = st.tuples(_batches(st, 1, 1), st.sampled_from([0.75, 0.5, 0.0, 1.0]))
 
@@ -582,7 +603,7 @@ def running_statistics_properties(f):
     ]  # fmt: skip
 
 
-def check_reestimation(f: Callable):
+def check_reestimation(f: Callable) -> Summary:
     """Judge statistics measured again over batches of different sizes.
 
         def reestimate(batches): ...       # a list of (N_i, C) → mean, variance, each (C,)
@@ -592,18 +613,20 @@ def check_reestimation(f: Callable):
     The mean over all rows, so that each batch weighs as many as it has. The variance may be that of
     all rows, or the weighted mean of the batches' own.
 
-    Returns  Summary
-    Raises   Falsified
+    f         the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
     """
     return judge("reestimation", reestimation_properties(f))
 
 
-def reestimation_suite(f):
+def reestimation_suite(f: Callable) -> Callable:
     """`check_reestimation` for pytest: one test a property."""
     return suite_of("reestimation", reestimation_properties(f))
 
 
-def reestimation_properties(f):
+def reestimation_properties(f: Callable) -> list[Property]:
+    """The properties that `check_reestimation` tries."""
     st = strategies()
 
     def arrays_of(case):

@@ -16,7 +16,7 @@ from minires.testing.judging import Property
 
 # name → a function of the code to be judged that returns its properties
 KINDS: dict[str, Callable[..., list[Property]]] = {
-    "moments": moments.properties,
+    "moments": moments.moments_properties,
     "gradient": gradients.gradient_properties,
     "unbroadcast": gradients.unbroadcast_properties,
     "matmul": gradients.matmul_properties,
@@ -31,8 +31,8 @@ KINDS: dict[str, Callable[..., list[Property]]] = {
     "batch_norm": kernels.batch_norm_properties,
     "running_statistics": kernels.running_statistics_properties,
     "reestimation": kernels.reestimation_properties,
-    "sgd": partial(optimizers.properties, kind="sgd"),
-    "adam": partial(optimizers.properties, kind="adam"),
+    "sgd": partial(optimizers.optimizer_properties, kind="sgd"),
+    "adam": partial(optimizers.optimizer_properties, kind="adam"),
     "sampler": ensembles.sampler_properties,
     "average": partial(ensembles.average_properties, rule="probabilities"),
     "geometric": partial(ensembles.average_properties, rule="geometric"),

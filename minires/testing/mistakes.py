@@ -7,6 +7,8 @@ shows which property catches which:
     python -c "from minires.testing.mistakes import matrix; print(matrix())"
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from minires.testing import references as right
@@ -1154,21 +1156,30 @@ def order_of_the_file(nodes, arrays):
 
 
 def caught_by(answer: Answer) -> dict[str, bool]:
-    """Which properties of its set reject an answer: {sentence: whether it is rejected}."""
+    """Which properties of its set reject an answer: {sentence: whether it is rejected}.
+
+    answer   the mistake
+    """
     properties = KINDS[answer.kind](*answer.judged, **answer.options)
     return {own.name: examine(own, smallest=False)[0] is not None for own in properties}
 
 
 def table(kind: str) -> tuple[list[Answer], dict[str, list[bool]]]:
-    """The mistakes of one property set, and for every property which of them it catches."""
+    """The mistakes of one property set, and for every property which of them it catches.
+
+    kind   of the property set
+    """
     answers = [answer for answer in MISTAKES if answer.kind == kind]
     caught = [caught_by(answer) for answer in answers]
     sentences = dict.fromkeys(name for own in caught for name in own)
     return answers, {name: [own.get(name, False) for own in caught] for name in sentences}
 
 
-def matrix(kinds=tuple(KINDS)) -> str:
-    """Which property catches which mistake, one table for each property set, as text."""
+def matrix(kinds: Iterable[str] = tuple(KINDS)) -> str:
+    """Which property catches which mistake, one table for each property set, as text.
+
+    kinds   of the property sets
+    """
     lines = []
     for kind in kinds:
         answers, rows = table(kind)

@@ -2,12 +2,14 @@
 
 import functools
 import inspect
+from collections.abc import Callable
 
 import numpy as np
 
 from minires.testing import oracles
 from minires.testing.judging import (
     Property,
+    Summary,
     Words,
     Wrong,
     array_of,
@@ -19,7 +21,7 @@ from minires.testing.judging import (
 )
 
 
-def check_moments(make):
+def check_moments(make: Callable) -> Summary:
     """Judge a running mean and variance.
 
         class Running:
@@ -39,12 +41,12 @@ def check_moments(make):
     Raises   Falsified
     Source   eqs. 2-3; Welford 1962; Chan, Golub and LeVeque 1983 for the merging
     """
-    return judge("moments", properties(make))
+    return judge("moments", moments_properties(make))
 
 
-def moments_suite(make):
+def moments_suite(make: Callable) -> Callable:
     """`check_moments` for pytest: `test_mine = moments_suite(Running)` is one test a property."""
-    return suite_of("moments", properties(make))
+    return suite_of("moments", moments_properties(make))
 
 
 def _new(make, shape):
@@ -79,7 +81,8 @@ def _told(rows):
     return f"updates {numbers.tolist()}"
 
 
-def properties(make):
+def moments_properties(make: Callable) -> list[Property]:
+    """The properties that `check_moments` tries."""
     st = strategies()
     whole = st.integers(-9, 9)
 

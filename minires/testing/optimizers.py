@@ -8,6 +8,7 @@ import numpy as np
 from minires.testing import oracles
 from minires.testing.judging import (
     Property,
+    Summary,
     Wrong,
     array_of,
     compare,
@@ -21,7 +22,7 @@ from minires.testing.judging import (
 KINDS = ("sgd", "adam")
 
 
-def check_optimizer(step: Callable, kind: str):
+def check_optimizer(step: Callable, kind: str) -> Summary:
     """Judge one update of SGD or Adam.
 
         def sgd(theta, gradient, rate):               # changes theta in place, or returns the new
@@ -36,17 +37,18 @@ def check_optimizer(step: Callable, kind: str):
     `step(theta, gradient)` does the same. Adam with β₁ = 0.9, β₂ = 0.999, ε = 1e-8; ε may stand
     on either side of the correction.
 
-    kind     "sgd": θ ← θ − ℓ g, eq. 1; or "adam"
-    Returns  Summary
-    Raises   Falsified; ValueError for another kind
-    Source   eq. 1; Kingma and Ba 2015, algorithm 1
+    step      the code to be judged, as above
+    kind      "sgd": θ ← θ − ℓ g, eq. 1; or "adam"
+    Returns   Summary
+    Raises    Falsified; ValueError for another kind
+    Source    eq. 1; Kingma and Ba 2015, algorithm 1
     """
-    return judge(f"optimizer {kind}", properties(step, kind))
+    return judge(f"optimizer {kind}", optimizer_properties(step, kind))
 
 
-def optimizer_suite(step, kind):
+def optimizer_suite(step: Callable, kind: str) -> Callable:
     """`check_optimizer` for pytest: one test a property."""
-    return suite_of(f"optimizer {kind}", properties(step, kind))
+    return suite_of(f"optimizer {kind}", optimizer_properties(step, kind))
 
 
 def _stepper(step, kind, rate):
@@ -69,7 +71,8 @@ def _stepper(step, kind, rate):
     return one
 
 
-def properties(step, kind):
+def optimizer_properties(step: Callable, kind: str) -> list[Property]:
+    """The properties that `check_optimizer` tries."""
     if kind not in KINDS:
         raise ValueError(f"check_optimizer: kind is {kind!r}, expected one of {', '.join(KINDS)}")
     st = strategies()

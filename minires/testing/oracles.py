@@ -2,18 +2,30 @@
 
 Everything here is float64 or exact, uses loops where a formula has a sum, and shares no line with
 the code that is judged.
+
+An argument means the same in all of these functions, unless one says otherwise:
+
+    x         images (N, H, W, C)
+    g         the gradient of the result
+    stride    pixels from one window to the next
+    padding   pixels of zeros on each side of an image
+    window    pixels of a side of the window
+    kind      "max" or "mean"
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
 
-def exact_moments(rows, ddof=0):
+def exact_moments(rows: Any, ddof: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of every column of numbers, without any rounding until the end.
 
-    rows     (n, P) numbers
-    Returns  two float64 arrays (P,)
+    rows      (n, P) numbers
+    ddof      the divisor is n − ddof
+    Returns   two float64 arrays (P,)
     """
     columns = [[Fraction(float(x)) for x in column] for column in zip(*rows, strict=True)]
     means = [sum(column) / len(column) for column in columns]
@@ -24,8 +36,12 @@ def exact_moments(rows, ddof=0):
     return np.array([float(m) for m in means]), np.array([float(s) for s in squares])
 
 
-def sum_to(gradient, shape):
-    """The gradient of an array that was broadcast: the sum over every copy of each element."""
+def sum_to(gradient: np.ndarray, shape: tuple) -> np.ndarray:
+    """The gradient of an array that was broadcast: the sum over every copy of each element.
+
+    gradient   of the result of broadcasting
+    shape      of the array before
+    """
     total = np.zeros(shape)
     missing = gradient.ndim - len(shape)
     for place in np.ndindex(gradient.shape):
@@ -34,7 +50,7 @@ def sum_to(gradient, shape):
     return total
 
 
-def slope(function, steps, tolerance):
+def slope(function: Callable, steps: Iterable[float], tolerance: float) -> tuple[float, float]:
     """The slope of a function of one number at 0, kinks and all: a pair (lowest, highest).
 
     At each step h the slope is measured on the left, on the right, and across with h and h/2. Where
@@ -58,24 +74,31 @@ def slope(function, steps, tolerance):
     return min(sides), max(sides)
 
 
-def log_softmax(logits):
-    """z − log Σ eᶻ in float64 (scipy.special.log_softmax)."""
+def log_softmax(logits: Any) -> np.ndarray:
+    """z − log Σ eᶻ in float64 (scipy.special.log_softmax).
+
+    logits   (N, C)
+    """
     from scipy.special import log_softmax
 
     return log_softmax(np.asarray(logits, np.float64), axis=-1)
 
 
-def pad(x, padding):
+def pad(x: np.ndarray, padding: int) -> np.ndarray:
     """Zeros around every image of (N, H, W, C)."""
     return np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
 
 
-def windows(size, kernel, stride):
-    """Where windows start along one axis, and how many there are."""
+def windows(size: int, kernel: int, stride: int) -> range:
+    """Where windows start along one axis, and how many there are.
+
+    size     pixels of the image
+    kernel   pixels of a window
+    """
     return range(0, size - kernel + 1, stride)
 
 
-def convolve(x, w, stride=1, padding=0):
+def convolve(x: np.ndarray, w: np.ndarray, stride: int = 1, padding: int = 0) -> np.ndarray:
     """y[n, i, j, o] = Σ x[n, i·s + p, j·s + q, c] w[p, q, c, o]: no kernel is flipped.
 
     x        (N, H, W, C)
@@ -93,8 +116,13 @@ def convolve(x, w, stride=1, padding=0):
     return y
 
 
-def convolve_gradients(x, w, g, stride=1, padding=0):
-    """The gradients of ⟨convolve(x, w), g⟩ with respect to x and w."""
+def convolve_gradients(
+    x: np.ndarray, w: np.ndarray, g: np.ndarray, stride: int = 1, padding: int = 0
+) -> tuple:
+    """The gradients of ⟨convolve(x, w), g⟩ with respect to x and w.
+
+    w   (kh, kw, C, O)
+    """
     padded = pad(np.asarray(x, np.float64), padding)
     x_gradient, w_gradient = np.zeros(padded.shape), np.zeros(w.shape)
     kh, kw = w.shape[:2]
@@ -107,12 +135,15 @@ def convolve_gradients(x, w, g, stride=1, padding=0):
     return x_gradient[:, inner, inner, :], w_gradient
 
 
-def diagonal(w):
-    """The (kh, kw, C, C) kernel of the ordinary convolution that equals depthwise (kh, kw, C)."""
+def diagonal(w: np.ndarray) -> np.ndarray:
+    """The (kh, kw, C, C) kernel of the ordinary convolution that equals depthwise (kh, kw, C).
+
+    w   (kh, kw, C)
+    """
     return w[..., None] * np.eye(w.shape[-1])
 
 
-def pool(x, window, stride, kind="max"):
+def pool(x: np.ndarray, window: int, stride: int, kind: str = "max") -> np.ndarray:
     """The largest value, or the mean, of every window of (N, H, W, C)."""
     reduce = {"max": np.max, "mean": np.mean}[kind]
     rows, columns = windows(x.shape[1], window, stride), windows(x.shape[2], window, stride)
@@ -123,7 +154,9 @@ def pool(x, window, stride, kind="max"):
     return y
 
 
-def pool_gradient(x, g, window, stride, kind="max"):
+def pool_gradient(
+    x: np.ndarray, g: np.ndarray, window: int, stride: int, kind: str = "max"
+) -> np.ndarray:
     """The gradient of ⟨pool(x), g⟩; of equal values in a window the first takes it."""
     gradient = np.zeros(x.shape)
     for n, i, j, c in np.ndindex(g.shape):
@@ -136,21 +169,47 @@ def pool_gradient(x, g, window, stride, kind="max"):
     return gradient
 
 
-def batch_norm(x, scale, shift, epsilon):
-    """scale · (x − mean) / √(variance + ε) + shift for every column of (N, C)."""
+def batch_norm(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, epsilon: float) -> np.ndarray:
+    """scale · (x − mean) / √(variance + ε) + shift for every column of (N, C).
+
+    x         (N, C)
+    scale     (C,)
+    shift     (C,)
+    epsilon   added to the variance
+    """
     return scale * (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + epsilon) + shift
 
 
-def batch_norm_gradients(x, scale, g, epsilon):
-    """The gradients of ⟨batch_norm(x, scale, shift), g⟩ with respect to x, scale and shift."""
+def batch_norm_gradients(x: np.ndarray, scale: np.ndarray, g: np.ndarray, epsilon: float) -> tuple:
+    """The gradients of ⟨batch_norm(x, scale, shift), g⟩ with respect to x, scale and shift.
+
+    x         (N, C)
+    scale     (C,)
+    epsilon   added to the variance
+    """
     deviation = np.sqrt(x.var(axis=0) + epsilon)
     normal = (x - x.mean(axis=0)) / deviation
     x_gradient = scale / deviation * (g - g.mean(axis=0) - normal * (g * normal).mean(axis=0))
     return x_gradient, (g * normal).sum(axis=0), g.sum(axis=0)
 
 
-def adam(theta, gradients, rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
-    """θ after each step, every average written as the weighted sum of all gradients so far."""
+def adam(
+    theta: np.ndarray,
+    gradients: Sequence,
+    rate: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+) -> list[np.ndarray]:
+    """θ after each step, every average written as the weighted sum of all gradients so far.
+
+    theta       (P,) before the first step
+    gradients   (P,) of each step
+    rate        ℓ, the learning rate
+    beta1       of the average of the gradients
+    beta2       of the average of their squares
+    epsilon     added to the root
+    """
     steps = []
     for t in range(1, len(gradients) + 1):
         ages = range(t - 1, -1, -1)
@@ -162,8 +221,12 @@ def adam(theta, gradients, rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
     return steps
 
 
-def average(probabilities, rule):
-    """One prediction from K: (K, N, C) → (N, C)."""
+def average(probabilities: np.ndarray, rule: str) -> np.ndarray:
+    """One prediction from K: (K, N, C) → (N, C).
+
+    probabilities   (K, N, C)
+    rule            one of `ensembles.RULES`
+    """
     from scipy.special import softmax
 
     if rule == "probabilities":
@@ -174,8 +237,14 @@ def average(probabilities, rule):
     return votes.mean(axis=0)
 
 
-def metric(name, probabilities, labels, bins=15):
-    """Accuracy, NLL, Brier score or ECE, image by image from the definition."""
+def metric(name: str, probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Accuracy, NLL, Brier score or ECE, image by image from the definition.
+
+    name            "accuracy", "nll", "brier" or "ece"
+    probabilities   (N, C)
+    labels          (N,) integers
+    bins            of the calibration error
+    """
     total, count = 0.0, len(labels)
     gaps = [0.0] * bins
     for row, label in zip(probabilities, labels, strict=True):

@@ -7,6 +7,7 @@ import numpy as np
 from minires.testing.judging import (
     Misfit,
     Property,
+    Summary,
     Words,
     Wrong,
     array_of,
@@ -20,7 +21,7 @@ from minires.testing.judging import (
 # --- collecting --------------------------------------------------------------------------
 
 
-def check_collector(collect: Callable):
+def check_collector(collect: Callable) -> Summary:
     """Judge the loop that fine-tunes and collects.
 
         def collect(theta, step, updates, burn_in=0, stride=1): ...   # → mean, variance
@@ -31,18 +32,20 @@ def check_collector(collect: Callable):
     the mean and the (population) variance of the θ that count: θ⁰, before the first step, does
     not; of the others, updates burn_in + stride, burn_in + 2·stride, … do.
 
-    Returns  Summary
-    Raises   Falsified
+    collect   the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
     """
     return judge("collector", collector_properties(collect))
 
 
-def collector_suite(collect):
+def collector_suite(collect: Callable) -> Callable:
     """`check_collector` for pytest: one test a property."""
     return suite_of("collector", collector_properties(collect))
 
 
-def collector_properties(collect):
+def collector_properties(collect: Callable) -> list[Property]:
+    """The properties that `check_collector` tries."""
     st = strategies()
     small = st.integers(-4, 4)
 
@@ -122,7 +125,7 @@ def collector_properties(collect):
 # --- walking -----------------------------------------------------------------------------
 
 
-def check_line(points: Callable):
+def check_line(points: Callable) -> Summary:
     """Judge points on the straight line through two vectors of weights.
 
         def points(a, b, places): ...      # (P,), (P,), (K,) → (K, P)
@@ -131,18 +134,20 @@ def check_line(points: Callable):
 
     Place 0 is a, place 1 is b, 0.5 lies in the middle, and 2 as far beyond b again.
 
-    Returns  Summary
-    Raises   Falsified
+    points    the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
     """
     return judge("line", line_properties(points))
 
 
-def line_suite(points):
+def line_suite(points: Callable) -> Callable:
     """`check_line` for pytest: one test a property."""
     return suite_of("line", line_properties(points))
 
 
-def line_properties(points):
+def line_properties(points: Callable) -> list[Property]:
+    """The properties that `check_line` tries."""
     st = strategies()
 
     def cases(*places):
@@ -184,7 +189,7 @@ def line_properties(points):
     ]  # fmt: skip
 
 
-def check_harm(harmful: Callable):
+def check_harm(harmful: Callable) -> Summary:
     """Judge the search for the settings at which one method is surely worse than another.
 
         def harmful(settings, plain, mean): ...      # (K,), (n, K), (n, K) → the settings
@@ -194,18 +199,20 @@ def check_harm(harmful: Callable):
     A row of `plain` and `mean` is a run, its numbers are losses. A setting is harmful when the mean
     of the differences mean − plain lies more than two of its standard errors (s / √n) above 0.
 
-    Returns  Summary
-    Raises   Falsified
+    harmful   the code to be judged, as above
+    Returns   Summary
+    Raises    Falsified
     """
     return judge("harm", harm_properties(harmful))
 
 
-def harm_suite(harmful):
+def harm_suite(harmful: Callable) -> Callable:
     """`check_harm` for pytest: one test a property."""
     return suite_of("harm", harm_properties(harmful))
 
 
-def harm_properties(harmful):
+def harm_properties(harmful: Callable) -> list[Property]:
+    """The properties that `check_harm` tries."""
     st = strategies()
     column = st.tuples(*[st.tuples(st.integers(0, 5), st.integers(0, 5))] * 4).filter(
         lambda pairs: len({a - b for a, b in pairs}) > 1
@@ -255,7 +262,7 @@ def harm_properties(harmful):
 # --- choosing ----------------------------------------------------------------------------
 
 
-def check_weights_of(weights_of: Callable):
+def check_weights_of(weights_of: Callable) -> Summary:
     """Judge which arrays of a file are weights.
 
         def weights_of(nodes, arrays): ...
@@ -267,8 +274,9 @@ def check_weights_of(weights_of: Callable):
     and shift) of BatchNormalization, whose inputs 3 and 4 are statistics. Inputs count from 0. Only
     names in `arrays` are arrays of the file. Each comes once, in the order of its first use.
 
-    Returns  Summary
-    Raises   Falsified
+    weights_of   the code to be judged, as above
+    Returns      Summary
+    Raises       Falsified
     """
     return judge("weights_of", weights_of_properties(weights_of))
 
@@ -279,12 +287,13 @@ _INPUTS = {
 }  # fmt: skip
 
 
-def weights_of_suite(weights_of):
+def weights_of_suite(weights_of: Callable) -> Callable:
     """`check_weights_of` for pytest: one test a property."""
     return suite_of("weights_of", weights_of_properties(weights_of))
 
 
-def weights_of_properties(weights_of):
+def weights_of_properties(weights_of: Callable) -> list[Property]:
+    """The properties that `check_weights_of` tries."""
     st = strategies()
 
     def cases(*operators, shared=False, computed=False):
