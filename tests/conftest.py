@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -32,7 +33,8 @@ def pytest_configure():
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compiled.functions(np.dtype(np.float64))
+        for kind in (np.float64, np.float32):
+            compiled.functions(np.dtype(kind))
 
 
 @pytest.fixture
@@ -90,6 +92,22 @@ def xp(request):
         return
     with _device(request.param) as cupy:
         yield cupy
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    """A cache that the tests of a file share, and nobody else.
+
+    The compiled kernels are in it already: else every process that a test starts would compile.
+    """
+    from minires.kernels import compiled
+
+    folder = tmp_path_factory.mktemp("cache")
+    if compiled.compilers():
+        shutil.copytree(compiled.cache_folder(), folder / "minires" / "kernels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIRES_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(autouse=True)

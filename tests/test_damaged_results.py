@@ -14,7 +14,7 @@ from test_study_sweep import Inline, sweep
 
 from minires import data as data_tools
 from minires.arrays.files import load_arrays
-from minires.commands import cli, improve
+from minires.commands import cli, improve, improve_results
 from minires.study import experiment_figure
 from minires.study.store import load_sweep
 
@@ -30,7 +30,7 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIRES_CACHE", str(place / "cache"))
         patch.setattr(experiment_figure, "draw_folder", lambda *arguments: None)
-        patch.setattr(improve, "plot", lambda *arguments: None)
+        patch.setattr(improve_results, "plot", lambda *arguments: None)
         assert cli.main([*RUN, str(place / "run")]) == 0
         dataset = data_tools.load(
             "glyphs", train=test_study_sweep.TINY.train, test=test_study_sweep.TINY.test

@@ -24,19 +24,11 @@ from minires.commands import lessons as commands
 from minires.commands.cli import main
 from minires.testing.classroom import rejected
 
+pytestmark = pytest.mark.usefixtures("own_cache")  # digits are drawn once for all lessons
 LESSONS = commands.lessons()
 SECTIONS = ("## Predict", "## What would break this?", "## Three questions", "## Where this is")
 COMMANDS = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=[each.path.stem for each in LESSONS])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    """Digits are drawn once for all lessons, and nothing is left in the user's cache."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MINIRES_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
-    patch.undo()
 
 
 @pytest.fixture

@@ -138,9 +138,9 @@ def answered(lesson, kind, number=0):
         for each in commands.lessons()
     ],
 )
-def test_a_student_s_notebook_through_nbconvert(number, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("own_cache")
+def test_a_student_s_notebook_through_nbconvert(number, monkeypatch):
     """With the right answers each check says what holds; with wrong ones it says why not."""
-    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     lesson = commands.lesson(number)
     for kind in ("solution", "wrong"):

@@ -33,22 +33,15 @@ from minires.training import loop
 from minires.training.optimizers import SGD, Adam
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("own_cache")
 TINY = [
     "run", "--train", "256", "--test", "64", "--epochs", "1", "--updates", "4", "--batch", "32",
     "--network", "lenet_classic", "--members", "4", "--seed", "5",
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Glyphs are drawn once, and not into the user's own cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINIRES_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(own_cache, tmp_path_factory):
     """An uninterrupted run of two seeds: its folder, and what it printed."""
     out = tmp_path_factory.mktemp("finished") / "deep" / "folder"
     done = subprocess.run(
@@ -568,11 +561,8 @@ def test_stages_that_contradict_each_other_are_named(finished, tmp_path, capsys,
 @pytest.mark.parametrize(
     ("environment", "redirect"),
     [
-        ({"PYTHONIOENCODING": "cp1252"}, ""),
-        ({"PYTHONIOENCODING": "ascii"}, ""),
-        ({"MPLBACKEND": "module://matplotlib_inline.not_here"}, ""),
-        ({"MPLBACKEND": "nonsense"}, ""),
-        ({}, "2>&-"),
+        ({"PYTHONIOENCODING": "cp1252", "MPLBACKEND": "module://matplotlib_inline.not_here"}, ""),
+        ({"PYTHONIOENCODING": "ascii", "MPLBACKEND": "nonsense"}, "2>&-"),
         ({}, "2>&- >&-"),
     ],
 )

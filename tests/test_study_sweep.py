@@ -34,6 +34,7 @@ from minires.study.store import Store, load_sweep, save_rows, tabulate, text_tab
 from minires.study.sweep import prepare, run_sweep
 from minires.training import metrics
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 ROOT = Path(__file__).resolve().parent.parent
 TINY = replace(
     SMOKE,
@@ -50,16 +51,8 @@ TINY = replace(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Glyphs are drawn once, and not into the user's own cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINIRES_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
-def dataset(cache):
+def dataset(own_cache):
     return data_tools.load("glyphs", train=TINY.train, test=TINY.test)
 
 
@@ -494,8 +487,9 @@ def test_a_cell_whose_worker_dies_is_done_again(undisturbed, dataset, tmp_path):
     assert crew.renewed >= 3
 
 
-def test_a_cell_that_always_kills_its_worker_is_named(dataset, tmp_path):
+def test_a_cell_that_always_kills_its_worker_is_named(dataset, tmp_path, monkeypatch):
     """With real processes, of which a death takes all calls along; nobody else is blamed."""
+    monkeypatch.setattr(sweep_module, "DEATHS", 1)  # each takes seconds
     culprit = TINY.cells()[1]
     assert culprit.is_pretraining
 
@@ -505,7 +499,7 @@ def test_a_cell_that_always_kills_its_worker_is_named(dataset, tmp_path):
                 return super().submit(os._exit, 1)
             return super().submit(function, cells, *rest)
 
-    with pytest.raises(RuntimeError, match=f"{culprit.key}: its worker died 4 times, the last"):
+    with pytest.raises(RuntimeError, match=f"{culprit.key}: its worker died 2 times, the last"):
         sweep(tmp_path, dataset, Poisoned(2))
     assert load_sweep(tmp_path).records, "what was finished is kept"
 
@@ -595,7 +589,7 @@ def test_a_cluster_that_goes_away(dataset, tmp_path):
         text=True,
     )  # fmt: skip
     with cluster:
-        crew = Cluster(cluster.stdout.readline().strip())
+        crew = Cluster(cluster.stdout.readline().strip(), patience="5s")
         killed = kill_once(tmp_path, lambda: [cluster.pid], 1)
         with pytest.raises(ConnectionError, match="no longer answers; what is finished is kept"):
             sweep(tmp_path, dataset, crew)
@@ -631,7 +625,7 @@ def start_command(out, *more):
 
 
 @pytest.fixture(scope="module")
-def completed(tmp_path_factory):
+def completed(own_cache, tmp_path_factory):
     """The folder of a command that nothing happened to, and what it printed."""
     out = tmp_path_factory.mktemp("command") / "deep" / "folder"
     process = start_command(out)
