@@ -14,6 +14,7 @@ Source   Smith 2017, "Cyclical learning rates for training neural networks", WAC
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,9 @@ SPAN = 30.0  # the largest rate proposed, over the smallest: a decade and a half
 COUNT = 5  # rates proposed
 
 
-def largest_rate(examination, indices, optimizer, batch, seed) -> float:
+def largest_rate(
+    examination: Any, indices: np.ndarray, optimizer: Any, batch: int, seed: int
+) -> float:
     """The largest rate of a range test before the loss rises.
 
     examination  minires.commands.evaluate.Examination
@@ -76,6 +79,9 @@ def largest_rate(examination, indices, optimizer, batch, seed) -> float:
 
 
 def proposed(largest: float) -> list[float]:
-    """Five rates from `largest` down over a decade and a half, with two digits, in rising order."""
+    """Five rates from `largest` down over a decade and a half, with two digits, in rising order.
+
+    largest   as from `largest_rate`
+    """
     rates = np.geomspace(largest / SPAN, largest, COUNT)
     return [float(f"{rate:.2g}") for rate in rates]
