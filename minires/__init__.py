@@ -38,14 +38,14 @@ __version__ = "0.2.0"
 
 
 def __getattr__(name):
-    """`minires.onnx` is read when it is first asked for."""
-    if name == "onnx":
-        return _importlib.import_module("minires.onnx")
+    """`minires.onnx` and `minires.testing` are read when they are first asked for."""
+    if name in ("onnx", "testing"):
+        return _importlib.import_module(f"minires.{name}")
     raise AttributeError(f"module 'minires' has no attribute {name!r}")
 
 
 def __dir__():
-    return [*__all__, "onnx", "__version__"]
+    return [*__all__, "kernels", "onnx", "testing", "__version__"]
 
 
 __all__ = [

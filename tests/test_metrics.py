@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from minires.training.metrics import accuracy, brier, ece, evaluate, nll
+from minires.training.metrics import accuracy, brier, ece, evaluate, nll, top_k
 
-METRICS = [accuracy, nll, brier, ece]
+METRICS = [accuracy, nll, brier, ece, top_k]
 every_metric = pytest.mark.parametrize("metric", METRICS)
 
 
@@ -69,7 +69,20 @@ def test_perfect_and_worst_predictions():
 
 
 def test_of_equal_probabilities_the_first_is_chosen():
-    assert accuracy(np.full((2, 4), 0.25), np.array([0, 3])) == 0.5
+    equal, labels = np.full((2, 4), 0.25), np.array([0, 3])
+    assert accuracy(equal, labels) == 0.5
+    assert [top_k(equal, labels, k) for k in (1, 3, 4)] == [0.5, 0.5, 1]
+
+
+def test_a_label_is_among_the_k_most_probable_classes(rng):
+    assert [top_k(HAND, HAND_LABELS, k) for k in (1, 2, 3)] == [0.5, 1, 1]
+    probabilities, labels = predictions(rng, 2, 500, 12)
+    best = np.argsort(-probabilities, axis=-1)[..., :5]
+    expected = (best == labels[:, None]).any(axis=-1).mean(axis=-1)
+    np.testing.assert_array_equal(top_k(probabilities, labels), expected)
+    np.testing.assert_array_equal(top_k(probabilities, labels, 1), accuracy(probabilities, labels))
+    with pytest.raises(ValueError, match="k is 0"):
+        top_k(HAND, HAND_LABELS, 0)
 
 
 def test_calibrated_predictions_have_no_calibration_error():
@@ -83,6 +96,7 @@ def test_a_prediction_that_is_not_a_number_is_wrong():
     probabilities[0] = np.nan
     result = evaluate(probabilities, HAND_LABELS)
     assert result["accuracy"] == 0.25
+    assert top_k(probabilities, HAND_LABELS, 9) == 0.75
     assert all(math.isnan(result[name]) for name in ("nll", "brier", "ece"))
 
 

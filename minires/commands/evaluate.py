@@ -26,6 +26,7 @@ import numpy as np
 from minires.arrays import describe_gpus, module_for, set_threads, to_device, to_host, xp_of
 from minires.arrays.text import counted, progress, say, shown
 from minires.engine import ops
+from minires.training.metrics import place_of_label
 
 # So many photographs are shown at once. A larger number is not faster, and takes more memory.
 BATCH = 32
@@ -261,16 +262,12 @@ class Outcomes:
         """
         rows = np.arange(len(labels))
         own = probabilities[rows, labels]
-        # If two classes have the same probability, the smaller number comes first.
-        before = (probabilities == own[:, None]) & (
-            np.arange(probabilities.shape[1]) < labels[:, None]
-        )
-        place = (before | (probabilities > own[:, None])).sum(axis=1)
+        place = place_of_label(probabilities, labels)
         is_number = ~np.isnan(probabilities).any(axis=1)
         tiny = np.finfo(probabilities.dtype).tiny
         return cls(
-            top1=(place < 1) & is_number,
-            top5=(place < 5) & is_number,
+            top1=place < 1,
+            top5=place < 5,
             nll=np.where(is_number, -np.log(np.maximum(own, tiny).astype(np.float64)), np.nan),
             confidence=probabilities.max(axis=1).astype(np.float64),
         )

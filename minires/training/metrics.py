@@ -43,6 +43,37 @@ def accuracy(probabilities: Any, labels: Any) -> Any:
     return _on_host(_correct(probabilities, labels).mean(axis=-1))
 
 
+def top_k(probabilities: Any, labels: Any, k: int = 5) -> Any:
+    """The fraction of images whose label is among the k most probable classes.
+
+    Of equal probabilities the first class counts as the most probable.
+
+    probabilities, labels, Raises   as in `evaluate`
+    k         how many classes, at least 1; with 1 this is `accuracy`
+    Returns   (…) float64, in [0, 1]
+    """
+    k = checks.whole_number("top_k", "k", k, 1)
+    probabilities, labels = _checked("top_k", probabilities, labels)
+    return _on_host((place_of_label(probabilities, labels) < k).mean(axis=-1))
+
+
+def place_of_label(probabilities: Any, labels: Any) -> Any:
+    """How many classes are more probable than the label.
+
+    Of equal probabilities the first class counts as the most probable. A label of an image for
+    which a NaN was predicted comes after all classes of any network.
+
+    probabilities   (…, N, C)
+    labels          (N,) integers, on the same device
+    Returns         (…, N) integers, 0 for the most probable class
+    """
+    xp = xp_of(probabilities)
+    own = probabilities[..., xp.arange(len(labels)), labels][..., None]
+    first = xp.arange(probabilities.shape[-1]) < labels[:, None]
+    place = ((probabilities > own) | ((probabilities == own) & first)).sum(axis=-1)
+    return xp.where(xp.isnan(probabilities).any(axis=-1), np.iinfo(place.dtype).max, place)
+
+
 def nll(probabilities: Any, labels: Any) -> Any:
     """The negative log-likelihood of the labels, in nats per image.
 
