@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--device", choices=("cpu", "gpu"), default="cpu", help="where to compute (cpu)"
     )
-    parser.add_argument("--network", default="lenet", help="as in run (lenet)")
+    parser.add_argument("--network", default="lenet", help="as in `minires run` (lenet)")
     parser.add_argument("--batch", type=int, default=128, help="images in a mini-batch (128)")
     parser.add_argument("--replicas", type=int, default=1, help="networks side by side (1)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each (5)")

@@ -520,11 +520,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--batch", type=int, default=BATCH, help="photographs at once (%(default)s)"
     )
-    parser.add_argument("--limit", type=int, help="show only so many, spread evenly over all")
+    parser.add_argument("--limit", type=int, help="use only so many, spread evenly over all")
     parser.add_argument(
         "--native",
         action="store_true",
-        help="compute with this library's MobileNet or Inception and the file's weights",
+        help="use this library's own MobileNet or Inception, with the weights of the file",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=run)
@@ -534,7 +534,7 @@ def add_picture_options(parser: Any) -> None:
     """Add the options that `evaluate` and `improve` share: the network and the pictures."""
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR",
-                        help="folder with one folder for each class, or a tar")  # fmt: skip
+                        help="a folder with one folder per class, or a tar of it")  # fmt: skip
     add_preparation_options(parser)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
                         help="where to compute (cpu)")  # fmt: skip
@@ -543,27 +543,29 @@ def add_picture_options(parser: Any) -> None:
 def add_preparation_options(parser: Any) -> None:
     """Add how classes are numbered and pictures prepared: for every command that shows pictures."""
     parser.add_argument("--synsets", type=Path, metavar="FILE",
-                        help="line n is, or begins with, the name (WordNet id) of class n; needed "
-                        "when the folder lacks classes")  # fmt: skip
+                        help="a text file: line n begins with the name (WordNet id) of class n; "
+                        "needed if the folder does not have all classes")  # fmt: skip
     parser.add_argument("--labels", type=Path, metavar="FILE",
-                        help="the classes of pictures without class folders: lines \"picture "
-                        "class\" or CSV; or line n is the class of the n-th by name")  # fmt: skip
+                        help="for pictures without class folders: a CSV file, or lines \"picture "
+                        "class\"; or line n is the class of the n-th picture by name")  # fmt: skip
     parser.add_argument("--among", action="store_true",
                         help="compare only the classes that the pictures show")  # fmt: skip
     parser.add_argument("--background", action="store_true", default=None,
                         help="output 0 is a background class")  # fmt: skip
     parser.add_argument("--output", metavar="NAME",
-                        help="the output of the classes, if the file has several")  # fmt: skip
+                        help="the output that holds the classes, if there are several")  # fmt: skip
     parser.add_argument("--preset", choices=PRESETS, default="keras",
-                        help="pictures are prepared as for networks from this program "
+                        help="prepare pictures as this program does for its networks "
                         "(%(default)s)")  # fmt: skip
     own = parser.add_argument_group("preparation", "Each option replaces a part of the preset.")
-    own.add_argument("--scale", type=_number, help="the bytes 0 … 255 times this, such as 1/255")
-    own.add_argument("--mean", type=_three, metavar="A,B,C", help="then minus this")
-    own.add_argument("--std", type=_three, metavar="A,B,C", help="then divided by this")
+    own.add_argument("--scale", type=_number, help="multiply bytes 0 … 255 by this, as 1/255")
+    own.add_argument("--mean", type=_three, metavar="A,B,C", help="then subtract this")
+    own.add_argument("--std", type=_three, metavar="A,B,C", help="then divide by this")
     own.add_argument("--channels", choices=("rgb", "bgr"), help="the order of the colours")
     own.add_argument("--resize", type=int, metavar="PIXELS", help="length of the short side")
-    own.add_argument("--crop", type=float, metavar="SHARE", help="how much of the picture is seen")
+    own.add_argument(
+        "--crop", type=float, metavar="SHARE", help="share of the picture that is used"
+    )
     own.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic", "lanczos"),
                      help="how pixels are computed when the size changes")  # fmt: skip
     parser.add_argument("--size", type=int, help="pixels, for a network that takes any size")

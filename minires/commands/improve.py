@@ -60,23 +60,23 @@ def add_parser(subparsers: Any) -> None:
     )
     add_picture_options(parser)
     add = parser.add_argument
-    add("--rate", type=float, help="learning rate; without it, rates to try are named: a range "
-        "test of some twenty updates finds them, and nothing is written")  # fmt: skip
+    add("--rate", type=float, help="learning rate; if it is not given, a range test of some twenty "
+        "updates finds rates to try, and nothing is written")  # fmt: skip
     add("--updates", type=int, required=True, help="updates of fine-tuning")
     add("--batch", type=int, default=32, help="photographs in a batch (%(default)s)")
-    add("--optimizer", choices=("sgd", "adam"), default="sgd", help="(%(default)s)")
+    add("--optimizer", choices=("sgd", "adam"), default="sgd", help="of fine-tuning (%(default)s)")
     add("--batch-norm", choices=POLICIES, default="averaged",
-        help="which batch-norm statistics go with averaged weights (%(default)s)")  # fmt: skip
+        help="how averaged weights get their batch-norm statistics (%(default)s)")  # fmt: skip
     add("--members", type=int, default=3,
         help="networks sampled for the ensemble; 0: no ensemble (%(default)s)")  # fmt: skip
     add("--ema", type=float, default=0.999, metavar="DECAY",
-        help="decay of the moving average to compare with (%(default)s)")  # fmt: skip
+        help="decay of the moving average that is compared too (%(default)s)")  # fmt: skip
     held = parser.add_mutually_exclusive_group()
     held.add_argument("--holdout", type=float, default=0.2, metavar="SHARE",
                       help="share of the pictures to compare on (%(default)s)")  # fmt: skip
     held.add_argument("--test-images", type=Path, metavar="DIR",
                       help="a folder of other pictures to compare on")  # fmt: skip
-    add("--seed", type=int, default=0, help="of every random choice (%(default)s)")
+    add("--seed", type=int, default=0, help="decides every random choice (%(default)s)")
     add("--checkpoint-every", type=float, default=180, metavar="SECONDS",
         help="seconds between checkpoints (%(default)s); 0: after every update")  # fmt: skip
     add("--out", type=Path, required=True, metavar="DIR",

@@ -13,7 +13,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the command to the command line."""
     parser = subparsers.add_parser("info", help="the versions, threads and GPUs of this machine")
     parser.add_argument(
-        "--check", action="store_true", help="every kernel against its definition, in a minute"
+        "--check", action="store_true", help="compare every kernel with its definition"
     )
     parser.add_argument(
         "--device", choices=("cpu", "gpu"), default="cpu", help="what to check (cpu)"

@@ -49,14 +49,14 @@ def add_options(parser: Any) -> None:
     own = parser.add_argument_group("for --profile pretrained")
     own.add_argument("--model", type=Path, metavar="FILE", help="the ONNX file")
     own.add_argument("--images", type=Path, metavar="DIR",
-                     help="pictures to fine-tune on: a folder a class, or a tar")  # fmt: skip
+                     help="pictures to fine-tune on: one folder per class, or a tar")  # fmt: skip
     own.add_argument("--test-images", type=Path, metavar="DIR",
                      help="pictures to compare on")  # fmt: skip
     own.add_argument("--choose-images", type=Path, metavar="DIR",
-                     help="others to choose the best rate on (without: the test pictures, as "
-                     "in the paper)")  # fmt: skip
+                     help="other pictures, on which the best rate is chosen (if not given, it is "
+                     "chosen on the test pictures, as in the paper)")  # fmt: skip
     own.add_argument("--rates", type=_rates, metavar="A,B,…",
-                     help="rates ℓ₂, a decade and a half around the best")  # fmt: skip
+                     help="the rates ℓ₂ to compare (0.0003,0.001,0.003,0.01,0.03)")  # fmt: skip
     add_preparation_options(parser)
 
 

@@ -23,8 +23,8 @@ def add_parser(subparsers: Any) -> None:
         "--rows",
         type=Path,
         metavar="FOLDER",
-        help="write no page, but all numbers as a few small files for a repository. From these "
-        "`minires report FOLDER` makes the page, and `minires sweep --out FOLDER` goes on",
+        help="write all numbers as a few small files for a repository, and no page. Later "
+        "`minires report FOLDER` makes the page from them; `minires sweep --out FOLDER` goes on",
     )
     parser.set_defaults(run=run)
 

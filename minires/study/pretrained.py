@@ -1,15 +1,15 @@
 """The paper's second half: a network that others have trained, fine-tuned over a range of rates.
 
-A cell is one fine-tuning: a seed and a rate ℓ₂. All start from the weights of the network's file.
-Every update goes into the moments (eqs. 2-3) and into a moving average. Then the cell compares, on
-photographs that the network never saw:
+A cell is one fine-tuning, with a seed and a rate ℓ₂. It starts from the weights of the network's
+file. Every update goes into the moments (eqs. 2-3) and into a moving average. Then these networks
+are compared on photographs that were not used for training:
 
     finetuned        θ after the last update
     ema              the exponential moving average of θ
     mean             the mean of θ; batch-norm statistics averaged likewise
     mean_recomputed  the same weights; statistics measured again on training photographs
     mean_last        the same weights; statistics of the last update
-    ensemble_3, _10  predictions averaged over networks drawn around the mean
+    ensemble_3, _10  predictions averaged over networks that are sampled around the mean
 
 The folder of a sweep, DIR:
 
@@ -17,11 +17,11 @@ The folder of a sweep, DIR:
     cells/*.json             what each finished cell found, photograph by photograph
     means/*_mean.onnx        the mean model of each cell
     data/*.npy               the photographs, decoded once
-    unfinished_*.npz         the cell that is being computed, saved every half minute
+    unfinished_*.npz         the cell that is being computed; it is saved every half minute
 
-A cell is a function of its seed and rate alone. Killed and started again, it goes on after the
-last save and ends with the same bits. Of one seed all rates see the same photographs in the same
-order, so rates and methods can be compared in pairs.
+Only its seed and its rate decide what a cell finds. A sweep that was killed goes on after the last
+save, and ends with the same bits. All rates of one seed see the same photographs in the same order,
+so rates and methods can be compared in pairs.
 
 An argument means the same in all of this file:
 
@@ -67,11 +67,10 @@ SHOWN = 50  # photographs that a network predicts at once
 
 @dataclass(frozen=True)
 class Photographs:
-    """Photographs that are decoded and cut already, in a file that is read as it is needed.
+    """Photographs, decoded and cut, in a file of which only the parts in use are read.
 
     pixels    (N, size, size, 3), red, green and blue from 0 to 255, memory-mapped
-    labels    (N,) places of the classes among those that compete, as the loss or the comparison
-              takes them
+    labels    (N,) classes, numbered as the loss or the comparison expects
     as_input  turns pixels of some photographs into what the network takes
     """
 
@@ -93,13 +92,13 @@ class Photographs:
 def decode(
     path: Path, pictures: Any, preparation: Any, size: int, notes: Any, threads: Any = None
 ) -> tuple:
-    """Decode and cut pictures once; what is there already is taken as it is.
+    """Decode and cut pictures, unless the files exist already.
 
     path         of the file of pixels, DIR/data/train.npy; labels go to train_labels.npy
     pictures     minires.data.imagenet.Pictures
     preparation  minires.data.imagenet.Preparation
     size         of the network's input, pixels
-    notes        Notes, to be added to
+    notes        Notes; files that cannot be used are added
     threads      how many decode
     Returns      pixels (N, size, size, 3), memory-mapped; labels (N,). Pictures that cannot be
                  used are left out
@@ -136,7 +135,7 @@ def decode(
 
 @dataclass(frozen=True)
 class Cell:
-    """One fine-tuning. The base, the network as its file has it, has neither seed nor rate."""
+    """One fine-tuning; or the base, the network of the file, which has no seed and no rate."""
 
     seed: int | None = None
     rate: float | None = None
@@ -162,7 +161,7 @@ class Subject:
     train     Photographs to fine-tune on
     test      Photographs to compare on
     choose    Photographs to choose the best rate on, or None
-    outputs   (C,) numbers of the outputs that compete; None: all
+    outputs   (C,) numbers of the outputs that are compared; None: all
     predict   (theta, images, stats) → (n, C) probabilities of these classes, on the host
     """
 
@@ -240,7 +239,7 @@ def updates_of(tuning: Tuning, subject: Subject, plan: Plan) -> Iterator[tuple]:
 def networks(tuning: Tuning, subject: Subject, plan: Plan) -> Iterator[tuple]:
     """The networks that a cell compares, one after another, so that few are in memory.
 
-    Yields   name, θ (P,), statistics (S,); of the networks that are drawn, the name is None
+    Yields   name, θ (P,), statistics (S,); the name of a sampled network is None
     """
     mean, averaged = tuning.moments.mean, tuning.moments_of_stats.mean
     yield "finetuned", tuning.theta, tuning.stats
@@ -264,13 +263,13 @@ def _stream(seed, purpose, number=0):
     return loop.stream(seed, purpose, number)
 
 
-# --- what networks make of photographs ------------------------------------------------------
+# --- what networks predict ------------------------------------------------------------------
 
 
 def probabilities_of(
     subject: Subject, photographs: Photographs, theta: Any, stats: Any
 ) -> np.ndarray:
-    """What a network says of all photographs: (N, C) float64.
+    """The class probabilities of all photographs: (N, C) float64.
 
     photographs   those to show
     theta         (P,)
@@ -284,12 +283,12 @@ def probabilities_of(
 
 
 def pictures_of(probabilities: np.ndarray, labels: np.ndarray) -> dict:
-    """What a prediction says of each photograph, rounded to what a file needs.
+    """What was predicted for each photograph, with as many digits as a file needs.
 
     probabilities   (N, C)
-    labels          (N,) places among the C
-    Returns         {"predicted": place of the most probable class, "nll": −ln of the label's
-                    probability, "confidence": the largest probability}, lists of N
+    labels          (N,) from 0 to C − 1
+    Returns         {"predicted": the most probable class, "nll": −ln of the label's probability,
+                    "confidence": the largest probability}, lists of N
     """
     if not np.isfinite(probabilities).all():
         raise FloatingPointError("a prediction is not a number")
@@ -303,7 +302,7 @@ def pictures_of(probabilities: np.ndarray, labels: np.ndarray) -> dict:
 
 
 def scored(probabilities: np.ndarray, labels: np.ndarray) -> dict:
-    """Accuracy and NLL alone, of the photographs that only choose a rate.
+    """Accuracy and NLL of the photographs on which the best rate is chosen.
 
     probabilities   (N, C)
     labels          (N,) places among the C
@@ -313,7 +312,7 @@ def scored(probabilities: np.ndarray, labels: np.ndarray) -> dict:
 
 
 def examine(subject: Subject, compared: Iterator[tuple]) -> dict:
-    """Show the photographs to networks.
+    """Let networks predict the photographs.
 
     compared  as from `networks`
     Returns   {"pictures": {method: as from `pictures_of`}, "choose": {method: scores}}
@@ -352,7 +351,7 @@ RECORD = {
 
 
 def cells_of(seeds: int, rates: list) -> list:
-    """Every cell, in the order in which they are done: the base, then seed by seed.
+    """Every cell in the order of the work: the base, then seed after seed.
 
     seeds   how many
     rates   ℓ₂ to try
@@ -366,7 +365,7 @@ def run_sweep(subject: Subject, plan: Plan, cells: list, folder: Path, quiet: bo
 
     folder    of the sweep, with its sweep.json, held by `locked_folder`
     quiet     say nothing of finished cells
-    Returns   how many were missing, and are now there
+    Returns   how many were missing; all of them are now finished
     """
     folder = Path(folder)
     name, done = read_cells(folder)
@@ -392,7 +391,7 @@ def _unfinished(folder, cell):
 
 
 def _base(subject):
-    """The record of the network as its file has it."""
+    """The record of the network of the file."""
     began = time.perf_counter()
     found = examine(subject, [("base", subject.theta, subject.stats)])
     return {
@@ -459,18 +458,20 @@ def read_cells(folder: Path) -> tuple[str, dict]:
 
 
 def checked(path: Any, record: Any, name: str) -> dict:
-    """A record that is what it must be, without the name of its sweep.
+    """Check a record, and return it without the name of its sweep.
 
     path   where the record was found, for the error
     name   of the sweep
     """
     check(path, record, RECORD)
     if record["sweep"] != name:
-        raise ValueError(f"{path} belongs to another sweep: remove it, and it is done again")
+        raise ValueError(f"{path} belongs to another sweep: remove it, and it is computed again")
     if ("diverged" in record) == ("pictures" in record):
-        raise ValueError(f"{path} has neither results nor a reason why there are none: remove it")
+        raise ValueError(
+            f"{path} must have either results, or the reason why there are none: remove it"
+        )
     if (record["cell"]["rate"] is None) != ("labels" in record):
-        raise ValueError(f"{path}: the base alone has labels: remove it")
+        raise ValueError(f"{path}: the base must have labels, and no other cell: remove it")
     lengths = {
         len(each) for found in record.get("pictures", {}).values() for each in found.values()
     }

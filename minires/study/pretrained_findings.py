@@ -1,14 +1,17 @@
 """What a pre-trained sweep found: scores, paired differences, and verdicts on C13 to C15.
 
-Two methods are compared photograph by photograph, on the same photographs. There are two sources of
-chance, and each has its own answer:
+Two methods are compared photograph by photograph, on the same photographs. Chance has two sources,
+and for each there is a test:
 
-- Other photographs. The difference of each photograph, averaged over the seeds, goes into Student's
-  t-test over the photographs. For a single seed McNemar's exact test stands beside it.
-- Other seeds: another order of the photographs. A difference counts only where every seed has it.
+- Other photographs would give other differences. So each photograph's difference is averaged over
+  the seeds, and Student's t-test is made over the photographs. The page also gives McNemar's exact
+  test of each seed.
+- Other seeds show the photographs in another order. So a difference counts only if every seed
+  agrees.
 
-The best rate of a method is chosen on photographs of its own where there are any; otherwise, as in
-the paper, on those that it is then compared on, which flatters every method.
+The best rate of a method is chosen on other photographs, if the sweep has them. Otherwise it is
+chosen on the photographs that methods are compared on, as in the paper: then every method looks
+better than it is.
 
 An argument means the same in all of this file:
 
@@ -21,15 +24,13 @@ An argument means the same in all of this file:
     says     the proposition, a sentence
 """
 
-import gzip
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-from minires.arrays.files import complete, load_json, save_json
+from minires.arrays.files import load_json, save_json
 from minires.arrays.results import check
 from minires.arrays.text import counted
 from minires.study.figures import number
@@ -44,7 +45,7 @@ from minires.study.propositions import (
     unknown,
 )
 from minires.study.statistics import p_mcnemar, student_interval
-from minires.study.store import ROWS, SETTINGS, name_of_sweep, read_rows
+from minires.study.store import ROWS, SETTINGS, name_of_sweep, read_rows, write_rows
 from minires.training.metrics import calibration_error
 
 METRICS = ("accuracy", "nll")
@@ -108,12 +109,12 @@ class Findings:
         return sorted(set.intersection(*found)) if found else []
 
     def pictures(self, method: str, rate: float | None, seed: int | None) -> dict:
-        """What one network said of each photograph: as `minires.study.pretrained.pictures_of`."""
+        """What one network predicts: as from `minires.study.pretrained.pictures_of`."""
         record = self.base if method == "base" else self.records[Cell(seed, rate)]
         return record["pictures"][method]
 
     def values(self, method: str, rate: float | None, metric: str, seeds: list) -> np.ndarray:
-        """(seeds, N): whether each photograph was recognised, or its NLL."""
+        """(seeds, N) for each photograph: whether its class was recognised, or its NLL."""
         found = [self.pictures(method, rate, seed) for seed in seeds]
         if metric == "nll":
             return np.array([each["nll"] for each in found], float)
@@ -128,7 +129,7 @@ class Findings:
         return np.atleast_1d(calibration_error(sure, self.values(method, rate, "accuracy", seeds)))
 
     def gain(self, metric: str, first: tuple, second: tuple) -> np.ndarray:
-        """(seeds, N): by how much the first is better than the second, positive where it is.
+        """(seeds, N): how much better the first is than the second; negative where it is worse.
 
         first, second   (method, rate); the rate of "base" is None
         """
@@ -139,11 +140,11 @@ class Findings:
 
     @property
     def chooses_apart(self) -> bool:
-        """Whether the best rate is chosen on photographs of its own."""
+        """Whether the best rate is chosen on other photographs than methods are compared on."""
         return "choose" in self.settings["images"]
 
     def best_rate(self, method: str, metric: str) -> float | None:
-        """The rate at which a method is best, on average over the seeds; the smallest of equals."""
+        """The rate with the best mean over the seeds; of equal ones the smallest."""
         if method == "base":
             return None
         found = {}
@@ -202,17 +203,15 @@ def save_rows(found: Findings, folder: str | Path) -> None:
 
     The same sweep gives the same bytes. `minires report` makes the page from them.
 
-    folder   made if need be
+    folder   made if it does not exist
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = name_of_sweep(found.settings)
     lost = {cell: {"cell": vars(cell), "diverged": why} for cell, why in found.diverged.items()}
     records = sorted({**found.records, **lost}.items(), key=lambda item: item[0].order)
-    with complete(folder / ROWS) as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as rows:
-        for record in [found.base, *(record for _, record in records)]:
-            line = json.dumps({"sweep": name, **record}, allow_nan=False, separators=(",", ":"))
-            rows.write(line.encode() + b"\n")
+    rows = [found.base, *(record for _, record in records)]
+    write_rows(folder / ROWS, name, rows, separators=(",", ":"))
     save_json(folder / SETTINGS, found.settings)
 
 
@@ -225,9 +224,9 @@ class Difference:
 
     mean       over photographs and seeds
     low, high  its 95 % interval over photographs, by Student's t
-    p          two-sided, over photographs; 1 where nothing differs
+    p          of the t-test over photographs, two-sided; 1 if all differences are equal
     by_seed    (seeds,) the mean of each seed
-    mcnemar    p-values of McNemar's test, one for each seed, of accuracy; else None
+    mcnemar    for accuracy: p-values of McNemar's test, one for each seed; for NLL None
     """
 
     mean: float
@@ -239,9 +238,9 @@ class Difference:
 
     @classmethod
     def of(cls, gain: np.ndarray, metric: str) -> "Difference":
-        """From (seeds, N) gains.
+        """The Difference of some gains.
 
-        gain   of each photograph, for each seed
+        gain   (seeds, N), as from `Findings.gain`
         """
         over_seeds = gain.mean(axis=0)
         low, high = student_interval(over_seeds)
@@ -254,18 +253,18 @@ class Difference:
 
     @property
     def p_above(self) -> float:
-        """One-sided: how probable so large a difference would be if there were none."""
+        """One-sided: the probability of so large a mean, if the methods did not differ."""
         return self.p / 2 if self.mean > 0 else 1 - self.p / 2
 
     @property
     def p_below(self) -> float:
-        """The same for so small a one."""
+        """One-sided: the probability of so small a mean, if the methods did not differ."""
         return self.p / 2 if self.mean < 0 else 1 - self.p / 2
 
     def words(self, metric: str) -> str:
-        """The difference as measured: accuracy +1.20 points [0.30, 2.10]; NLL −0.02 [−0.03, −0.01].
+        """The difference as text: "accuracy +1.20 points [0.30, 2.10]", "NLL −0.02 [−0.03, −0.01]".
 
-        An NLL is better where it is smaller.
+        The signs are those of the metric: a better NLL is smaller, so its difference is negative.
         """
         unit, sign = UNITS[metric], SIGNS[metric]
         low, high = sorted((sign * self.low, sign * self.high))
@@ -284,7 +283,7 @@ def ahead(found: Findings, metric: str, says: str, first: tuple, second: tuple) 
     difference = Difference.of(found.gain(metric, first, second), metric)
     against = int((difference.by_seed * np.sign(difference.mean) < 0).sum())
     seeds = len(difference.by_seed)
-    mixed = f"{against} of {counted(seeds, 'seed')} says the opposite" if against else ""
+    mixed = f"{against} of {counted(seeds, 'seed')} with the opposite sign" if against else ""
 
     def numbers():
         unit = UNITS[metric]
@@ -305,7 +304,7 @@ def ahead(found: Findings, metric: str, says: str, first: tuple, second: tuple) 
 
 
 def verdicts(found: Findings, metric: str) -> list:
-    """What a sweep says of C13, C14 and C15, by accuracy or by NLL: [Verdict, …]."""
+    """The verdicts on C13, C14 and C15, by accuracy or by NLL: [Verdict, …]."""
     if not found.records:
         return []
     best = {method: found.best_rate(method, metric) for method in ("finetuned", "mean")}
@@ -351,7 +350,7 @@ def verdicts(found: Findings, metric: str) -> list:
 
 
 def _c15(found):
-    """Arithmetic, not statistics: 25 % of ImageNet's training set in batches of 32."""
+    """This is arithmetic, not chance: 25 % of ImageNet's training set in batches of 32."""
     updates = QUARTER * IMAGENET / PAPER_BATCH
     settings = found.settings
     passes = settings["updates"] * settings["batch"] / settings["images"]["train"]
@@ -402,8 +401,8 @@ HEADS = ("ℓ₂", "method", "accuracy %", "Δ base", "Δ tuned", "NLL", "Δ bas
 def table(found: Findings) -> list:
     """Rows of text for `HEADS`: every method at every rate, means over seeds.
 
-    Δ is the difference to the base, and to fine-tuning at the same rate, as measured: an NLL that
-    falls has a negative one. ± is half the width of the 95 % interval over pictures.
+    Δ is the difference to the base, or to fine-tuning at the same rate; if an NLL is smaller, its
+    Δ is negative. ± is half the width of the 95 % interval over pictures.
     """
     rows = [_row(found, "base", None)]
     for rate in found.rates:

@@ -1,6 +1,6 @@
-"""What a sweep leaves behind: its cells, read and written, and the table made of them.
+"""The files of a sweep: cells are written, read and checked here, and made into a table.
 
-`minires.study.sweep` says what lies in the folder.
+`minires.study.sweep` names the files of a folder.
 """
 
 import gzip
@@ -9,9 +9,11 @@ import itertools
 import json
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +25,10 @@ from minires.study.grid import Cell, Setting
 from minires.study.scores import by_setting
 from minires.training import loop
 
-FORMAT = 2  # of the folder, since a cell is a file
+FORMAT = 2  # of the folder: each cell is a file
 SETTINGS, ROWS, DEEP = "sweep.json", "cells.jsonl.gz", "deep_ensembles.json"
-WAITING = "predictions.npz"  # of seeds too few for a deep ensemble yet
-LARGEST = 1 << 28  # bytes that the rows of a sweep may have
+WAITING = "predictions.npz"  # of seeds that are still too few for a deep ensemble
+LARGEST = 1 << 28  # the most bytes that the rows of a sweep may have
 DEEP_MEMBERS = 5  # networks in a deep ensemble
 
 
@@ -77,7 +79,7 @@ LAYER = {"name": str, "filters": [float], "relative": (float, None), "quantiles"
 LINE = {name: [float] for name in ("position", "train_loss", "test_loss")}
 POINTS = dict.fromkeys(("pretrained", "finetuned", "mean"), _pair(_finite))
 PLANE = {"x": [float], "y": [float], "test_loss": [[float]], "points": POINTS}
-AXES = {"ensemble": "members", "updates": "updates", "noise": "scale"}  # along which curves go
+AXES = {"ensemble": "members", "updates": "updates", "noise": "scale"}  # of each kind of curve
 RECORD = {
     "sweep": str,
     "cell": CELL,
@@ -92,9 +94,9 @@ RECORD = {
     "moments_check?": {"weights": _count, "mean": float, "variance": float},
     "portrait?": {"sigma": [LAYER], "line": LINE, "plane": PLANE},
     "seconds?": {"*": float},
-    "made?": {"*": str},  # by which versions, kernels and processor, and when
+    "made?": {"*": str},  # versions, kernels, processor and date
 }
-TIMED = ("seconds", "made")  # what differs from one computation of a cell to the next
+TIMED = ("seconds", "made")  # these differ each time that a cell is computed
 KIND = {
     "format": int, "data": str, "train": _count, "updates": _count, "batch": _some,
     "profile?": str, "network?": {"name": str, "*": object}, "data_sha256?": str, "device?": str,
@@ -110,7 +112,7 @@ DEEP_ENSEMBLE = {
 
 
 def name_of_sweep(settings: dict) -> str:
-    """What every cell of a sweep carries, so that no other sweep's is taken for one of its own.
+    """A code for the settings of a sweep. Each of its cells carries it, so others are noticed.
 
     settings   what its sweep.json says
     """
@@ -118,10 +120,10 @@ def name_of_sweep(settings: dict) -> str:
 
 
 class Store:
-    """The finished cells of a sweep: a file for each, complete or not there.
+    """The finished cells of a sweep. Each has a file, which is complete or does not exist.
 
     folder   of the sweep, with its sweep.json, held by `locked_folder`
-    Raises   ValueError when a file is damaged, or of another sweep
+    Raises   ValueError when a file is damaged, or belongs to another sweep
     """
 
     def __init__(self, folder: Path):
@@ -131,7 +133,7 @@ class Store:
     def add(self, record: dict) -> None:
         """Keep the record of a finished cell; it is on the disk when this returns.
 
-        Raises   OSError, and nothing is left, when the disk is full
+        Raises   OSError when the disk is full; then no part of the file is left
         """
         path = cell_file(self.folder, Cell(**record["cell"]))
         path.parent.mkdir(exist_ok=True)
@@ -145,12 +147,12 @@ class Store:
 
 
 def cell_file(folder: Path, cell: Cell) -> Path:
-    """Where the record of a cell lies in the folder of a sweep."""
+    """The path of the record of a cell."""
     return Path(folder) / "cells" / f"{cell.key}.json"
 
 
 def read_cells(folder: Path) -> tuple[str, list]:
-    """The name of the sweep in a folder, and the records of its cells, sorted.
+    """The name of the sweep in a folder, and the sorted records of its cells.
 
     Raises   FileNotFoundError when it holds no sweep; ValueError, which names a damaged file
     """
@@ -183,20 +185,24 @@ def read_cells(folder: Path) -> tuple[str, list]:
         if path.stem != cell.key:
             raise ValueError(f"{path} holds another cell, {cell.key}: remove it")
         found[cell], paths[cell] = record, path
-    _see_that_methods_agree(found, paths)
+    _check_methods(found, paths)
     return name, [found[cell] for cell in sorted(found, key=lambda cell: cell.order)]
 
 
 def _checked(path, record, name):
-    """A record that is what it must be, without the name of its sweep."""
+    """Check a record, and return it without the name of its sweep."""
     check(path, record, RECORD)
     if record["sweep"] != name:
-        raise ValueError(f"{path} belongs to another sweep: remove it, and it is done again")
+        raise ValueError(f"{path} belongs to another sweep: remove it, and it is computed again")
     if ("diverged" in record) == ("methods" in record):
-        raise ValueError(f"{path} has neither scores nor a reason why there are none: remove it")
+        raise ValueError(
+            f"{path} must have either scores, or the reason why there are none: remove it"
+        )
     tuned = record["cell"]["l2"] is not None
     if tuned != (record["cell"]["finetune_optimizer"] is not None):
-        raise ValueError(f"{path} says only half of how it was fine-tuned: remove it")
+        raise ValueError(
+            f"{path}: of fine-tuning it names the optimizer or the rate, but not both: remove it"
+        )
     needed = {"pretrained", "finetuned", "mean"} if tuned else {"pretrained"}
     methods = record.get("methods", {name: {} for name in needed})
     if not needed <= set(methods):
@@ -208,7 +214,7 @@ def _checked(path, record, name):
 
 
 def _columns(record):
-    """(what, lists that must be equally long) of all that belongs side by side in a record."""
+    """The lists of a record that must have the same length: (what they are, the lists), …"""
     for name, curve in record.get("curves", {}).items():
         yield f"a curve ({name})", curve.values()
     for bins in record.get("reliability", {}).values():
@@ -221,8 +227,8 @@ def _columns(record):
         yield "quantiles", ("12345", *(layer["quantiles"] for layer in portrait["sigma"]))
 
 
-def _see_that_methods_agree(found, paths):
-    """Refuse a cell that lacks a method, or has one more, than the same cell of another seed."""
+def _check_methods(found, paths):
+    """Check that cells that differ only in their seed have the same methods."""
     first = {}
     for cell, record in found.items():
         if "methods" in record:
@@ -231,8 +237,8 @@ def _see_that_methods_agree(found, paths):
             if ours != theirs:
                 differ = ", ".join(sorted(map(text.shown, ours ^ theirs)))
                 raise ValueError(
-                    f"{paths[cell]} and {paths[known]} have not the same methods ({differ}): "
-                    "remove the one that is wrong, and it is done again"
+                    f"{paths[cell]} and {paths[known]} do not have the same methods ({differ}): "
+                    "remove the one that is wrong, and it is computed again"
                 )
 
 
@@ -244,7 +250,7 @@ def read_rows(path: Path) -> list:
     """
     try:
         with gzip.open(path) as file:
-            content = file.read(LARGEST + 1)  # a small file can unpack to thousands of its size
+            content = file.read(LARGEST + 1)  # a small file can unpack to a thousand times its size
         if not content:
             raise ValueError("it is empty")
         if len(content) > LARGEST:
@@ -252,6 +258,20 @@ def read_rows(path: Path) -> list:
         return [json.loads(line) for line in content.splitlines()]
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
+
+
+def write_rows(path: Path, name: str, records: Iterable[dict], **style: Any) -> None:
+    """Write records as the lines of a compressed file of JSON; `read_rows` reads them.
+
+    path      of the file
+    name      of the sweep, which each line carries
+    records   the same ones give the same bytes
+    style     options of `json.dumps`
+    """
+    with complete(path) as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as rows:
+        for record in records:
+            line = json.dumps({"sweep": name, **record}, allow_nan=False, **style)
+            rows.write(line.encode() + b"\n")
 
 
 @dataclass(frozen=True)
@@ -262,7 +282,7 @@ class Sweep:
     records         one for each finished cell, sorted
     deep_ensembles  of the fine-tuned networks of several seeds
     diverged        records of cells whose loss became infinite: they have no scores
-    waiting         predictions of seeds too few for a deep ensemble of DEEP_MEMBERS yet:
+    waiting         predictions of seeds that are still too few for a deep ensemble of DEEP_MEMBERS:
                     {key of a cell: (N, classes)}, and the labels (N,)
     """
 
@@ -293,24 +313,18 @@ def load_sweep(folder: str | Path) -> Sweep:
 def save_rows(sweep: Sweep, folder: str | Path) -> None:
     """Write a sweep as a few small files from which `load_sweep` reads the same.
 
-    They are what is kept in a repository: `minires report` makes the page from them, and
-    `minires sweep --out` goes on from them. The same sweep gives the same bytes. Predictions
-    are kept only of seeds that wait for others to make a deep ensemble of DEEP_MEMBERS.
+    A repository keeps these files: `minires report` makes the page from them, and
+    `minires sweep --out` goes on from them. The same sweep gives the same bytes. Predictions are
+    kept only for seeds that are still too few for a deep ensemble of DEEP_MEMBERS.
 
-    folder   made if need be
+    folder   made if it does not exist
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = name_of_sweep(sweep.settings)
     records = [*sweep.records, *sweep.diverged]
     records.sort(key=lambda record: Cell(**record["cell"]).order)
-    with (
-        complete(folder / ROWS) as file,
-        gzip.GzipFile("", "wb", 9, file, mtime=0) as rows,
-    ):
-        for record in records:
-            line = json.dumps({"sweep": name, **record}, ensure_ascii=False, allow_nan=False)
-            rows.write(line.encode() + b"\n")
+    write_rows(folder / ROWS, name, records, ensure_ascii=False)
     save_json(folder / DEEP, [e for e in sweep.deep_ensembles if e["members"] == DEEP_MEMBERS])
     if sweep.waiting:
         save_arrays(folder / WAITING, sweep=np.array(name), **sweep.waiting)
@@ -320,10 +334,10 @@ def save_rows(sweep: Sweep, folder: str | Path) -> None:
 
 
 def _deep_ensembles(folder, records, sweep):
-    """Networks of several seeds averaged, wherever their predictions were kept.
+    """Average what the networks of several seeds predict, wherever predictions were kept.
 
     Returns  ([{"cell" without its seed, "seeds", "members", accuracy, nll, brier, ece}, …],
-             predictions of the seeds that are fewer than DEEP_MEMBERS: `Sweep.waiting`)
+             predictions of seeds that are fewer than DEEP_MEMBERS: `Sweep.waiting`)
     """
     found, waiting, predictions = [], {}, _predictions(folder, sweep)
     if (folder / DEEP).exists():
@@ -365,7 +379,7 @@ def _deep_ensembles(folder, records, sweep):
 
 
 def _predictions(folder, sweep):
-    """{key of a cell, or "labels": a function that reads the array}, whatever was kept."""
+    """All predictions that were kept: {key of a cell, or "labels": a function that reads them}."""
     found = {}
     if (folder / WAITING).exists():
         path = folder / WAITING
@@ -380,7 +394,7 @@ def _predictions(folder, sweep):
 
 
 def _load(path):
-    """An array of numbers in a .npy file, looked at before it is read."""
+    """The array of a .npy file; it is checked before it is read."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
@@ -393,10 +407,10 @@ def _load(path):
 
 
 def _sound(path, array, name):
-    """Labels (N,), or the probabilities (N, classes) that a network gave."""
+    """Check labels (N,), or the probabilities (N, classes) that a network predicted."""
     kinds, axes = ("iu", 1) if name == "labels" else ("f", 2)
     if array.dtype.kind not in kinds or array.ndim != axes or not np.isfinite(array).all():
-        raise ValueError(f"{path} does not hold what was predicted: remove it and the cell")
+        raise ValueError(f"{path} does not hold predictions: remove it and the cell")
     return np.asarray(array)
 
 
@@ -404,7 +418,7 @@ def _sound(path, array, name):
 
 
 def tabulate(sweep: Sweep) -> dict:
-    """All that a sweep found, without anything that differs from run to run.
+    """All that a sweep found, without what differs each time that a cell is computed.
 
     Returns  dict for table.json: "settings", "rows" (mean and standard deviation over seeds
              for each cell and method, and their paired difference to "finetuned"),
@@ -477,7 +491,7 @@ def text_table(table: dict) -> str:
         found.append(line)
     if table["diverged"]:
         lost = text.counted(len(table["diverged"]), "cell")
-        found += ["", f"{lost} diverged, so without scores"]
+        found += ["", f"{lost} diverged; diverged cells have no scores"]
     return "\n".join(found)
 
 
