@@ -11,6 +11,7 @@ import minires
 from minires import kernels
 from minires.arrays.files import load_arrays, load_json
 from minires.commands import cli, machine_check
+from minires.study import experiment
 from minires.training import capture
 
 SMALL = [
@@ -41,7 +42,8 @@ def test_a_run_on_the_gpu_is_the_run_on_the_cpu(device, tmp_path, capsys):
         assert_close(ours, theirs, 2e-3)
 
 
-def test_a_network_with_batch_norm_runs_on_the_gpu(device, tmp_path, capsys):
+def test_a_network_with_batch_norm_runs_on_the_gpu(device, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(experiment, "STATISTICS_BATCHES", 3)
     shape = "--network", "mobilenet_v1", "--width", 0.125, "--batch", 10, "--train", 40
     assert run(*shape, "--device", "gpu", "--test", 20, "--updates", 3, "--out", tmp_path) == 0
     records = load_json(tmp_path / "results.json")["records"]

@@ -420,7 +420,7 @@ def test_a_rate_too_high_says_so_and_keeps_the_last_checkpoint(place):
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(place, monkeypatch):
-    monkeypatch.setattr(improve, "fine_tune", None)
+    monkeypatch.setattr(improve.State, "go_on", None)
     (place / "file").write_text("")
     for name in ("file", "file/inner"):
         with pytest.raises(OSError, match=rf"{name}: nothing can be written there .*--out"):
@@ -428,7 +428,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(place, monke
 
 
 def test_a_folder_that_another_process_uses_is_refused_before_the_work(place, monkeypatch):
-    monkeypatch.setattr(improve, "fine_tune", None)
+    monkeypatch.setattr(improve.State, "go_on", None)
     with (
         locked_folder(place / "out"),
         pytest.raises(BlockingIOError, match=r"another process is at work .*--out"),

@@ -407,7 +407,7 @@ def test_one_seed_that_says_the_opposite_makes_it_inconclusive():
     found = synthetic(gains)
     reasons = {verdict.claim: verdict for verdict in verdicts(found, "nll")}
     assert reasons["C13"].outcome == "inconclusive"
-    assert "1 of 3 seeds says the opposite" in reasons["C13"].reason
+    assert "1 of 3 seeds with the opposite sign" in reasons["C13"].reason
 
 
 def test_one_rate_without_a_gain_is_enough_against_all_cases():
