@@ -232,6 +232,89 @@ def test_images_that_the_file_prepares_are_named(tmp_path, rng):
         minires.onnx.transfer(minires.onnx.load(path), model)
 
 
+BETWEEN = {  # what may stand between a convolution and its ReLU
+    "a bias, and a batch norm": [node("BatchNormalization", "c scale shift mean var", "n")],
+    "a bias, and arithmetic": [
+        node("Add", "c a", "c1"), node("Mul", "f c1", "c2"), node("Sub", "c2 b", "c3"),
+        node("Div", "c3 d", "c4"), node("Mul", "c4 a", "c5"), node("Add", "c5 f", "n"),
+    ],
+    "a batch norm of one": [node("BatchNormalization", "c one shift mean var", "n")],
+}  # fmt: skip
+
+
+def small_file(path, rng, between, last="Relu"):
+    """Convolution with a bias, what is between, ReLU, mean, dense layer."""
+    names = ["scale", "shift", "mean", "var", "bias", "one"]
+    arrays = {name: 1 + rng.random(4).astype(np.float32) for name in names}
+    arrays["one"][...] = 1
+    arrays |= {name: 0.5 + rng.random((4, 1, 1)).astype(np.float32) for name in "abdf"}
+    arrays["k"] = rng.standard_normal((4, 3, 3, 3)).astype(np.float32)
+    arrays["w"] = rng.standard_normal((4, 5)).astype(np.float32)
+    nodes = [node("Conv", "x k bias", "c", pads=[1, 1, 1, 1]), *between, node(last, "n", "r")]
+    nodes += [node("GlobalAveragePool", "r", "g"), node("Flatten", "g", "z")]
+    write(path, [*nodes, node("Gemm", "z w", "y")], arrays)
+    return path
+
+
+def small_model(**settings):
+    norm = layers.BatchNorm(activation="relu", **settings)
+    parts = layers.Conv2D(4, 3, bias=False), norm, layers.GlobalMeanPool(), layers.Dense(5)
+    return minires.Model((8, 8, 3), layers.Sequential(*parts))
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("between", list(BETWEEN))
+def test_what_stands_between_a_convolution_and_its_activation(tmp_path, rng, between, scale):
+    path = small_file(tmp_path / "model.onnx", rng, BETWEEN[between])
+    model = small_model(scale=scale)
+    theta, stats = minires.onnx.transfer(minires.onnx.load(path), model)
+    images = rng.standard_normal((3, 8, 8, 3)).astype(np.float32)
+    (expected,) = runtime(path)(x=np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(model.logits(theta, images, stats), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_another_activation_is_named(tmp_path, rng):
+    between = BETWEEN["a bias, and a batch norm"]
+    path = small_file(tmp_path / "model.onnx", rng, between, last="Tanh")
+    with pytest.raises(MismatchError, match=r"'batchnorm_1'.*followed by relu, the file has Tanh"):
+        minires.onnx.transfer(minires.onnx.load(path), small_model())
+
+
+def test_layers_that_match_with_other_logits_are_no_match(tmp_path, rng):
+    """Rows and columns change places: every layer fits, the images do not."""
+    between = [node("Transpose", "c", "t", perm=[0, 1, 3, 2])]
+    between += [node("BatchNormalization", "t scale shift mean var", "n")]
+    path = small_file(tmp_path / "model.onnx", rng, between)
+    model = small_model()
+    minires.onnx.transfer(minires.onnx.load(path), model)  # the mean over all pixels hides it
+    parts = layers.Conv2D(4, 3, bias=False), layers.BatchNorm(activation="relu")
+    model = minires.Model((8, 8, 3), layers.Sequential(*parts, layers.Flatten(), layers.Dense(5)))
+    file = onnx.load(path)
+    del file.graph.node[-3]
+    file.graph.node[-2].input[0] = "r"
+    (w,) = (array for array in file.graph.initializer if array.name == "w")
+    w.CopyFrom(onnx.numpy_helper.from_array(rng.random((256, 5)).astype(np.float32), "w"))
+    onnx.save(file, path)
+    with pytest.raises(MismatchError, match="every layer is matched, but logits"):
+        minires.onnx.transfer(minires.onnx.load(path), model)
+
+
+def test_branches_of_two_values_are_named(tmp_path, rng):
+    path = tmp_path / "model.onnx"
+    arrays = {name: rng.standard_normal((3, 3, 1, 1)).astype(np.float32) for name in "klm"}
+    arrays |= {name: rng.random(3).astype(np.float32) for name in "abc"}
+    arrays["w"] = rng.standard_normal((6, 5)).astype(np.float32)
+    nodes = [node("Conv", "x k a", "p"), node("Conv", "p l b", "q"), node("Conv", "x m c", "r")]
+    nodes += [node("Concat", "q r", "s", axis=1), node("GlobalAveragePool", "s", "g")]
+    nodes += [node("Flatten", "g", "z"), node("Gemm", "z w", "y")]
+    write(path, nodes, arrays)
+    branches = layers.Branches(layers.Conv2D(3, 1), layers.Conv2D(3, 1))
+    parts = layers.Conv2D(3, 1), branches, layers.GlobalMeanPool(), layers.Dense(5)
+    model = minires.Model((8, 8, 3), layers.Sequential(*parts))
+    with pytest.raises(MismatchError, match="branches from one value, the file has branches from"):
+        minires.onnx.transfer(minires.onnx.load(path), model)
+
+
 @pytest.mark.parametrize(
     ("name", "model"),
     [("mobilenet_v1_0.25_224", lambda: mobilenet_v1(0.25)), ("mobilenet_v2_1.0_224", mobilenet_v2)],
