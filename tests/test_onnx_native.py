@@ -223,6 +223,33 @@ def test_batch_norm_and_depthwise_from_a_state_dict(rng):
         from_state_dict(model, state)
 
 
+def test_a_state_dict_is_read_by_its_names_and_written_as_it_was(rng):
+    norm = layers.BatchNorm()
+    parts = layers.Conv2D(4, 3, bias=False), norm, layers.Flatten(), layers.Dense(5)
+    model = minires.Model((8, 8, 3), layers.Sequential(*parts))
+    shapes = {"a.weight": (4, 3, 3, 3), "b.weight": 4, "b.bias": 4, "b.running_mean": 4}
+    shapes |= {"b.running_var": 4, "b.num_batches_tracked": (), "c.weight": (5, 256), "c.bias": 5}
+    state = {name: rng.random(shape) for name, shape in shapes.items()}  # float64
+    theta, stats = from_state_dict(model, state)
+    own = model.layout.of(norm)
+    for ours, vector, theirs in (
+        ("scale", theta, "weight"), ("shift", theta, "bias"),
+        ("mean", stats, "running_mean"), ("variance", stats, "running_var"),
+    ):  # fmt: skip
+        np.testing.assert_allclose(own[ours].view(vector), state[f"b.{theirs}"], rtol=1e-6)
+    kept = {name: array.copy() for name, array in state.items()}
+    written = to_state_dict(model, 2 * theta, 2 * stats, state)
+    for name, array in kept.items():
+        np.testing.assert_array_equal(state[name], array)  # what was given is left alone
+        assert written[name].dtype == array.dtype
+        factor = 1 if name == "b.num_batches_tracked" else 2
+        np.testing.assert_allclose(written[name], factor * array, rtol=1e-6)
+    with pytest.raises(ValueError, match="no layer for 'd'"):
+        from_state_dict(model, state | {"d.weight": np.ones((5, 5))})
+    with pytest.raises(ValueError, match=r"c\.bias is \(6,\)"):
+        from_state_dict(model, state | {"c.bias": np.ones(6)})
+
+
 def test_another_network_is_none_of_ours(tmp_path, rng):
     path = tmp_path / "n.onnx"
     write(path, [node("Flatten", "x", "f"), node("MatMul", "f w", "y")],
