@@ -1,8 +1,9 @@
 """Which rates to try: a range test, for `minires improve` without `--rate`.
 
-A few updates of fine-tuning, each at a rate 1.5 times the one before it, from 10⁻⁶ up. They show
-the same few batches in turn, and each batch's loss is compared with what it was when first shown.
-So it does not matter that some batches are harder than others. The test ends when a loss has risen
+Some thirty updates of fine-tuning, each at a rate 1.5 times the one before it, from 10⁻⁶ up. Each
+shows a new batch, and the network that began is shown the same one: the loss of the batch is
+compared with what it was without the updates. So it does not matter that some batches are harder
+than others, and to learn the pictures by heart does not help. The test ends when a loss has risen
 by a tenth of ln C, the loss of guessing among C classes. The largest rate before that is the end
 of the range; from there five rates go down over a decade and a half.
 
@@ -21,7 +22,6 @@ import numpy as np
 from minires.training.loop import batches, stream
 
 RATES = tuple(1e-6 * 1.5**number for number in range(35))  # up to 1
-SHOWN = 4  # batches
 SHARE = 0.1  # of ln C: the rise of a loss that ends the test
 SPAN = 30.0  # the largest rate proposed, over the smallest: a decade and a half
 COUNT = 5  # rates proposed
@@ -38,42 +38,39 @@ def largest_rate(
     batch        pictures in a batch
     seed         of the order of the pictures, and of dropout
     Returns      one of `RATES`
-    Raises       ValueError when no picture can be used, or the smallest rate is too large
+    Raises       ValueError when the smallest rate is too large, or no picture can be used
     """
+    network, limit = examination.network, SHARE * math.log(len(examination.compared))
+    first, first_stats = examination.own_vectors()
+    theta, stats = first.copy(), first_stats.copy()
     order = batches(len(indices), batch, stream(seed, "fine-tuning order"))
-    plan = [
-        indices[chosen] for chosen in itertools.islice(order, min(SHOWN, len(indices) // batch))
-    ]
-    shown = [
-        examination.whole_batches(images, labels)
-        for images, labels, _ in examination.batches(plan)
-        if len(labels)
-    ]
-    if not shown:
-        raise ValueError(f"no picture of the first batches can be used ({examination.notes})")
-    theta, stats = (vector.copy() for vector in examination.own_vectors())
-    limit = SHARE * math.log(len(examination.compared))
-    before, largest = {}, None
-    for number, rate in enumerate(RATES):
-        place = number % len(shown)
-        images, labels = shown[place]
+    plan = (indices[chosen] for chosen in itertools.islice(order, len(RATES)))
+    largest = tried = None
+    for number, (images, labels, _) in enumerate(examination.batches(plan)):
+        if not len(labels):
+            continue
+        images, labels = examination.whole_batches(images, labels)
         targets, classes = examination.targets(labels)
-        rng = stream(seed, "fine-tuning dropout", number)
-        with np.errstate(over="ignore", invalid="ignore"):
-            loss, gradient = examination.network.loss_and_gradient(
-                theta, images, targets, stats=stats, rng=rng, classes=classes
-            )
-        loss = float(loss)
-        if not math.isfinite(loss) or loss > before.setdefault(place, loss) + limit:
+
+        def slope(theta, stats, images=images, targets=targets, classes=classes, number=number):
+            rng = stream(seed, "fine-tuning dropout", number)
+            with np.errstate(over="ignore", invalid="ignore"):
+                return network.loss_and_gradient(
+                    theta, images, targets, stats=stats, rng=rng, classes=classes
+                )
+
+        before, _ = slope(first, first_stats.copy())
+        loss, gradient = slope(theta, stats)
+        if not float(loss) - float(before) <= limit:  # not a number either
             break
-        if number:
-            largest = RATES[number - 1]
-        optimizer.rate = rate
+        largest, tried = tried, RATES[number]
+        optimizer.rate = tried
         optimizer.step(theta, gradient)
     if largest is None:
         raise ValueError(
-            f"the loss rises, or is no number, at the rate {RATES[0]:g} already: does `minires "
-            "evaluate` give the network's accuracy with this --preset?"
+            f"the loss rises, or is no number, at the rate {RATES[0]:g} already "
+            f"({examination.notes}): does `minires evaluate` give the network's accuracy with this "
+            "--preset?"
         )
     return largest
 
