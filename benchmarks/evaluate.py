@@ -110,6 +110,13 @@ def torch_logits(path):
     return without_gradient
 
 
+RUNTIMES = {
+    "minires": minires_logits,
+    "ONNX Runtime": onnxruntime_logits,
+    "PyTorch": torch_logits,
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
@@ -120,6 +127,7 @@ def main():
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=int, help="use the first so many photographs")
+    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
     options = parser.parse_args()
 
     pictures = imagenet.load(options.images, options.synsets)
@@ -137,11 +145,8 @@ def main():
 
     ready = list(decoded())
     labels = np.concatenate([batch for _, batch in ready])
-    runtimes = {
-        "minires": minires_logits(options.model),
-        "ONNX Runtime": onnxruntime_logits(options.model),
-        "PyTorch": torch_logits(options.model),
-    }
+    chosen = {"ONNX Runtime", *options.runtimes}  # the others are compared with it
+    runtimes = {name: make(options.model) for name, make in RUNTIMES.items() if name in chosen}
 
     print(f"{options.model}, {len(labels)} photographs, batch {options.batch}, {THREADS} threads")
     logits = {
