@@ -4,11 +4,9 @@ Some thirty updates of fine-tuning, each at a rate 1.5 times the one before it, 
 shows a new batch, and the network that began is shown the same one: the loss of the batch is
 compared with what it was without the updates. So it does not matter that some batches are harder
 than others, and to learn the pictures by heart does not help. The test ends when a loss has risen
-by a tenth of ln C, the loss of guessing among C classes. The largest rate before that is the end
-of the range; from there five rates go down over a decade and a half.
-
-The last rate is often too large for a long training: it was tried for one update only. The range
-is where to look, not what is best.
+by a tenth of ln C, the loss of guessing among C classes. The largest rate before that was tried
+for one update only, and hundreds move the weights further: a third of it is the end of the range.
+From there five rates go down over a decade and a half.
 
 Source   Smith 2017, "Cyclical learning rates for training neural networks", WACV, section 3.3
 """
@@ -23,6 +21,7 @@ from minires.training.loop import batches, stream
 
 RATES = tuple(1e-6 * 1.5**number for number in range(35))  # up to 1
 SHARE = 0.1  # of ln C: the rise of a loss that ends the test
+MARGIN = 3.0  # the largest rate of the test, over the largest one proposed
 SPAN = 30.0  # the largest rate proposed, over the smallest: a decade and a half
 COUNT = 5  # rates proposed
 
@@ -76,9 +75,9 @@ def largest_rate(
 
 
 def proposed(largest: float) -> list[float]:
-    """Five rates from `largest` down over a decade and a half, with two digits, in rising order.
+    """Five rates below that of a range test, with two digits, in rising order.
 
     largest   as from `largest_rate`
     """
-    rates = np.geomspace(largest / SPAN, largest, COUNT)
+    rates = np.geomspace(1 / SPAN, 1, COUNT) * largest / MARGIN
     return [float(f"{rate:.2g}") for rate in rates]
