@@ -125,9 +125,9 @@ def test_a_variable_as_output():
 def test_only_variables_can_be_asked_for():
     x = variable(np.ones(2))
     y = x * x
-    with pytest.raises(ValueError, match=r"no variable: make it with `variable`"):
+    with pytest.raises(ValueError, match=r"is not a variable: make it with `variable"):
         gradients(y * y, [y])
-    with pytest.raises(ValueError, match="no variable"):
+    with pytest.raises(ValueError, match="is not a variable"):
         gradients(y, [Tensor(np.ones(2))])
     np.testing.assert_array_equal(gradients(y, [x])[0], [2, 2])
 
@@ -251,9 +251,9 @@ def test_a_second_walk_says_so():
     x = variable(np.ones(2))
     y = x * x
     gradients(y, [x])
-    with pytest.raises(RuntimeError, match=r"walked before.*compute the output again"):
+    with pytest.raises(RuntimeError, match=r"used before.*compute the output again"):
         gradients(y, [x])
-    with pytest.raises(RuntimeError, match="walked before"):
+    with pytest.raises(RuntimeError, match="used before"):
         gradients(y * x, [x])
 
 
@@ -263,7 +263,7 @@ def test_nothing_is_left_behind_by_a_walk_that_failed():
     y = x * x
     gradients(y, [x])
     newest = x * 7.0  # walked before the error
-    with pytest.raises(RuntimeError, match="walked before"):
+    with pytest.raises(RuntimeError, match="used before"):
         gradients(newest + y * fresh, [x, z])
     assert gradients(x * z, [x, z]) == [5, 2]
     assert gradients(fresh, [z]) == [3]
@@ -328,7 +328,7 @@ def test_a_failed_walk_holds_nothing_either(rng):
         gradients(y, [x])
         z = ops.exp(x)
         array = weakref.ref(z.data)
-        with pytest.raises(RuntimeError, match="walked before"):
+        with pytest.raises(RuntimeError, match="used before"):
             gradients(z * y, [x])
         del z
         assert array() is None
@@ -561,7 +561,7 @@ class RandomGraphs(RuleBasedStateMachine):
         tensor, naive, ancestors = self.pick(x)
         inner = {number for number in ancestors if number >= len(SHAPES)}
         if inner & self.used:
-            with pytest.raises(RuntimeError, match="walked before"):
+            with pytest.raises(RuntimeError, match="used before"):
                 gradients(tensor, self.variables)
             # How far it came depends on the graph: nothing of it is looked at again.
             self.used |= inner

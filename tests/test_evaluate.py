@@ -261,7 +261,7 @@ def test_preparation_by_options(tmp_path, capsys):
 def test_a_graph_with_a_fixed_batch_is_shown_all_pictures(tmp_path):
     free = minires.onnx.load(write_network(tmp_path / "free.onnx"))
     fixed = minires.onnx.load(write_network(tmp_path / "fixed.onnx", batch=5))
-    assert (free.batch, fixed.batch) == (None, 5)
+    assert (free.fixed_batch, fixed.fixed_batch) == (None, 5)
     pictures = imagenet.load(write_pictures(tmp_path / "val"))
     found = []
     for network in (free, fixed):

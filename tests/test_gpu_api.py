@@ -243,7 +243,7 @@ def test_a_gpu_without_a_driver_names_the_remedy(monkeypatch):
 
 def test_a_driver_without_a_gpu(monkeypatch):
     machine(monkeypatch, 0)
-    with pytest.raises(RuntimeError, match="this machine has none: run on the CPU"):
+    with pytest.raises(RuntimeError, match="this machine has none: use the CPU"):
         arrays.to_device(np.ones(2), "gpu")
 
 

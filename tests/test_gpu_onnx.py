@@ -248,7 +248,10 @@ def build(path, name):
 
 def problem(network, rng, count=3):
     """Weights, images, labels and statistics, in float64."""
-    size = [count if network.batch is None else network.batch, *network.declared_shape[1:]]
+    size = [
+        count if network.fixed_batch is None else network.fixed_batch,
+        *network.declared_shape[1:],
+    ]
     images = rng.standard_normal(size)
     labels = rng.integers(0, network.classes, size[0])
     return network.theta.astype(float), images, labels, network.stats.astype(float)

@@ -62,7 +62,7 @@ def check(path, rng, limit=1e-4, scale=1.0):
     Returns  the network, images (float64), labels; its gradient in float64
     """
     network = minires.onnx.load(path)
-    assert network.batch is None
+    assert network.fixed_batch is None
     images = images_for(network, rng) * images_for(network, rng, 1).dtype.type(scale)
     assert_like_runtime(path, network, images, limit)
     # Gradients: every weight has one, and it is PyTorch's.

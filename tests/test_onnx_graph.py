@@ -13,7 +13,7 @@ from onnx_models import classifier, node, runtime, write  # noqa: E402
 
 import minires.onnx  # noqa: E402
 from minires.onnx import UnsupportedError, graph, operators  # noqa: E402
-from minires.onnx.graph import COPIES  # noqa: E402
+from minires.onnx.limits import COPIES  # noqa: E402
 
 
 def normal(rng, *shape):
@@ -61,7 +61,7 @@ def test_minires_does_not_import_onnx():
 def test_roles_follow_the_slots(network):
     assert [e.name for e in network.weights] == ["w1", "scale", "shift", "w2", "b2", "w3", "b3"]
     assert [e.name for e in network.statistics] == ["mean", "var"]
-    assert (network.classes, network.batch, network.output_kind) == (5, None, "logits")
+    assert (network.classes, network.fixed_batch, network.output_kind) == (5, None, "logits")
     assert network.batch_norms() == {"live": 1, "folded": 1, "decomposed": 0}
     assert "1 live, 1 folded" in network.summary()
     for name, array in network.arrays().items():
@@ -281,7 +281,7 @@ def test_a_fixed_reshape_fixes_the_batch(path, rng):
     write(path, [node("Reshape", "x shape", "f"), node("MatMul", "f w", "y")], arrays, (1, 3, 8, 8))
     images = normal(rng, 4, 3, 8, 8)
     network = agrees(path, images[:1])
-    assert network.batch == 1
+    assert network.fixed_batch == 1
     with pytest.raises(ValueError, match=r"expected \(1, 3, 8, 8\)"):
         network.run(images)
     (each,) = zip(*(runtime(path)(x=images[i : i + 1]) for i in range(4)), strict=True)
@@ -291,7 +291,7 @@ def test_a_fixed_reshape_fixes_the_batch(path, rng):
     write(path, [node("Reshape", "x shape", "f"), node("MatMul", "f w", "y")], arrays, (2, 3, 8, 8))
     network = minires.onnx.load(path)
     assert network.logits(network.theta, images).shape == (4, 4)
-    with pytest.raises(ValueError, match="takes 2 images at a time: 3 are no multiple"):
+    with pytest.raises(ValueError, match="takes 2 images at a time, and 3 is not a multiple"):
         network.logits(network.theta, images[:3])
 
 
@@ -299,7 +299,7 @@ def test_a_declared_batch_does_not_bind_a_graph_that_is_free(path, rng):
     nodes, arrays = classifier(rng)
     write(path, nodes, arrays, shape=(1, 3, 8, 8))
     network = minires.onnx.load(path)
-    assert network.batch is None
+    assert network.fixed_batch is None
     assert network.run(normal(rng, 4, 3, 8, 8)).shape == (4, 5)
 
 
@@ -592,7 +592,7 @@ def test_convolutions_of_one_or_three_axes_are_valid_but_not_implemented(
     inputs = "c s b m v" if behind == "BatchNormalization" else "c"
     nodes.append(node(behind or "Neg", inputs, "y"))
     write(path, nodes, arrays, shape=(None, 3, *(8,) * dimensions))
-    with pytest.raises(UnsupportedError, match=r"images \(N, C, H, W\) only") as caught:
+    with pytest.raises(UnsupportedError, match=r"only images \(N, C, H, W\)") as caught:
         minires.onnx.load(path)
     assert [name for name, _, _ in caught.value.operators] == ["Conv"]
 
@@ -619,14 +619,14 @@ def test_a_graph_too_large_to_be_tried_is_loaded_untried(path, rng, monkeypatch)
     expected = minires.onnx.load(path).run(images)
     monkeypatch.setattr(graph, "TRIAL", graph.WORK // (3 * operators.CALL))
     untried = minires.onnx.load(path)
-    assert (untried.batch, untried.classes) == (1, None)  # what the file declares
+    assert (untried.fixed_batch, untried.classes) == (1, None)  # what the file declares
     np.testing.assert_array_equal(untried.run(images), expected)
 
 
 def test_a_fixed_batch_too_large_to_be_tried_stays(path, rng):
     nodes, arrays = classifier(rng)
     write(path, nodes, arrays, shape=(40, 3, 64, 64))
-    assert minires.onnx.load(path).batch is None
+    assert minires.onnx.load(path).fixed_batch is None
     few = minires.onnx.load(path, memory=1 << 20)
-    assert few.batch == 40
+    assert few.fixed_batch == 40
     assert few.run(normal(rng, 40, 3, 64, 64)).shape == (40, 5)

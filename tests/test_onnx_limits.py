@@ -103,7 +103,11 @@ ARRAYS = {
     "zeros": [0, 0, 0, 0],
     "axes": [0, 1, 2, 3],
     "ones": [1, 1, 1, 1],
+    "row": [1, 1, 1, 20_000],
+    "column": [1, 1, 20_000, 1],
+    "scales": [1.0, 1.0, 30_000.0, 30_000.0],
 }
+LINES = [filled("row", "r"), filled("column", "c")]
 LARGE, IMAGE = node("Expand", "x large", "e"), node("Expand", "x image", "e")
 TIME, SPACE, UNKNOWN = "work=…) raises", "memory=…) raises", "not implemented"
 FILES = {  # name → nodes, where it ends, words of the error
@@ -170,13 +174,25 @@ FILES = {  # name → nodes, where it ends, words of the error
     "an expanded pixel": ([node("Expand", "x pixels", "y")], "load", SPACE),
     "doublings": ([LARGE, *joined("e", 60)], "load", SPACE),
     "a border of pixels": ([node("Pad", "x borders", "y")], "load", SPACE),
+    "a row and a column": (
+        [*LINES, node("Add", "r c", "s"), node("Add", "x s", "y")], "load", SPACE,
+    ),
+    "a row against a column": (
+        [*LINES, node("Greater", "r c", "m"), node("Where", "m x x", "y")], "load", SPACE,
+    ),
+    "a row or a column": (
+        [*LINES, node("Greater", "x x", "m"), node("Where", "m r c", "y")], "load", SPACE,
+    ),
+    "the larger of a row and a column": (
+        [*LINES, node("Max", "x r c", "y")], "load", SPACE,
+    ),
     "indices of indices": (
         [node("Gather", "x indices", "a", axis=3), node("Gather", "a indices", "b", axis=2),
          node("Gather", "b indices", "y", axis=1)],
         "load", SPACE,
     ),
     "tiles": ([node("Tile", "x ones", "y")], "load", UNKNOWN),
-    "a larger image": ([node("Resize", "x - ones_f", "y")], "load", UNKNOWN),
+    "a larger image": ([node("Resize", "x - scales", "y")], "load", SPACE),
     "sums over letters": ([node("Einsum", "x", "y", equation="abcd->dcba")], "load", UNKNOWN),
     "an endless loop": ([node("Loop", "", "y", body=onnx.GraphProto())], "load", UNKNOWN),
 }  # fmt: skip

@@ -197,13 +197,13 @@ def test_weights_come_back_from_every_form(tmp_path, rng, name, variant, options
         (("v2", {"variant": "tf"}), ("v2", {"variant": "torch"}), "border"),
         (("v2", {}), ("v2", {"width": 0.5}), "outputs of"),
         (("v2", {}), ("v2", {"classes": 6}), "dense layer"),
-        (("v1", {}), ("v2", {}), "the graphs part at layer"),
+        (("v1", {}), ("v2", {}), "the graphs differ at layer"),
         (("inception", {"variant": "torch"}), ("inception", {"variant": "tf"}), "count"),
         (("v1", {}), ("v1", {"input_shape": (32, 32, 3)}), "images differ|border"),
         (("inception", LARGE), ("inception", LARGE | {"auxiliary": True}), "auxiliary=False"),
     ],
 )
-def test_where_the_graphs_part(tmp_path, rng, file, model, words):
+def test_where_the_graphs_differ(tmp_path, rng, file, model, words):
     path = tmp_path / "model.onnx"
     export(path, make(file[0], **file[1]), rng)
     with pytest.raises(MismatchError, match=words):
@@ -216,7 +216,7 @@ def test_a_batch_norm_without_a_convolution_is_named(tmp_path, rng, before):
     parts = [*before, layers.BatchNorm(), layers.GlobalMeanPool(), layers.Dense(3)]
     model = minires.Model((8, 8, 3), layers.Sequential(*parts))
     minires.onnx.export(model, model.init(rng), model.init_stats(), path)
-    with pytest.raises(MismatchError, match="BatchNorm with no convolution before it"):
+    with pytest.raises(MismatchError, match="BatchNorm without a convolution before it"):
         minires.onnx.transfer(minires.onnx.load(path), model)
 
 
@@ -295,7 +295,7 @@ def test_layers_that_match_with_other_logits_are_no_match(tmp_path, rng):
     (w,) = (array for array in file.graph.initializer if array.name == "w")
     w.CopyFrom(onnx.numpy_helper.from_array(rng.random((256, 5)).astype(np.float32), "w"))
     onnx.save(file, path)
-    with pytest.raises(MismatchError, match="every layer is matched, but logits"):
+    with pytest.raises(MismatchError, match="all layers match, but logits"):
         minires.onnx.transfer(minires.onnx.load(path), model)
 
 

@@ -46,7 +46,7 @@ def test_a_network_built_here_becomes_a_file_and_comes_back(tmp_path, rng, name)
         ours = model.logits(theta, images, stats)
         np.testing.assert_allclose(found, ours, rtol=1e-5, atol=1e-5 * abs(ours).max())
     network = minires.onnx.load(path)
-    assert (network.batch, network.classes) == (None, model.classes)
+    assert (network.fixed_batch, network.classes) == (None, model.classes)
     assert network.size == model.size + _unit_scales(network)
     twin, *vectors = minires.onnx.native(network)
     assert twin.size == model.size

@@ -161,7 +161,7 @@ def test_a_batch_written_as_minus_one_is_free(path, rng):
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
     onnx.save(model, path)
     network = minires.onnx.load(path)
-    assert network.batch is None
+    assert network.fixed_batch is None
     assert network.logits(network.theta, normal(rng, 5, 3, 8, 8)).shape == (5, 4)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -2
     onnx.save(model, path)
@@ -173,7 +173,7 @@ def test_a_free_batch_that_a_reshape_binds_is_taken_one_by_one(path, rng):
     arrays = {"w": normal(rng, 192, 4), "one": np.array([1, 192])}
     write(path, [node("Reshape", "x one", "f"), node("MatMul", "f w", "y")], arrays)
     network = minires.onnx.load(path)
-    assert network.batch == 1
+    assert network.fixed_batch == 1
     images = normal(rng, 3, 3, 8, 8)
     each = [runtime(path)(x=images[i : i + 1])[0] for i in range(3)]
     found = network.logits(network.theta, images)

@@ -25,7 +25,7 @@ REASONS = {
     r"elements of type \d+": "types: float8, float4, whole numbers of 2 or 4 bits, strings",
     r"cast to type \d+": "types: float8, float4, whole numbers of 2 or 4 bits, strings",
     r"is a (sequence|optional)_type": "types: sequences and optional values",
-    r"images \(N, C, H, W\) only": "images with one or three axes of pixels",
+    r"only images \(N, C, H, W\)": "images with one or three axes of pixels",
     r"training mode": "the file's own training mode",
     r"only 'constant'": "borders that repeat the image",
     r"indices of the maxima": "maxima of whole numbers, or their places",
@@ -34,7 +34,7 @@ REASONS = {
     r"antialias 1": "averages over many pixels when an image is made smaller",
     r"coordinate_transformation_mode": "a part of an image that is cut out and resized",
     r"remainders of floats": "remainders of floats",
-    r"the largest number of none": "the largest number of none",
+    r"has no largest number": "the largest number of none",
     r"operator set 1:": "an operator set that is too old",
 }
 # Here the standard's own computation takes a length that is no whole number. ONNX Runtime and

@@ -7,6 +7,7 @@ from helpers import assert_close
 import minires
 from minires.networks.protocol import Classifier
 from minires.networks.running_statistics import reestimate_stats
+from minires.training import loop
 
 
 def native_lenet(rng):
@@ -55,6 +56,15 @@ def test_a_step_against_the_gradient_lowers_the_loss(problem):
     step = 1e-3 * gradient / np.sqrt(np.square(gradient).sum())
     lower, _ = network.loss_and_gradient(theta - step, images, labels, stats=stats.copy())
     assert 0 < lower < loss
+
+
+def test_predictions_with_a_progress_bar_are_those_without(problem):
+    network, theta, stats, images, _ = problem
+    assert network.batch >= 1
+    assert network.fixed_batch is None
+    many = np.concatenate([images] * 6)  # more than a file's network takes at once
+    found = loop.predict(network, theta, many, stats, quiet=True)
+    assert_close(found, network.predict(theta, many, stats), 1e-6)
 
 
 def test_training_updates_the_statistics_in_place_and_prediction_leaves_them(problem):

@@ -16,42 +16,21 @@ from minires.networks.layers import Dense, Flatten, Sequential
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minires"
 
-# Rooms and files whose public functions document every argument. The list may only grow.
+# Every public function explains and types its arguments, and says which errors it raises.
 #
 # Public is what stands at the top of a file, or in a class there, without an underscore in front;
 # what is nested in a function is not. A docstring explains an argument in a line that begins with
 # its name, or with several names. What means the same everywhere in a file or a room may be
-# explained once: in the docstring of the file or of the room, after SHARED.
+# explained once: in the docstring of the file or of the room, after SHARED. A fast kernel says "As
+# `plain.X`" and takes the same arguments: they are explained and typed there.
 #
 # In `testing`, X_suite and X_properties take what check_X takes, which explains it. An answer in
 # mistakes.py or references.py needs no docstring: the check of its kind explains its arguments.
-DOCUMENTED = (
-    "arrays",
-    "commands",
-    "data",
-    "engine/autodiff.py",
-    "engine/batch_norm.py",
-    "engine/convolution.py",
-    "kernels/__init__.py",
-    "kernels/memory.py",
-    "kernels/plain.py",
-    "kernels/sums.py",
-    "kernels/vectors.py",
-    "networks",
-    "resampling",
-    "study",
-    "testing",
-    "training",
-)
-# Rooms whose public functions carry type hints.
-TYPED = ("arrays", "commands", "networks", "resampling", "study", "testing", "training")
 SHARED = "An argument means the same"
 
 
-def sources(places):
-    for place in places:
-        path = PACKAGE / place
-        yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
+def sources():
+    return sorted(PACKAGE.rglob("*.py"))
 
 
 def public_functions(path):
@@ -119,6 +98,21 @@ def shared_by(path):
     return "\n".join(text.partition(SHARED)[2] for text in texts)
 
 
+def as_plain(node, text):
+    """Whether a docstring sends to a kernel of `plain.py`, and that takes the same arguments."""
+    other = re.match(r"As `plain\.(\w+)`", text or "")
+    if not other or node is None:
+        return False
+    named = {name: twin for name, twin, _ in public_functions(PACKAGE / "kernels/plain.py")}
+    twin = named.get(other.group(1))
+    return twin is not None and signature(twin) == signature(node)
+
+
+def signature(node):
+    """The names of a function's arguments, and their defaults."""
+    return [a.arg for a in arguments_of(node)], [ast.dump(d) for d in node.args.defaults]
+
+
 def undocumented(path):
     found, shared = [], explained(shared_by(path))
     public = list(public_functions(path))
@@ -129,7 +123,7 @@ def undocumented(path):
         if not text:
             found.append(f"{path.name}: {name} has no docstring")
             continue
-        if node is not None:
+        if node is not None and not as_plain(node, text):
             check = re.sub(r"^(\w+?)_(suite|properties)$", r"check_\1", name)
             words = explained(text) | shared | explained(checks.get(check) or "")
             found += [
@@ -140,10 +134,35 @@ def undocumented(path):
     return found
 
 
+def silent(path):
+    """Public functions that raise an error themselves, and whose docstring has no "Raises"."""
+    found = []
+    for name, node, text in public_functions(path):
+        # X_properties raises what check_X raises.
+        inherited = name.rpartition(".")[2] in INHERITED and not name.startswith("Layer.")
+        inherited |= name.endswith("_properties")
+        said = re.search(r"(?m)^\s*([\w, ]+, )?Raises\b", f"{text}\n{shared_by(path)}")
+        if node is None or inherited or said:
+            continue
+        if any(isinstance(part, ast.Raise) and part.exc for part in own_parts(node)):
+            found.append(f"{path.name}: {name} raises an error and does not say so")
+    return found
+
+
+def own_parts(function):
+    """Everything in a function but the functions that are defined in it."""
+    waiting = list(function.body)
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, (ast.FunctionDef, ast.Lambda)):
+            yield part
+            waiting += ast.iter_child_nodes(part)
+
+
 def untyped(path):
     found = []
-    for name, node, _ in public_functions(path):
-        if node is None or name.rpartition(".")[2] in INHERITED:
+    for name, node, text in public_functions(path):
+        if node is None or name.rpartition(".")[2] in INHERITED or as_plain(node, text):
             continue
         lacks = [a.arg for a in arguments_of(node) if a.annotation is None and a.arg != "layers"]
         if node.returns is None and node.name != "__init__":
@@ -153,11 +172,41 @@ def untyped(path):
 
 
 def test_every_public_function_documents_every_argument():
-    assert [line for path in sources(DOCUMENTED) for line in undocumented(path)] == []
+    assert [line for path in sources() for line in undocumented(path)] == []
+
+
+def test_public_functions_that_raise_an_error_say_so():
+    assert [line for path in sources() for line in silent(path)] == []
 
 
 def test_public_functions_carry_type_hints():
-    assert [line for path in sources(TYPED) for line in untyped(path)] == []
+    assert [line for path in sources() for line in untyped(path)] == []
+
+
+def test_a_kernel_may_send_to_the_plain_one_only_if_it_takes_the_same(tmp_path):
+    path = tmp_path / "sample.py"
+    same, other = "array", "array, count"
+    path.write_text(
+        f'def f({same}):\n    """As `plain.sum_rows`, fast."""\n\n\n'
+        f'def g({other}):\n    """As `plain.sum_rows`."""\n\n\n'
+        f'def h({same}):\n    """As `plain.nothing`."""\n'
+    )
+    assert undocumented(path) == [
+        "sample.py: g says nothing of array",
+        "sample.py: g says nothing of count",
+        "sample.py: h says nothing of array",
+    ]
+
+
+def test_an_error_that_nobody_mentions_is_found(tmp_path):
+    path = tmp_path / "sample.py"
+    path.write_text(
+        'def f(x):\n    """Half.\n\n    x   1\n    """\n    if x:\n        raise ValueError\n\n\n'
+        'def g():\n    """Nine.\n\n    Raises   ValueError\n    """\n    raise ValueError\n\n\n'
+        'def h():\n    """A function."""\n\n    def inner():\n        raise ValueError\n\n'
+        "    return inner\n"
+    )
+    assert silent(path) == ["sample.py: f raises an error and does not say so"]
 
 
 def test_what_is_missing_is_found(tmp_path):

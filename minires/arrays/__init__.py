@@ -1,6 +1,7 @@
 """The floor of the house: where arrays live, threads, files."""
 
 from minires.arrays.device import (
+    Array,
     describe_blas,
     describe_cuda,
     describe_gpus,
@@ -14,6 +15,7 @@ from minires.arrays.device import (
 from minires.arrays.workers import default_threads, get_threads, set_threads, threads
 
 __all__ = [
+    "Array",
     "default_threads",
     "describe_blas",
     "describe_cuda",

@@ -1,12 +1,12 @@
-"""The gate for arrays: what comes from outside is checked here, once, with one sentence an error.
+"""The checks of arrays that a caller passes: each in one place, each error in one sentence.
 
 Each function takes `where`, the name of the function that was called, and raises unless its array
-fits. An error names the array, what it is, what was expected and, where it is not obvious, the
+fits. An error names the array, what it is, what was expected and, unless it is obvious, the
 remedy. A wrong kind of object is a TypeError, a wrong shape, dtype or value a ValueError.
 
-These checks look at shapes and dtypes, which costs nothing. Only `labels_for` and
+These checks look at shapes and dtypes, which takes no time. Only `labels_for` and
 `probabilities_of` look at every number. Images are searched for NaN (`first_not_finite`) only
-after a loss was not finite, so that training does not pay for it.
+after a loss was not finite, so that training is not slowed down.
 """
 
 import math
@@ -80,7 +80,7 @@ def number_in(
 
 
 def is_array(where: str, name: str, array: Any) -> Any:
-    """Refuse what is no NumPy or CuPy array.
+    """Refuse anything but a NumPy or CuPy array.
 
     where    the function that was called
     name     of the array
@@ -97,7 +97,7 @@ def is_array(where: str, name: str, array: Any) -> Any:
 
 
 def generator_of(where: str, rng: Any) -> Any:
-    """Refuse a seed where a random generator is needed.
+    """Refuse a seed, or None, in place of a random generator.
 
     where    the function that was called
     rng      what was given
@@ -165,10 +165,10 @@ def stats_for(where: str, stats: Any, theta: Any, size: int) -> Any:
     """Batch-norm statistics that fit a network and its weights.
 
     where    the function that was called
-    stats    what was given: (S,) or (R, S); None where S is 0
+    stats    what was given: (S,) or (R, S); None if S is 0
     theta    (P,) or (R, P), checked before
     size     S
-    Returns  stats, or an empty array where there are none
+    Returns  stats; an empty array for None
     Raises   TypeError, ValueError
     """
     lead = theta.shape[:-1]
@@ -231,8 +231,8 @@ def batch_of(where: str, batch: Any) -> int | None:
 def probabilities_of(where: str, probabilities: Any, axes: int = 2) -> Any:
     """Class probabilities: floats from 0 up, and each row sums to 1.
 
-    A row of NaN passes: it is the prediction of a network whose weights are lost. The caller
-    decides what that means.
+    A row of NaN is accepted: it is the prediction of a network whose training has diverged. The
+    caller decides what that means.
 
     where          the function that was called
     probabilities  what was given: (…, classes), an array or a list
@@ -263,8 +263,8 @@ def probabilities_of(where: str, probabilities: Any, axes: int = 2) -> Any:
         raise ValueError(
             f"{where}: row {', '.join(map(str, place))} of the probabilities sums to "
             f"{float(sums[place]):.6g} and its smallest number is {float(row.min()):.6g}, "
-            "expected numbers from 0 up that sum to 1 (are these logits? softmax makes "
-            "probabilities of them)"
+            "expected numbers from 0 up that sum to 1 (are these logits? softmax turns them "
+            "into probabilities)"
         )
     return probabilities
 
@@ -282,9 +282,9 @@ def first_not_finite(array: Any) -> tuple[int, ...] | None:
 
 
 def images_are_finite(where: str, images: Any) -> None:
-    """Refuse images that hold a NaN or an infinity, naming the first one's place.
+    """Refuse images that hold a NaN or an infinity; the error names the place of the first.
 
-    Called after a loss was not finite, to blame the images rather than the weights.
+    It is called after a loss was not finite: the cause may be the images, not the weights.
 
     where    the function that was called
     images   (…, N, H, W, C)

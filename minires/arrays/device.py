@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+Array = Any  # a NumPy or a CuPy array; in the engine also a Tensor of one
+
 
 def xp_of(array: Any) -> ModuleType:
     """The module whose functions work on an array.
@@ -61,7 +63,8 @@ def module_for(device: str) -> ModuleType:
 
     device   "cpu" or "gpu"
     Returns  `numpy` or `cupy`
-    Raises   RuntimeError when a GPU is asked for and CuPy or the GPU is missing
+    Raises   ValueError for another device; RuntimeError when a GPU is asked for and CuPy or the
+             GPU is missing
     """
     if device not in ("cpu", "gpu"):
         raise ValueError(f"device is {device!r}, expected 'cpu' or 'gpu'")
@@ -81,15 +84,15 @@ def _import_cupy():
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise RuntimeError(
             f"a GPU was asked for, but the CUDA driver finds none ({error}): "
-            "install or update the NVIDIA driver, or run on the CPU"
+            "install or update the NVIDIA driver, or use the CPU"
         ) from error
     if count == 0:
-        raise RuntimeError("a GPU was asked for, but this machine has none: run on the CPU")
+        raise RuntimeError("a GPU was asked for, but this machine has none: use the CPU")
     return cupy
 
 
 def describe_gpus() -> list[str] | str:
-    """What `minires info` says of the GPUs: a list of cards, or the reason why there is none."""
+    """A line about each GPU, for `minires info`; or the reason why none can be used."""
     try:
         runtime = _import_cupy().cuda.runtime
     except RuntimeError as error:
@@ -103,7 +106,10 @@ def describe_gpus() -> list[str] | str:
 
 
 def describe_cuda() -> str:
-    """The versions of CuPy and CUDA, where there is a GPU."""
+    """The versions of CuPy and CUDA, as one line.
+
+    Raises   RuntimeError when CuPy or the GPU is missing
+    """
     cupy = _import_cupy()
     runtime = cupy.cuda.runtime
     versions = runtime.runtimeGetVersion(), runtime.driverGetVersion()
@@ -112,7 +118,7 @@ def describe_cuda() -> str:
 
 
 def describe_processor() -> str:
-    """The name of this machine's processor, as far as the system tells it."""
+    """The name of this machine's processor, if the system tells it, and its number of cores."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             names = [line.partition(":")[2] for line in file if line.startswith("model name")]
@@ -124,7 +130,7 @@ def describe_processor() -> str:
 
 def describe_blas() -> list[str]:
     """The BLAS libraries in this process, with their kernels' architecture and threads."""
-    import threadpoolctl  # only here: reading it takes longer than any module of minires
+    import threadpoolctl  # here, since importing it takes longer than any module of minires
 
     return [
         f"{library['internal_api']} {library['version']} "

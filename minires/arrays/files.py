@@ -1,7 +1,7 @@
-"""Files that are either complete or not there.
+"""Files that are either complete or do not exist.
 
 Everything is written under another name in the same folder, forced to the disk, and renamed
-at the end. Whatever stops a program, a reader never sees half a file.
+at the end. So a reader never sees half a file, even if a program is stopped in the middle.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import numpy as np
 
 @contextlib.contextmanager
 def complete(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a file for writing that takes the name `path` only when the block has succeeded.
+    """Open a file for writing. It gets the name `path` only when the block has succeeded.
 
     path     the file's final name
     mode     "wb" or "w" (UTF-8)
@@ -55,8 +55,8 @@ def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
 def load_arrays(path: str | Path, *names: str, shapes: dict | None = None) -> dict[str, np.ndarray]:
     """Read arrays that `save_arrays` wrote.
 
-    Names, types and sizes are looked at before any content is read. `save_arrays` does not
-    compress, so no array can be larger than the file, and a small file cannot fill the memory.
+    Names, types and sizes are checked before any content is read. `save_arrays` does not compress,
+    so no array can be larger than the file, and a small file cannot fill the memory.
 
     path     the .npz file
     names    arrays that must be in it
@@ -75,7 +75,7 @@ def load_arrays(path: str | Path, *names: str, shapes: dict | None = None) -> di
                     arrays = {name: archive[name] for name in archive}
                 for array in arrays.values():
                     if array.dtype.kind == "U":
-                        array.tolist()  # raises where a character is none
+                        array.tolist()  # raises if a number is not a character
         except Exception as error:  # a damaged file can make zipfile and NumPy raise anything
             raise ValueError(
                 f"{path} is damaged or not an .npz file of plain arrays "

@@ -1,15 +1,15 @@
-"""What fits: memory and disk, asked before the work instead of found out after it."""
+"""Checks before long work that memory and disk are large enough for its results."""
 
 import os
 import shutil
 import sys
 from pathlib import Path
 
-GROUP = Path("/sys/fs/cgroup")  # of a container, by version 2 of control groups
+GROUP = Path("/sys/fs/cgroup")  # where Linux keeps a container's limits (control groups, version 2)
 
 
 def available_memory() -> int | None:
-    """How many bytes this process can still get, or None where the system does not say."""
+    """How many bytes this process can still get; None if the system does not tell it."""
     if sys.platform == "win32":
         return _available_on_windows()
     found = []
@@ -43,12 +43,12 @@ def _available_on_windows():
 
 
 def check_memory(fixed: int, each: int, count: int, option: str) -> None:
-    """Refuse a number that memory cannot hold, and name one that it can.
+    """Refuse a number whose results exceed the memory; the error names one that fits.
 
     fixed    bytes that are needed in any case
     each     bytes for each of `count`
     count    how many are wanted
-    option   what the number is given with, "--members"
+    option   the command's option for the number, such as "--members"
     Raises   MemoryError
     """
     free = available_memory()
@@ -57,18 +57,18 @@ def check_memory(fixed: int, each: int, count: int, option: str) -> None:
 
 
 def check_disk(folder: Path, fixed: int, each: int, count: int, option: str) -> None:
-    """Refuse a number whose results the disk cannot hold, and name one that it can.
+    """Refuse a number whose results exceed the disk; the error names one that fits.
 
-    folder   it, or the nearest folder above that is there, is where the results go
+    folder   for the results; it need not exist yet
     fixed    bytes that are needed in any case
     each     bytes for each of `count`
     count    how many are wanted
-    option   what the number is given with, "--seeds"
+    option   the command's option for the number, such as "--seeds"
     Raises   OSError
     """
     folder = Path(folder).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(nearest).free
     if fixed + each * count > free:
         _refuse(OSError, f"{folder}: the results", fixed, each, count, option, free)
 

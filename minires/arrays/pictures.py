@@ -1,4 +1,4 @@
-"""Matplotlib's figures, made for files: no screen, and none of a notebook's settings."""
+"""Matplotlib's figures for files: they need no screen and ignore a notebook's settings."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from minires.arrays.files import complete
 
 @contextlib.contextmanager
 def default_style() -> Iterator[None]:
-    """Within, figures have matplotlib's own style, not that of a notebook or of a user's file."""
+    """In the block, figures have matplotlib's own style, not a notebook's or a user's."""
     with _any_backend():
         from matplotlib import style
     with style.context("default"):
@@ -20,10 +20,10 @@ def default_style() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _any_backend():
-    """Within, matplotlib can be imported whatever MPLBACKEND says.
+    """In the block, matplotlib can be imported with any value of MPLBACKEND.
 
-    It says how a notebook or a desktop shows figures. Where it names something that is not
-    installed here, matplotlib would refuse even to be imported.
+    This variable says how a notebook or a desktop shows figures. If it names a program that is not
+    installed, matplotlib cannot even be imported.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
@@ -45,7 +45,7 @@ def new_figure(width: float, height: float, dots: int = 72) -> Any:
 
 
 def save_png(figure: Any, path: str | Path, **settings: Any) -> None:
-    """Write a Figure as PNG; the file is complete or not there.
+    """Write a Figure as PNG; the file is complete or does not exist.
 
     figure     of `new_figure`
     path       the PNG file

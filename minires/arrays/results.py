@@ -26,10 +26,10 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 @contextlib.contextmanager
 def locked_folder(path: str | Path) -> Iterator[Path]:
-    """Make a folder if need be, and hold it until the block ends.
+    """Make a folder if it does not exist, and lock it until the block ends.
 
-    The system gives the lock free when a process dies. A folder that was made here, and in which
-    nothing was written, is removed again.
+    The system releases the lock when a process dies. A folder that was made here is removed again
+    if nothing was written into it.
 
     path     the folder
     Yields   it, as a Path
@@ -67,12 +67,12 @@ def _remove(folders):
 
 
 def _take_lock(path):
-    """An open file that is locked, and lies in the folder."""
+    """An open file in the folder that is locked."""
     while True:
         lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _lock(lock, path)
-            # Its last holder may have removed it between the two lines above: then once more.
+            # The last holder may have removed the file between the two lines above: try again.
             if os.path.samestat(os.fstat(lock), os.stat(path / LOCK)):
                 return lock
         except FileNotFoundError:
@@ -96,7 +96,7 @@ def _lock(file, path):
     except OSError as error:
         if error.errno in NO_LOCKS:
             warnings.warn(
-                f"{path} cannot be locked ({error.strerror}): see to it that no second process "
+                f"{path} cannot be locked ({error.strerror}): make sure that no second process "
                 "works in this folder",
                 stacklevel=4,
             )
@@ -110,7 +110,7 @@ def _lock(file, path):
 def tidy(folder: Path, *names: str) -> None:
     """Remove what a process that was killed left half written.
 
-    folder   held by `locked_folder`: whoever began such a file is dead
+    folder   held by `locked_folder`, so no living process writes such a file
     names    of the files that are written under the lock, such as "results.json" or "cells/*"
     """
     for name in names:
@@ -122,15 +122,15 @@ def tidy(folder: Path, *names: str) -> None:
 def settle(
     folder: Path, name: str, settings: dict, free: tuple = (), write: bool = True
 ) -> dict | None:
-    """Write the settings of a folder's results, or see that those in it are the same.
+    """Write the settings of a folder's results; or check that the settings in it are the same.
 
     folder    held by `locked_folder`
-    name      of the file, "config.json"
+    name      of the file, such as "config.json"
     settings  plain values, as JSON has them
-    free      names of settings that may differ: more seeds are more of the same
-    write     False: only look
-    Returns   what the file said before; None when there was none
-    Raises    ValueError, which names what was and what is now
+    free      names of settings that may differ, such as the number of seeds
+    write     False: only check
+    Returns   the content of the file before; None when there was no file
+    Raises    ValueError, which names each setting, its old value and its new one
     """
     path = Path(folder) / name
     before = None

@@ -1,7 +1,7 @@
-"""Text on a terminal: tables, messages, progress bars, and words that come from outside.
+"""Text on a terminal: tables, messages, progress bars, and names that come from outside.
 
-A terminal may know only ASCII or Windows' cp1252, or there may be none at all. A command must
-end well on all of them, so what cannot be written gets a stand-in: "+/-" for ±, "l1" for ℓ₁.
+A terminal may know only ASCII or Windows' cp1252, or there may be no terminal. A command must work
+on all of them, so a character that cannot be written is replaced: "+/-" for ±, "l1" for ℓ₁.
 """
 
 import codecs
@@ -104,8 +104,8 @@ def _in_notebook():
 
 
 class _BelowCell:
-    """A file for one progress bar: a line below a notebook's cell, where each text replaces the
-    last. What is written to stderr would be red there, and would stay.
+    """A file for one progress bar: a line below a notebook's cell. Each text replaces the last one.
+    Text on stderr would be red, and would stay.
     """
 
     encoding = "utf-8"
@@ -127,11 +127,11 @@ class _BelowCell:
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr take any text: stand-ins where needed, nowhere if closed."""
+    """Make stdout and stderr take any text. Text for a closed stream is dropped."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not _is_open(stream):
-            # At once: else the next file that is opened would get the free number 1 or 2.
+            # Now: otherwise the next file that is opened would get the free number 1 or 2.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="minires")
@@ -142,7 +142,7 @@ def _is_open(stream):
 
 
 def _stand_in(error):
-    """What to write for characters that an encoding lacks; a codec's error handler."""
+    """The text for characters that an encoding lacks; an error handler of codecs."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     found = []
@@ -150,7 +150,7 @@ def _stand_in(error):
         plain = STAND_INS.get(character)
         if plain is None and unicodedata.decomposition(character).startswith("<"):
             plain = unicodedata.normalize("NFKD", character)  # ℓ₁ is l1, … is ...
-        # Anything else as JSON and Python write it: a name must not become another name.
+        # Anything else becomes its escape, as in JSON: two names must not become the same.
         found.append(plain if plain and plain.isascii() else json.dumps(character)[1:-1])
     return "".join(found), error.end
 

@@ -30,7 +30,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: Any) -> int:
-    """Measure, and print a table."""
+    """Measure, and print a table.
+
+    Raises   ValueError for options that do not fit each other
+    """
     for name in ("batch", "replicas", "rounds"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is {getattr(options, name)}, expected 1 or more")

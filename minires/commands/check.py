@@ -47,7 +47,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: Any) -> int:
-    """Carry out the command; returns the exit code."""
+    """Carry out the command; returns the exit code.
+
+    Raises   ValueError for options that do not fit each other
+    """
     from minires.testing.kinds import KINDS
 
     if options.kind is not None and options.kind not in KINDS:

@@ -169,7 +169,7 @@ class Examination:
         arrays   images (n, …), perhaps labels (n,)
         Returns  list of arrays, (n or more, …): n rounded up to a multiple of the fixed batch
         """
-        count, fixed = len(arrays[0]), self.network.batch or 1
+        count, fixed = len(arrays[0]), self.network.fixed_batch or 1
         if count % fixed == 0:
             return list(arrays)
         shown = np.arange(-(-count // fixed) * fixed) % count
@@ -612,9 +612,10 @@ def preparation_of(options: Any) -> Any:
 
 
 def check_counts(options: Any, *names: str) -> None:
-    """Raise ValueError if one of the named options is given and below 1.
+    """Check that none of the named options is given and below 1.
 
-    names   of options
+    names    of options
+    Raises   ValueError
     """
     for name in names:
         value = getattr(options, name)
@@ -651,10 +652,10 @@ def check_batch(options: Any, network: Any) -> None:
     network   as minires.onnx.load gives it
     Raises    ValueError, which names the batch that it takes
     """
-    if network.batch not in (None, options.batch):
+    if network.fixed_batch not in (None, options.batch):
         raise ValueError(
-            f"--batch is {options.batch}, but {options.model} takes {network.batch} pictures at a "
-            f"time: --batch {network.batch}, or export it with a free batch"
+            f"--batch is {options.batch}, but {options.model} takes {network.fixed_batch} pictures "
+            f"at a time: --batch {network.fixed_batch}, or export it with a free batch"
         )
 
 

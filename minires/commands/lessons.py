@@ -148,7 +148,10 @@ class Lesson:
 
 
 def folder() -> Path:
-    """Where the scripts are: in the installed package, or beside it in a checkout."""
+    """Where the scripts are: in the installed package, or beside it in a checkout.
+
+    Raises   FileNotFoundError when they are in neither
+    """
     package = Path(minires.__file__).resolve().parent
     for place in (package / "lessons", package.parent / "lessons"):
         if any(place.glob(SCRIPTS)):

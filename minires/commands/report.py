@@ -30,7 +30,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: Any) -> int:
-    """Carry out the command."""
+    """Carry out the command.
+
+    Raises   ValueError for options that do not fit each other
+    """
     from minires.arrays.files import complete
     from minires.study.figures import write_pngs
     from minires.study.pretrained_findings import is_pretrained

@@ -86,7 +86,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: Any) -> int:
-    """Carry out the command: check all settings, then train, then print the table."""
+    """Carry out the command: check all settings, then train, then print the table.
+
+    Raises   ValueError for options that do not fit each other
+    """
     from minires import arrays
     from minires import data as data_tools
     from minires.arrays.results import locked_folder

@@ -12,6 +12,7 @@ This package knows nothing about networks. It makes arrays or reads them from fi
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,16 @@ class Dataset:
     name: str
 
 
-def load(name, *, train=None, test=None, seed=0, data_dir=None, progress=True, threads=None):
+def load(
+    name: str,
+    *,
+    train: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    progress: bool = True,
+    threads: int | None = None,
+) -> Dataset:
     """Return a data set by its name.
 
     name      "glyphs": digits made by the program (minires/data/glyphs.py);
@@ -75,7 +85,7 @@ def load(name, *, train=None, test=None, seed=0, data_dir=None, progress=True, t
     raise ValueError(f"load: no data set is called {name!r}; there are {', '.join(NAMES)}")
 
 
-def scale(images):
+def scale(images: Any) -> Any:
     """Turn grey levels into numbers around zero.
 
     y = x / 127.5 − 1
@@ -89,14 +99,14 @@ def scale(images):
     return scaled
 
 
-def cores():
+def cores() -> int:
     """Return the number of cores this process may use, which may be fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def cache_folder():
+def cache_folder() -> Path:
     """Return the folder that keeps made and downloaded data for the next time.
 
     It is the folder named by the environment variable MINIRES_CACHE, or else `minires` in

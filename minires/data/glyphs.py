@@ -85,7 +85,9 @@ FINER = 2
 POINTS_A_PIXEL = 2
 
 
-def load(train=30_000, test=5_000, seed=0, threads=None):
+def load(
+    train: int = 30_000, test: int = 5_000, seed: int = 0, threads: int | None = None
+) -> Dataset:
     """Return glyph digits, made at the first call and read from the cache later.
 
     train, test  number of images
@@ -100,7 +102,9 @@ def load(train=30_000, test=5_000, seed=0, threads=None):
     return Dataset(train_images, train_labels, test_images, test_labels, name)
 
 
-def draw(count, seed=0, split="train", threads=None):
+def draw(
+    count: int, seed: int = 0, split: str = "train", threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw digits.
 
     count    number of images
@@ -217,7 +221,7 @@ def _look_up(fields, glyphs, row, column):
 
 
 @functools.cache
-def distance_fields():
+def distance_fields() -> np.ndarray:
     """Return how far every point is from the edge of each digit of each font.
 
     Every digit is scaled to the same height and centred.

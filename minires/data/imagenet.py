@@ -30,9 +30,11 @@ import tarfile
 import unicodedata
 import warnings
 from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,13 +53,13 @@ __all__ = [
     "preparation",
 ]
 
-LARGEST_FILE = 1 << 28  # bytes; ImageNet's largest file has 15 million
-LARGEST_PICTURE = 1 << 26  # pixels, also after resizing; 200 MB decoded. ImageNet: 61 million
+LARGEST_FILE = 1 << 28  # bytes of a file, at most; ImageNet's largest file has 15 million
+LARGEST_PICTURE = 1 << 26  # pixels, at most, also after resizing: 200 MB. ImageNet: 61 million
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
 # The content decides the format, not the suffix. Some Pillows lack the last three.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
-DEEPEST = 32  # levels of folders within folders
+DEEPEST = 32  # folders within folders, at most
 
 
 # --- which pictures there are ---------------------------------------------------------------
@@ -87,7 +89,9 @@ class Pictures:
         return len(self.names)
 
 
-def load(images, synsets=None, labels=None):
+def load(
+    images: str | Path, synsets: str | Path | None = None, labels: str | Path | None = None
+) -> Pictures:
     """List the pictures of a folder of class folders, or of a tar.
 
     images   a folder that holds one folder for each class (val/n01440764/….JPEG), with or without
@@ -141,7 +145,7 @@ def load(images, synsets=None, labels=None):
     )
 
 
-def match_outputs(classes, outputs, background=None):
+def match_outputs(classes: int, outputs: int, background: bool | None = None) -> tuple[int, str]:
     """Find out which output of a network belongs to which class.
 
     classes     how many classes the pictures have
@@ -384,7 +388,7 @@ class Notes:
     def __init__(self):
         self._found = {}
 
-    def add(self, name, kind, text):
+    def add(self, name: str, kind: str, text: str) -> None:
         """Note an unusual file.
 
         name   of the file
@@ -393,22 +397,22 @@ class Notes:
         """
         self._found.setdefault((name, kind), text)
 
-    def rows(self):
+    def rows(self) -> list[tuple[str, str, str]]:
         """Everything noted, as (name, kind, text): what `add` takes."""
         return [(name, kind, text) for (name, kind), text in self._found.items()]
 
     @property
-    def counts(self):
+    def counts(self) -> dict[str, int]:
         """How many files of each kind, for the kinds that occur."""
         found = Counter(kind for _, kind in self._found)
         return {kind: found[kind] for kind in SKIPPED + CONVERTED if found[kind]}
 
     @property
-    def skipped(self):
+    def skipped(self) -> int:
         """How many files were left out."""
         return sum(self.counts.get(kind, 0) for kind in SKIPPED)
 
-    def lines(self):
+    def lines(self) -> list[str]:
         """One line per file: its name, its kind and the reason. Those left out come first."""
         items = sorted(self._found.items(), key=lambda item: item[0][1] in CONVERTED)
         return [f"{name}: {kind} ({text})" for (name, kind), text in items]
@@ -427,7 +431,7 @@ class _Refused(Exception):
     """A picture that is left out; the arguments are its kind and the reason."""
 
 
-def decode(content):
+def decode(content: bytes) -> tuple[Any, list[tuple[str, str]]]:
     """Turn a file's bytes into an RGB picture.
 
     The first of several frames is used, and transparency is dropped. A rotation that is noted in
@@ -562,7 +566,7 @@ class Preparation:
             raise ValueError(f"std {self.std} and scale 1/{self.divisor} may not be 0")
 
     @property
-    def keeps_bytes(self):
+    def keeps_bytes(self) -> bool:
         """Whether the numbers stay what they are in the picture, from 0 to 255."""
         return self.divisor == 1 and not any(self.mean) and set(self.std) == {1}
 
@@ -576,7 +580,7 @@ class Preparation:
         cut = self._square if self.cut == "square" else self._middle
         return self.scaled(cut(picture, size))
 
-    def scaled(self, pixels):
+    def scaled(self, pixels: np.ndarray) -> np.ndarray:
         """The numbers of pictures that are cut already.
 
         pixels   (…, size, size, 3), red, green and blue from 0 to 255; left as they are
@@ -684,7 +688,7 @@ PRESETS = {
 }
 
 
-def preparation(preset):
+def preparation(preset: "str | Preparation") -> Preparation:
     """A Preparation by its name in PRESETS; one that is given is given back.
 
     preset   a name, or a Preparation
@@ -714,7 +718,15 @@ class Batch:
     indices: np.ndarray
 
 
-def batches(pictures, plan, preset, size, notes=None, threads=None, ahead=2):
+def batches(
+    pictures: Pictures,
+    plan: Iterable[np.ndarray],
+    preset: "str | Preparation",
+    size: int,
+    notes: Notes | None = None,
+    threads: int | None = None,
+    ahead: int = 2,
+) -> Iterator[Batch]:
     """Decode and prepare pictures, batch by batch, while the caller computes.
 
     Memory is bounded: besides the caller's batch, at most ahead + 1 batches are kept. Pillow's

@@ -28,6 +28,7 @@ import os
 import struct
 import tempfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,13 @@ FILES = {
 LARGEST = 1 << 30
 
 
-def load(data_dir=None, *, train=None, test=None, progress=True):
+def load(
+    data_dir: str | Path | None = None,
+    *,
+    train: int | None = None,
+    test: int | None = None,
+    progress: bool = True,
+) -> Dataset:
     """Return MNIST, or a data set in its format from the named folder.
 
     data_dir  folder of the four files, or the folder that holds them as mnist/; None: see the
@@ -76,7 +83,7 @@ def load(data_dir=None, *, train=None, test=None, progress=True):
     )
 
 
-def find(data_dir=None):
+def find(data_dir: str | Path | None = None) -> list[Path] | None:
     """Look for the four files on disk; nothing is downloaded.
 
     data_dir  as in load
@@ -131,7 +138,9 @@ def _variant(folder, name):
     return None
 
 
-def download(folder, mirrors=MIRRORS, progress=True):
+def download(
+    folder: str | Path, mirrors: Iterable[str] = MIRRORS, progress: bool = True
+) -> list[Path]:
     """Download those of the four files that a folder lacks, and check them.
 
     A file appears in the folder only when it is complete and has the right SHA-256.
@@ -187,7 +196,7 @@ def _download_file(folder, name, mirrors, progress):
     )
 
 
-def read_images(path):
+def read_images(path: Path) -> np.ndarray:
     """Read an IDX file of images, packed with gzip or not.
 
     path     file
@@ -197,7 +206,7 @@ def read_images(path):
     return _read(path, "images")[0]
 
 
-def read_labels(path):
+def read_labels(path: Path) -> np.ndarray:
     """Read an IDX file of labels, packed with gzip or not.
 
     path     file

@@ -1,7 +1,7 @@
 """Reverse-mode automatic differentiation in one page. It knows no layer and no NumPy.
 
-A function of arrays becomes differentiable by saying, beside its result, how a gradient of
-the result is pulled back to each of its inputs:
+A differentiable function returns its result and, for each of its inputs, a *pullback*: a function
+that turns the gradient of the result into the gradient of that input:
 
     @op
     def multiply(x, y):
@@ -12,22 +12,26 @@ Called with plain arrays, `multiply` returns a plain array and nothing is record
 with at least one `Tensor` it returns a `Tensor`, whose *node* remembers the pullbacks and
 the nodes of the inputs. `gradients` then walks the nodes from the last to the first.
 
-Three things are done here so that no op has to:
+Three things are done here, and not in the ops:
 - broadcasting is undone: a pullback may return the gradient in the result's shape;
 - gradients that meet at one node are added;
 - a node is emptied as soon as it has been used, and with it the arrays its pullbacks hold.
 
 Nodes refer to their inputs only, never forward, so there are no reference cycles: memory is
-free the moment the last name for it goes. There is no double backward and no in-place Tensor.
+free as soon as the last name for it is gone. There are no second derivatives, and no operation
+changes a Tensor in place.
 """
 
 import functools
 import heapq
 import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from minires.arrays import xp_of
+from minires.arrays import Array, xp_of
 from minires.kernels.sums import sum_to_shape
 
+Shape = tuple[int, ...]
 _serial = itertools.count()
 
 
@@ -36,12 +40,12 @@ class Node:
 
     shape     of the result
     parents   [(node of an input, pullback), …]; None once used
-    first     what is done to the gradient before every pullback, if anything
+    first     a function of the gradient that is called once, before the pullbacks; or None
     """
 
     __slots__ = ("first", "parents", "serial", "shape")
 
-    def __init__(self, shape, parents, first=None):
+    def __init__(self, shape: Shape, parents: Sequence | None, first: Callable | None = None):
         self.serial = next(_serial)  # inputs are always older than what is made from them
         self.shape = shape
         self.parents = parents
@@ -57,17 +61,19 @@ class Variable(Node):
 
     __slots__ = ("out",)
 
-    def __init__(self, shape, out=None):
+    def __init__(self, shape: Shape, out: Array = None):
         super().__init__(shape, parents=())
         self.out = out
 
 
-def takes_out(pullback):
-    """Marks a pullback(g, out=None) that may write its result to the array `out`, if that fits.
+def takes_out(pullback: Callable) -> Callable:
+    """Mark a pullback(g, out=None) that can write its result to the array `out`, if that fits.
 
-    It returns the result in any case. So a large gradient is written where it belongs, not copied.
+    So a large gradient is written into its place in a vector, not copied there. The pullback
+    returns its result in both cases.
 
-    pullback   the function; it is given back
+    pullback   the function
+    Returns    it
     """
     pullback.takes_out = True
     return pullback
@@ -83,22 +89,22 @@ class Tensor:
     __slots__ = ("__weakref__", "data", "node")
     __array_ufunc__ = None  # so that `array + tensor` comes to Tensor.__radd__
 
-    def __init__(self, data, node=None):
+    def __init__(self, data: Array, node: Node | None = None):
         self.data = data
         self.node = node
 
     @property
-    def shape(self):
+    def shape(self) -> Shape:
         """The array's."""
         return self.data.shape
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         """The array's."""
         return self.data.ndim
 
     @property
-    def dtype(self):
+    def dtype(self) -> Any:
         """The array's."""
         return self.data.dtype
 
@@ -107,7 +113,7 @@ class Tensor:
         return f"<{kind} {self.data.dtype} {self.data.shape}>"
 
 
-def variable(array, out=None):
+def variable(array: Array, out: Array = None) -> Tensor:
     """A Tensor with respect to which gradients are wanted.
 
     array    its value
@@ -116,7 +122,7 @@ def variable(array, out=None):
     return Tensor(array, Variable(array.shape, out))
 
 
-def data_of(value):
+def data_of(value: Any) -> Any:
     """The array in a Tensor; anything else as it is.
 
     value   a Tensor, an array or a number
@@ -124,14 +130,15 @@ def data_of(value):
     return value.data if isinstance(value, Tensor) else value
 
 
-def op(function):
+def op(function: Callable) -> Callable:
     """Make a function of arrays differentiable.
 
     function   takes arrays first, settings by keyword; returns (result, pullbacks) with one
                pullback for each array argument, in order. A pullback maps the gradient of the
-               result to that of the argument; see also `takes_out`. Where all pullbacks begin
-               with the same step, it may stand behind them: (result, pullbacks, first). It is
-               done once, and each pullback is given what it returns
+               result to that of the argument; see also `takes_out`. If all pullbacks begin with
+               the same step, the function may return (result, pullbacks, first): the step `first`
+               is done once, and each pullback gets its result
+    Returns    a function of arrays or Tensors, with the same settings
     """
 
     @functools.wraps(function)
@@ -148,22 +155,24 @@ def op(function):
     return recorded
 
 
-def gradients(output, variables, seed=None):
+def gradients(output: Tensor, variables: Iterable[Tensor], seed: Array = None) -> list[Array]:
     """The gradients of `output` with respect to each variable.
 
     output     a Tensor; if it is not a scalar, the gradient of the sum of its elements
     variables  Tensors made by `variable`
-    seed       what to start from instead of ones: an array of the output's shape
-    Returns    a list of arrays, one a variable, zeros where the output does not depend on it.
-               To be read, not changed: two of them, or one and the seed, may be the same array
-    Raises     RuntimeError when this graph has been used before: its memory is gone;
+    seed       the gradient of the output to start from, like the output; None: ones
+    Returns    a list of arrays, one for each variable; zeros if the output does not depend on it.
+               Do not change them: two of them, or one and the seed, may be the same array
+    Raises     RuntimeError when this graph was used before, since its memory is released then;
                ValueError for a Tensor that is not a variable, for integers, and for a seed of
                another shape than the output
     """
     variables = list(variables)
     for wanted in variables:
         if not isinstance(wanted.node, Variable):
-            raise ValueError(f"gradients: {wanted!r} is no variable: make it with `variable`")
+            raise ValueError(
+                f"gradients: {wanted!r} is not a variable: make it with `variable(array)`"
+            )
         if wanted.dtype.kind not in "fc":
             raise ValueError(
                 f"gradients: {wanted!r} holds integers, which have no gradient: convert them with "
@@ -181,7 +190,7 @@ def gradients(output, variables, seed=None):
 
 
 def _walk(last, seed):
-    """Visit nodes from the newest to the oldest: none before all that was made from it.
+    """Visit nodes from the newest to the oldest: each after all nodes that were made from it.
 
     Returns  {node of a variable: its gradient}
     """
@@ -191,7 +200,7 @@ def _walk(last, seed):
         _, node = heapq.heappop(waiting)
         if node.parents is None:
             raise RuntimeError(
-                "gradients: this graph has been walked before and its memory released; "
+                "gradients: this graph was used before and its memory is released: "
                 "compute the output again"
             )
         if isinstance(node, Variable):  # it keeps its gradient
@@ -214,14 +223,14 @@ def _walk(last, seed):
 
 
 def _pull(pullback, gradient, parent):
-    """The first gradient to reach a node; written to the place for it, if there is one."""
+    """The first gradient that reaches a node, written to the variable's `out` if there is one."""
     if isinstance(parent, Variable) and hasattr(pullback, "takes_out"):
         return sum_to_shape(pullback(gradient, parent.out), parent.shape)
     return sum_to_shape(pullback(gradient), parent.shape)
 
 
 def _collect(variable, gradient):
-    """The gradient of a variable, None standing for zeros, in the place for it."""
+    """The gradient of a variable (None: zeros), in the variable's `out` if there is one."""
     if gradient is None:
         gradient = xp_of(variable.data).zeros_like(variable.data)
     out = variable.node.out

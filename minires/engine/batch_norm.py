@@ -7,16 +7,16 @@ are the batch's own, so they depend on x and the gradient flows through them:
 
     ∂L/∂x = scale / √(variance + ε) · ( g − mean(g) − x̂ · mean(g · x̂) )
 
-where g is the gradient of the loss with respect to y, behind the activation f. At test, or
-"frozen", they are constants and only the factor in front remains.
+where g is the gradient of the loss with respect to f's argument. In predictions, or when they
+are frozen, mean and variance are constants, and only the first factor times g remains.
 
-The arithmetic is nothing, the memory traffic is everything: a layer of MobileNetV2 is a hundred
-megabytes. What reads and writes all of it is in `kernels/`; here are the formulas.
+The arithmetic takes little time, the memory traffic takes much: one layer's values in MobileNetV2
+are a hundred megabytes. The passes over all of them are in `kernels/`; here are the formulas.
 """
 
 import numpy as np
 
-from minires.arrays import xp_of
+from minires.arrays import Array, xp_of
 from minires.engine.autodiff import op
 from minires.kernels import kernels_of
 
@@ -28,18 +28,18 @@ def _rows(x):
     return x.reshape(replicas, -1, x.shape[-1])
 
 
-def batch_moments(x):
+def batch_moments(x: Array) -> tuple[Array, Array]:
     """The mean and the population variance of every channel of a batch.
 
     x        (…, N, H, W, C) or (…, N, C)
     Returns  mean and variance, each (…, C), dtype of x
-    Raises   ValueError for fewer than two values a channel
+    Raises   ValueError for fewer than two values per channel
     """
     rows = _rows(x)
     count = rows.shape[1]
     if count < 2:
         raise ValueError(
-            f"batch norm: the batch {x.shape} has {count} value a channel, whose variance is 0: "
+            f"batch norm: the batch {x.shape} has {count} value per channel, so the variance is 0: "
             "train on larger batches, or freeze the statistics"
         )
     shape = (*x.shape[: x.ndim - (4 if x.ndim >= 4 else 2)], x.shape[-1])
@@ -47,7 +47,10 @@ def batch_moments(x):
 
 
 @op
-def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False, activation=None):
+def batch_norm(
+    x: Array, scale: Array, shift: Array, *, mean: Array, variance: Array, epsilon: float = 1e-3,
+    of_batch: bool = False, activation: str | None = None,
+) -> Array:  # fmt: skip
     """y = f( scale · (x − mean) / √(variance + ε) + shift ), for every channel.
 
     x               (…, N, H, W, C) or (…, N, C) float
@@ -55,9 +58,11 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
     shift           (…, C)
     mean, variance  (…, C)
     epsilon         added to the variance, above 0
-    of_batch        whether they are `batch_moments(x)`: the gradient then flows through them
-    activation      None, "relu" or "relu6"
+    of_batch        whether mean and variance are `batch_moments(x)`: then the gradient flows
+                    through them too
+    activation      f: None, "relu" or "relu6"
     Returns         like x
+    Raises          ValueError for another activation, or when the channels disagree
     Source          Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1
     """
     xp = xp_of(x)
@@ -72,7 +77,7 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
         )
     rows, channels, kernels = _rows(x), x.shape[-1], kernels_of(x)
     mean, variance = (v.astype(x.dtype, copy=False) for v in (mean, variance))
-    # Where R networks see the same x, there is one batch and R results.
+    # When R networks see the same x, there is one batch and R results.
     replicas, count = max(len(rows), shift.size // channels), rows.shape[1]
 
     def of_channels(vector):
@@ -98,7 +103,7 @@ def batch_norm(x, scale, shift, *, mean, variance, epsilon=1e-3, of_batch=False,
     own = x.shape[-4:] if x.ndim >= 4 else x.shape[-2:]
 
     def to_channels(gradient, like):
-        # One scale for several batches: its gradient is the sum of theirs.
+        # If several batches share one scale, its gradient is the sum over the batches.
         gradient = gradient.reshape(replicas, channels)
         return gradient.reshape(like.shape) if like.size == gradient.size else gradient.sum(axis=0)
 

@@ -1,33 +1,36 @@
 """Convolution and pooling as differentiable functions of images (…, N, H, W, C).
 
-Here the leading axes are sorted out and the arguments checked; the arithmetic is in `kernels/`.
-One network with `w (kh, kw, C, O)` sees any number of leading axes as one long batch; R
-networks with `w (R, kh, kw, C, O)` see the same images `(N, H, W, C)` or each its own,
-`(R, N, H, W, C)`.
+This file checks the arguments and arranges the leading axes; the arithmetic is in `kernels/`.
+For one network with `w (kh, kw, C, O)` all leading axes are one long batch. R networks with
+`w (R, kh, kw, C, O)` see the same images `(N, H, W, C)`, or each its own `(R, N, H, W, C)`.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from minires.arrays import xp_of
+from minires.arrays import Array, xp_of
 from minires.engine.autodiff import op, takes_out
 from minires.kernels import kernels_of
-from minires.kernels.plain import activate_gradient, output_size, windows
+from minires.kernels.plain import Borders, Pair, activate_gradient, output_size, windows
 from minires.kernels.sums import sum_rows
 
-MOST_POOLED = 256  # pixels of a window: which was the largest is remembered in a byte
+Pixels = int | Sequence[int]  # one number, or (rows, columns)
+Padding = str | int | Sequence  # see `borders`
+MOST_POOLED = 256  # pixels of a window, at most: the place of the largest is kept in one byte
 
 # --- settings -----------------------------------------------------------------------------
 
 
-def pair(value, name="stride"):
-    """A whole number, or two, as (rows, columns).
+def pair(value: Pixels, name: str = "stride") -> Pair:
+    """One or two whole numbers as (rows, columns).
 
-    value    from 1 up, pixels
+    value    a number or (rows, columns), from 1 up, pixels
     name     of the setting, for the message
-    Raises   ValueError
+    Returns  (rows, columns)
+    Raises   ValueError for anything else
     """
     numbers = (value, value) if np.ndim(value) == 0 else tuple(value)
     if len(numbers) != 2 or any(int(n) != n or n < 1 for n in numbers):
@@ -35,14 +38,19 @@ def pair(value, name="stride"):
     return int(numbers[0]), int(numbers[1])
 
 
-def borders(padding, size, kernel, stride, dilation=(1, 1)):
-    """Any way of giving the padding as ((top, bottom), (left, right)).
+def borders(
+    padding: Padding, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
+    dilation: Sequence[int] = (1, 1),
+) -> Borders:  # fmt: skip
+    """The padding, given in any form, as ((top, bottom), (left, right)).
 
-    padding  a number for all four sides; (rows, columns); ((top, bottom), (left, right));
-             "valid" for none; or "same": as little as gives ⌈size / stride⌉ outputs, the odd
-             pixel at the end, as in TensorFlow
+    padding  pixels: a number for all four sides; (rows, columns);
+             ((top, bottom), (left, right)); "valid" for none; or "same": as little as gives
+             ⌈size / stride⌉ outputs, the odd pixel at the end, as in TensorFlow
     size     (H, W) of the images
     kernel, stride, dilation   (rows, columns) each, pixels
+    Returns  ((top, bottom), (left, right)), pixels
+    Raises   ValueError for another form
     """
     if isinstance(padding, str):
         if padding.lower() == "valid":
@@ -110,7 +118,10 @@ def _arrange(name, axes, x, w, b, stride, padding, dilation, activation):
 
 
 @op
-def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, pool=None):
+def conv2d(
+    x: Array, w: Array, b: Array = None, *, stride: Pixels = 1, padding: Padding = 0,
+    dilation: Pixels = 1, activation: str | None = None, pool: Pixels | None = None,
+) -> Array:  # fmt: skip
     """Correlate images with kernels, add a bias, apply an activation; with `pool`, max pooling.
 
     y[n,i,j,o] = f( b[o] + Σ_uvc x[n, i·s + u·d − p, j·s + v·d − p, c] · w[u,v,c,o] )
@@ -122,8 +133,8 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, po
     padding     pixels: a number, (rows, columns), ((top, bottom), (left, right)), "same", "valid"
     dilation    pixels between taps: a number or (rows, columns)
     activation  None, "relu" or "relu6"
-    pool        None, or the window (rows, columns) of `max_pool`, done in the same pass; of at
-                most 256 pixels
+    pool        None, or the window (rows, columns) of a max pooling in the same pass, of at most
+                256 pixels
     Returns     (…, N, OH, OW, O); with pooling (…, N, OH // rows, OW // columns, O)
     Raises      ValueError when shapes disagree or a kernel or window exceeds its image
     """
@@ -144,7 +155,7 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, po
         pool = pair(pool, "pool")
         if pool[0] * pool[1] > MOST_POOLED:
             raise ValueError(
-                f"conv2d: pool {pool} has more than {MOST_POOLED} pixels: pool with max_pool behind"
+                f"conv2d: pool {pool} has more than {MOST_POOLED} pixels: use max_pool after it"
             )
         if size[0] < pool[0] or size[1] < pool[1]:
             raise ValueError(
@@ -175,7 +186,10 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None, po
 
 
 @op
-def depthwise_conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activation=None):
+def depthwise_conv2d(
+    x: Array, w: Array, b: Array = None, *, stride: Pixels = 1, padding: Padding = 0,
+    dilation: Pixels = 1, activation: str | None = None,
+) -> Array:  # fmt: skip
     """Filter every channel with its own kernel, add a bias, apply an activation.
 
     y[n,i,j,c] = f( b[c] + Σ_uv x[n, i·s + u·d − p, j·s + v·d − p, c] · w[u,v,c] )
@@ -219,7 +233,10 @@ def depthwise_conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, activatio
 
 
 @op
-def max_pool(x, *, window=2, stride=None, padding=0, dilation=1):
+def max_pool(
+    x: Array, *, window: Pixels = 2, stride: Pixels | None = None, padding: Padding = 0,
+    dilation: Pixels = 1,
+) -> Array:  # fmt: skip
     """The largest value of every window; the padding never wins.
 
     Among equal values the first in reading order takes the gradient.
@@ -253,7 +270,10 @@ def max_pool(x, *, window=2, stride=None, padding=0, dilation=1):
 
 
 @op
-def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=False):
+def mean_pool(
+    x: Array, *, window: Pixels = 2, stride: Pixels | None = None, padding: Padding = 0,
+    dilation: Pixels = 1, count_padding: bool = False,
+) -> Array:  # fmt: skip
     """The mean of every window.
 
     x              (…, N, H, W, C) float
@@ -263,6 +283,7 @@ def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=
     dilation       as in `conv2d`
     count_padding  whether pixels of the padding count in the mean, as zeros
     Returns        (…, N, OH, OW, C)
+    Raises         ValueError when a window exceeds the padded image
     """
     window = pair(window, "window")
     stride = window if stride is None else stride
@@ -284,20 +305,25 @@ def mean_pool(x, *, window=2, stride=None, padding=0, dilation=1, count_padding=
 
 @functools.cache
 def _divisor(xp, dtype, counted):
-    """What a window's sum is divided by, a few kilobytes for each kind of pooling.
+    """The numbers that the windows' sums are divided by: a few kilobytes for each kind of pooling.
 
-    It stays on the device, for good: a recorded step cannot send it, and keeps its address.
+    They stay on the device as long as the program: a recorded step cannot send them, and it
+    remembers their address.
     """
     count = pixels_counted(*counted)
     return xp.asarray(np.maximum(count, 1), dtype)  # the mean of no pixels is zero
 
 
-def pixels_counted(size, window, stride, padding, dilation, count_padding):
-    """How many pixels count in each window: (OH, OW, 1).
+def pixels_counted(
+    size: Pair, window: Pair, stride: Pair, padding: Borders, dilation: Pair, count_padding: bool
+) -> np.ndarray:
+    """How many pixels count in each window.
 
-    size    (H, W) of the images
-    window, stride, padding, dilation   as kernels take them
-    count_padding   whether pixels of the padding count
+    size                      (H, W) of the images
+    window, stride, dilation  (rows, columns), pixels
+    padding                   ((top, bottom), (left, right)), pixels
+    count_padding             whether pixels of the padding count
+    Returns                   (OH, OW, 1)
     """
     image, outside = np.ones((*size, 1)), float(count_padding)
     return windows(image, window, stride, padding, dilation, outside).sum(axis=(-3, -2))

@@ -1,122 +1,176 @@
 """Differentiable functions of arrays: arithmetic, products, shapes, and the loss.
 
 Every function takes arrays and returns (result, pullbacks); `@op` makes it accept Tensors.
-Forward and backward stand side by side, so each can be checked against the other at sight.
-Axes count from the right: `(…, N, features)`. Whatever stands at the dots, one network or ten
-side by side, needs no word here.
+Forward and backward stand side by side, so a reader can check one against the other.
+Axes count from the right: `(…, N, features)`. The dots stand for any leading axes, for example
+those of ten networks side by side.
+
+Numbers are float32 or float64. An argument is an array, NumPy or CuPy, or a Tensor of one. The
+result has the shape of the arguments, broadcast, unless a docstring says another.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from minires.arrays import xp_of
+from minires.arrays import Array, xp_of
 from minires.engine.autodiff import Tensor, data_of, op, takes_out
 from minires.kernels import kernels_of
+from minires.kernels.plain import Generators
 from minires.kernels.sums import sum_rows
 
-# CuPy joins so many arrays by a kernel for each. Of more it sends a table of addresses to the GPU,
-# which cannot be recorded.
+# CuPy joins up to so many arrays with one kernel for each. For more it sends a table of addresses
+# to the GPU, and a CUDA graph cannot record that.
 MOST_JOINED = 8
+Axes = int | Sequence[int] | None
 
 # --- elementwise --------------------------------------------------------------------------
 
 
 @op
-def add(x, y):
-    """x + y"""
+def add(x: Array, y: Array) -> Array:
+    """x + y.
+
+    x, y    arrays that broadcast
+    """
     return x + y, (lambda g: g, lambda g: g)
 
 
 @op
-def subtract(x, y):
-    """x − y"""
+def subtract(x: Array, y: Array) -> Array:
+    """x − y.
+
+    x, y    arrays that broadcast
+    """
     return x - y, (lambda g: g, lambda g: -g)
 
 
 @op
-def multiply(x, y):
-    """x · y"""
+def multiply(x: Array, y: Array) -> Array:
+    """x · y, number by number.
+
+    x, y    arrays that broadcast
+    """
     return x * y, (lambda g: g * y, lambda g: g * x)
 
 
 @op
-def divide(x, y):
-    """x / y"""
+def divide(x: Array, y: Array) -> Array:
+    """x / y.
+
+    x, y    arrays that broadcast
+    """
     return x / y, (lambda g: g / y, lambda g: -(g / y) * (x / y))  # y² may underflow
 
 
 @op
-def negative(x):
-    """−x"""
+def negative(x: Array) -> Array:
+    """−x.
+
+    x    (…)
+    """
     return -x, (lambda g: -g,)
 
 
 @op
-def power(x, *, exponent):
-    """x to a constant power"""
+def power(x: Array, *, exponent: float) -> Array:
+    """x to a constant power.
+
+    x          (…)
+    exponent   a number. Where it is 0, the derivative is 0, at x = 0 too
+    """
     if exponent == 0:  # 0 · 0⁻¹ would be NaN
         return x**exponent, (lambda g: 0 * g,)
     return x**exponent, (lambda g: g * (exponent * x ** (exponent - 1)),)
 
 
 @op
-def exp(x):
-    """eˣ"""
+def exp(x: Array) -> Array:
+    """eˣ.
+
+    x    (…)
+    """
     y = xp_of(x).exp(x)
     return y, (lambda g: g * y,)
 
 
 @op
-def log(x):
-    """The natural logarithm"""
+def log(x: Array) -> Array:
+    """The natural logarithm.
+
+    x    (…), above 0
+    """
     return xp_of(x).log(x), (lambda g: g / x,)
 
 
 @op
-def sqrt(x):
-    """The square root"""
+def sqrt(x: Array) -> Array:
+    """The square root.
+
+    x    (…), above 0
+    """
     y = xp_of(x).sqrt(x)
     return y, (lambda g: g / (2 * y),)
 
 
 @op
-def tanh(x):
-    """The hyperbolic tangent"""
+def tanh(x: Array) -> Array:
+    """The hyperbolic tangent.
+
+    x    (…)
+    """
     y = xp_of(x).tanh(x)
     return y, (lambda g: g * (1 - y * y),)
 
 
 @op
-def sigmoid(x):
-    """1 / (1 + e⁻ˣ), as (1 + tanh(x/2)) / 2, which cannot overflow"""
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e⁻ˣ), computed as (1 + tanh(x/2)) / 2, which cannot overflow.
+
+    x    (…)
+    """
     y = 0.5 * (1 + xp_of(x).tanh(0.5 * x))
     return y, (lambda g: g * y * (1 - y),)
 
 
 @op
-def relu(x):
-    """max(x, 0), with derivative 0 at 0"""
+def relu(x: Array) -> Array:
+    """max(x, 0). The derivative at 0 is 0.
+
+    x    (…)
+    """
     y = xp_of(x).maximum(x, 0)
     return y, (lambda g: g * (y > 0),)
 
 
 @op
-def relu6(x):
-    """min(max(x, 0), 6), with derivative 0 at both ends"""
+def relu6(x: Array) -> Array:
+    """min(max(x, 0), 6). The derivative at 0 and at 6 is 0.
+
+    x    (…)
+    """
     y = xp_of(x).clip(x, 0, 6)
     return y, (lambda g: g * ((y > 0) & (y < 6)),)
 
 
 @op
-def clip(x, *, low, high):
-    """x held between two constants; the derivative is 1 within and at the bounds"""
+def clip(x: Array, *, low: float, high: float) -> Array:
+    """min(max(x, low), high). The derivative is 1 between the bounds and at them, else 0.
+
+    x           (…)
+    low, high   numbers; −∞ and ∞ for no bound
+    """
     return xp_of(x).clip(x, low, high), (lambda g: g * ((x >= low) & (x <= high)),)
 
 
 @op
-def maximum(x, y):
-    """The larger of each pair; equals share the gradient"""
+def maximum(x: Array, y: Array) -> Array:
+    """The larger of x and y, number by number. Where they are equal, each gets half the gradient.
+
+    x, y    arrays that broadcast
+    """
     z = xp_of(x).maximum(x, y)
     both = (x == y) * 0.5
     return z, (
@@ -125,8 +179,11 @@ def maximum(x, y):
     )
 
 
-def minimum(x, y):
-    """The smaller of each pair; equals share the gradient"""
+def minimum(x: Array, y: Array) -> Array:
+    """The smaller of x and y, number by number. Where they are equal, each gets half the gradient.
+
+    x, y    arrays that broadcast
+    """
     return negative(maximum(negative(x), negative(y)))
 
 
@@ -134,8 +191,14 @@ def minimum(x, y):
 
 
 @op
-def matmul(x, w):
-    """x @ w with x (…, M, K) and w (…, K, L)"""
+def matmul(x: Array, w: Array) -> Array:
+    """The matrix product x @ w.
+
+    x        (…, M, K)
+    w        (…, K, L)
+    Returns  (…, M, L)
+    Raises   ValueError when the inner sizes differ
+    """
     if x.ndim < 2 or w.ndim < 2 or x.shape[-1] != w.shape[-2]:
         raise ValueError(
             f"matmul: x {x.shape} has {x.shape[-1]} columns, w {w.shape} must have as many rows"
@@ -148,14 +211,18 @@ def matmul(x, w):
 
 
 @op
-def add_bias(x, b):
-    """x + b with x (…, N, channels) and b (…, channels)"""
+def add_bias(x: Array, b: Array) -> Array:
+    """x + b: one number of b for each channel.
+
+    x        (…, N, channels)
+    b        (…, channels)
+    """
     rows = x.reshape(*x.shape[: b.ndim - 1], -1, x.shape[-1])
     y = (rows + b[..., None, :]).reshape(x.shape)
     return y, (lambda g: g, lambda g: sum_rows(g.reshape(rows.shape)))
 
 
-def dense(x, w, b=None):
+def dense(x: Array, w: Array, b: Array = None) -> Array:
     """A fully connected layer: y = x @ w + b.
 
     x        (…, N, inputs)
@@ -178,8 +245,13 @@ def _spread(g, axis, keepdims, shape, xp):
 
 
 @op
-def sum(x, *, axis=None, keepdims=False):
-    """The sum over some axes (all without `axis`)"""
+def sum(x: Array, *, axis: Axes = None, keepdims: bool = False) -> Array:
+    """The sum over some axes.
+
+    x          (…)
+    axis       a number or several; None: all axes
+    keepdims   whether the summed axes stay, with size 1
+    """
     xp = xp_of(x)
     return xp.asarray(x.sum(axis=axis, keepdims=keepdims)), (
         lambda g: _spread(g, axis, keepdims, x.shape, xp),
@@ -187,8 +259,13 @@ def sum(x, *, axis=None, keepdims=False):
 
 
 @op
-def mean(x, *, axis=None, keepdims=False):
-    """The mean over some axes (all without `axis`)"""
+def mean(x: Array, *, axis: Axes = None, keepdims: bool = False) -> Array:
+    """The mean over some axes.
+
+    x          (…)
+    axis       a number or several; None: all axes
+    keepdims   whether the averaged axes stay, with size 1
+    """
     xp = xp_of(x)
     y = xp.asarray(x.mean(axis=axis, keepdims=keepdims))
     share = y.size / x.size
@@ -196,8 +273,12 @@ def mean(x, *, axis=None, keepdims=False):
 
 
 @op
-def global_mean(x):
-    """The mean over the pixels: (…, N, H, W, C) → (…, N, C)"""
+def global_mean(x: Array) -> Array:
+    """The mean over all pixels of an image, for each channel.
+
+    x        (…, N, H, W, C)
+    Returns  (…, N, C)
+    """
     pixels = x.shape[-3] * x.shape[-2]
     xp = xp_of(x)
     y = sum_rows(x.reshape(*x.shape[:-3], pixels, x.shape[-1])) / pixels
@@ -205,35 +286,53 @@ def global_mean(x):
 
 
 @op
-def reshape(x, *, shape):
-    """The same numbers in another shape"""
+def reshape(x: Array, *, shape: Sequence[int]) -> Array:
+    """The same numbers in another shape.
+
+    x       (…)
+    shape   with as many elements; −1 for one size that follows from the others
+    """
     return x.reshape(shape), (lambda g: g.reshape(x.shape),)
 
 
 @op
-def broadcast_to(x, *, shape):
-    """The same numbers, repeated along axes of length one and new leading axes"""
+def broadcast_to(x: Array, *, shape: Sequence[int]) -> Array:
+    """The same numbers, repeated along new leading axes and along axes of size 1.
+
+    x       (…)
+    shape   that x broadcasts to
+    """
     return xp_of(x).broadcast_to(x, shape), (lambda g: g,)
 
 
 @op
-def transpose(x, *, axes):
-    """The axes in another order"""
+def transpose(x: Array, *, axes: Sequence[int]) -> Array:
+    """The axes in another order.
+
+    x      (…)
+    axes   axis k of the result is axis axes[k] of x
+    """
     back = tuple(np.argsort([axis % x.ndim for axis in axes]).tolist())
     return x.transpose(axes), (lambda g: g.transpose(back),)
 
 
-def flatten(x):
-    """(…, N, H, W, C) → (…, N, H·W·C)"""
+def flatten(x: Array) -> Array:
+    """All pixels and channels of an image in one row.
+
+    x        (…, N, H, W, C)
+    Returns  (…, N, H·W·C)
+    """
     return reshape(x, shape=(*x.shape[:-3], math.prod(x.shape[-3:])))
 
 
 @op
-def take(x, *, index):
-    """x[index] for slices, integers and index arrays; a repeated index adds its gradients
+def take(x: Array, *, index: Any) -> Array:
+    """x[index]. If an index array names an element several times, its gradients add.
 
-    A GPU adds those of an index array in any order: three or more of one index may then round
-    differently each time.
+    A GPU adds them in any order: three or more may then round differently each time.
+
+    x       (…)
+    index   slices, whole numbers, arrays of whole numbers, or a tuple of these
     """
     xp = xp_of(x)
 
@@ -249,8 +348,12 @@ def take(x, *, index):
     return x[index], (pullback,)
 
 
-def concatenate(tensors, axis=-1):
-    """Join along an axis."""
+def concatenate(tensors: Sequence[Array], axis: int = -1) -> Array:
+    """Join arrays along an axis.
+
+    tensors   arrays or Tensors, of equal shape but for that axis
+    axis      along which they are joined
+    """
     return _concatenate(*tensors, axis=axis)
 
 
@@ -279,13 +382,14 @@ def _along(axis, part, ndim):
 
 
 @op
-def dropout(x, *, rate, rng):
-    """Zero a share of the values, divide the others by what is left, so that the mean stays.
+def dropout(x: Array, *, rate: float, rng: Generators) -> Array:
+    """Set a share of the values to 0, and divide the others by 1 − rate: the mean stays the same.
 
     x        (…, N, features)
     rate     the share to drop, 0 ≤ rate < 1
     rng      a Generator; or a list of R of them for x (R, …), so that each of R networks
              drops what it would drop alone
+    Raises   ValueError when the list has another length than x
     Source   Srivastava et al. 2014
     """
     generators = rng if isinstance(rng, (list, tuple)) else None
@@ -294,19 +398,25 @@ def dropout(x, *, rate, rng):
             f"dropout: {len(generators)} generators for x {x.shape}: one is needed for each of "
             f"the {x.shape[0]} networks"
         )
-    draw = kernels_of(x).uniform(rng, x.shape, like=x)
-    factor = (draw >= rate) * x.dtype.type(1 / (1 - rate))
+    chances = kernels_of(x).uniform(rng, x.shape, like=x)
+    factor = (chances >= rate) * x.dtype.type(1 / (1 - rate))
     return x * factor, (lambda g: g * factor,)
 
 
-def softmax(logits):
-    """Probabilities from logits (…, classes): e^z / Σ e^z, shifted so that nothing overflows."""
+def softmax(logits: Array) -> Array:
+    """Probabilities e^z / Σ e^z, shifted so that nothing overflows.
+
+    logits   z, (…, classes)
+    """
     return exp(log_softmax(logits))
 
 
 @op
-def log_softmax(logits):
-    """z − log Σ e^z over the last axis"""
+def log_softmax(logits: Array) -> Array:
+    """z − log Σ e^z, the logarithm of `softmax`.
+
+    logits   z, (…, classes)
+    """
     xp = xp_of(logits)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     y = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
@@ -314,7 +424,7 @@ def log_softmax(logits):
 
 
 @op
-def softmax_cross_entropy(logits, labels, *, smoothing=0.0):
+def softmax_cross_entropy(logits: Array, labels: Array, *, smoothing: float = 0.0) -> Array:
     """The mean over a batch of −log p(label).
 
     With smoothing s the target is 1 − s + s/C for the label and s/C for the other classes.
@@ -345,7 +455,7 @@ def softmax_cross_entropy(logits, labels, *, smoothing=0.0):
     target = (labels[..., None] == xp.arange(classes)).astype(logits.dtype)
     if smoothing:
         target = target * logits.dtype.type(1 - smoothing) + logits.dtype.type(smoothing / classes)
-    # A logit of −∞ is a class with probability 0: with target 0 it adds 0, not 0 · ∞ = NaN.
+    # A logit of −∞ means probability 0. If its target is 0 too, it adds 0, not 0 · ∞ = NaN.
     with np.errstate(invalid="ignore"):
         products = xp.where((target == 0) & (log_p == -math.inf), 0 * target, target * log_p)
     loss = -products.sum(axis=-1).mean(axis=-1)

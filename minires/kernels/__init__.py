@@ -1,10 +1,12 @@
-"""What a network spends its time in. Every kernel exists in three modules with the same names:
+"""The kernels: the arithmetic that takes nearly all of a network's time.
+
+Every kernel exists in three modules, under the same name:
 
     plain   the definition, a few lines each, for NumPy and CuPy arrays alike
     cpu     the same for NumPy arrays, fast
     gpu     the same for CuPy arrays, fast
 
-The fast ones are used unless somebody chooses otherwise, for a block of code or for a process:
+The fast ones are used, unless a block of code or the environment chooses `plain`:
 
     with minires.kernels("plain"): ...
     MINIRES_KERNELS=plain python …
@@ -19,10 +21,11 @@ import importlib
 import os
 import sys
 import types
+from collections.abc import Iterator
 
 import numpy as np
 
-from minires.arrays import device_of
+from minires.arrays import Array, device_of
 
 KERNELS = (
     *("matmul", "sum_rows"),
@@ -40,21 +43,23 @@ VARIABLE = "MINIRES_KERNELS"
 _chosen = contextvars.ContextVar("minires.kernels", default=None)
 
 
-def chosen_kernels():
-    """Which kernels are in use here: "plain", or "cpu", which means the fast ones.
+def chosen_kernels() -> str:
+    """Which kernels are in use: "plain", or "cpu", which means the fast ones.
 
-    Returns  what the innermost `with minires.kernels(…)` says, else the environment variable
-             MINIRES_KERNELS, else "cpu". On a GPU "cpu" means the kernels of `gpu`
+    Returns  the choice of the innermost `with minires.kernels(…)`; without one that of the
+             environment variable MINIRES_KERNELS; without both "cpu". On a GPU "cpu" means the
+             kernels of `gpu`
     Raises   ValueError when the environment variable has another value
     """
     return _chosen.get() or _valid(os.environ.get(VARIABLE) or "cpu", VARIABLE)
 
 
-def kernels_in_use():
-    """What computes on the CPU: what a result was made with, since their roundings differ.
+def kernels_in_use() -> str:
+    """Which kernels compute on the CPU, in words that are kept beside a result: kernels round
+    differently.
 
-    Returns  "plain"; "cpu"; or "cpu, not compiled", where no C compiler could be used and single
-             kernels are those of `plain`
+    Returns  "plain"; "cpu"; or "cpu, not compiled", when no C compiler could be used and the
+             kernels in C are replaced by those of `plain`
     """
     name = chosen_kernels()
     if name == "cpu":
@@ -64,12 +69,12 @@ def kernels_in_use():
     return name
 
 
-def runs_as_written():
+def runs_as_written() -> bool:
     """Whether networks run layer by layer, nothing joined, nothing folded: with plain kernels."""
     return chosen_kernels() == "plain"
 
 
-def kernels_of(array):
+def kernels_of(array: Array) -> types.ModuleType:
     """The kernel module for `array`: `minires.kernels.plain`, `.cpu` or `.gpu`.
 
     array   NumPy or CuPy
@@ -79,7 +84,7 @@ def kernels_of(array):
 
 
 @contextlib.contextmanager
-def use_kernels(name):
+def use_kernels(name: str) -> Iterator[None]:
     """Within a `with` block of this thread, use the kernels called `name`, "plain" or "cpu".
 
     name     "plain" or "cpu", which means the fast ones

@@ -1,13 +1,14 @@
 """Compiles the kernels in C at their first use, and lets Python call them.
 
-`cpu.c` is compiled for this very processor by whatever C compiler is there, once for float and
-once for double, and the libraries are kept in the user's cache. What goes wrong on the way, such
-as a missing compiler, costs speed only: there is one warning, and NumPy does the work.
+`cpu.c` is compiled for this very processor by any C compiler that is installed, once for float and
+once for double. The libraries are kept in the user's cache. If a step fails, for example because
+there is no compiler, only speed is lost: there is one warning, and NumPy does the work.
 
 In the cache an index file `<key>.txt` holds the digest of a library `<key>-<digest>.so`. The key
-is a hash of everything that the library depends on: source, compiler, flags and processor. The
-index is written last, and both appear by renaming. So a library is there as a whole or not at
-all, several processes may compile at once, and a damaged file is noticed and compiled again.
+is a hash of everything that the library depends on: source, compiler, flags and processor. Both
+files are written under another name first and then renamed, the index last. So a library is in the
+cache as a whole or not at all, several processes may compile at the same time, and a damaged file
+is noticed and compiled again.
 """
 
 import ctypes
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,27 +33,28 @@ import numpy as np
 SOURCE = Path(__file__).with_name("cpu.c")
 PARTS = Path(__file__).with_name("c")
 
-# A product and the sum behind it may round once ("contract"): always, so that it is always the
-# same. Never -ffast-math, with which a NaN may get lost.
+# "contract": a product and the sum that follows it are rounded once, in every place where the
+# processor can do so. Never -ffast-math: it may lose a NaN.
 FLAGS = (
     "-std=gnu11", "-O2", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
     "-fPIC", "-shared", "-pthread",
 )  # fmt: skip
-# How compilers are told to use all that this processor can do; the last is for any other.
+# Flags for all that this processor can do, in the words of two kinds of compilers; the last entry
+# works with every compiler.
 MACHINE = (("-march=native",), ("-mcpu=native",), ())
 REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 TIMEOUT = 300  # seconds for one compilation
 
 
 class Unavailable(Exception):
-    """Why there is no compiled library, and what helps: one line."""
+    """Why there is no compiled library, and the remedy: one line."""
 
 
 # --- compiling ----------------------------------------------------------------------------
 
 
-def compilers():
-    """The commands of all C compilers here, the preferred one first."""
+def compilers() -> list[list[str]]:
+    """The commands of all C compilers on this machine, the preferred one first."""
     if os.environ.get("CC"):
         return [shlex.split(os.environ["CC"])]
     found = [[path] for name in ("cc", "clang", "gcc") if (path := shutil.which(name))]
@@ -60,10 +63,10 @@ def compilers():
     return found
 
 
-def cache_folder():
-    """The private folder for compiled libraries, made where it is missing.
+def cache_folder() -> Path:
+    """The private folder for compiled libraries. It is made if it does not exist.
 
-    Raises   Unavailable where it cannot be made, or where others could put a library into it
+    Raises   Unavailable when it cannot be made, or when other users could put a library into it
     """
     base = os.environ.get("MINIRES_CACHE") or os.environ.get("XDG_CACHE_HOME")
     folder = Path(base or Path.home() / ".cache") / "minires" / "kernels"
@@ -80,13 +83,13 @@ def cache_folder():
     return folder
 
 
-def sources():
+def sources() -> list[Path]:
     """The files that a library is made of."""
     return [SOURCE, *sorted(PARTS.iterdir())]
 
 
-def processor():
-    """What this processor can do, as text: a library for one may not run on another."""
+def processor() -> str:
+    """What this processor can do, as text: a library for one processor may fail on another."""
     lines = [platform.machine(), platform.processor()]
     try:
         with open("/proc/cpuinfo") as file:
@@ -158,7 +161,7 @@ def _write(folder, name, content):
         raise
 
 
-def build(real, flags=()):
+def build(real: str, flags: Sequence[str] = ()) -> Path:
     """The path of the library for one precision, compiled unless the cache has it.
 
     real     "float" or "double"
@@ -199,9 +202,12 @@ EXPORTED = re.compile(r"^EXPORT\s+int\s+(\w+)\(([^)]*)\)", re.MULTILINE)
 
 
 class Strided:
-    """Says that C knows the steps of an array, which need not be contiguous."""
+    """Marks an array that need not be contiguous: C is told its steps as well.
 
-    def __init__(self, array):
+    array   NumPy
+    """
+
+    def __init__(self, array: np.ndarray):
         self.array = array
 
 
@@ -251,9 +257,12 @@ def _argument_types(parameters, dtype):
     return types
 
 
-def load(path, dtype):
+def load(path: Path, dtype: np.dtype) -> dict[str, Callable]:
     """The functions of a compiled library, by name.
 
+    path     of the library
+    dtype    of the arrays that they take: the one that it was compiled for
+    Returns  {name: function}
     Raises   Unavailable where the system refuses to load it
     """
     try:
@@ -277,11 +286,14 @@ _lock = threading.Lock()
 _loaded = {}  # dtype → functions, or None where there are none
 
 
-def functions(dtype):
-    """The compiled functions for arrays of a type: {name: function}; None without.
+def functions(dtype: np.dtype) -> dict[str, Callable] | None:
+    """The compiled functions for arrays of one type.
 
-    The first time, the library is compiled and loaded; where that fails there is one warning.
+    The first call compiles and loads the library. If that fails, there is one warning.
     MINIRES_CFLAGS adds flags for the compiler.
+
+    dtype    of the arrays, a NumPy dtype
+    Returns  {name: function}; None when there is no library, or none for this type
     """
     if dtype in _loaded:
         return _loaded[dtype]

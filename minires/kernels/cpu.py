@@ -1,10 +1,10 @@
 """The kernels of `plain.py`, made fast for a CPU: same names, same arguments, same results.
 
-The arithmetic is in `cpu.c`, which `compiled.py` compiles. Here the results are made, and the
-arrays' shapes are handed over. Where there is no C compiler, or where arrays are neither
+The arithmetic is in `cpu.c`, which `compiled.py` compiles. This file allocates the results and
+passes the arrays' shapes to C. Where there is no C compiler, or where arrays are neither
 float32 nor float64, NumPy does the same in `plain.py`.
 
-Arrays carry their replica axis explicitly here, `x (1 | R, N, H, W, C)`, `w (R, kh, kw, C, O)`:
+Arrays always have a replica axis here, `x (1 | R, N, H, W, C)`, `w (R, kh, kw, C, O)`:
 one network is R = 1, and an input shared by R networks is copied into windows only once.
 `minires.engine.convolution` and `minires.engine.batch_norm` take any leading axes.
 """
@@ -12,6 +12,8 @@ one network is R = 1, and an input shared by R networks is copied into windows o
 import ctypes
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +26,13 @@ from minires.kernels.sums import merge_moments
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
 
 
-def call(name, dtype, *arguments):
+def call(name: str, dtype: np.dtype, *arguments: Any) -> None:
     """Call a function of `cpu.c`.
 
-    Raises   MemoryError when the system has none left for its intermediate results
+    name        of the function
+    dtype       float32 or float64: which of the two libraries
+    arguments   all but the last, which is the number of threads
+    Raises      MemoryError when the system has none left for its intermediate results
     """
     try:
         failed = compiled.functions(dtype)[name](*arguments, get_threads())
@@ -40,12 +45,20 @@ def call(name, dtype, *arguments):
         raise MemoryError(f"{name}: no memory for intermediate results")
 
 
-def contiguous(array, dtype):
+def contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array in C order, copied only if it is not.
+
+    array   NumPy
+    dtype   of the result
+    """
     return np.ascontiguousarray(array, dtype)
 
 
-def in_c(function):
-    """Runs a function of this file, or the one of `plain.py` where its first array needs that."""
+def in_c(function: Callable) -> Callable:
+    """Make a kernel that falls back to `plain.py` if C cannot take its first array.
+
+    function   of this file, with the name and the arguments of one in `plain.py`
+    """
     otherwise = getattr(plain, function.__name__)
 
     @functools.wraps(function)
@@ -89,8 +102,9 @@ def _matrices(array, lead):
 
 # --- convolution --------------------------------------------------------------------------
 
-PIECES_BYTES = 1 << 20  # of points and products in a tile of Winograd's
-TILE_BYTES = 1 << 19  # of input and output in a tile: what stays in a processor's own cache
+# What fits into a core's own cache: bytes of points and products in a tile of Winograd's method,
+# and bytes of input and output in a tile of any other convolution.
+PIECES_BYTES, TILE_BYTES = 1 << 20, 1 << 19
 
 
 def _windows(sources, replicas, shape, kernel, stride, padding, dilation):
@@ -155,10 +169,11 @@ def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
 
 @in_c
 def convolve_input_gradient(g, w, shape, stride, padding, dilation):
-    """As `plain.convolve_input_gradient`: with stride 1 it is a convolution again.
+    """As `plain.convolve_input_gradient`.
 
-    Of g, padded, with the kernels flipped. With a larger stride most of that would multiply zeros.
-    Instead each window's gradient is computed, and added where the window lay.
+    With stride 1 it is a convolution again: of g, padded, with the kernels flipped. With a larger
+    stride most of these products would be with zeros. So each window's gradient is computed and
+    added to the pixels that the window saw.
     """
     kernel = w.shape[1:3]
     border = tuple(
@@ -179,7 +194,7 @@ def convolve_input_gradient(g, w, shape, stride, padding, dilation):
 
 
 def _pooling(shape, window, stride, padding, dilation):
-    """`struct windows` of pooling images (M, H, W, C); and the shape of what comes of it."""
+    """`struct windows` for pooling images (M, H, W, C); and the shape of the result."""
     numbers, size = _windows(1, 1, shape, window, stride, padding, dilation)
     return (*numbers, shape[-1], 1, 1, 0, 0), (shape[0], *size, shape[-1])
 
@@ -236,7 +251,7 @@ def unpool(g, winners, window, size):
 
 # --- batch norm ---------------------------------------------------------------------------
 
-PART = 1 << 16  # values in a part of the rows that one thread takes
+PART = 1 << 16  # values in one part of the rows; a thread takes one part at a time
 
 
 def _parts(rows, channels):
@@ -256,7 +271,7 @@ def norm_moments(rows):
     """As `plain.norm_moments`: in parts, whose results are merged in float64.
 
     Each part takes two passes: first its mean, then the squared deviations from it. So a variance
-    much smaller than the mean keeps its digits.
+    that is much smaller than the mean keeps its digits.
     """
     numbers, shape = _rows(len(rows), rows.shape)
     means, squares = np.empty((2, *shape))
@@ -282,7 +297,7 @@ def normalize(rows, factor, offset, replicas, activation):
 
 @in_c
 def norm_sums(g, y, rows, center, activation):
-    """As `plain.norm_sums`: g' is computed again in each pass, not stored: g is given back."""
+    """As `plain.norm_sums`, but returns g, not g': each pass computes g' again."""
     g = contiguous(g, y.dtype)
     numbers, shape = _rows(len(rows), y.shape, activation)
     sums, products = np.empty((2, *shape))
@@ -304,7 +319,7 @@ def norm_gradient(g, y, rows, factor, through_moments, activation):
 
 @in_c
 def sum_rows(array):
-    """As `plain.sum_rows`: in parts: no sum in float32 grows long."""
+    """As `plain.sum_rows`: in parts, so that no sum in float32 has many terms."""
     *lead, rows, channels = array.shape
     result = np.empty((*lead, channels), array.dtype)
     if result.size:
@@ -316,7 +331,7 @@ def sum_rows(array):
 
 # --- depthwise convolution ----------------------------------------------------------------
 
-WEIGHT_PARTS = 16  # of a batch, whose weight gradients are added last
+WEIGHT_PARTS = 16  # parts of a batch, at most; their weight gradients are added at the end
 
 
 def _depthwise(sources, replicas, shape, kernel, stride, padding, dilation, activation=None):
@@ -376,7 +391,7 @@ def depthwise_input_gradient(g, w, shape, stride, padding, dilation):
 
 # --- separable convolutions at prediction -------------------------------------------------
 
-WIDE_BYTES = 1 << 20  # of wide values in a tile: what stays in a processor's own cache
+WIDE_BYTES = 1 << 20  # bytes of expanded values in a tile: what fits into a core's own cache
 
 
 @in_c

@@ -1,11 +1,11 @@
 """Matrix products on a GPU, by NVIDIA's cuBLAS: C = A @ B for matrices in any regular layout.
 
-CuPy multiplies with cuBLAS too, but copies what is transposed or part of a larger array, and
-refuses to while a CUDA graph is recorded. Here the library is called by itself, with the arrays'
-own strides: the weights of R networks, parts of one matrix θ (R, P), are read where they are, and
-a gradient is written where it belongs.
+CuPy multiplies with cuBLAS too. But it copies matrices that are transposed or part of a larger
+array, and it refuses to do so while a CUDA graph is recorded. Here cuBLAS is called directly, with
+the arrays' own strides: the weights of R networks, parts of one matrix θ (R, P), are read where
+they are, and a gradient is written into its place in a vector.
 
-cuBLAS stores matrices by columns. Read by columns, our A is Aᵀ; so it is asked for Cᵀ = Bᵀ Aᵀ.
+cuBLAS stores matrices by columns. Our A, read by columns, is Aᵀ. So cuBLAS computes Cᵀ = Bᵀ Aᵀ.
 """
 
 import ctypes
@@ -28,8 +28,8 @@ COMPUTE = {"float32": 68, "float64": 70}
 COMPUTE_TF32 = 77  # inputs cut to 10 bits of fraction: on tensor cores, with three digits
 
 
-def tf32():
-    """Whether products of float32 may be cut to TF32: with MINIRES_TF32=1 in the environment."""
+def tf32() -> bool:
+    """Whether the inputs of float32 products are rounded to TF32: MINIRES_TF32=1 asks for it."""
     return os.environ.get("MINIRES_TF32", "0") not in ("", "0")
 
 
@@ -41,8 +41,12 @@ def _library():
     return declare(ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path))
 
 
-def declare(library):
-    """Say what each function takes, so that ctypes refuses anything else."""
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Declare the argument types of each function, so that ctypes refuses anything else.
+
+    library   as `ctypes.CDLL` loads it
+    Returns   it
+    """
     pointer, number, stride = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
     matrix = pointer, number, number, stride  # data, type, leading dimension, to the next one
     functions = {
@@ -142,22 +146,23 @@ def _matrices(array, lead):
 def _layout(array, lead):
     """How cuBLAS can read matrices `array` (…, p, q), or None if it cannot.
 
-    Returns  the array; PLAIN if rows are runs of memory, TRANSPOSED if columns are; the distance
-             from one run to the next; and from one matrix to the next, 0 if there is one for all
+    Returns  the array; PLAIN if each row is contiguous, TRANSPOSED if each column is; the distance
+             from one of these to the next; and from one matrix to the next, 0 if all are the same
     """
     size = array.dtype.itemsize
     (p, q), strides = array.shape[-2:], [stride // size for stride in array.strides]
     down, across = strides[-2:]
     if (across == 1 or q == 1) and (down >= q or p == 1):
-        order, run = PLAIN, max(down if p > 1 else q, 1)
+        order, line = PLAIN, max(down if p > 1 else q, 1)
     elif (down == 1 or p == 1) and (across >= p or q == 1):
-        order, run = TRANSPOSED, max(across if q > 1 else p, 1)
+        order, line = TRANSPOSED, max(across if q > 1 else p, 1)
     else:
         return None
     own = (1,) * (len(lead) - array.ndim + 2) + array.shape[:-2]
     steps = (0,) * (len(own) - array.ndim + 2) + tuple(strides[:-2])
     step = 0
-    # From the last axis: each must go on where the one behind it ends, or all be shared.
+    # From the last axis on: each step must be that of the axis behind it times its size. Or all
+    # axes are shared.
     count = 1
     for wanted, have, stride in zip(reversed(lead), reversed(own), reversed(steps), strict=True):
         if wanted == 1:
@@ -168,4 +173,4 @@ def _layout(array, lead):
         elif stride != step * count:
             return None
         count *= wanted
-    return array, order, run, step
+    return array, order, line, step

@@ -1,11 +1,12 @@
 """The kernels of `plain.py`, made fast for a GPU: same names, same arguments, same results.
 
-Products go to cuBLAS (`cublas.py`). All else is a page of CUDA C, `gpu.cu`, compiled for the card
-when it is first needed. A convolution copies every window of the images into a row ("im2col") and
-multiplies; on a GPU many images at once, in pieces only where the windows would fill its memory.
+cuBLAS computes the products (`cublas.py`). All else is CUDA C, `gpu.cu`, compiled for the card at
+its first use. A convolution copies every window of the images into a row ("im2col") and multiplies
+these rows by the kernels. It takes many images at once, and cuts the batch into pieces only if the
+windows of all images would fill the memory.
 
-A step of an optimizer and an update of the moments are one kernel each, which reads and writes
-every number once, where an expression would launch a kernel for each of its operators.
+An optimizer's step and an update of the moments are one kernel each. It reads and writes every
+number once; a NumPy expression would launch a kernel for each of its operators.
 """
 
 import functools
@@ -14,19 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from minires.arrays import xp_of
+from minires.arrays import Array, xp_of
 from minires.kernels import cublas, plain
 
-WINDOW_BYTES = 1 << 28  # of windows at once; a batch that has more is cut
-THREADS = 256  # in a block
-BLOCKS = 1 << 16  # at most; beyond it a thread takes several results
-STRIP = 4  # neighbouring outputs whose windows one thread copies
-ROWS = 64  # that one thread adds up, at least
-LANES = 1 << 18  # threads that add up the rows of a batch norm, at most
-FILL = 264  # blocks of a product that fill a large card: two for each multiprocessor
-TILE = 64  # rows and columns of a product that one block computes, about
-SHORTEST = 1024  # terms of a sum that are left to one product
-SMALL = 1 << 30  # numbers in an array; below it 32 bits count them, which is faster
+WINDOW_BYTES = 1 << 28  # Most bytes of windows at once; a batch that has more is cut.
+THREADS = 256  # Threads of a block.
+BLOCKS = 1 << 16  # Most blocks of a launch; if there are more results, a thread takes several.
+STRIP = 4  # One thread copies the windows of so many neighbouring outputs.
+ROWS = 64  # One thread adds up at least so many rows.
+LANES = 1 << 18  # At most so many threads add up the rows of a batch norm.
+FILL = 264  # So many blocks of a product fill a large card: two for each multiprocessor.
+TILE = 64  # About so many rows and columns of a product are computed by one block.
+SHORTEST = 1024  # A sum of no more terms than this is not divided.
+SMALL = 1 << 30  # Arrays with fewer numbers are counted with 32 bits, which is faster.
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
 
 matmul = cublas.matmul
@@ -39,14 +40,18 @@ _modules = {}
 _lock = threading.Lock()
 
 
-def options(real, index):
-    """How `gpu.cu` is compiled for a type of numbers and a type of index."""
+def options(real: str, index: str) -> tuple[str, ...]:
+    """The compiler's options for `gpu.cu`.
+
+    real    the type of numbers: "float" or "double"
+    index   the type that counts elements: "int" or "long long"
+    """
     return (f"-DREAL={real}", f"-DINDEX={index}", f"-DSTRIP={STRIP}")
 
 
 @functools.cache
-def source():
-    """The text of `gpu.cu` for the compiler: plain ASCII, as CuPy writes it to a file as it can."""
+def source() -> str:
+    """The text of `gpu.cu` for the compiler: only ASCII, since CuPy may write it to a file."""
     return SOURCE.read_text("utf-8").encode("ascii", "ignore").decode()
 
 
@@ -62,7 +67,7 @@ def _kernel(xp, name, real, index):
 
 
 def _launch(name, count, *arguments, dtype=None):
-    """Run a kernel of `gpu.cu` in as many threads as it has results.
+    """Launch a kernel of `gpu.cu`, one thread for each result.
 
     count       results
     arguments   what comes after `count` in its declaration: arrays; `Index` for an INDEX, `Size`
@@ -101,15 +106,18 @@ class Index(int):
 
 
 class Size(int):
-    """A size that a kernel divides by, without dividing: it multiplies, and shifts."""
+    """A size that a kernel divides by. It multiplies and shifts instead, see `divisor`."""
 
 
 @functools.cache
-def divisor(size):
+def divisor(size: int) -> np.uint64:
     """(m, s) such that ⌊n / size⌋ = ⌊n · m / 2ˢ⌋ for 0 ≤ n < 2³¹, as one number: 256 m + s.
 
     With 2ᵏ ≥ size, s = 31 + k, m = ⌊2ˢ / size⌋ + 1 < 2³²: m · size exceeds 2ˢ by size at most. So
     n · m / 2ˢ exceeds n / size by less than 1 / size, and never reaches the next whole number.
+
+    size     what is divided by, from 1 up to 2³¹
+    Returns  np.uint64
     Source   Granlund and Montgomery 1994, "Division by invariant integers", theorem 4.2
     """
     size = max(1, int(size))
@@ -232,8 +240,9 @@ def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
 def _long_product(x, g, out=None):
     """xᵀ g, where the sums run over many rows and the result is small.
 
-    One block of threads would add up each sum, and most of the card would wait. So the rows are cut
-    into parts, a product each; `sum_rows` adds these up, in an order that is always the same.
+    One block of threads would compute each sum, and most of the card would have nothing to do. So
+    the rows are cut into parts, one product for each; `sum_rows` adds these, always in the same
+    order.
 
     x        (1 | R, M, K)
     g        (R, M, L)
@@ -260,7 +269,7 @@ def _long_product(x, g, out=None):
 def convolve_input_gradient(g, w, shape, stride, padding, dilation):
     """As `plain.convolve_input_gradient`: many images at a time, by cuBLAS.
 
-    Every pixel then adds up what the windows that saw it hold for it.
+    Every pixel then adds up its shares from all windows that saw it.
     """
     g = _contiguous(g)
     replicas, *kernel, channels, out_channels = w.shape
@@ -368,7 +377,7 @@ def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
 
 
 def _rows_a_thread(shape):
-    """How many rows (R, M, C) one thread adds up: few make short sums, more make fewer of them."""
+    """How many rows of (R, M, C) one thread adds up: few, but not more threads than `LANES`."""
     replicas, rows, channels = shape
     return max(1, min(rows, max(ROWS, -(-replicas * rows * channels // LANES))))
 
@@ -414,7 +423,7 @@ def normalize(rows, factor, offset, replicas, activation):
 
 
 def norm_sums(g, y, rows, center, activation):
-    """As `plain.norm_sums`: g' is computed again in each pass, not stored: g is given back."""
+    """As `plain.norm_sums`, but returns g, not g': each pass computes g' again."""
     g, rows, center = map(_contiguous, (g, rows, center))
     replicas, count, channels = y.shape
     step = _rows_a_thread(y.shape)
@@ -458,9 +467,9 @@ def separable(x, expand, filters, project, stride, padding, activations):
 
 
 def sum_rows(array):
-    """As `plain.sum_rows`: a few rows of one column per thread, and again.
+    """As `plain.sum_rows`: each thread adds a few rows of one column.
 
-    Until one row is left. No sum grows long, so none loses digits.
+    This is repeated until one row is left. No sum has many terms, so none loses digits.
     """
     array = _contiguous(array)
     *lead, rows, channels = array.shape
@@ -476,19 +485,19 @@ def sum_rows(array):
 
 
 class Seeds:
-    """Seeds that lie on the device: what a recorded step draws from, in place of a Generator.
+    """Seeds on the device. A recorded step takes its random numbers from them, not a Generator.
 
     table   (calls, S) uint64: a row for every call of `uniform`, a seed for each network
     """
 
-    def __init__(self, table):
+    def __init__(self, table: Array):
         self.rows = iter(table)
 
 
 def uniform(rng, shape, like):
-    """As `plain.uniform`, but other numbers, computed on the device from a seed drawn on the host.
+    """As `plain.uniform`, but other numbers, computed on the device.
 
-    Each has 24 random bits. `rng` may also be `Seeds`.
+    The Generator only gives a seed. Each number has 24 random bits. `rng` may also be `Seeds`.
 
     Source   Philox 4×32-10: Salmon et al. 2011, SC '11
     """
@@ -497,8 +506,8 @@ def uniform(rng, shape, like):
         seeds = next(rng.rows)
     else:
         generators = rng if isinstance(rng, (list, tuple)) else [rng]
-        drawn = [int(generator.integers(1 << 63)) for generator in generators]
-        seeds = xp.asarray(np.array(drawn, np.uint64))
+        numbers = [int(generator.integers(1 << 63)) for generator in generators]
+        seeds = xp.asarray(np.array(numbers, np.uint64))
     values = xp.empty(shape, np.float32)
     size = values.size // seeds.size
     count = seeds.size * -(-size // 4)

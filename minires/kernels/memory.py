@@ -1,27 +1,29 @@
 """Memory for the results of the fast kernels, used again and again.
 
-Memory fresh from the system costs a page fault for every four kilobytes. A training step of
-MobileNetV2 makes two gigabytes of results, and would spend a sixth of its time on that. So a
-block of memory is kept when the last array in it is gone, and handed out again.
+New memory from the system costs a page fault for every four kilobytes. A training step of
+MobileNetV2 makes two gigabytes of results, and would spend a sixth of its time on page faults. So
+a block of memory is kept when its last array is gone, and the next result is put into it.
 """
 
 import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 SMALLEST = 1 << 20  # bytes: below it malloc is as good
 LINE = 64  # bytes of a cache line: where every block begins
-MOST_IDLE = 1 << 28  # bytes of blocks that are kept although nobody uses them
+MOST_IDLE = 1 << 28  # bytes of unused blocks that are kept, at most
 
 _lock = threading.Lock()
 _idle = []  # blocks nobody uses, oldest first
 
 
 class _Owner:
-    """Holds a block of memory as long as an array lies in it: every view refers to its owner."""
+    """Holds a block of memory as long as there is an array in it: views refer to their owner."""
 
     # `__del__` may happen anywhere, in any thread, even while `_lock` is held. So it takes no
     # lock: appending to a deque is safe by itself.
@@ -35,11 +37,12 @@ class _Owner:
         self.given_back.append(self.block)
 
 
-def empty(shape, dtype):
-    """An array (C order) that nobody has filled: `np.empty`, from memory that was used before.
+def empty(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+    """As `np.empty`, an array without values, but in memory that was used before.
 
-    shape   of the array
-    dtype   its type
+    shape    of the array
+    dtype    of its numbers
+    Returns  an array in C order
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < SMALLEST:

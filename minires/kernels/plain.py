@@ -1,14 +1,14 @@
-"""Every kernel in the words that define it. `cpu` and `gpu` compute the same, faster.
+"""The definition of every kernel. `cpu` and `gpu` compute the same, faster.
 
-The code uses only functions that NumPy and CuPy share, so it runs on arrays of either. Nothing is
-clever: no tiles, no threads, no buffers. Two pictures explain almost all of it.
+The code uses only functions that NumPy and CuPy share, so it runs on arrays of either. It is as
+simple as possible: no tiles, no threads, no buffers. Two pictures explain almost all of it.
 
 *A window* is what one output sees: kh × kw pixels of the padded image, `dilation` pixels apart;
 from one output to the next the window moves by `stride` pixels. `windows` shows the windows of all
 outputs without copying a pixel. A convolution is then one product: every window times the kernel.
 
-*A gradient goes the way back.* Each output's gradient is shared among the pixels that the output
-saw, and each pixel adds up the shares that it is given: `spread`.
+*A gradient goes the way back.* Each output's gradient is shared among the pixels of its window, and
+each pixel adds up its shares: `spread`.
 
 The letters: r network, n image, m image of any network, i j output pixel, u v pixel of a window
 ("tap"), c channel, o output channel, s stride, d dilation, p padding; L is the loss.
@@ -34,21 +34,29 @@ An argument means the same in all kernels, and a formula's indices are an array'
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from minires.arrays import to_host, xp_of
+from minires.arrays import Array, to_host, xp_of
 
-PIECE = 1 << 22  # bytes of copied windows at once: a larger batch is cut, so memory stays bounded
+Pair = tuple[int, int]  # (rows, columns)
+Borders = tuple[Pair, Pair]  # ((top, bottom), (left, right))
+Generators = np.random.Generator | Sequence[np.random.Generator]  # one, or one for each network
+
+PIECE = 1 << 22  # bytes of copied windows at once; a larger batch is cut, so memory stays bounded
 NO_BORDER = (0, 0), (0, 0)
 
 # --- windows ------------------------------------------------------------------------------
 
 
-def output_size(size, kernel, stride, padding, dilation=(1, 1)):
-    """How many windows an image of `size` (H, W) pixels has, in rows and columns: (OH, OW).
+def output_size(
+    size: Pair, kernel: Pair, stride: Pair, padding: Borders, dilation: Pair = (1, 1)
+) -> Pair:
+    """How many windows an image has: ⌊(n + borders − (d (k − 1) + 1)) / s⌋ + 1 along each axis.
 
-    size   (H, W)
+    size     (H, W) of the image, pixels
+    Returns  (OH, OW)
     """
     return tuple(
         (n + sum(border) - (d * (k - 1) + 1)) // s + 1
@@ -56,8 +64,10 @@ def output_size(size, kernel, stride, padding, dilation=(1, 1)):
     )
 
 
-def windows(x, kernel, stride, padding, dilation, outside=0):
-    """What every output sees: a view of the padded images, without a copy of each window.
+def windows(
+    x: Array, kernel: Pair, stride: Pair, padding: Borders, dilation: Pair, outside: float = 0
+) -> Array:
+    """What every output sees: a view of the padded images, which copies no window.
 
     view[…, i, j, u, v, c] = x[…, i·s + u·d − p, j·s + v·d − p, c]
 
@@ -76,7 +86,7 @@ def windows(x, kernel, stride, padding, dilation, outside=0):
     return xp_of(x).lib.stride_tricks.as_strided(x, shape, strides)
 
 
-def spread(shares, size, stride, padding, dilation):
+def spread(shares: Array, size: Pair, stride: Pair, padding: Borders, dilation: Pair) -> Array:
     """The way back from windows to pixels: each pixel adds up its shares from all windows.
 
     x[…, i·s + u·d − p, j·s + v·d − p, c] = Σ shares[…, i, j, u, v, c]
@@ -95,12 +105,13 @@ def spread(shares, size, stride, padding, dilation):
     return padded[..., top : top + high, left : left + wide, :]
 
 
-def pieces(networks, images, image_bytes):
-    """Cuts a batch: [(network, some of its images), …], each of about `PIECE` bytes of windows.
+def pieces(networks: int, images: int, image_bytes: int) -> list[tuple[int, slice]]:
+    """Cut a batch into pieces of about `PIECE` bytes of windows, at least one image each.
 
     networks      R
     images        N
-    image_bytes   of the windows of one image; one image at least is taken
+    image_bytes   of the windows of one image
+    Returns       [(network, slice of its images), …]
     """
     step = max(1, PIECE // max(1, image_bytes))
     cuts = [slice(first, first + step) for first in range(0, images, step)]
@@ -110,7 +121,7 @@ def pieces(networks, images, image_bytes):
 # --- activations --------------------------------------------------------------------------
 
 
-def activate(y, bias, activation):
+def activate(y: Array, bias: Array, activation: str | None) -> Array:
     """f(y + bias): f(a) is a for None, max(a, 0) for "relu", min(max(a, 0), 6) for "relu6".
 
     y      (R, N, H, W, C)
@@ -121,7 +132,7 @@ def activate(y, bias, activation):
     return y if activation is None else y.clip(0, 6 if activation == "relu6" else None)
 
 
-def activate_gradient(g, y, activation):
+def activate_gradient(g: Array, y: Array, activation: str | None) -> Array:
     """∂L/∂a = g · f'(a), given g = ∂L/∂y and y = f(a)."""
     if activation is None:
         return g
@@ -131,7 +142,7 @@ def activate_gradient(g, y, activation):
 # --- products and sums --------------------------------------------------------------------
 
 
-def matmul(a, b, out=None):
+def matmul(a: Array, b: Array, out: Array = None) -> Array:
     """y[m,l] = Σ_k a[m,k] · b[k,l]
 
     a, b   (…, M, K) and (…, K, L)
@@ -143,7 +154,7 @@ def matmul(a, b, out=None):
     return out
 
 
-def sum_rows(array):
+def sum_rows(array: Array) -> Array:
     """Σ_m array[…, m, c], added up in float64.
 
     array   (…, M, C)
@@ -156,7 +167,10 @@ def sum_rows(array):
 # --- convolution --------------------------------------------------------------------------
 
 
-def convolve(x, w, bias, stride, padding, dilation, activation):
+def convolve(
+    x: Array, w: Array, bias: Array, stride: Pair, padding: Borders, dilation: Pair,
+    activation: str | None,
+) -> Array:  # fmt: skip
     """y[r,n,i,j,o] = f( b[r,o] + Σ_uvc x[r, n, i·s + u·d − p, j·s + v·d − p, c] · w[r,u,v,c,o] )"""
     xp, view = xp_of(x), windows(x, w.shape[1:3], stride, padding, dilation)
     y = xp.empty((len(w), *view.shape[1:4], w.shape[-1]), x.dtype)
@@ -165,7 +179,10 @@ def convolve(x, w, bias, stride, padding, dilation, activation):
     return activate(y, bias, activation)
 
 
-def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
+def convolve_weight_gradient(
+    x: Array, g: Array, kernel: Pair, stride: Pair, padding: Borders, dilation: Pair,
+    out: Array = None,
+) -> Array:  # fmt: skip
     """∂L/∂w[r,u,v,c,o] = Σ_nij x[r, n, i·s + u·d − p, j·s + v·d − p, c] · g[r,n,i,j,o]"""
     xp, view = xp_of(x), windows(x, kernel, stride, padding, dilation)
     if out is None:
@@ -176,7 +193,9 @@ def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
     return out
 
 
-def convolve_input_gradient(g, w, shape, stride, padding, dilation):
+def convolve_input_gradient(
+    g: Array, w: Array, shape: tuple[int, ...], stride: Pair, padding: Borders, dilation: Pair
+) -> Array:
     """∂L/∂x: the share of pixel u, v of window i, j is Σ_o g[r,n,i,j,o] · w[r,u,v,c,o]."""
     xp, x_gradient = xp_of(g), xp_of(g).empty((len(w), *shape), g.dtype)
     for r, part in pieces(len(w), shape[0], math.prod(g.shape[2:4]) * w[0, ..., 0].nbytes):
@@ -185,7 +204,10 @@ def convolve_input_gradient(g, w, shape, stride, padding, dilation):
     return x_gradient
 
 
-def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window):
+def convolve_and_pool(
+    x: Array, w: Array, bias: Array, stride: Pair, padding: Borders, dilation: Pair,
+    activation: str | None, window: Pair,
+) -> tuple[Array, Array]:  # fmt: skip
     """`convolve`, and of its outputs the largest of each window; the windows lie side by side.
 
     The rest of an image that fills no whole window is left out.
@@ -205,7 +227,7 @@ def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window)
     return activate(largest, bias, activation), winners
 
 
-def unpool(g, winners, window, size):
+def unpool(g: Array, winners: Array, window: Pair, size: Pair) -> Array:
     """The way back from `convolve_and_pool`: each gradient goes to the pixel that won.
 
     winners  like g, uint8, from `convolve_and_pool`
@@ -220,7 +242,10 @@ def unpool(g, winners, window, size):
 # --- depthwise convolution ----------------------------------------------------------------
 
 
-def depthwise(x, w, bias, stride, padding, dilation, activation):
+def depthwise(
+    x: Array, w: Array, bias: Array, stride: Pair, padding: Borders, dilation: Pair,
+    activation: str | None,
+) -> Array:  # fmt: skip
     """y[r,n,i,j,c] = f( b[r,c] + Σ_uv x[r, n, i·s + u·d − p, j·s + v·d − p, c] · w[r,u,v,c] )"""
     xp, view = xp_of(x), windows(x, w.shape[1:3], stride, padding, dilation)
     y = xp.empty((len(w), *view.shape[1:4], w.shape[-1]), x.dtype)
@@ -229,7 +254,9 @@ def depthwise(x, w, bias, stride, padding, dilation, activation):
     return activate(y, bias, activation)
 
 
-def depthwise_weight_gradient(x, g, kernel, stride, padding, dilation):
+def depthwise_weight_gradient(
+    x: Array, g: Array, kernel: Pair, stride: Pair, padding: Borders, dilation: Pair
+) -> Array:
     """∂L/∂w[r,u,v,c] = Σ_nij x[r, n, i·s + u·d − p, j·s + v·d − p, c] · g[r,n,i,j,c]"""
     xp, view = xp_of(x), windows(x, kernel, stride, padding, dilation)
     w_gradient = xp.empty((len(g), *view.shape[-3:]), x.dtype)
@@ -239,7 +266,9 @@ def depthwise_weight_gradient(x, g, kernel, stride, padding, dilation):
     return w_gradient
 
 
-def depthwise_input_gradient(g, w, shape, stride, padding, dilation):
+def depthwise_input_gradient(
+    g: Array, w: Array, shape: tuple[int, ...], stride: Pair, padding: Borders, dilation: Pair
+) -> Array:
     """∂L/∂x: the share of pixel u, v of window i, j is g[r,n,i,j,c] · w[r,u,v,c]."""
     x_gradient = xp_of(g).empty((len(w), *shape), g.dtype)
     for r, part in pieces(len(w), shape[0], math.prod(g.shape[2:4]) * w[0].nbytes):
@@ -248,7 +277,11 @@ def depthwise_input_gradient(g, w, shape, stride, padding, dilation):
     return x_gradient
 
 
-def separable(x, expand, filters, project, stride, padding, activations):
+def separable(
+    x: Array, expand: tuple[Array, Array] | None, filters: tuple[Array, Array],
+    project: tuple[Array, Array], stride: Pair, padding: Borders,
+    activations: Sequence[str | None],
+) -> Array:  # fmt: skip
     """Expand each pixel, filter every channel by itself, project each pixel: three convolutions.
 
     Stride and padding are those of the depthwise convolution in the middle.
@@ -263,7 +296,11 @@ def separable(x, expand, filters, project, stride, padding, activations):
     return in_three_steps(steps, x, expand, filters, project, stride, padding, activations)
 
 
-def in_three_steps(steps, x, expand, filters, project, stride, padding, activations):
+def in_three_steps(
+    steps: tuple[Callable, Callable], x: Array, expand: tuple[Array, Array] | None,
+    filters: tuple[Array, Array], project: tuple[Array, Array], stride: Pair, padding: Borders,
+    activations: Sequence[str | None],
+) -> Array:  # fmt: skip
     """`separable` by the kernels of this file, or of another.
 
     steps   convolve and depthwise
@@ -280,12 +317,14 @@ def in_three_steps(steps, x, expand, filters, project, stride, padding, activati
 # --- pooling ------------------------------------------------------------------------------
 
 
-def max_pool(x, window, stride, padding, dilation):
+def max_pool(x: Array, window: Pair, stride: Pair, padding: Borders, dilation: Pair) -> Array:
     """y[m,i,j,c] = max_uv x[m, i·s + u·d − p, j·s + v·d − p, c], where the padding is −∞"""
     return windows(x, window, stride, padding, dilation, -np.inf).max(axis=(-3, -2))
 
 
-def max_pool_gradient(g, x, y, window, stride, padding, dilation):
+def max_pool_gradient(
+    g: Array, x: Array, y: Array, window: Pair, stride: Pair, padding: Borders, dilation: Pair
+) -> Array:
     """∂L/∂x: window i, j gives g[m,i,j,c] to its largest pixel, the first among equals."""
     view = windows(x, window, stride, padding, dilation, -np.inf)
     equal = (view == y[..., None, None, :]).reshape(*y.shape[:3], math.prod(window), y.shape[3])
@@ -294,7 +333,9 @@ def max_pool_gradient(g, x, y, window, stride, padding, dilation):
     return spread(shares, x.shape[1:3], stride, padding, dilation)
 
 
-def mean_pool(x, divisor, window, stride, padding, dilation):
+def mean_pool(
+    x: Array, divisor: Array, window: Pair, stride: Pair, padding: Borders, dilation: Pair
+) -> Array:
     """y[m,i,j,c] = Σ_uv x[m, i·s + u·d − p, j·s + v·d − p, c] / divisor[i,j]; the padding is 0
 
     divisor   (OH, OW, 1), dtype of x: how many pixels count in each window
@@ -302,7 +343,10 @@ def mean_pool(x, divisor, window, stride, padding, dilation):
     return windows(x, window, stride, padding, dilation).sum(axis=(-3, -2)) / divisor
 
 
-def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
+def mean_pool_gradient(
+    g: Array, divisor: Array, shape: tuple[int, ...], window: Pair, stride: Pair,
+    padding: Borders, dilation: Pair,
+) -> Array:  # fmt: skip
     """∂L/∂x: each pixel of window i, j is given g[m,i,j,c] / divisor[i,j].
 
     divisor   as in `mean_pool`
@@ -315,8 +359,8 @@ def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
 # --- batch norm ---------------------------------------------------------------------------
 
 
-def norm_moments(rows):
-    """The mean over m of x[r,m,c], and the mean of ( x[r,m,c] − mean )², in float64.
+def norm_moments(rows: Array) -> tuple[Array, Array]:
+    """The mean over m of x[r,m,c], and the mean over m of ( x[r,m,c] − mean )², in float64.
 
     rows     x (R, M, C)
     Returns  mean and variance, each (R, 1, C) float64
@@ -325,7 +369,9 @@ def norm_moments(rows):
     return mean, ((rows - mean) ** 2).mean(axis=1, keepdims=True)
 
 
-def norm_factors(mean, variance, scale, shift, epsilon):
+def norm_factors(
+    mean: Array, variance: Array, scale: Array, shift: Array, epsilon: float
+) -> tuple[Array, Array, Array]:
     """inverse = 1 / √( variance + ε ),   factor = scale · inverse,   offset = shift − mean · factor
 
     mean, variance, shift   (R, 1, C), all of one dtype
@@ -338,7 +384,9 @@ def norm_factors(mean, variance, scale, shift, epsilon):
     return inverse, factor, shift - mean * factor
 
 
-def normalize(rows, factor, offset, replicas, activation):
+def normalize(
+    rows: Array, factor: Array, offset: Array, replicas: int, activation: str | None
+) -> Array:
     """y[r,m,c] = f( factor[r,c] · x[r,m,c] + offset[r,c] )
 
     rows            x (1 | R, M, C)
@@ -349,21 +397,25 @@ def normalize(rows, factor, offset, replicas, activation):
     return activate(rows * factor + offset, None, activation)
 
 
-def norm_sums(g, y, rows, center, activation):
-    """Σ_m g' and Σ_m g' · (x − center), where g' is g where f is not flat, and 0 elsewhere.
+def norm_sums(
+    g: Array, y: Array, rows: Array, center: Array, activation: str | None
+) -> tuple[Array, Array, Array]:
+    """Σ_m g' and Σ_m g' · (x − center), with g' = g · f', the gradient in front of f.
 
     g, y     (R, M, C): the gradient of y = f(…), and y
     rows     x (1 | R, M, C)
     center   (R, 1, C)
-    Returns  g', or what else `norm_gradient` is to be given for g; the sums, (R, 1, C) float64
+    Returns  what `norm_gradient` takes as g: here g'; and the two sums, (R, 1, C) float64
     """
     g = activate_gradient(g, y, activation)
     total = g.sum(axis=1, keepdims=True, dtype=np.float64)
     return g, total, (g * (rows - center)).sum(axis=1, keepdims=True, dtype=np.float64)
 
 
-def norm_slopes(total, product, center, inverse, factor, count):
-    """What the gradient of x owes to the batch's own moments, and the gradient of the scale.
+def norm_slopes(
+    total: Array, product: Array, center: Array, inverse: Array, factor: Array, count: int
+) -> tuple[Array, Array, Array, Array]:
+    """The part of x's gradient that flows through the batch's own moments; and of scale and shift.
 
     slope = −factor · inverse² · product / M,   constant = −center · slope − factor · total / M
 
@@ -378,11 +430,14 @@ def norm_slopes(total, product, center, inverse, factor, count):
     return slope, constant, (product * inverse).astype(dtype), total.astype(dtype)
 
 
-def norm_gradient(g, y, rows, factor, through_moments, activation):
+def norm_gradient(
+    g: Array, y: Array, rows: Array, factor: Array, through_moments: tuple[Array, Array] | None,
+    activation: str | None,
+) -> Array:  # fmt: skip
     """∂L/∂x = factor · g' + slope · x + constant
 
     g                from `norm_sums`; it may be written over
-    y, rows          as there
+    y, rows          as in `norm_sums`
     factor           (R, 1, C)
     through_moments  (slope, constant), each (R, 1, C); or None: both are 0
     Returns          (R, M, C)
@@ -396,11 +451,11 @@ def norm_gradient(g, y, rows, factor, through_moments, activation):
 # --- random numbers, optimizers, moments --------------------------------------------------
 
 
-def uniform(rng, shape, like):
-    """Random float32 in [0, 1), drawn on the CPU. (`gpu` draws other numbers, on the device.)
+def uniform(rng: Generators, shape: tuple[int, ...], like: Array) -> Array:
+    """Random float32 in [0, 1), made on the CPU. (`gpu` makes other numbers, on the device.)
 
     rng      a Generator; or a list of R of them: each of R networks gets what it would get alone
-    shape    its first axis is R
+    shape    of the result; its first axis is R
     like     an array on the device where the result should be
     Returns  an array of `shape`
     """
@@ -411,7 +466,9 @@ def uniform(rng, shape, like):
     return xp_of(like).asarray(values)
 
 
-def step_sgd(theta, gradient, velocity, rates, momentum, decay):
+def step_sgd(
+    theta: Array, gradient: Array, velocity: Array, rates: Array, momentum: float, decay: float
+) -> None:
     """v ← μ v + g + λ θ,   θ ← θ − ℓ v
 
     theta      θ, (P,) or (R, P); changed
@@ -429,7 +486,10 @@ def step_sgd(theta, gradient, velocity, rates, momentum, decay):
     theta -= rates.reshape(-1, *(1,) * (theta.ndim - 1)) * step
 
 
-def step_adam(theta, gradient, first, second, rates, epsilon, beta1, beta2):
+def step_adam(
+    theta: Array, gradient: Array, first: Array, second: Array, rates: Array, epsilon: Array,
+    beta1: float, beta2: float,
+) -> None:  # fmt: skip
     """m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,   θ ← θ − ℓ m / (√v + ε)
 
     theta           θ, (P,) or (R, P); changed
@@ -444,13 +504,14 @@ def step_adam(theta, gradient, first, second, rates, epsilon, beta1, beta2):
     theta -= rates * first / (xp_of(theta).sqrt(second) + epsilon)
 
 
-def fold_moments(theta, first, offset, m2, n):
+def fold_moments(theta: Array, first: Array, offset: Array, m2: Array, n: Array) -> None:
     """d = θ − θ̄,   θ̄ ← θ̄ + d/n,   nσ² ← nσ² + (n−1)/n d²   (eqs. 2-3), in float64
 
     theta        θ, of any shape
     first        θ₁, like theta; set where n = 1
     offset, m2   θ̄ − θ₁ and nσ², like theta, float64; changed
-    n            (1,) int64 on the device: how many updates count, with this one; 0: not this one
+    n            (1,) int64 on the device: the number of this update among those that count, from 1;
+                 0: this one does not count, nothing changes
     """
     n = int(to_host(n)[0])
     if n == 1:

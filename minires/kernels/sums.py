@@ -2,18 +2,20 @@
 
 import math
 
+from minires.arrays import Array
 from minires.kernels import kernels_of
 
 
-def sum_rows(array):
-    """Sum over the last axis but one: (…, M, C) → (…, C).
+def sum_rows(array: Array) -> Array:
+    """Sum over the last axis but one.
 
-    array   (…, M, C)
+    array    (…, M, C)
+    Returns  (…, C)
     """
     return kernels_of(array).sum_rows(array)
 
 
-def merge_moments(count, sizes, means, squares):
+def merge_moments(count: int, sizes: Array, means: Array, squares: Array) -> tuple[Array, Array]:
     """The mean and the population variance of all values, from those of parts of them.
 
     count    of all values
@@ -28,18 +30,19 @@ def merge_moments(count, sizes, means, squares):
     return mean, (squares.sum(axis=0) / count) + (weights * (means - mean) ** 2).sum(axis=0)
 
 
-def sum_leading(array, count):
-    """Sum the first axes away.
+def sum_leading(array: Array, count: int) -> Array:
+    """Sum over the first axes.
 
-    array   of any shape
-    count   how many axes
+    array    of any shape
+    count    how many axes
+    Returns  an array of the other axes
     """
     rest = array.shape[count:]
-    # Both sizes in full: of an empty array NumPy cannot infer one.
+    # Both sizes are given: NumPy cannot infer a size of an empty array.
     return sum_rows(array.reshape(math.prod(array.shape[:count]), math.prod(rest))).reshape(rest)
 
 
-def sum_to_shape(array, shape):
+def sum_to_shape(array: Array, shape: tuple[int, ...]) -> Array:
     """Undo broadcasting: sum `array` over every axis along which `shape` was stretched.
 
     shape    what was broadcast

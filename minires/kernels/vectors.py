@@ -1,8 +1,8 @@
 """Formulas that change whole vectors in place: the steps of SGD and Adam, the moments, EMA.
 
-This is the one place where such a formula meets a processor. A student reads the formula where it
-belongs, as four lines of NumPy in `SGD.step` or `Moments.update`. With plain kernels it is applied
-as it is written; else a kernel that does the same in one pass takes its place, if there is one.
+Such a formula stands where a student looks for it: as four lines of NumPy in `SGD.step` or
+`Moments.update`. With plain kernels it is applied as it is written. Otherwise a kernel that does
+the same in one pass replaces it, if there is one.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +15,9 @@ from minires.kernels import kernels_of, runs_as_written
 
 
 def apply_formula(
-    formula: Callable,
-    *vectors: Any,
-    numbers: Sequence[Any] = (),
-    settings: Sequence[float] = (),
+    formula: Callable, *vectors: Any, numbers: Sequence[Any] = (), settings: Sequence[float] = (),
     kernel: str | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Change vectors in place, element by element.
 
     formula   called as formula(*vectors, *numbers, *settings); changes the vectors

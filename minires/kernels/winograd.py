@@ -6,14 +6,14 @@ of polynomials, evaluate both at n points, multiply the values, and interpolate:
 
     y = Aᵀ [ (G g) ⊙ (Bᵀ d) ]
 
-In two dimensions every piece of n × n pixels goes through `Bᵀ` along both axes, first down
-the columns, then along the rows. What was one product per pixel and tap becomes n² independent
-matrix products (pieces × C) · (C × O), one a point. A 5×5 kernel with m = 4 multiplies 64 times
-where the definition multiplies 400 times. Counting the transforms, which use a pair of opposite
-points to halve their own multiplications, twice as fast in practice.
+In two dimensions every piece of n × n pixels is multiplied by `Bᵀ` along both axes, first down
+the columns, then along the rows. The convolution then is n² independent matrix products
+(pieces × C) · (C × O), one per pair of points. For a 5×5 kernel and m = 4 that is 64
+multiplications where the definition needs 400. The transforms cost time too, though opposite
+points halve their multiplications: in practice the method is twice as fast.
 
-The price is rounding, in float32 about 1e-6 of the largest output for 3×3 kernels and 5e-6 for
-5×5 kernels, against 5e-7.
+It rounds more: in float32 the error is about 1e-6 of the largest output for 3×3 kernels and 5e-6
+for 5×5 kernels; without the method it is 5e-7.
 
 Here are the matrices; `c/winograd.c` does the work.
 
@@ -22,22 +22,32 @@ Source   S. Winograd, Arithmetic Complexity of Computations, 1980;
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
+from minires.kernels.plain import Pair
+
 OUTPUTS = 4  # m: of 2, 3, 4 and 6 the fastest
 
-# Kernel size r → the finite points, n − 1 of them: of those tried the ones that round least. Each
-# stands beside its negative: even powers of the two are equal, and odd ones opposite.
+# Kernel size r → its n − 1 finite points: those that round least, of all that were tried. Each
+# point is followed by its negative: their even powers are equal, their odd powers opposite.
 POINTS = {3: (0, 0.75, -0.75, 1.5, -1.5), 5: (0, 1, -1, 0.5, -0.5, 2, -2)}
 
 
-def transforms(points, m, r):
-    """The matrices Aᵀ (m, n), G (n, r) and Bᵀ (n, n) for m outputs of r taps, n = m + r − 1.
+def transforms(
+    points: Sequence[float], m: int, r: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The matrices for m outputs of a filter with r taps, from n = m + r − 1 points.
 
     n − 1 points are finite, the last is infinity (the leading coefficient). Column j of Aᵀ
     and row j of G evaluate at point j; row j of Bᵀ is the polynomial that vanishes at all the
     other points.
+
+    points   the n − 1 finite points
+    m        outputs
+    r        taps of the filter
+    Returns  Aᵀ (m, n), G (n, r) and Bᵀ (n, n), float64
     """
     n = m + r - 1
     points = np.array(points, float)
@@ -53,18 +63,27 @@ def transforms(points, m, r):
 
 
 @functools.cache
-def matrices(r, dtype):
-    """A (n, m), G (n, r), Bᵀ (n, n), and m, as `c/winograd.c` takes them."""
+def matrices(r: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The matrices as `c/winograd.c` takes them.
+
+    r        taps of the filter: 3 or 5
+    dtype    float32 or float64
+    Returns  A (n, m), G (n, r), Bᵀ (n, n), and m
+    """
     to_output, filter_side, input_side = transforms(POINTS[r], OUTPUTS, r)
     arrays = to_output.T, filter_side, input_side
     return *(np.ascontiguousarray(matrix, dtype) for matrix in arrays), OUTPUTS
 
 
-def applies(image, kernel, stride, dilation):
-    """Whether this file is for a convolution: every pixel of it, and enough channels.
+def applies(image: Sequence[int], kernel: Sequence[int], stride: Pair, dilation: Pair) -> bool:
+    """Whether Winograd's method is the faster one.
 
-    image    (H, W, C) of the input
-    kernel   (kh, kw, C, O)
+    It is for stride 1, 3×3 or 5×5 kernels, at least 16 channels, and an image that is not small.
+
+    image      (H, W, C) of the input
+    kernel     (kh, kw, C, O)
+    stride     (rows, columns), pixels
+    dilation   (rows, columns), pixels
     """
     kh, kw, channels, out_channels = kernel
     pixels = image[0] * image[1]

@@ -134,14 +134,16 @@ class Layer:
         x        (…, N, *shape): an array, or a Tensor in training
         forward  the `ForwardPass`: `forward[self, "weight"]` is an array of this layer
         Returns  (…, N, *output shape)
+        Raises   NotImplementedError: every kind of layer has its own
         """
         raise NotImplementedError
 
     def expect(self, shape: Shape, axes: int) -> None:
-        """Raise ValueError unless the input has this many axes.
+        """Check how many axes the input has.
 
-        shape   of the input
-        axes    1 for features, 3 for images
+        shape    of the input
+        axes     1 for features, 3 for images
+        Raises   ValueError for another number
         """
         if len(shape) != axes:
             wanted = {1: "(features,)", 3: "(H, W, C)"}[axes]

@@ -39,15 +39,16 @@ class Entry:
     name         such as "conv2d_1.weight"
     start        the place of its first number in the vector
     shape        of the array
-    initializer  a function from `minires.networks.layers` that makes its first values
+    initializer  a function from `minires.networks.layers` that makes its first values; None for
+                 an array that is read from a file
     fans         (inputs, outputs) of a weight, which some initializers need
     """
 
     name: str
     start: int
     shape: Shape
-    initializer: Callable
-    fans: tuple[int, int]
+    initializer: Callable | None = None
+    fans: tuple[int, int] | None = None
 
     @property
     def size(self) -> int:
@@ -226,6 +227,8 @@ class Model:
                   weights, so they may stand in other models too
     smoothing     label smoothing of the training loss, 0 <= smoothing < 1
     """
+
+    fixed_batch = None  # any number of images can be given
 
     def __init__(self, input_shape: Shape, network: Layer, smoothing: float = 0.0):
         shape = (checks.whole_number("Model", "input_shape", n, 1) for n in input_shape)

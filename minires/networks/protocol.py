@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-Array = Any  # a NumPy or a CuPy array
+from minires.arrays import Array
 
 
 @runtime_checkable
@@ -20,6 +20,8 @@ class Classifier(Protocol):
     classes       C, the number of classes
     size          P, the number of trainable weights: θ is (P,), or (R, P) for R networks
     stats_size    S, the number of batch-norm statistics: stats is (S,) or (R, S); 0 without any
+    batch         how many images `logits` and `predict` take at once, unless they are told
+    fixed_batch   the only number of images that it can take at once; None when any number will do
     """
 
     @property
@@ -37,6 +39,14 @@ class Classifier(Protocol):
     @property
     def stats_size(self) -> int:
         """S, the number of batch-norm statistics."""
+
+    @property
+    def batch(self) -> int:
+        """How many images `logits` and `predict` take at once, unless they are told."""
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only number of images that it can take at once; None when any number will do."""
 
     def loss_and_gradient(
         self, theta: Array, images: Array, labels: Array, stats: Array = None, rng: Any = None

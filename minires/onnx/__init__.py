@@ -7,11 +7,14 @@
     probabilities = network.predict(theta, images, stats)
     minires.onnx.save(network, "mean.onnx", theta=moments.mean, stats=stats)
 
-`reading` checks a file that nobody vouches for, `graph` turns it into a network, `operators`
-says what each operator does, `writing` puts new weights into the same file, and `matching`
-gives a file's weights to the networks that are built here. The `onnx` package
-is needed for parsing only, and imported when the first file is read.
+`reading` checks a file, which may be damaged or hostile. `graph` turns it into a network,
+`operators` says what each operator does, `limits` bounds memory and time. `writing` puts new
+weights into the same file, `exporting` writes a network of this library, and `transfer` gives a
+file's weights to a network of this library. The `onnx` package is needed for parsing only, and
+imported when the first file is read.
 """
+
+from pathlib import Path
 
 from minires.arrays.text import shown
 from minires.onnx.errors import (
@@ -27,23 +30,24 @@ from minires.onnx.transfer import native, transfer
 from minires.onnx.writing import save
 
 
-def load(path, memory=MEMORY, work=WORK, output=None):
+def load(
+    path: str | Path, memory: int = MEMORY, work: int = WORK, output: str | None = None
+) -> Network:
     """Read a network from an ONNX file.
 
     path     of the file
-    memory   bytes that its values may take at once for one image, and bytes of what it reads from
-             other files or computes from its own arrays; what asks for more is refused. The
-             process takes up to three times as much at loading, and four times the file
-    work     time that one image may take, counted in multiplications of large matrices (a core
-             does 2 · 10¹⁰ of them a second, or more); a tenth of it may pass at loading. A
-             gradient takes two to four times as long
-    output   name of the output that is wanted, of a file with several; None: all
+    memory   bytes that its values may take at the same time for one image; and bytes that it may
+             read from other files or compute from its own arrays. Loading may take three times as
+             much, and four times the size of the file
+    work     time that one image may take, in multiplications of large matrices: a core does
+             2 · 10¹⁰ of them a second, or more. Loading may take a tenth of it. A gradient takes
+             two to four times as long
+    output   name of the one output to keep, if the file has several; None: all
     Returns  a Network
-    Raises   FormatError when the file is damaged or breaks the rules, UnsupportedError with the
-             complete list when it uses operators that are not implemented, SecurityError when
-             it reaches outside its folder, for too much memory or for too much time (all three
-             are OnnxError);
-             OSError when it cannot be read
+    Raises   FormatError when the file is damaged or breaks the rules of ONNX; UnsupportedError,
+             which lists all operators that are not implemented; SecurityError when the file asks
+             for another folder, or for more memory or time than it may take (all three are
+             OnnxError); OSError when it cannot be read
     """
     try:
         return Network(path, memory, work, output)
@@ -52,15 +56,15 @@ def load(path, memory=MEMORY, work=WORK, output=None):
         if text.startswith(shown(path)) and text == str(error):
             raise
         text = text.removeprefix(f"{shown(path)}: ")
-        if len(text) > 10_000:  # names in a file may be as long as the file
+        if len(text) > 10_000:  # a name may be as long as the file
             text = f"{text[:10_000]} … and more"
         raise type(error)(f"{shown(path)}: {text}", *_details(error)) from error
     except MemoryError as error:
         raise SecurityError(
-            f"{shown(path)}: there is not as much memory as this file needs"
+            f"{shown(path)}: the system has too little memory for this file"
         ) from error
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        # What no check foresaw: the file is at fault all the same.
+        # No check has found it, but the fault is the file's.
         raise FormatError(f"{shown(path)}: {type(error).__name__}: {shown(error)}") from error
 
 

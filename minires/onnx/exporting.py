@@ -1,19 +1,22 @@
-"""A network that was built here, as an ONNX file.
+"""Writes a network of this library as an ONNX file.
 
     minires.onnx.export(model, theta, stats, "lenet.onnx")
 
-The file takes images (N, C, H, W), N free, and gives logits (N, classes). Every layer becomes one
-node or two, batch norms stay live, and each array keeps its name in θ. What stands behind a
-Flatten reads the pixels in the order of this library, (H, W, C): a Transpose before it says so,
-and the weights stay as they are.
+The file takes images (N, C, H, W) for any N, and gives logits (N, classes). Every layer becomes one
+node or two; batch norms are nodes of their own; each array keeps its name in θ. A dense layer
+behind Flatten has its weights in the order of this library, (H, W, C). So a Transpose in front of
+Flatten brings the pixels into that order, and the weights stay as they are.
 """
+
+from pathlib import Path
 
 import numpy as np
 
-from minires.arrays import to_host
+from minires.arrays import Array, to_host
 from minires.arrays.files import complete
 from minires.engine.convolution import borders
 from minires.networks import layers
+from minires.networks.model import Model
 from minires.onnx.reading import import_onnx
 
 OPSET, IR = 17, 8
@@ -21,10 +24,10 @@ INPUT, OUTPUT = "images", "logits"
 ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 
 
-def export(model, theta, stats, path):
-    """Write a network that was built here as an ONNX file.
+def export(model: Model, theta: Array, stats: Array, path: str | Path) -> None:
+    """Write a network of this library as an ONNX file.
 
-    model    a minires.Model: LeNet, MobileNet, Inception, or layers of one's own
+    model    a minires.Model: LeNet, MobileNet, Inception, or your own layers
     theta    (P,) its weights
     stats    (S,) its batch-norm statistics; None when it has none
     path     of the new file
@@ -58,7 +61,7 @@ def export(model, theta, stats, path):
 
 
 class _Writer:
-    """The nodes and arrays of a file, as they come: each method takes and gives a value's name."""
+    """The nodes and arrays of a file. Its methods add to them; values go by their names."""
 
     def __init__(self, model, theta, stats):
         self.model, self.theta, self.stats = model, theta, stats
@@ -84,7 +87,7 @@ class _Writer:
 
     def layer(self, layer, x):
         if isinstance(layer, layers.AuxiliaryHead):
-            return x  # it is there for training only
+            return x  # it is for training only
         if isinstance(layer, layers.Residual):
             return self.add("Add", [x, self.sequence(layer, x)])
         if isinstance(layer, layers.Sequential):

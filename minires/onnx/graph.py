@@ -1,24 +1,19 @@
 """An ONNX graph as a network: which arrays are weights, in which order it is computed.
 
-Loading goes through four steps.
+Loading takes four steps.
 
-1. *Fold.* Whatever does not depend on an input is computed once.
-2. *Roles.* What an array is shows in the slot that consumes it: the second input of a
+1. *Constants.* Everything that does not depend on an input is computed once.
+2. *Roles.* The input slot where an array is used says what it is: the second input of a
    convolution is a weight, the fourth of a batch norm a statistic, the bound of a Clip a
-   constant. What scales or shifts the input before the first product with weights is a constant
-   too: it prepares the images. A weight may reach its slot through nodes that only re-shape it
-   (Transpose, Reshape, Cast …); then the array they start from is the weight, and they stay in
-   the graph. An array used in many places is one weight, and its gradients add.
-3. *Fuse.* A convolution takes the batch norm and the activation behind it along. For predictions
-   on a CPU the convolutions of a separable one (pointwise, depthwise, pointwise) are one step.
-4. *Try.* One image of zeros goes through, within limits of memory and arithmetic, so that
-   whatever does not fit shows now and not in the middle of a long run. A graph that takes long
-   is not tried to its end.
-
-No operator is trusted to stay within these limits: before every step `Run.admit` asks for the
-memory and the time that it may need, judged by its inputs, and after it `Run.hold` counts
-what it really made. Operators whose results can be larger than that, or take longer, ask for more
-themselves.
+   constant. An array that scales or shifts the images before the first product with weights is a
+   constant too: it prepares the images. There may be nodes between an array and its slot that only
+   change its shape (Transpose, Reshape, Cast …). Then the array in front of them is the weight, and
+   they stay in the graph. An array that is used in many places is one weight: its gradients add.
+3. *Steps.* A convolution, the batch norm behind it and the activation behind that are one step.
+   For predictions on a CPU a separable convolution (pointwise, depthwise, pointwise) is one step.
+4. *Trial.* One image of zeros goes through the graph, within the limits of `limits`. So a graph
+   that does not work is refused at loading, not after hours of training. A trial that takes long
+   is stopped, and the graph is accepted.
 
 `Network` then has the interface of `minires.Model`: θ is one vector, `stats` another. It is loaded
 and tried on the CPU, and computes wherever θ is:
@@ -31,31 +26,34 @@ import contextlib
 import math
 import warnings
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from minires.arrays import device_of, to_device, to_host, xp_of
+from minires.arrays import Array, device_of, to_device, to_host, xp_of
 from minires.arrays.text import shown
 from minires.engine import ops
 from minires.engine.autodiff import data_of, gradients, variable
 from minires.kernels import kernels_of, runs_as_written
+from minires.networks.model import Entry
 from minires.onnx import operators as operators_of
 from minires.onnx import reading
-from minires.onnx.errors import FormatError, OnnxError, SecurityError, UnsupportedError
-from minires.onnx.operators import CALL, OPERATORS, TOUCH
-from minires.onnx.values import CHANNELS_LAST, KERNEL, Value
+from minires.onnx.errors import (
+    FormatError,
+    OnnxError,
+    SecurityError,
+    UnsupportedError,
+    unsupported,
+)
+from minires.onnx.limits import MEMORY, TOUCH, TRIAL, VIEWS, WORK, Run, TooLong
+from minires.onnx.operators import OPERATORS
+from minires.onnx.reading import Node
+from minires.onnx.values import CHANNELS_LAST, KERNEL, Order, Value
 
-MEMORY = 1 << 31  # bytes at once, for one image
-COPIES = 4  # arrays of the size of its largest one that an operator may need at once
-# Time is counted in multiplications of large matrices: a core does 2 · 10¹⁰ of them a second, or
-# more, and whatever takes as long as one counts as one.
-WORK = 10**12  # for one image: less than a minute. Inception-V3 takes 10¹⁰, VGG-19 5 · 10¹⁰
-TRIAL = 10  # what is done at loading may take this part of it
-
-# Nodes that keep the numbers and change the shape only.
-VIEWS = {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike"}
-# Inputs of an operator that are weights, and those that are statistics.
+# Which inputs of an operator are weights, and which are statistics.
 WEIGHTS = {
     "Conv": (1, 2),
     "ConvTranspose": (1, 2),
@@ -65,12 +63,11 @@ WEIGHTS = {
 }
 WEIGHTS |= {"PRelu": (1,), "LayerNormalization": (1, 2)}
 CONVOLUTIONS = ("Conv", "ConvTranspose")
-PRODUCTS = set(WEIGHTS)  # behind these, images are prepared
+PRODUCTS = set(WEIGHTS)  # what comes before the first of these prepares the images
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 WEIGHTS |= dict.fromkeys(ARITHMETIC, (0, 1))
-JOINING = ("Expand", "Concat")  # they bring in what many images share: a class token
 STATISTICS = {"BatchNormalization": (3, 4)}
-# Nodes that know which axes are pixels, and nodes whose results have the axes of their inputs.
+# Operators that show which axes are pixels, and operators whose results have their inputs' axes.
 ON_IMAGES = {
     "Conv",
     "ConvTranspose",
@@ -86,31 +83,23 @@ ALIKE |= {*ARITHMETIC, "Neg", "Sqrt", "Relu", "Sigmoid", "Tanh", "Max", "Min", "
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One array of the file within a vector.
+class FileEntry(Entry):
+    """The place of one array of the file in a vector.
 
     name    of the initialiser, or of the node's output that it comes from
     start   its first place in the vector
-    shape   as it is stored there
+    shape   as it is stored in the vector
     order   which axis of the file each stored axis is
     """
 
-    name: str
-    start: int
-    shape: tuple
-    order: tuple
+    order: Order = ()
 
-    @property
-    def size(self):
-        return math.prod(self.shape)
+    def file_view(self, vector: Array) -> Array:
+        """The array with the file's axes.
 
-    def view(self, vector):
-        """The array as it is stored, a view of `vector` (…, P): (…, *shape)."""
-        part = vector[..., self.start : self.start + self.size]
-        return part.reshape(*vector.shape[:-1], *self.shape)
-
-    def file_view(self, vector):
-        """The array with the file's axes, a view of `vector` (…, P)."""
+        vector    (…, P)
+        Returns   (…, the file's axes), a view
+        """
         lead = vector.ndim - 1
         axes = [lead + self.order.index(axis) for axis in range(len(self.order))]
         return self.view(vector).transpose([*range(lead), *axes])
@@ -123,10 +112,10 @@ class Step:
     node: reading.Node
     inputs: list
     outputs: list
-    norm: reading.Node | None = None  # with five more inputs
+    norm: reading.Node | None = None  # its own four inputs follow those of the convolution
     activation: str | None = None
     done: tuple = ()  # names that nobody needs after this step
-    parts: tuple = ()  # the steps that are done together in this one
+    parts: tuple = ()  # the steps that this one replaces
 
     def __call__(self, run, values):
         """Compute: Values in, a list of Values out."""
@@ -148,40 +137,56 @@ class Step:
             )
         ]
 
-    def expect_norm(self, w, norm):
+    def expect_norm(self, w: Value, norm: Sequence[Value]) -> None:
+        """Check that a batch norm has one number for each output of the convolution.
+
+        w        the convolution's weights
+        norm     scale, shift, mean and variance
+        Raises   ValueError when it has not
+        """
         if any(value.shape != w.shape[:1] for value in norm):
             raise ValueError(
                 f"a batch norm over {norm[0].shape} channels stands behind a convolution with "
                 f"{w.shape[0]} outputs"
             )
 
-    def folded(self, w, *rest):
-        """A convolution's weights and bias (or None), the batch norm behind it in both."""
+    def folded(self, w: Value, *rest: Value) -> tuple[Value, Value | None]:
+        """A convolution's weights and bias, with the batch norm behind it folded into both.
+
+        w         the weights
+        rest      the bias, if there is one, and the inputs of the batch norm, if there is one
+        Returns   weights, bias: two Values; or None for the bias
+        """
         bias = rest[0] if len(rest) % 4 else None
         if self.norm is None:
             return w, bias
         self.expect_norm(w, rest[-4:])
-        # The running statistics are constants.
         factor, shift = operators_of.as_affine(self.norm, *rest[-4:])
         if bias is not None:
             shift = ops.add(shift, ops.multiply(factor, bias.data))
         return Value(ops.multiply(w.stored(KERNEL), factor), KERNEL), Value(shift)
 
-    def is_pointwise(self, static):
-        """Whether it is a convolution that mixes the channels of each pixel by itself."""
+    def is_pointwise(self, static: Mapping[str, Value]) -> bool:
+        """Whether it is a convolution that mixes the channels of each pixel by itself.
+
+        static   name → Value: what depends on no input
+        """
         node = self.node
         shape = self._kernel(static)
         plain = set(node["strides"] or [1]) == {1} and not any(node["pads"] or [0])
         return shape is not None and shape[2:] == (1, 1) and node["group"] == 1 and plain
 
-    def is_depthwise(self, static):
-        """Whether it is a convolution that filters each channel by itself."""
+    def is_depthwise(self, static: Mapping[str, Value]) -> bool:
+        """Whether it is a convolution that filters each channel by itself.
+
+        static   name → Value: what depends on no input
+        """
         node, shape = self.node, self._kernel(static)
         each = shape is not None and len(shape) == 4 and shape[0] == node["group"] and shape[1] == 1
         return each and set(node["dilations"] or [1]) == {1}
 
     def _kernel(self, static):
-        """The shape of a convolution's weights, where all of its arrays are in the file."""
+        """The shape of a convolution's weights; None unless all of its arrays are in the file."""
         alone = self.node.operator == "Conv" and not self.parts
         known = alone and all(name in static for name in self.inputs[1:])
         return static[self.inputs[1]].shape if known else None
@@ -189,10 +194,14 @@ class Step:
 
 @dataclass
 class Separable(Step):
-    """A pointwise convolution or none, a depthwise and a pointwise one: done in one pass."""
+    """A pointwise convolution or none, a depthwise one and a pointwise one, as one step."""
 
     @classmethod
-    def of(cls, *parts):
+    def of(cls, *parts: Step) -> "Separable":
+        """The step that replaces two or three.
+
+        parts   Steps, one behind the other
+        """
         inputs = parts[0].inputs + [name for part in parts[1:] for name in part.inputs[1:]]
         between = {part.outputs[0] for part in parts[:-1]}
         done = tuple(name for part in parts for name in part.done if name not in between)
@@ -206,7 +215,7 @@ class Separable(Step):
             rest = rest[len(part.inputs) - 1 :]
         channels = each[0][1][0].shape[1 if len(self.parts) > 2 else 0]
         if x.rank != 4 or x.shape[1] != channels or x.data.dtype != run.dtype:
-            for part, more in each:  # the first one says what is wrong
+            for part, more in each:  # the part that does not fit raises an error
                 (x,) = part(run, [x, *more])
             return [x]
         images = x.stored(CHANNELS_LAST)
@@ -233,8 +242,12 @@ class Separable(Step):
 
 
 @contextlib.contextmanager
-def named(node):
-    """Whatever goes wrong within is named after a node."""
+def named(node: Node) -> Iterator[None]:
+    """Put a node's name in front of every error in the block.
+
+    node     a `reading.Node`
+    Raises   FormatError in place of a ValueError; an OnnxError stays what it is
+    """
     try:
         yield
     except OnnxError as error:
@@ -243,160 +256,49 @@ def named(node):
         raise FormatError(f"{node}: {error}") from error
 
 
-class TooLong(SecurityError):
-    """Not worth waiting for at loading: it may be an honest network."""
+def are_probabilities(rows: Array) -> bool:
+    """Whether outputs are at least 0 and sum to 1 for each image.
 
-
-class Run:
-    """One pass through a graph: how it computes, and what it may use.
-
-    dtype      of every float
-    like       an array on the device to compute on
-    mode       "predict"; "train": batch norm uses the batch, its statistics follow, and dropout
-               drops; "measure": as "train", but dropout does nothing
-    images     how many there are: the limits are for one
-    limits     (bytes at once, multiplications in all), each for one image
-    part       of these multiplications that the run may do: one in so many
-    momentum   in "measure": the share of the old statistics that is kept
+    rows   (N, classes, …)
     """
-
-    def __init__(
-        self, dtype, like, limits, mode="predict", rng=None, images=1, part=1, momentum=None
-    ):
-        self.dtype, self.like, self.mode, self.rng = dtype, like, mode, rng
-        self.momentum = momentum
-        self.images, (self.memory, self.work) = max(images, 1), limits
-        self.part = part
-        self.held = self.spent = 0
-        self.owners = {}  # id of an array that owns memory → [how many values see it, itself]
-
-    def constant(self, array):
-        """Numbers as floats of this run, on its device."""
-        return xp_of(self.like).asarray(array, self.dtype)
-
-    def number(self, value):
-        """One number as a float of this run; a GPU takes it as it is, with nothing to be sent."""
-        return np.dtype(self.dtype).type(value)
-
-    def admit(self, node, values):
-        """Ask for what a step may need, before it runs.
-
-        Raises   SecurityError when that is more than the run has
-        """
-        given = [value.array for value in values if value is not None]
-        self.spend(CALL + TOUCH * sum(array.size for array in given))
-        if given:
-            copies = 1 if node.operator in VIEWS else COPIES
-            self._check(copies * given[0].nbytes, given[0].shape)
-
-    def reserve(self, shape, copies=COPIES, itemsize=None):
-        """Ask for an array, and as much again for what is needed on the way.
-
-        itemsize   bytes of an element; those of a float of this run without it
-        Returns    its number of elements
-        Raises     SecurityError when it, with all that is held, exceeds the memory
-        """
-        count = math.prod(int(size) for size in shape)
-        self._check(count * copies * (itemsize or np.dtype(self.dtype).itemsize), shape)
-        return count
-
-    def _check(self, more, shape):
-        wanted = self.held + more
-        if wanted > self.memory * self.images:
-            raise SecurityError(
-                f"an array {tuple(shape)} takes the memory in use to {wanted:,} bytes; the limit "
-                f"is {self.memory:,} an image: load(…, memory=…) raises it, if you trust the file"
-            )
-
-    def spend(self, multiplications):
-        """Ask for time.
-
-        Raises   SecurityError when no image may take so much; TooLong when it may, but not in
-                 this run
-        """
-        self.spent += multiplications
-        wanted, remedy = self.spent, "load(…, work=…) raises the limit, if you trust the file"
-        if wanted > self.work * self.images:
-            raise SecurityError(
-                f"up to here the graph takes {wanted:.1e} multiplications; the limit is "
-                f"{self.work:.0e} an image: {remedy}"
-            )
-        if wanted * self.part > self.work * self.images:
-            raise TooLong(
-                f"up to here it takes {wanted:.1e} multiplications to load the graph; the limit is "
-                f"{self.work * self.images / self.part:.0e}: {remedy}"
-            )
-
-    def lend(self, array):
-        """Say that an array's memory is there whatever this run does: it is not counted."""
-        owner = _owner(array)
-        self.owners.setdefault(id(owner), [0, owner])[0] += 1
-
-    def hold(self, value):
-        """Count the memory that a new value keeps alive: of a view, that of the whole array.
-
-        Raises   SecurityError when it exceeds what the run has
-        """
-        owner = _owner(value.array)
-        if id(owner) not in self.owners:
-            self.owners[id(owner)] = [0, owner]
-            self.held += owner.nbytes
-            self._check(0, value.shape)
-        self.owners[id(owner)][0] += 1
-
-    def release(self, value):
-        """Count no longer what a value that is dropped was the last to keep alive."""
-        owner = _owner(value.array)
-        entry = self.owners[id(owner)]
-        entry[0] -= 1
-        if not entry[0]:
-            del self.owners[id(owner)]
-            self.held -= owner.nbytes
-
-
-def are_probabilities(rows):
-    """Whether outputs (N, classes, …) are from 0 up and sum to 1 for each image."""
     rows = to_host(rows).reshape(len(rows), -1)
     if rows.shape[1] < 2 or not (rows >= 0).all():
         return False
     return bool(np.allclose(rows.sum(axis=1, dtype=np.float64), 1, atol=1e-3))
 
 
-def _owner(array):
-    """The array that owns the memory that another one is a view of."""
-    while isinstance(array.base, type(array)):
-        array = array.base
-    return array
-
-
 class Network:
-    """A network from an ONNX file, with the interface of `minires.Model`.
+    """A network from an ONNX file, with the interface of `minires.Model`: see `minires.onnx.load`.
+
+    path, memory, work, output   as in `minires.onnx.load`
 
     theta         (P,) float32, every trainable weight of the file
     stats         (S,) float32, the running mean and variance of every batch norm
-    layout        name → Entry: where each array lies in theta or stats
+    layout        name → FileEntry: where each array lies in theta or stats
     input_name, declared_shape, input_dtype
                   of the image input, as the file declares it; None for what is free
     input_shape   of one image, without the batch axis
-    input_layout  "NCHW" or "NHWC", where the file's shape or its first nodes tell
+    input_layout  "NCHW" or "NHWC"; None when the file's nodes do not show it
     output_kind   "logits"; "softmax" (the file ends in one; `logits` are taken before it);
-                  "probabilities" (they end otherwise: `logits` are their logarithms); "sigmoid"
+                  "probabilities" (without a softmax: `logits` are their logarithms); "sigmoid"
                   or "softmax twice" (no logits: neither loss nor predictions)
     classes       the number of outputs
-    batch         None when any number of images can be given at once, or the file's fixed one
+    fixed_batch   the number of images that the file fixes; None when any number can be given
+    batch         how many images `logits` and `predict` take at once: the fixed number, or 32
     """
 
-    chunk = 32  # images that `logits` and `predict` take at once
+    batch = 32
 
-    def __init__(self, path, memory=MEMORY, work=WORK, output=None):
+    def __init__(
+        self, path: str | Path, memory: int = MEMORY, work: int = WORK, output: str | None = None
+    ):
         self.path, self.limits = path, (memory, work)
-        self.serialized, graph = reading.read(path, OPERATORS, memory)
-        self.graph = graph
+        self.graph = graph = reading.read(path, OPERATORS, memory)
         if output is not None:
             self._keep(output)
         self.inputs, self.outputs = graph.inputs, graph.outputs
-        self._shapes = {}  # of the images in the graph, as the trial found them
-        self._fold()
+        self._shapes = {}  # name → shape of each value of four axes, as the trial found it
+        self._compute_constants()
         self._assign_roles()
         self._plan()
         self._describe()
@@ -420,15 +322,15 @@ class Network:
         graph.nodes = kept[::-1]
 
     def _trial(self, like, images=1):
-        """A Run that takes a part of the time of one image, of however many it is."""
+        """A Run for loading: it may take a part of the time of one image, for all images."""
         return Run(like.dtype, like, self.limits, images=images, part=TRIAL * images)
 
-    def _fold(self):
+    def _compute_constants(self):
         """Compute what depends on no input: `self.static`, name → Value."""
         self.static = {name: Value(array) for name, array in self.graph.arrays.items()}
-        self.root = {name: name for name in self.graph.arrays}  # through views only
+        self.root = {name: name for name in self.graph.arrays}  # the array that a view is of
         self.maker = {}
-        self._checked = set()  # variances: many nodes may share one
+        self._checked = set()  # names of variances: several nodes may share one
         nothing = np.empty(0, np.float32)
         run = self._trial(nothing)
         run.held = sum(map(len, self.graph.outside.values()))
@@ -443,7 +345,7 @@ class Network:
             for name, value in zip(node.outputs, results, strict=False):
                 if name:
                     self.static[name] = value
-                    # Each may become a weight or a constant of its own, so views count in full.
+                    # Each may become a weight or a constant of its own, so a view counts as a copy.
                     run.held += value.array.nbytes
             if node.operator == "Constant" or (
                 node.operator in VIEWS and node.inputs[0] in self.root
@@ -452,22 +354,22 @@ class Network:
                 self.root[first] = first if not inputs else self.root[inputs[0]]
 
     def _check_arrays(self, node):
-        """What can be said of a node's arrays before it runs."""
+        """Check a node's arrays as far as that is possible before it is computed."""
         if node.operator == "DequantizeLinear" and node.inputs[0] not in self.static:
-            raise UnsupportedError(
-                f"{node}: whole numbers that depend on the input; export the float network instead "
-                "of the quantised one (weights stored as whole numbers are read)",
-                [(node.operator, node.version, node.name)],
+            raise unsupported(
+                node,
+                "whole numbers that depend on the input; export the float network instead of the "
+                "quantised one (weights stored as whole numbers can be read)",
             )
         if node.operator == "BatchNormalization":
             scale = self.static.get(node.inputs[1])
-            # Some exporters wrote spatial=0 and meant 1: one number for each channel says so.
+            # Some exporters wrote spatial=0 and meant 1: then there is one number per channel.
             each_pixel = node["spatial"] == 0 and (scale is None or scale.rank != 1)
             if node["training_mode"] or any(node.outputs[1:]) or each_pixel:
-                raise UnsupportedError(
-                    f"{node}: training mode, more outputs than one, or spatial=0; export the "
-                    "network for inference (minires itself trains it)",
-                    [(node.operator, node.version, node.name)],
+                raise unsupported(
+                    node,
+                    "training mode, more outputs than one, or spatial=0; export the network for "
+                    "inference (minires itself trains it)",
                 )
             lengths = {self.static[name].shape for name in node.inputs[1:] if name in self.static}
             if len(lengths) > 1:
@@ -486,7 +388,8 @@ class Network:
     def _assign_roles(self):
         """Find weights and statistics, and lay them out in θ and `stats`."""
         order, kinds = {}, {}
-        # What is made of the input without any weight, if there is a product to prepare it for.
+        # Names of values that are made of the input without a weight: they prepare the images. None
+        # if the graph has no product with weights.
         has_product = any(
             node.operator in PRODUCTS and any(name in self.static for name in node.inputs)
             for node in self.graph.nodes
@@ -511,12 +414,13 @@ class Network:
                     if name not in self.static or not self.static[name].is_float:
                         continue
                     if node.operator in ARITHMETIC and self.static[name].size == 1:
-                        continue  # a scale or a shift of everything: a constant
+                        continue  # one number that scales or shifts all others is a constant
                     origin = self.root.get(name, name)
                     if kinds.setdefault(origin, kind) != kind:
-                        raise UnsupportedError(
-                            f"{node}: {origin!r} is a weight in one place and a batch-norm "
-                            "statistic in another; export the network without merging arrays"
+                        raise unsupported(
+                            node,
+                            f"{origin!r} is a weight in one place and a batch-norm statistic in "
+                            "another; export the network without merging arrays",
                         )
                     axes = tuple(range(self.static[origin].rank))
                     if origin == name and node.operator in CONVOLUTIONS and len(axes) == 4:
@@ -531,7 +435,7 @@ class Network:
         self.layout = {entry.name: entry for entry in (*self.weights, *self.statistics)}
 
     def _varies(self, name):
-        """Whether an array holds floats that are not all equal: not a border of zeros."""
+        """Whether an array holds floats that are not all equal. A border of zeros does not."""
         value = self.static.get(name)
         return value is not None and value.is_float and value.size > 1 and np.ptp(value.array) > 0
 
@@ -544,14 +448,14 @@ class Network:
         for name in names:
             stored = self.static[name].stored(order[name])
             if not np.isfinite(stored).all():
-                raise FormatError(f"{name!r} holds NaN or infinite numbers, and is to be trained")
-            entries.append(Entry(name, start, stored.shape, order[name]))
+                raise FormatError(f"{name!r} is to be trained, but holds NaN or infinite numbers")
+            entries.append(FileEntry(name, start, stored.shape, order=order[name]))
             entries[-1].view(vector)[...] = stored
             start += stored.size
         return entries, vector
 
     def _plan(self):
-        """The steps: nodes that depend on an input or on a weight, some of them joined."""
+        """Make the steps: nodes that depend on an input or a weight, some of them joined."""
         live = set(self.layout) | {value.name for value in self.inputs}
         steps = []
         for node in self.graph.nodes:
@@ -577,12 +481,14 @@ class Network:
         self._cast_constants = {}
 
     def _fuse(self, steps):
-        """Join Conv → BatchNormalization → Relu or Clip(0, 6) where nothing else looks in."""
+        """Join Conv → BatchNormalization → Relu or Clip(0, 6), if no other node uses the values
+        between them.
+        """
         uses = Counter(name for step in steps for name in step.inputs)
         uses.update(value.name for value in self.outputs)
-        # A convolution is computed where it stands, before what is made behind it.
+        # A joined step is computed in the convolution's place, so all other inputs must be there.
         made = {name for step in steps for name in step.outputs if name}
-        joined, heads = [], {}  # the output of a convolution that can still take more → its step
+        joined, heads = [], {}  # output of a convolution that may be joined with more → its step
         for step in steps:
             head = heads.pop(step.inputs[0], None) if step.inputs else None
             alone = head is not None and uses[step.inputs[0]] == 1
@@ -596,7 +502,7 @@ class Network:
         return joined
 
     def _join_separable(self, steps):
-        """The same steps, those of a separable convolution as one: for predictions on a CPU."""
+        """The steps for predictions on a CPU: those of a separable convolution are one."""
         uses = Counter(name for step in steps for name in step.inputs)
         uses.update(value.name for value in self.outputs)
 
@@ -620,7 +526,10 @@ class Network:
         return joined
 
     def _joins(self, head, step):
-        """Take a step into the convolution before it, if it is of the kind."""
+        """Join a step with the convolution before it, if it is a batch norm or an activation.
+
+        Returns   whether it was joined
+        """
         if head.activation is None:
             if step.node.operator == "BatchNormalization" and head.norm is None:
                 head.norm = step.node
@@ -634,7 +543,7 @@ class Network:
         return False
 
     def _activation(self, node):
-        """ "relu" or "relu6" if that is what a node does."""
+        """ "relu" or "relu6" if a node is that activation, else None."""
         if node.operator == "Relu":
             return "relu"
         if node.operator == "Clip":
@@ -648,7 +557,7 @@ class Network:
         return None
 
     def _final_softmax(self, steps):
-        """The Softmax that the graph ends in, perhaps with nodes behind it that only re-shape."""
+        """The Softmax or Sigmoid at the end of the graph, perhaps with views behind it."""
         if len(self.outputs) != 1:
             return None
         name = self.outputs[0].name
@@ -664,7 +573,7 @@ class Network:
         return None
 
     def _describe(self):
-        """What the file declares about its input and output."""
+        """Note what the file declares about its input and output."""
         images = [value for value in self.inputs if value.dtype.kind == "f"]
         bytes_ = [v for v in self.inputs if v.dtype == np.uint8 and v.shape and len(v.shape) == 4]
         image = next(iter(images + bytes_), None)
@@ -684,13 +593,14 @@ class Network:
         self._is_known = self.output_kind != "logits"  # which kind of outputs these are
         shape = self.outputs[0].shape
         self.classes = shape[1] if shape and len(shape) > 1 else None
-        self.batch = self.declared_shape[0] if self.declared_shape else None
+        self.fixed_batch = self.declared_shape[0] if self.declared_shape else None
+        self.batch = self.fixed_batch or self.batch
 
     def _layout_of(self, image):
-        """ "NCHW" or "NHWC": by the first node that treats the image's axes as such.
+        """ "NCHW" or "NHWC", by the first node that knows which axes are pixels.
 
-        Between the image and that node, axes are followed: for each axis of a value, which of
-        the image's it is, None for a new one.
+        On the way there it notes for each axis of a value which of the image's axes it is; None for
+        a new axis.
         """
         if image.shape is None or len(image.shape) != 4:
             return None
@@ -700,7 +610,7 @@ class Network:
             if not seen:
                 continue
             if node.operator in ON_IMAGES:
-                # Channels that were taken apart and joined again stand on a new axis.
+                # If channels were taken apart and joined again, their axis is a new one.
                 place = {axis: k for k, axis in enumerate(seen[0])}
                 if len(seen[0]) != 4 or len(place) != 4:
                     return None
@@ -708,14 +618,14 @@ class Network:
                 return "".join("NCHW"[k] for k in order)
             try:
                 after = self._axes_after(node, max(seen, key=len))
-            except (IndexError, ValueError):  # the trial says what is wrong with it
+            except (IndexError, ValueError):  # the trial will raise an error that names the node
                 after = None
             if after is not None and len(after) <= reading.RANK:
                 axes.update((name, after) for name in node.outputs)
         return None
 
     def _axes_after(self, node, before):
-        """Which of the image's axes each axis of a node's result is; None if nobody knows."""
+        """Which of the image's axes each axis of a node's result is; None if that is unknown."""
         if node.operator == "Transpose":
             perm = node["perm"] or list(range(len(before)))[::-1]
             return tuple(before[axis] for axis in perm)
@@ -738,13 +648,14 @@ class Network:
             return before if indices.rank else before[:place] + before[place + 1 :]
         return before if node.operator in ALIKE else None
 
-    def try_size(self, size):
-        """Send one image of zeros through: are there any faults, how many classes and images?
+    def try_size(self, size: Sequence[int]) -> None:
+        """Send one image of zeros through the graph.
 
-        Done at loading unless the file leaves the size of its images free. Sets `classes` where
-        the file does not declare them, and `batch` to None where a declared one does not bind.
+        This finds faults and the number of classes. It also finds out whether the graph takes any
+        number of images, although the file may declare one: then `fixed_batch` becomes None. It is
+        done at loading, unless the file leaves the size of its images free.
 
-        size     of an image in the file's layout, without the batch: (3, 224, 224), perhaps
+        size     of an image in the file's layout, without the batch: for example (3, 224, 224)
         Raises   FormatError when the graph does not fit such images, SecurityError when they
                  need too much memory
         """
@@ -762,7 +673,7 @@ class Network:
         except TooLong:
             return
         except SecurityError:
-            if count > 1:  # what one image needs of it nobody knows
+            if count > 1:  # the limit is for one image, and what one image needs is unknown
                 return
             raise
         for value, declared in zip(outputs, self.outputs, strict=True):
@@ -788,7 +699,7 @@ class Network:
             if zeros.dtype.kind != "f":
                 images = rng.integers(256, size=zeros.shape)
             images = {self.input_name: images.astype(zeros.dtype)}
-            with contextlib.suppress(OnnxError):  # too long: the first predictions will tell
+            with contextlib.suppress(OnnxError):  # takes too long: the first predictions will tell
                 run = self._trial(self.theta, images=2)
                 (output,) = self._forward(run, self.theta, self.stats, images)
                 self._recognise(output.plain)
@@ -800,15 +711,16 @@ class Network:
         else:
             binds = True
         if binds:
-            self.batch = None if self._batch_is_free(count, size) else count
+            self.fixed_batch = None if self._batch_is_free(count, size) else count
+            self.batch = self.fixed_batch or type(self).batch
 
     def _names_one(self, node):
-        """Whether a Reshape may make one image of all."""
+        """Whether a Reshape names 1 as the first size: then several images would not fit."""
         wanted = self.static.get(node.inputs[1])
         return wanted is not None and wanted.size > 0 and wanted.array.reshape(-1)[0] == 1
 
     def _recognise(self, rows):
-        """Note whether outputs (N, classes, …) are probabilities already."""
+        """Note whether outputs (N, classes, …) are probabilities."""
         self._is_known = True
         if self.output_kind == "logits" and are_probabilities(rows):
             self.output_kind = "probabilities"
@@ -833,9 +745,9 @@ class Network:
     # --- running ---------------------------------------------------------------------------
 
     def _compute(self, step, run, values):
-        """One step within the limits, with whatever goes wrong in it named after its node."""
+        """Compute one step within the limits. Errors begin with the name of its node."""
         try:
-            run.admit(step.node, values)
+            run.admit(step.node, values, operators_of.COSTS[step.node.operator])
             with np.errstate(all="ignore"):
                 results = step(run, values)
             run.spend(TOUCH * sum(value.array.size for value in results))
@@ -845,17 +757,17 @@ class Network:
                 raise
             raise type(error)(f"{step.node}: {error}", *error.args[1:]) from None
         except MemoryError as error:
-            if type(error).__name__ == "OutOfMemoryError":  # CuPy's: a card is full, not the host
+            if type(error).__name__ == "OutOfMemoryError":  # CuPy's: the GPU's memory is full
                 raise
-            raise SecurityError(f"{step.node}: there is not as much memory as it needs") from error
+            raise SecurityError(f"{step.node}: the system has too little memory for it") from error
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise FormatError(f"{step.node}: {error}") from error
 
     def _forward(self, run, theta, stats, inputs, gradient=None, before=None):
         """Compute the outputs.
 
-        gradient   a vector like theta: then weights are variables whose gradients lie there
-        before     a node to leave out: its input stands for its output
+        gradient   a vector like theta: weights are variables whose gradients are written into it
+        before     a node to leave out: its input takes the place of its output
         Returns    a list of Values; with `gradient` also the variables
         """
         values = {name: Value(self._as_run(array, run)) for name, array in inputs.items()}
@@ -881,7 +793,7 @@ class Network:
             skip = step.node is before
             results = [arguments[0]] if skip else self._compute(step, run, arguments)
             for name, value in zip(step.outputs, results, strict=False):
-                if name and name not in self.layout:  # one part of a node may be a weight itself
+                if name and name not in self.layout:  # one output of a node may be a weight
                     values[name] = value
                     run.hold(value)
                     if run.part > 1 and value.rank == 4:
@@ -895,7 +807,7 @@ class Network:
         return outputs if gradient is None else (outputs, variables)
 
     def _as_run(self, array, run):
-        """An input as the run computes: floats in its type, on its device; others on the host."""
+        """An input as a run computes: floats in its type, on its device; others on the host."""
         if array.dtype.kind != "f":
             return to_host(array)
         return to_device(array, device_of(run.like)).astype(run.dtype, copy=False)
@@ -910,13 +822,16 @@ class Network:
             }
         return self._cast_constants[key]
 
-    def run(self, images=None, theta=None, stats=None, **inputs):
+    def run(
+        self, images: Any = None, theta: Array = None, stats: Array = None, **inputs: Array
+    ) -> Any:
         """The outputs of the graph, exactly as the file defines them.
 
-        images   an array for the only input, or a dict of arrays by name (or name=array)
-        theta    (P,), other weights than the file's. Everything is computed in their type;
-                 without them in float64 if the images are float64, and in float32 if not
-        stats    (S,), other statistics
+        images   an array for the only input, or a dict of arrays by name
+        theta    (P,) weights: everything is computed in their type. None: the file's own, in
+                 float64 if the images are float64, else in float32
+        stats    (S,) statistics; None: the file's own
+        inputs   more arrays, name=array
         Returns  an array with the axes that the file declares, or a tuple of arrays when the
                  graph has several outputs. Floats have the type that they were computed in,
                  or float16 where the file declares that; other types are the file's
@@ -950,7 +865,7 @@ class Network:
         return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
     def _vectors(self, theta, stats, dtype):
-        """θ and the statistics, the file's own where none are given, in one type."""
+        """θ and the statistics in one type; the file's own in place of None."""
         if theta is None:
             wide = np.float64 if dtype == np.float64 else np.float32
             theta = self.theta.astype(wide, copy=False)
@@ -972,7 +887,7 @@ class Network:
         shape = declared.shape
         wanted = shape
         if shape is not None and declared.name == self.input_name and shape:
-            wanted = (self.batch, *shape[1:])
+            wanted = (self.fixed_batch, *shape[1:])
         fits = wanted is None or (
             len(wanted) == array.ndim
             and all(w in (None, n) for w, n in zip(wanted, array.shape, strict=True))
@@ -992,23 +907,23 @@ class Network:
         if len(self.inputs) != 1 or self.input_name is None:
             raise ValueError(
                 f"{self.path}: the graph has the inputs {[value.name for value in self.inputs]}; "
-                "a classifier has one, of images. Use run(…) for its outputs"
+                "a classifier has one, of images. Use run(…) to get the outputs"
             )
         if len(self.outputs) != 1:
             raise UnsupportedError(
                 f"{self.path}: the graph has the outputs {[value.name for value in self.outputs]}; "
                 "a classifier has one: name it with load(…, output=…) or --output, or use run(…) "
-                "for them all"
+                "to get them all"
             )
         if self.output_kind == "sigmoid":
             raise UnsupportedError(
-                f"{self.path}: the graph ends in a Sigmoid: no probabilities of one class in many. "
+                f"{self.path}: the graph ends in a Sigmoid, so its outputs do not sum to 1. "
                 "Export the network with a softmax over its classes, or with its logits"
             )
         if self.output_kind == "softmax twice":
             raise UnsupportedError(
-                f"{self.path}: the graph ends in a Softmax of a Softmax: what the second one makes "
-                "is nearly the same for all classes. Export the network with one of them"
+                f"{self.path}: the graph ends in a Softmax of a Softmax: its outputs are nearly "
+                "the same for all classes. Export the network with only one of them"
             )
         if not len(images):
             raise ValueError(f"{self.path}: there are no images")
@@ -1017,22 +932,30 @@ class Network:
             raise ValueError("images are on the GPU, theta is not: use minires.to_device")
 
     def loss_and_gradient(
-        self, theta, images, labels, stats=None, rng=None, *, training=True, smoothing=0.0,
-        classes=None,
-    ):  # fmt: skip
+        self,
+        theta: Array,
+        images: Array,
+        labels: Array,
+        stats: Array = None,
+        rng: np.random.Generator | None = None,
+        *,
+        training: bool = True,
+        smoothing: float = 0.0,
+        classes: Array = None,
+    ) -> tuple[Any, Array]:
         """The mean loss of a batch (softmax cross-entropy), and its gradient.
 
         theta      (P,) float32 or float64: everything is computed in its type
         images     the file's input, (N, …) floats in the file's own layout
         labels     (N,) integers
-        stats      (S,), dtype of theta. In training batch norm uses the batch's statistics and
-                   updates these in place (the unbiased variance, as PyTorch). None: the
-                   network's own, `network.stats`, are read and stay as they are
-        rng        a Generator; needed with dropout in training only
-        training   False for the gradient of the network as `predict` computes it
-        smoothing  of the labels
-        classes    (C,) numbers of the outputs that compete; the others are left out of the softmax,
-                   and a label is a place among these. None: all outputs
+        stats      (S,), dtype of theta. In training batch norm uses the mean and variance of the
+                   batch, and updates these in place (with the unbiased variance, as PyTorch does).
+                   None: the network's own, `network.stats`, are read and stay as they are
+        rng        a Generator; needed only in training with dropout
+        training   False: the gradient of the network as `predict` computes it
+        smoothing  of the labels, from 0 to below 1: see `softmax_cross_entropy`
+        classes    (C,) numbers of the outputs in the softmax; the others are left out, and label k
+                   means classes[k]. None: all outputs
         Returns    loss: a float, on a GPU an array of no axes; gradient: like theta
         Raises     ValueError when a shape or a type disagrees
         """
@@ -1052,7 +975,7 @@ class Network:
         gradients(loss, variables)
         return loss.data[()], gradient  # a number, not an array of no axes
 
-    def measure(self, theta, images, stats, momentum):
+    def measure(self, theta: Array, images: Array, stats: Array, momentum: float) -> None:
         """Move the batch-norm statistics towards those of one batch; no training.
 
         stats ← momentum · stats + (1 − momentum) · (mean and unbiased variance of this batch)
@@ -1073,7 +996,9 @@ class Network:
         run = Run(theta.dtype, theta, self.limits, "measure", images=len(images), momentum=momentum)
         self._forward(run, theta, stats, {self.input_name: images})
 
-    def init_stats(self, replicas=None, dtype=np.float32, device="cpu"):
+    def init_stats(
+        self, replicas: int | None = None, dtype: Any = np.float32, device: str = "cpu"
+    ) -> Array:
         """The statistics to begin with: those of the file.
 
         replicas   R, for R networks
@@ -1101,13 +1026,19 @@ class Network:
             rows = ops.log(ops.clip(rows, low=tiny, high=np.inf))
         return rows
 
-    def logits(self, theta, images, stats=None, batch=None):
+    def logits(
+        self, theta: Array, images: Array, stats: Array = None, batch: int | None = None
+    ) -> Array:
         """The outputs before the softmax, `batch` images at a time.
 
         theta    (P,), or (R, P): R networks, one after another
         images   (N, …) floats in the file's own layout
-        stats    (S,) or (R, S); the file's without it
+        stats    (S,) or (R, S), dtype of theta; None: the file's own
+        batch    images at a time, from 1 up; None: `self.batch`. If the file fixes a number, that
+                 one is used
         Returns  (N, classes), or (R, N, classes), dtype of theta
+        Raises   ValueError when a shape, a type or the number of images does not fit;
+                 UnsupportedError when the graph is not a classifier
         """
         if theta.ndim == 2:
             each = [None] * len(theta) if stats is None else stats
@@ -1116,10 +1047,10 @@ class Network:
             return xp_of(theta).stack([self.logits(t, images, s, batch) for t, s in members])
         if batch is not None and batch < 1:
             raise ValueError(f"logits: batch is {batch}, expected 1 or more")
-        step = self.batch or batch or self.chunk
-        if self.batch and len(images) % step:
+        step = self.fixed_batch or batch or self.batch
+        if self.fixed_batch and len(images) % step:
             raise ValueError(
-                f"this graph takes {step} images at a time: {len(images)} are no multiple"
+                f"this graph takes {step} images at a time, and {len(images)} is not a multiple"
             )
         parts = [images[start : start + step] for start in range(0, len(images), step)]
         theta, stats = self._vectors(theta, stats, theta.dtype)
@@ -1131,37 +1062,46 @@ class Network:
             inputs = {self.input_name: part}
             (output,) = self._forward(run, theta, stats, inputs, before=self._skipped)
             rows = self._as_rows(output)
-            if result is None:  # of as many classes as there are, whatever the file declares
+            if result is None:  # the file may declare another number of classes
                 result = xp_of(theta).empty((len(images), rows.shape[1]), theta.dtype)
             result[i * step : i * step + len(part)] = rows
         return result
 
-    def predict(self, theta, images, stats=None, batch=None):
-        """Class probabilities: (N, classes), or (R, N, classes). Arguments as for `logits`."""
+    def predict(
+        self, theta: Array, images: Array, stats: Array = None, batch: int | None = None
+    ) -> Array:
+        """Class probabilities, `batch` images at a time.
+
+        theta, images, stats, batch   as for `logits`
+        Returns                       (N, classes), or (R, N, classes), dtype of theta
+        Raises                        as `logits`
+        """
         return ops.softmax(self.logits(theta, images, stats, batch))
 
     # --- looking ---------------------------------------------------------------------------
 
     @property
-    def size(self):
+    def size(self) -> int:
         """P, the number of trainable weights."""
         return self.theta.size
 
     @property
-    def stats_size(self):
+    def stats_size(self) -> int:
         """S, the number of batch-norm statistics."""
         return self.stats.size
 
     @property
-    def input_shape(self):
-        """The shape of one image, without the batch axis; None for a size that is free."""
+    def input_shape(self) -> tuple[int | None, ...] | None:
+        """The shape of one image, without the batch axis; None for a size that the file leaves
+        free, or for all when it declares none.
+        """
         return None if self.declared_shape is None else self.declared_shape[1:]
 
     @property
-    def flattened(self):
-        """Dense layers that read images channels first: [(node, (C, H, W)), …].
+    def flattened(self) -> list[tuple[Node, tuple[int, int, int]]]:
+        """Dense layers that read an image's channels first: [(node, (C, H, W)), …].
 
-        Known where the file's images have one size and went through at loading.
+        They are known only if the trial at loading went through.
         """
         makers = {name: node for node in self.graph.nodes for name in node.outputs}
         found = []
@@ -1179,11 +1119,11 @@ class Network:
                 found.append((node, shape[1:]))
         return found
 
-    def arrays(self, theta=None, stats=None):
+    def arrays(self, theta: Array = None, stats: Array = None) -> dict[str, Array]:
         """Every array by name, with the file's axes: views of the vectors.
 
         theta    (P,) or (R, P); None: the file's own
-        stats    (S,) or (R, S). None: no statistics, but with no theta either the file's own
+        stats    (S,) or (R, S). None: no statistics; or the file's own, if theta is None too
         Returns  {name: view}: writing into an array changes the vector
         Raises   ValueError when a vector does not fit
         """
@@ -1201,12 +1141,13 @@ class Network:
             views |= {entry.name: entry.file_view(vector) for entry in entries}
         return views
 
-    def batch_norms(self):
-        """How many batch norms are live, folded into convolutions, or decomposed.
+    def batch_norms(self) -> dict[str, int]:
+        """How many batch norms are nodes, folded into convolutions, or decomposed.
 
-        Returns   {"live": BatchNormalization nodes, "decomposed": pairs of a multiplication
-                  and an addition by a number for each channel, "folded": convolutions with a
-                  bias and neither of them behind, into which one was folded if there was one}
+        Returns   {"live": nodes BatchNormalization;
+                  "decomposed": a multiplication and an addition of one number per channel;
+                  "folded": convolutions that have a bias, but neither of these behind them: their
+                  batch norm was folded into them, if there ever was one}
         """
         live = decomposed = folded = 0
         users = {}
@@ -1215,7 +1156,7 @@ class Network:
                 users.setdefault(name, []).append(node)
 
         def behind(node, depth=6):
-            """Operators that follow a node, through views and per-channel arithmetic."""
+            """Operators behind a node, as long as they are views or per-channel arithmetic."""
             found = []
             while depth and len(users.get(node.outputs[0], [])) == 1:
                 node, depth = users[node.outputs[0]][0], depth - 1
@@ -1241,8 +1182,8 @@ class Network:
                     folded += 1
         return {"live": live, "folded": folded, "decomposed": decomposed}
 
-    def summary(self):
-        """What was found in the file, as text: steps with weights, batch norms, input, output."""
+    def summary(self) -> str:
+        """A description as text: steps with weights, batch norms, input and output."""
         rows = []
         for step in self.steps:
             owned = [n for n in dict.fromkeys(step.inputs) if n in self.layout]
@@ -1272,8 +1213,8 @@ class Network:
         sizes = "×".join("N" if n is None else str(n) for n in self.declared_shape or ())
         kinds = {
             "logits": "logits",
-            "softmax": "a softmax; the loss and logits() take what goes into it",
-            "probabilities": "probabilities; the loss and logits() take their logarithms",
+            "softmax": "a softmax; the loss and logits() use its input",
+            "probabilities": "probabilities; the loss and logits() use their logarithms",
             "sigmoid": "a sigmoid: no loss, no predictions",
             "softmax twice": "a softmax of a softmax: no loss, no predictions",
         }
@@ -1288,7 +1229,7 @@ class Network:
             f"{self.stats.size:,} statistics",
             f"input         {shown(self.input_name)!r} {sizes} "
             f"{self.input_layout or 'layout unknown'}, "
-            f"batch {'free' if self.batch is None else self.batch}",
+            f"batch {self.fixed_batch or 'free'}",
             f"output        {', '.join(repr(v.name) for v in self.outputs)}: "
             f"{self.classes} {kinds[self.output_kind]}",
             f"batch norms   {norms['live']} live, {norms['folded']} folded or never there, "

@@ -1,49 +1,62 @@
-"""What each ONNX operator does: one function per operator, in the words of `minires.engine.ops`.
+"""What each ONNX operator does: one function for each, made of those in `minires.engine.ops`.
 
-A function takes the `run` it belongs to, the `node` with its settings, and its inputs as
-Values (None for one left out); it returns a Value, or several. Settings that the standard
-moved from attributes to inputs between versions are looked up in both places. Arrays that say
-something about shapes are whole numbers; they steer the graph and carry no gradient. All whole
-numbers and truth values are on the host, floats where the run computes: so a graph on a GPU asks
-it for nothing, unless it makes whole numbers of floats.
+Every function takes a step's inputs as Values, None for an input that is left out, and returns a
+Value or several. An argument means the same in all of them:
 
-A file of a few hundred bytes can describe an image of a terabyte. That results may be as large
-as the first input, and every number take some time, is counted before a function is called. A
-function whose results can be larger calls `run.reserve` before it makes them; one that needs
+    run    the `Run` that the step belongs to: how it computes, and how much it may use
+    node   the `Node` with its settings: node["axis"] is an attribute, None where it has no value
+    x      the first input, a Value. Floats, unless the text says more
+
+    Raises   ValueError when the inputs or settings do not fit each other; UnsupportedError for what
+             is valid but not implemented; SecurityError when the run may not use so much
+
+The standard moved some settings from attributes to inputs: both places are read. Whole numbers and
+truth values are always on the host, floats on the device where the run computes. Arrays of whole
+numbers describe shapes and places, and carry no gradient. So a graph on a GPU waits for the GPU
+only if it turns floats into whole numbers.
+
+A file of a few hundred bytes can describe an image of a terabyte. Before a function is called, the
+run asks for as much memory as four copies of the first input, and for some time for each number.
+A function whose results can be larger calls `run.reserve` before it makes them. One that needs
 more time than to touch every number of its inputs and results calls `run.spend`.
 
 Source   https://onnx.ai/onnx/operators/, opsets 7 to 28
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from minires.arrays import to_host, xp_of
+from minires.arrays import Array, to_host, xp_of
 from minires.engine import convolution, ops
 from minires.engine.autodiff import data_of, op
 from minires.engine.batch_norm import batch_moments, batch_norm
 from minires.kernels import kernels_of
-from minires.onnx.errors import UnsupportedError
-from minires.onnx.reading import DTYPES
+from minires.kernels.plain import output_size
+from minires.onnx.errors import unsupported
+from minires.onnx.limits import CALL, TOUCH, Cost, Run
+from minires.onnx.reading import DTYPES, Node
 from minires.onnx.values import CHANNELS_LAST, KERNEL, Value
 
-OPERATORS = {}
-# How long things take at worst, in multiplications of large matrices (a core does 2 · 10¹⁰ a
-# second, or more).
-CALL = 5_000_000  # one step, or one more call of NumPy on all threads
-TOUCH = 200  # to do something to a number
-COPY = 40  # to copy a number into a window
-SLOW = 50  # to multiply whole numbers
-SHORT = 4096  # a list of sizes or places is not longer
+OPERATORS, COSTS = {}, {}  # name → function, name → Cost
+COPY = 40  # time to copy one number into a window, in the unit of `limits`
+SLOW = 50  # time to multiply two whole numbers
+SHORT = 4096  # numbers in a list of sizes or places, at most
 
 
-def operator(*names):
-    """Register a function under the names of the operators it does."""
+def operator(*names: str, **cost: Any) -> Callable:
+    """Register a function as an operator.
+
+    names     of the operator in the standard
+    cost      fields of its `Cost`
+    Returns   a decorator
+    """
 
     def register(function):
-        for name in names:
-            OPERATORS[name] = function
+        OPERATORS.update(dict.fromkeys(names, function))
+        COSTS.update(dict.fromkeys(names, Cost(**cost)))
         return function
 
     return register
@@ -52,23 +65,39 @@ def operator(*names):
 # --- settings -----------------------------------------------------------------------------
 
 
-def whole_numbers(value):
-    """The content of a small array of whole numbers, as a list."""
+def whole_numbers(value: Value) -> list[int]:
+    """The content of a small array of whole numbers, as a list.
+
+    value    a Value
+    Returns  list of int
+    Raises   ValueError for floats, and for more than `SHORT` numbers
+    """
     array = value.on_host
     if array.dtype.kind not in "iu" or array.size > SHORT:
         raise ValueError(f"expected a short list of whole numbers, got {array.dtype} {array.shape}")
     return [int(number) for number in array.reshape(-1)]
 
 
-def setting(node, name, value):
-    """A list of whole numbers given as an attribute, or as an input in later versions."""
+def setting(node: Node, name: str, value: Value | None) -> list[int] | None:
+    """A list of whole numbers that is an attribute, or an input in later versions.
+
+    node     the Node
+    name     of the attribute
+    value    the input, a Value; None: the attribute counts
+    Returns  list of int, or None
+    """
     if value is not None:
         return whole_numbers(value)
     return node[name]
 
 
-def scalar(value, default):
-    """A single number given as an input."""
+def scalar(value: Value | None, default: Any) -> Any:
+    """A single number that is an input.
+
+    value     a Value of one element, or None
+    default   the result for None
+    Raises    ValueError for more elements than one
+    """
     if value is None:
         return default
     if value.size != 1:
@@ -76,33 +105,48 @@ def scalar(value, default):
     return value.on_host.reshape(()).item()
 
 
-def expect_images(node, x):
-    """Raise unless a value has two axes of pixels."""
+def expect_images(node: Node, x: Value) -> None:
+    """Check that a value holds images.
+
+    node     its Node, for the message
+    x        the Value
+    Raises   UnsupportedError for other than four axes
+    """
     if x.rank != 4:
-        raise UnsupportedError(
-            f"{node}: the input is {x.shape}; images (N, C, H, W) only are implemented",
-            [(node.operator, node.version, node.name)],
-        )
+        raise unsupported(node, f"the input is {x.shape}; only images (N, C, H, W) are implemented")
 
 
 # --- convolution and pooling --------------------------------------------------------------
 
 
 class Window:
-    """The window, steps and borders of a convolution or pooling node.
+    """The window, strides and borders of a convolution or pooling node.
 
-    Source   the operators' specification; sizes as in onnxruntime and PyTorch: under
-             `ceil_mode` no window may begin beyond the image and its first border
+    With `ceil_mode` the border at the end grows until there is room for one window more, if that
+    window begins within the image or its first border, as in onnxruntime and PyTorch.
+
+    node      the Node
+    size      (H, W) of the images, pixels
+    kernel    (rows, columns) of the window, pixels
+
+    kernel, stride, dilation   (rows, columns), pixels
+    borders                    ((top, bottom), (left, right)), as the node gives them
+    padding                    the same, with what `ceil_mode` adds
+    settings                   stride, padding and dilation, as functions of the engine take them
+    output                     (OH, OW)
+    Raises                     ValueError for settings that do not fit, or a window that exceeds the
+                               image and its border
+    Source                     the operators' specification
     """
 
-    def __init__(self, node, size, kernel):
+    def __init__(self, node: Node, size: Sequence[int], kernel: Sequence[int]):
         self.kernel = tuple(kernel)
         self.stride = self._pair(node, "strides", 1)
         self.dilation = self._pair(node, "dilations", 1)
         if min(self.kernel) < 1:
             raise ValueError(f"the window is {self.kernel}")
         self.borders = self._borders(node, size)
-        self.output, overhang = [], []
+        self.padding = []
         for n, k, s, d, (before, after) in zip(
             size, self.kernel, self.stride, self.dilation, self.borders, strict=True
         ):
@@ -112,17 +156,18 @@ class Window:
                 raise ValueError(
                     f"a window of {span} exceeds {n} pixels and their border of {before} + {after}"
                 )
-            count = (-(-room // s) if node["ceil_mode"] else room // s) + 1
-            if node["ceil_mode"] and (count - 1) * s >= n + before:
-                count -= 1
-            self.output.append(count)
-            overhang.append(max(0, (count - 1) * s + span - (n + before + after)))
-        self.overhang = tuple(overhang)
-        # With so much at the end, rounding down gives the same number of outputs.
-        self.padding = tuple(
-            (before, after + more)
-            for (before, after), more in zip(self.borders, overhang, strict=True)
-        )
+            # With so much more border at the end there is room for one window more.
+            more = -room % s if node["ceil_mode"] else 0
+            if more and room + more >= n + before:  # where that window begins
+                more = 0
+            self.padding.append((before, after + more))
+        self.padding = tuple(self.padding)
+        self.settings = {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+        }
+        self.output = output_size(size, self.kernel, **self.settings)
 
     def _pair(self, node, name, default):
         values = node[name] or [default] * 2
@@ -146,30 +191,49 @@ class Window:
         sides = convolution.borders("same", size, self.kernel, self.stride, self.dilation)
         return tuple(side[::-1] for side in sides) if auto == "SAME_LOWER" else sides
 
-    def reserve(self, run, shape, channels, depth):
+    def reserve(self, run: Run, shape: Sequence[int], channels: int, depth: int) -> None:
         """Ask for the memory and time of a layer over images.
 
+        run        the Run
         shape      of the images, (N, H, W, C)
         channels   of the outputs
         depth      channels of the input that each of them sees
         """
         count, *size, inputs = shape
-        few = 16  # channels: with less than these a window takes as long
+        few = 16  # channels; copying a window of fewer takes as long
         wide = [n + sum(border) for n, border in zip(size, self.padding, strict=True)]
         run.reserve((count, *wide, inputs))
         outputs = run.reserve((count, *self.output, channels))
         windows = count * math.prod(self.output) * math.prod(self.kernel)
         run.spend(windows * max(inputs, few) * COPY + outputs * math.prod(self.kernel) * depth)
 
-    def count_taps(self, run):
-        """Pooling goes over the images once for each pixel of its window."""
+    def count_taps(self, run: Run) -> None:
+        """Ask for the time of pooling, which passes over the images once per pixel of the window.
+
+        run   the Run
+        """
         run.spend(math.prod(self.kernel) * CALL // 100)
         for taps, count in zip(self.kernel, self.output, strict=True):
             run.reserve((count, taps), itemsize=8)
 
 
 @operator("Conv")
-def conv(run, node, x, w, b=None, *, activation=None):
+def conv(
+    run: Run,
+    node: Node,
+    x: Value,
+    w: Value,
+    b: Value | None = None,
+    *,
+    activation: str | None = None,
+) -> Value:
+    """Conv: a convolution, also depthwise and in groups, with an activation behind it.
+
+    x            images (N, C, H, W)
+    w            kernels (O, C/group, kh, kw)
+    b            bias (O,), or None
+    activation   None, "relu" or "relu6"
+    """
     expect_images(node, x)
     if w.rank != 4:
         raise ValueError(f"the weights are {w.shape}, expected (O, C/group, kh, kw)")
@@ -193,14 +257,9 @@ def conv(run, node, x, w, b=None, *, activation=None):
         run.spend(4 * TOUCH * math.prod(repeated))
     else:
         window.reserve(run, images.shape, outputs, depth)
-    run.reserve((window.output[1], *kernel, channels))  # a row of windows, copied out
+    run.reserve((window.output[1], *kernel, channels))  # copies of the windows of one row
     run.spend(group * CALL if depth > 1 else 0)
-    settings = {
-        "stride": window.stride,
-        "padding": window.padding,
-        "dilation": window.dilation,
-        "activation": activation,
-    }
+    settings = window.settings | {"activation": activation}
     bias = None if b is None else b.data
     if group == 1:
         y = convolution.conv2d(images, kernels, bias, **settings)
@@ -234,10 +293,14 @@ def _depthwise(images, kernels, channels, bias, settings):
 
 
 @operator("ConvTranspose")
-def conv_transpose(run, node, x, w, b=None):
-    """A convolution's way back: each pixel lays down its kernels, and what overlaps is added.
+def conv_transpose(run: Run, node: Node, x: Value, w: Value, b: Value | None = None) -> Value:
+    """ConvTranspose, a convolution's way back: each pixel lays down its kernels, and they add up.
 
-    y[n,i·s+u·d−p,j·s+v·d−p,m] = b[m] + Σ_c x[n,i,j,c] · w[c,m,u,v], summed over what meets there
+    y[n,i·s+u·d−p,j·s+v·d−p,m] = b[m] + Σ_c x[n,i,j,c] · w[c,m,u,v], summed over all that meet there
+
+    x   images (N, C, H, W)
+    w   kernels (C, O/group, kh, kw)
+    b   bias (O,), or None
     """
     expect_images(node, x)
     if w.rank != 4:
@@ -278,14 +341,19 @@ def conv_transpose(run, node, x, w, b=None):
 class Spread:
     """Where a ConvTranspose lays its kernels.
 
+    node      the Node
+    size      (H, W) of the images, pixels
+    kernel    (rows, columns), pixels
+
     stride, dilation  (rows, columns)
     borders           what is cut off: ((top, bottom), (left, right))
     size              (OH, OW) that kernels reach, without these borders
     empty             what no kernel reaches, in the form of `borders`: zeros (and the bias)
+    Raises            ValueError for settings that do not fit, or that leave no pixel
     Source            the operator's specification
     """
 
-    def __init__(self, node, size, kernel):
+    def __init__(self, node: Node, size: Sequence[int], kernel: Sequence[int]):
         self.stride, self.dilation = (
             tuple(node[name] or [1, 1]) for name in ("strides", "dilations")
         )
@@ -308,12 +376,12 @@ class Spread:
         if wanted is None and auto in ("SAME_UPPER", "SAME_LOWER"):
             wanted = [n * s for n, s in zip(size, self.stride, strict=True)]
         if wanted is not None:
-            wanted = wanted[-2:]  # some name the batch and the channels too
+            wanted = wanted[-2:]  # some files name the batch and the channels too
             total = [w + m - n for w, m, n in zip(whole, more, wanted, strict=True)]
             sides = [(t // 2, t - t // 2) for t in total]
-            if auto != "SAME_UPPER":  # the odd pixel at the start
+            if auto != "SAME_UPPER":  # the odd pixel is cut off at the start
                 sides = [side[::-1] for side in sides]
-            # What is missing, not too much, is missing at the end, as in onnxruntime.
+            # If there are too few pixels, zeros are added at the end, as in onnxruntime.
             sides = [(0, t) if t < 0 else side for t, side in zip(total, sides, strict=True)]
         elif auto in ("NOTSET", "VALID"):
             sides = [(pads[i], pads[i + 2]) for i in range(2)]
@@ -329,7 +397,7 @@ class Spread:
 
 @op
 def _lay_down(x, w, *, spread):
-    """x (N, H, W, C), w (kh, kw, O, C) → (N, OH, OW, O): what a convolution's gradient does"""
+    """x (N, H, W, C), w (kh, kw, O, C) → (N, OH, OW, O): the input gradient of a convolution."""
     kernels, settings = kernels_of(x), (spread.stride, spread.borders, spread.dilation)
     source, weights = x[None], w[None]
     shape = len(x), *spread.size, w.shape[2]
@@ -351,29 +419,28 @@ def _part(x, axis, start, stop):
 
 
 @operator("MaxPool")
-def max_pool(run, node, x):
+def max_pool(run: Run, node: Node, x: Value) -> Value:
+    """MaxPool: the largest value of each window.
+
+    x   images (N, C, H, W)
+    """
     expect_images(node, x)
     if not x.is_float or any(node.outputs[1:]):
-        raise UnsupportedError(
-            f"{node}: whole numbers, or the indices of the maxima, are not implemented",
-            [(node.operator, node.version, node.name)],
-        )
+        raise unsupported(node, "whole numbers, and the indices of the maxima, are not implemented")
     images = x.stored(CHANNELS_LAST)
     window = Window(node, x.shape[2:], node["kernel_shape"])
     window.reserve(run, images.shape, images.shape[-1], 1)
     window.count_taps(run)
-    y = convolution.max_pool(
-        images,
-        window=window.kernel,
-        stride=window.stride,
-        padding=window.padding,
-        dilation=window.dilation,
-    )
+    y = convolution.max_pool(images, window=window.kernel, **window.settings)
     return Value(y, CHANNELS_LAST)
 
 
 @operator("AveragePool")
-def average_pool(run, node, x):
+def average_pool(run: Run, node: Node, x: Value) -> Value:
+    """AveragePool: the mean of each window.
+
+    x   images (N, C, H, W)
+    """
     expect_images(node, x)
     images = x.stored(CHANNELS_LAST)
     window = Window(node, x.shape[2:], node["kernel_shape"])
@@ -381,15 +448,10 @@ def average_pool(run, node, x):
     window.count_taps(run)
     counted = bool(node["count_include_pad"])
     y = convolution.mean_pool(
-        images,
-        window=window.kernel,
-        stride=window.stride,
-        padding=window.padding,
-        dilation=window.dilation,
-        count_padding=counted,
+        images, window=window.kernel, count_padding=counted, **window.settings
     )
-    if counted and any(window.overhang):
-        # Of a last window that reaches beyond the border only the pixels within it count.
+    if counted and window.padding != window.borders:
+        # The last window may reach beyond the border: only its pixels within the border count.
         within = _pixels_within(window, x.shape[2:])
         share = math.prod(window.kernel) / np.maximum(within, 1)
         y = ops.multiply(y, run.constant(share[..., None]))
@@ -397,7 +459,7 @@ def average_pool(run, node, x):
 
 
 def _pixels_within(window, size):
-    """How many pixels of each window lie on the image or its border: (OH, OW)."""
+    """How many pixels of each window are in the image or its border: (OH, OW)."""
     counts = []
     for n, k, s, d, out, border in zip(
         size,
@@ -414,21 +476,29 @@ def _pixels_within(window, size):
 
 
 @operator("GlobalAveragePool")
-def global_average_pool(run, node, x):
+def global_average_pool(run: Run, node: Node, x: Value) -> Value:
+    """GlobalAveragePool: the mean over all pixels, (N, C, 1, 1).
+
+    x   images (N, C, H, W)
+    """
     expect_images(node, x)
     y = ops.global_mean(x.stored(CHANNELS_LAST))
     return Value(ops.reshape(y, shape=(x.shape[0], 1, 1, x.shape[1])), CHANNELS_LAST)
 
 
 @operator("GlobalMaxPool")
-def global_max_pool(run, node, x):
+def global_max_pool(run: Run, node: Node, x: Value) -> Value:
+    """GlobalMaxPool: the largest value over all pixels, (N, C, 1, 1).
+
+    x   images (N, C, H, W)
+    """
     expect_images(node, x)
     return Value(_global_max(x.stored(CHANNELS_LAST)), CHANNELS_LAST)
 
 
 @op
 def _global_max(x):
-    """The largest value of each channel; equals share the gradient: (N, H, W, C) → (N, 1, 1, C)"""
+    """The largest value per channel, (N, H, W, C) → (N, 1, 1, C); equal ones share the gradient."""
     y = x.max(axis=(1, 2), keepdims=True)
 
     def pullback(g):
@@ -442,7 +512,26 @@ def _global_max(x):
 
 
 @operator("BatchNormalization")
-def batch_normalization(run, node, x, scale, bias, mean, variance, *, activation=None):
+def batch_normalization(
+    run: Run,
+    node: Node,
+    x: Value,
+    scale: Value,
+    bias: Value,
+    mean: Value,
+    variance: Value,
+    *,
+    activation: str | None = None,
+) -> Value:
+    """BatchNormalization, with an activation behind it: see `minires.engine.batch_norm`.
+
+    Unless the run predicts, it normalises by the batch and moves the running statistics.
+
+    x                (N, C, …)
+    scale, bias      (C,)
+    mean, variance   (C,), the running statistics; changed unless the run predicts
+    activation       None, "relu" or "relu6"
+    """
     if x.rank < 2:
         raise ValueError(f"the input is {x.shape}, expected (N, C, …)")
     for name, value in (("scale", scale), ("B", bias), ("mean", mean), ("var", variance)):
@@ -473,17 +562,19 @@ def batch_normalization(run, node, x, scale, bias, mean, variance, *, activation
     return Value(ops.reshape(y, shape=shape) if y.shape != shape else y, order)
 
 
-def update_running(momentum, running, moments, count):
+def update_running(
+    momentum: float, running: Sequence[Array], moments: Sequence[Array], count: int
+) -> None:
     """Move the running mean and variance towards those of a batch, in place.
 
     running ← momentum · running + (1 − momentum) · new
 
-    The batch is normalised with the population's variance. The unbiased estimate is what is
-    kept, as in PyTorch. (ONNX's training mode, which no exporter writes for inference, keeps the
-    population's.)
+    The batch is normalised with the population's variance, but the unbiased estimate is kept, as in
+    PyTorch. (ONNX's own training mode keeps the population's. No exporter writes that mode for
+    inference.)
 
-    momentum   the share of the old values that is kept: of a file's node, its attribute
-               `momentum`. PyTorch's "momentum" is one minus this
+    momentum   the share of the old values that is kept: the attribute `momentum` of a node.
+               PyTorch's "momentum" is one minus this
     running    mean and variance (C,), changed
     moments    mean and population variance (C,) of the batch
     count      how many values of each channel the batch has
@@ -495,24 +586,34 @@ def update_running(momentum, running, moments, count):
         kept += (1 - momentum) * value
 
 
-def as_affine(node, scale, bias, mean, variance):
-    """Batch norm with its running statistics is y = x · factor + shift."""
+def as_affine(
+    node: Node, scale: Value, bias: Value, mean: Value, variance: Value
+) -> tuple[Array, Array]:
+    """Batch norm with its running statistics, as y = x · factor + shift.
+
+    node             its Node, for ε
+    scale, bias      (C,) Values
+    mean, variance   (C,) Values
+    Returns          factor, shift: (C,) arrays or Tensors
+    """
     xp = xp_of(variance.array)
     deviation = xp.sqrt(variance.array + variance.array.dtype.type(node["epsilon"]))
     factor = ops.divide(scale.data, deviation)
     return factor, ops.subtract(bias.data, ops.multiply(factor, mean.array))
 
 
-@operator("LayerNormalization")
-def layer_normalization(run, node, x, scale, bias=None):
-    """(x − mean) / √(variance + ε) · scale + B over the axes from one on (Ba et al. 2016)."""
-    if not x.rank or not -x.rank <= node["axis"] < x.rank:
-        raise ValueError(f"axis {node['axis']} of an array with {x.rank} axes")
-    axes = tuple(range(node["axis"] % x.rank, x.rank))
+@operator("LayerNormalization", touches=7)
+def layer_normalization(
+    run: Run, node: Node, x: Value, scale: Value, bias: Value | None = None
+) -> Value | tuple[Value, ...]:
+    """LayerNormalization: (x − mean) / √(variance + ε) · scale + bias, over the axes from one on.
+
+    scale, bias   of the shape of these axes, or broadcast to it; bias may be None
+    Source        Ba et al. 2016, arXiv:1607.06450
+    """
+    axes = tuple(range(x.axis(node["axis"]), x.rank))
     if np.broadcast_shapes(scale.shape, x.shape) != x.shape:
         raise ValueError(f"scale is {scale.shape}, the input {x.shape}")
-    run.reserve(x.shape)
-    run.spend(6 * TOUCH * x.size)
     data = x.plain
     mean = ops.mean(data, axis=axes, keepdims=True)
     centred = ops.subtract(data, mean)
@@ -526,14 +627,18 @@ def layer_normalization(run, node, x, scale, bias=None):
 
 
 @operator("DequantizeLinear")
-def dequantize(run, node, x, scale, zero=None):
-    """(x − zero) · scale, for weights that a file stores as small whole numbers."""
+def dequantize(run: Run, node: Node, x: Value, scale: Value, zero: Value | None = None) -> Value:
+    """DequantizeLinear: (x − zero) · scale, for weights stored as small whole numbers.
+
+    x       whole numbers
+    scale   floats: one, or one for each place along an axis
+    zero    whole numbers like scale, or None for 0
+    """
     if x.is_float or (node["block_size"] or 0) > 0:
-        raise UnsupportedError(f"{node}: blocks, or an input that is {x.array.dtype}")
+        raise unsupported(node, f"blocks, or an input that is {x.array.dtype}")
     shape = [1] * x.rank
     if scale.size > 1 and x.rank:
-        x.place(node["axis"])  # raises for an axis that is not there
-        shape[node["axis"] % x.rank] = scale.size
+        shape[x.axis(node["axis"])] = scale.size
     run.reserve(x.shape, itemsize=8)
     whole = x.array.astype(np.int64)
     if zero is not None:
@@ -545,8 +650,12 @@ def dequantize(run, node, x, scale, zero=None):
 
 
 @operator("LRN")
-def local_response_normalization(run, node, x):
-    """x / (k + α/n · Σ x²)^β, the sum over n neighbouring channels (Krizhevsky et al. 2012)."""
+def local_response_normalization(run: Run, node: Node, x: Value) -> Value:
+    """LRN: x / (k + α/n · Σ x²)^β, the sum over n neighbouring channels.
+
+    x        images (N, C, H, W)
+    Source   Krizhevsky et al. 2012
+    """
     expect_images(node, x)
     data, size = x.stored(CHANNELS_LAST), node["size"]
     if size < 1:
@@ -565,13 +674,18 @@ def local_response_normalization(run, node, x):
 
 
 @operator("Dropout")
-def dropout(run, node, x, ratio=None, training=None):
+def dropout(
+    run: Run, node: Node, x: Value, ratio: Value | None = None, training: Value | None = None
+) -> Value | tuple[Value, Value]:
+    """Dropout: in training a share of the values is set to 0; otherwise x itself.
+
+    ratio      the share to drop, one number; None: the default
+    training   whether the file itself asks for training mode, which is refused
+    """
     rate = scalar(ratio, 0.5) if node.version >= 12 else node["ratio"]
     if training is not None and scalar(training, False):
-        raise UnsupportedError(
-            f"{node}: the file asks for training mode; export the network for inference (minires "
-            "itself drops in loss_and_gradient)"
-        )
+        text = "the file asks for training mode; export the network for inference "
+        raise unsupported(node, text + "(minires itself drops values in loss_and_gradient)")
     y = x
     if run.mode == "train" and rate > 0:
         if run.rng is None:
@@ -585,21 +699,27 @@ def dropout(run, node, x, ratio=None, training=None):
 # --- elementwise --------------------------------------------------------------------------
 
 
-def together(x, y):
-    """Two values in one order of axes, ready to broadcast: (x, y, order)."""
+def aligned(x: Value, y: Value) -> tuple[Array, Array, tuple[int, ...]]:
+    """Two values with their axes in one order, ready to broadcast.
+
+    x, y      Values
+    Returns   two arrays or Tensors, and the order of the axes
+    """
     rank = max(x.rank, y.rank)
     leader = x if (x.rank, x.size) >= (y.rank, y.size) else y
     order = leader.with_rank(rank).order
     return (*(v.data if v.rank == 0 else v.with_rank(rank).stored(order) for v in (x, y)), order)
 
 
-def binary(function, on_whole_numbers):
-    """An operator on two broadcast inputs."""
+def binary(function: Callable, on_whole_numbers: Callable) -> Callable:
+    """Make an operator on two inputs that broadcast.
+
+    function           of two arrays or Tensors of floats
+    on_whole_numbers   of two arrays of whole numbers
+    """
 
     def apply(run, node, x, y):
-        a, b, order = together(x, y)
-        itemsize = max(x.array.itemsize, y.array.itemsize)
-        run.reserve(np.broadcast_shapes(a.shape, b.shape), itemsize=itemsize)
+        a, b, order = aligned(x, y)
         if x.is_float:
             return Value(function(a, b), order)
         return Value(np.asarray(on_whole_numbers(data_of(a), data_of(b))), order)
@@ -615,27 +735,30 @@ def _divide_whole(x, y):
     return down + ((down < 0) & (down * y != x))
 
 
-OPERATORS["Add"] = binary(ops.add, np.add)
-OPERATORS["Sub"] = binary(ops.subtract, np.subtract)
-OPERATORS["Mul"] = binary(ops.multiply, np.multiply)
-OPERATORS["Div"] = binary(ops.divide, _divide_whole)
+operator("Add", broadcasts=True)(binary(ops.add, np.add))
+operator("Sub", broadcasts=True)(binary(ops.subtract, np.subtract))
+operator("Mul", broadcasts=True)(binary(ops.multiply, np.multiply))
+operator("Div", broadcasts=True)(binary(ops.divide, _divide_whole))
 
 
-@operator("Mod")
-def mod(run, node, x, y):
-    """The remainder of whole numbers: its sign is the divisor's, with `fmod` the dividend's"""
+@operator("Mod", broadcasts=True)
+def mod(run: Run, node: Node, x: Value, y: Value) -> Value:
+    """Mod: the remainder. It has the sign of the divisor; with `fmod`, that of the dividend.
+
+    x, y   whole numbers that broadcast
+    """
     if x.is_float:
-        raise UnsupportedError(
-            f"{node}: remainders of floats are not implemented",
-            [(node.operator, node.version, node.name)],
-        )
+        raise unsupported(node, "remainders of floats are not implemented")
     if not np.all(y.array):
         raise ValueError("a whole number is divided by zero")
     return binary(None, np.fmod if node["fmod"] else np.mod)(run, node, x, y)
 
 
-def variadic(combine):
-    """An operator that combines any number of inputs, two at a time."""
+def variadic(combine: Callable) -> Callable:
+    """Make an operator on any number of inputs, which combines two at a time.
+
+    combine   an operator on two inputs
+    """
 
     def apply(run, node, first, *others):
         for other in others:
@@ -645,13 +768,16 @@ def variadic(combine):
     return apply
 
 
-OPERATORS["Max"] = variadic(binary(ops.maximum, np.maximum))
-OPERATORS["Min"] = variadic(binary(ops.minimum, np.minimum))
-OPERATORS["Sum"] = variadic(OPERATORS["Add"])
+operator("Max", broadcasts=True)(variadic(binary(ops.maximum, np.maximum)))
+operator("Min", broadcasts=True)(variadic(binary(ops.minimum, np.minimum)))
+operator("Sum", broadcasts=True)(variadic(OPERATORS["Add"]))
 
 
-def unary(function):
-    """An operator on each number by itself."""
+def unary(function: Callable) -> Callable:
+    """Make an operator on each number by itself.
+
+    function   of an array or Tensor
+    """
 
     def apply(run, node, x):
         return Value(function(x.data), x.order)
@@ -659,16 +785,16 @@ def unary(function):
     return apply
 
 
-OPERATORS["Relu"] = unary(ops.relu)
-OPERATORS["Sigmoid"] = unary(ops.sigmoid)
-OPERATORS["Tanh"] = unary(ops.tanh)
-OPERATORS["Neg"] = unary(ops.negative)
-OPERATORS["Sqrt"] = unary(ops.sqrt)
-OPERATORS["Identity"] = unary(lambda x: x)
+operator("Relu")(unary(ops.relu))
+operator("Sigmoid")(unary(ops.sigmoid))
+operator("Tanh")(unary(ops.tanh))
+operator("Neg")(unary(ops.negative))
+operator("Sqrt")(unary(ops.sqrt))
+operator("Identity")(unary(lambda x: x))
 
 
-OPERATORS["Exp"] = unary(ops.exp)
-OPERATORS["Log"] = unary(ops.log)
+operator("Exp")(unary(ops.exp))
+operator("Log")(unary(ops.log))
 
 
 @op
@@ -715,34 +841,36 @@ def _elu(x, *, low, inner, outer):
     return y, (lambda g: g * slope,)
 
 
-OPERATORS["Abs"] = unary(lambda x: _absolute(x) if x.dtype.kind == "f" else np.abs(x))
-OPERATORS["Softplus"] = unary(_softplus)
-OPERATORS["Softsign"] = unary(_softsign)
-OPERATORS["Erf"] = unary(_erf)
-OPERATORS["Mish"] = unary(lambda x: ops.multiply(x, ops.tanh(_softplus(x))))
+operator("Abs")(unary(lambda x: _absolute(x) if x.dtype.kind == "f" else np.abs(x)))
+operator("Softplus")(unary(_softplus))
+operator("Softsign")(unary(_softsign))
+operator("Erf")(unary(_erf))
+operator("Mish")(unary(lambda x: ops.multiply(x, ops.tanh(_softplus(x)))))
 
 
 @operator("Elu")
-def elu(run, node, x):
+def elu(run: Run, node: Node, x: Value) -> Value:
+    """Elu: x above 0, α (eˣ − 1) below."""
     return Value(_elu(x.data, low=node["alpha"], inner=1, outer=1), x.order)
 
 
 @operator("Selu")
-def selu(run, node, x):
+def selu(run: Run, node: Node, x: Value) -> Value:
+    """Selu: γ x above 0, γ α (eˣ − 1) below."""
     return Value(_elu(x.data, low=node["alpha"], inner=1, outer=node["gamma"]), x.order)
 
 
 @operator("Celu")
-def celu(run, node, x):
+def celu(run: Run, node: Node, x: Value) -> Value:
+    """Celu: x above 0, α (e^(x/α) − 1) below."""
     alpha = node["alpha"]
     return Value(_elu(x.data, low=alpha, inner=1 / alpha, outer=1), x.order)
 
 
-@operator("Gelu")
-def gelu(run, node, x):
-    """x · Φ(x), with Φ by the error function or, on request, by tanh"""
+@operator("Gelu", touches=5)
+def gelu(run: Run, node: Node, x: Value) -> Value:
+    """Gelu: x · Φ(x), with Φ by the error function or, if the node asks for it, by tanh."""
     data, number = x.data, run.number
-    run.spend(4 * TOUCH * x.size)
     if node["approximate"] == "tanh":
         cube = ops.multiply(ops.multiply(data, data), data)
         inner = ops.add(data, ops.multiply(cube, number(0.044715)))
@@ -764,9 +892,14 @@ def _raise_to(x, *, exponent):
 
 
 @operator("Pow")
-def pow_(run, node, x, y):
+def pow_(run: Run, node: Node, x: Value, y: Value) -> Value:
+    """Pow: x to a constant power.
+
+    x   floats or whole numbers
+    y   the exponent, one number
+    """
     if y.size != 1:
-        raise UnsupportedError(f"{node}: exponents {y.shape}; a single number is implemented")
+        raise unsupported(node, f"exponents {y.shape}; only a single number is implemented")
     exponent = y.on_host.reshape(()).item()
     if not x.is_float:
         if exponent < 0:
@@ -775,14 +908,13 @@ def pow_(run, node, x, y):
     return Value(_raise_to(x.data, exponent=exponent), x.order)
 
 
-def comparison(function):
-    """An operator whose results are truth values, on the host."""
+def comparison(function: Callable) -> Callable:
+    """Make an operator on two inputs whose results are truth values, on the host.
+
+    function   of two NumPy arrays
+    """
 
     def apply(run, node, x, y):
-        shape = np.broadcast_shapes(x.shape, y.shape)
-        run.reserve(shape, itemsize=8)
-        if math.prod(shape) > SHORT and (x.known is None or y.known is None):
-            run.spend(TOUCH * math.prod(shape))
         plain = (data_of(value.plain) for value in (x, y))
         return Value(np.asarray(function(*map(to_host, plain))))
 
@@ -793,23 +925,29 @@ for _name, _function in {
     "Equal": np.equal, "Greater": np.greater, "Less": np.less, "And": np.logical_and,
     "Or": np.logical_or, "GreaterOrEqual": np.greater_equal, "LessOrEqual": np.less_equal,
 }.items():  # fmt: skip
-    OPERATORS[_name] = comparison(_function)
+    operator(_name, broadcasts=True)(comparison(_function))
 
 
 @operator("Not")
-def not_(run, node, x):
+def not_(run: Run, node: Node, x: Value) -> Value:
+    """Not: the opposite of each truth value.
+
+    x   truth values
+    """
     return Value(np.logical_not(x.array), x.order)
 
 
-@operator("Where")
-def where(run, node, condition, x, y):
-    shape = np.broadcast_shapes(condition.shape, x.shape, y.shape)
-    run.reserve(shape, itemsize=max(x.array.itemsize, y.array.itemsize))
-    run.spend(2 * TOUCH * math.prod(shape))
+@operator("Where", touches=3, broadcasts=True)
+def where(run: Run, node: Node, condition: Value, x: Value, y: Value) -> Value:
+    """Where: x where the condition is true, else y.
+
+    condition   truth values
+    x, y        floats or whole numbers; all three broadcast
+    """
     if not x.is_float:
         return Value(np.where(condition.array, data_of(x.plain), data_of(y.plain)))
     chosen = run.constant(condition.plain)
-    # Each is set to 0 where the other counts, so that what is not chosen may be infinite.
+    # Each is set to 0 where the other is chosen, so numbers that are not chosen may be infinite.
     parts = [_masked(v.plain, mask=m) for v, m in ((x, chosen), (y, 1 - chosen))]
     return Value(ops.add(*parts))
 
@@ -827,14 +965,18 @@ def _leaky_relu(x, *, slope):
 
 
 @operator("LeakyRelu")
-def leaky_relu(run, node, x):
+def leaky_relu(run: Run, node: Node, x: Value) -> Value:
+    """LeakyRelu: x above 0, α x below."""
     return Value(_leaky_relu(x.data, slope=node["alpha"]), x.order)
 
 
 @operator("PRelu")
-def prelu(run, node, x, slope):
-    """max(x, 0) + slope · min(x, 0)"""
-    a, b, order = together(x, slope)
+def prelu(run: Run, node: Node, x: Value, slope: Value) -> Value:
+    """PRelu: max(x, 0) + slope · min(x, 0).
+
+    slope   an array that broadcasts to x
+    """
+    a, b, order = aligned(x, slope)
     if np.broadcast_shapes(a.shape, b.shape) != a.shape:
         raise ValueError(f"the slope is {slope.shape}, the input {x.shape}")
     below = ops.negative(ops.relu(ops.negative(a)))
@@ -848,32 +990,47 @@ def _between(x, slope, shift):
 
 
 @operator("HardSigmoid")
-def hard_sigmoid(run, node, x):
+def hard_sigmoid(run: Run, node: Node, x: Value) -> Value:
+    """HardSigmoid: α x + β, held between 0 and 1."""
     return Value(_between(x.data, node["alpha"], node["beta"]), x.order)
 
 
 @operator("HardSwish")
-def hard_swish(run, node, x):
+def hard_swish(run: Run, node: Node, x: Value) -> Value:
+    """HardSwish: x · (x/6 + 1/2, held between 0 and 1)."""
     return Value(ops.multiply(x.data, _between(x.data, 1 / 6, 0.5)), x.order)
 
 
-def clip_bounds(node, low=None, high=None):
-    """The bounds of a Clip node, from attributes (before opset 11) or inputs."""
+def clip_bounds(
+    node: Node, low: Value | None = None, high: Value | None = None
+) -> tuple[float | None, float | None]:
+    """The bounds of a Clip node, which are attributes before opset 11 and inputs later.
+
+    node        the Node
+    low, high   its inputs, Values or None
+    Returns     two numbers, each may be None
+    """
     if node.version < 11:
         return node["min"], node["max"]
     return scalar(low, None), scalar(high, None)
 
 
 @operator("Clip")
-def clip(run, node, x, low=None, high=None):
+def clip(
+    run: Run, node: Node, x: Value, low: Value | None = None, high: Value | None = None
+) -> Value:
+    """Clip: x held between two bounds.
+
+    x           floats or whole numbers
+    low, high   one number each, or None
+    """
     low, high = clip_bounds(node, low, high)
     if not x.is_float:
         return Value(np.clip(x.array, low, high), x.order)
     if (low, high) == (0, 6):
         return Value(ops.relu6(x.data), x.order)
     low, high = -np.inf if low is None else low, np.inf if high is None else high
-    # A float16 file's largest number is no bound in float32; it makes no difference below it.
-    # Where the bounds cross, the upper one wins.
+    # If the lower bound exceeds the upper one, the upper one counts.
     return Value(ops.clip(x.data, low=min(low, high), high=high), x.order)
 
 
@@ -881,9 +1038,19 @@ def clip(run, node, x, low=None, high=None):
 
 
 @operator("Resize")
-def resize(run, node, x, region=None, scales=None, sizes=None):
-    """Other numbers of pixels: along each axis every result is a weighted mean of a few pixels.
+def resize(
+    run: Run,
+    node: Node,
+    x: Value,
+    region: Value | None = None,
+    scales: Value | None = None,
+    sizes: Value | None = None,
+) -> Value:
+    """Resize: another number of pixels; along each axis a result is a mean of a few, weighted.
 
+    region   not used: it is for a mode that is not implemented
+    scales   new length / old length, for each axis; before opset 11 in the place of `region`
+    sizes    new lengths, if there are no scales
     Source   the operator's specification: where a result lies among the pixels, and how they are
              weighted, each by its name
     """
@@ -913,7 +1080,7 @@ def resize(run, node, x, region=None, scales=None, sizes=None):
 
 
 def _new_lengths(node, before, scales, sizes):
-    """What a Resize makes of lengths: (new lengths, new / old), as `scales` or `sizes` say."""
+    """The new lengths of a Resize, and new / old, from `scales` or `sizes`."""
     if scales is not None and scales.size:
         scales = [float(number) for number in scales.on_host.reshape(-1)]
         lengths = [math.floor(n * s) for n, s in zip(before, scales, strict=True)]
@@ -949,10 +1116,7 @@ def _places_between(node, size, length, scale):
         return middle if length > 1 else np.zeros(1)
     if mode == "half_pixel_symmetric":
         return middle + size / 2 * (1 - length / (scale * size))
-    raise UnsupportedError(
-        f"{node}: coordinate_transformation_mode {mode!r} is not implemented",
-        [(node.operator, node.version, node.name)],
-    )
+    raise unsupported(node, f"coordinate_transformation_mode {mode!r} is not implemented")
 
 
 def _nearest(node, where, size):
@@ -970,10 +1134,8 @@ def _nearest(node, where, size):
 def _means(node, where, size):
     """The weights of linear or cubic interpolation: (results, pixels)."""
     if node["antialias"] or node["mode"] not in ("linear", "cubic"):
-        raise UnsupportedError(
-            f"{node}: mode {node['mode']!r}, antialias {node['antialias']} is not implemented",
-            [(node.operator, node.version, node.name)],
-        )
+        text = f"mode {node['mode']!r}, antialias {node['antialias']} is not implemented"
+        raise unsupported(node, text)
     first = np.floor(where)
     t = where - first
     if node["mode"] == "linear":
@@ -997,8 +1159,12 @@ def _means(node, where, size):
 
 
 @operator("Gemm")
-def gemm(run, node, a, b, c=None):
-    """α · A B + β · C, with A and B transposed on request."""
+def gemm(run: Run, node: Node, a: Value, b: Value, c: Value | None = None) -> Value:
+    """Gemm: α · A B + β · C, with A and B transposed if the node says so.
+
+    a, b   matrices
+    c      an array that broadcasts to the product, or None
+    """
     if a.rank != 2 or b.rank != 2:
         raise ValueError(f"A is {a.shape} and B {b.shape}, expected two matrices")
     a = a.transposed([1, 0]) if node["transA"] else a
@@ -1017,7 +1183,11 @@ def gemm(run, node, a, b, c=None):
 
 
 @operator("MatMul")
-def matmul(run, node, a, b):
+def matmul(run: Run, node: Node, a: Value, b: Value) -> Value:
+    """MatMul: the matrix product of A and B, over leading axes that broadcast.
+
+    a, b   arrays of one axis or more
+    """
     if not a.rank or not b.rank:
         raise ValueError(f"A is {a.shape} and B {b.shape}: a product needs axes")
     row, column = a.rank == 1, b.rank == 1
@@ -1035,8 +1205,6 @@ def matmul(run, node, a, b):
 
 def _product(run, a, b):
     left, right = a.plain, b.plain
-    if left.shape[-1] != right.shape[-2]:
-        raise ValueError(f"A {a.shape} has {left.shape[-1]} columns, B {b.shape} other rows")
     lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     work = run.reserve((*lead, left.shape[-2], right.shape[-1])) * left.shape[-1]
     run.spend(math.prod(lead) * CALL + work * (1 if a.is_float else SLOW))
@@ -1048,8 +1216,12 @@ def _product(run, a, b):
 # --- reductions ---------------------------------------------------------------------------
 
 
-def reduction(function, on_whole_numbers):
-    """An operator that sums or averages over some axes."""
+def reduction(function: Callable, on_whole_numbers: Callable) -> Callable:
+    """Make an operator that reduces some axes to one number.
+
+    function           of an array or Tensor of floats, with axis and keepdims
+    on_whole_numbers   the same for whole numbers
+    """
 
     def apply(run, node, x, axes=None):
         axes = setting(node, "axes", axes)
@@ -1057,7 +1229,7 @@ def reduction(function, on_whole_numbers):
             if node["noop_with_empty_axes"]:
                 return x
             axes = list(range(x.rank))
-        axes = sorted({axis % x.rank for axis in axes if x.place(axis) >= 0})
+        axes = sorted(set(map(x.axis, axes)))
         if 0 in x.shape and function is ops.mean:
             raise ValueError(f"an array {x.shape} holds nothing to average")
         keep = bool(node["keepdims"])
@@ -1067,7 +1239,7 @@ def reduction(function, on_whole_numbers):
         places = tuple(x.place(axis) for axis in axes)
         reduce = function if x.is_float else on_whole_numbers
         if function is _largest and 0 in x.shape:
-            raise UnsupportedError(f"{node}: the largest number of none, of an array {x.shape}")
+            raise unsupported(node, f"an array {x.shape} has no largest number")
         y = reduce(x.data, axis=places, keepdims=keep)
         if keep:
             return Value(y, x.order)
@@ -1078,7 +1250,7 @@ def reduction(function, on_whole_numbers):
 
 
 def _sum_whole(x, axis, keepdims):
-    """The sum in the type of its numbers, which NumPy would widen."""
+    """The sum in the type of its numbers; NumPy's own would be wider."""
     return np.asarray(np.sum(x, axis=axis, keepdims=keepdims, dtype=x.dtype))
 
 
@@ -1089,7 +1261,7 @@ def _mean_whole(x, axis, keepdims):
 
 @op
 def _largest(x, *, axis, keepdims):
-    """The largest value along some axes; equals share the gradient"""
+    """The largest value along some axes; equal ones share the gradient."""
     xp = xp_of(x)
     top = x.max(axis=axis, keepdims=True)
     y = top if keepdims else xp.asarray(x.max(axis=axis))
@@ -1102,22 +1274,21 @@ def _largest(x, *, axis, keepdims):
     return y, (pullback,)
 
 
-OPERATORS["ReduceMax"] = reduction(
-    _largest, lambda x, axis, keepdims: np.asarray(x.max(axis=axis, keepdims=keepdims))
+operator("ReduceMax")(
+    reduction(_largest, lambda x, axis, keepdims: np.asarray(x.max(axis=axis, keepdims=keepdims)))
 )
-OPERATORS["ReduceMean"] = reduction(ops.mean, _mean_whole)
-OPERATORS["ReduceSum"] = reduction(ops.sum, _sum_whole)
+operator("ReduceMean")(reduction(ops.mean, _mean_whole))
+operator("ReduceSum")(reduction(ops.sum, _sum_whole))
 
 
-def softmax_of(function):
-    """Softmax or its logarithm: over one axis, before opset 13 over all from that axis on."""
+def softmax_of(function: Callable) -> Callable:
+    """Make Softmax or its logarithm: over one axis; before opset 13 over all axes from that one on.
+
+    function   `ops.softmax` or `ops.log_softmax`
+    """
 
     def apply(run, node, x):
-        axis = node["axis"]
-        if not x.rank or not -x.rank <= axis < x.rank:
-            raise ValueError(f"axis {axis} of an array with {x.rank} axes")
-        axis %= x.rank
-        run.spend(3 * TOUCH * x.size)
+        axis = x.axis(node["axis"])
         if node.version < 13:
             flat = ops.reshape(x.plain, shape=(math.prod(x.shape[:axis]), -1))
             return Value(ops.reshape(function(flat), shape=x.shape))
@@ -1127,8 +1298,8 @@ def softmax_of(function):
     return apply
 
 
-OPERATORS["Softmax"] = softmax_of(ops.softmax)
-OPERATORS["LogSoftmax"] = softmax_of(ops.log_softmax)
+operator("Softmax", touches=4)(softmax_of(ops.softmax))
+operator("LogSoftmax", touches=4)(softmax_of(ops.log_softmax))
 
 # --- shapes -------------------------------------------------------------------------------
 
@@ -1140,7 +1311,11 @@ def _reshaped(run, x, shape):
 
 
 @operator("Reshape")
-def reshape(run, node, x, shape):
+def reshape(run: Run, node: Node, x: Value, shape: Value) -> Value:
+    """Reshape: the same numbers in another shape.
+
+    shape   whole numbers; 0 keeps a size, −1 stands for what is left
+    """
     wanted = whole_numbers(shape)
     if not node["allowzero"]:
         if 0 in wanted[x.rank :]:
@@ -1157,27 +1332,33 @@ def reshape(run, node, x, shape):
 
 
 @operator("Flatten")
-def flatten(run, node, x):
-    axis = node["axis"]
-    if not -x.rank <= axis <= x.rank:
-        raise ValueError(f"axis {axis} of an array with {x.rank} axes")
-    axis = axis + x.rank if axis < 0 else axis
+def flatten(run: Run, node: Node, x: Value) -> Value:
+    """Flatten: a matrix; the axes before `axis` become its rows."""
+    axis = x.rank if node["axis"] == x.rank else x.axis(node["axis"])
     return _reshaped(run, x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
 
 
 @operator("Squeeze")
-def squeeze(run, node, x, axes=None):
+def squeeze(run: Run, node: Node, x: Value, axes: Value | None = None) -> Value:
+    """Squeeze: the axes of size 1 are left out.
+
+    axes   which; None: the attribute, or all of size 1
+    """
     axes = setting(node, "axes", axes)
     if axes is None:
         axes = [axis for axis, size in enumerate(x.shape) if size == 1]
-    gone = {axis % x.rank for axis in axes if x.place(axis) >= 0}
+    gone = set(map(x.axis, axes))
     if any(x.shape[axis] != 1 for axis in gone):
         raise ValueError(f"the axes {sorted(gone)} of {x.shape} are not all of size 1")
     return _reshaped(run, x, [size for axis, size in enumerate(x.shape) if axis not in gone])
 
 
 @operator("Unsqueeze")
-def unsqueeze(run, node, x, axes=None):
+def unsqueeze(run: Run, node: Node, x: Value, axes: Value | None = None) -> Value:
+    """Unsqueeze: new axes of size 1.
+
+    axes   their places in the result; None: the attribute
+    """
     axes = setting(node, "axes", axes)
     rank = x.rank + len(axes)
     new = {axis % rank for axis in axes if -rank <= axis < rank}
@@ -1188,7 +1369,8 @@ def unsqueeze(run, node, x, axes=None):
 
 
 @operator("Transpose")
-def transpose(run, node, x):
+def transpose(run: Run, node: Node, x: Value) -> Value:
+    """Transpose: the axes in another order. No number moves."""
     axes = node["perm"]
     axes = list(range(x.rank))[::-1] if axes is None else axes
     if sorted(axes) != list(range(x.rank)):
@@ -1197,7 +1379,11 @@ def transpose(run, node, x):
 
 
 @operator("Expand")
-def expand(run, node, x, shape):
+def expand(run: Run, node: Node, x: Value, shape: Value) -> Value:
+    """Expand: x repeated along axes of size 1 and new leading axes.
+
+    shape   whole numbers, broadcast with the shape of x
+    """
     shape = np.broadcast_shapes(x.shape, tuple(whole_numbers(shape)))
     run.reserve(shape, itemsize=x.array.itemsize)
     ones = xp_of(x.array).ones(shape, x.array.dtype)
@@ -1205,25 +1391,31 @@ def expand(run, node, x, shape):
 
 
 @operator("Concat")
-def concat(run, node, *values):
+def concat(run: Run, node: Node, *values: Value) -> Value:
+    """Concat: arrays joined along an axis.
+
+    values   arrays of equal shape but for that axis
+    """
     first = max(values, key=lambda v: v.order == CHANNELS_LAST)
-    order, place = first.order, first.place(node["axis"])
-    if any(value.rank != first.rank for value in values):
-        raise ValueError(f"the inputs are {[value.shape for value in values]}")
+    order, axis = first.order, first.axis(node["axis"])
     shapes = [value.shape for value in values]
-    axis = node["axis"] % first.rank
-    if len({(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}) != 1:
+    if len({(len(s), *s[:axis], *s[axis + 1 :]) for s in shapes}) != 1:
         raise ValueError(f"the inputs are {shapes}, the axis is {axis}")
     total = sum(shape[axis] for shape in shapes)
     whole = (*first.shape[:axis], total, *first.shape[axis + 1 :])
     run.reserve(whole, itemsize=first.array.itemsize)
     if len(values) == 1:
         return first
-    return Value(ops.concatenate([value.stored(order) for value in values], axis=place), order)
+    joined = ops.concatenate([value.stored(order) for value in values], axis=order.index(axis))
+    return Value(joined, order)
 
 
 @operator("Split")
-def split(run, node, x, sizes=None):
+def split(run: Run, node: Node, x: Value, sizes: Value | None = None) -> tuple[Value, ...]:
+    """Split: parts of an array along an axis, one for each output.
+
+    sizes   of the parts; None: the attribute, or equal parts
+    """
     place, count = x.place(node["axis"]), len(node.outputs)
     length = x.data.shape[place]
     sizes = setting(node, "split", sizes)
@@ -1245,40 +1437,47 @@ def split(run, node, x, sizes=None):
 
 
 @operator("SplitToSequence")
-def split_to_sequence(run, node, x, sizes=None):
-    """A sequence is the array itself, and where it is cut."""
+def split_to_sequence(run: Run, node: Node, x: Value, sizes: Value | None = None) -> "Parts":
+    """SplitToSequence: the array itself, and where it is cut.
+
+    sizes   of the parts: one number for all, or a list
+    """
     place = x.place(node["axis"])
     length = x.data.shape[place]
     if sizes is None:
-        raise UnsupportedError(
-            f"{node}: parts of one, without their sizes, are not implemented",
-            [(node.operator, node.version, node.name)],
-        )
+        raise unsupported(node, "parts without given sizes are not implemented")
     step = whole_numbers(sizes)
     if sizes.rank == 0 and step[0] > 0:
         step = [min(step[0], length - at) for at in range(0, length, step[0])][:SHORT]
     if min(step, default=0) < 0 or sum(step) != length:
         raise ValueError(f"parts of {step} for {length} in all")
-    return Sequence(x, place, step)
+    return Parts(x, place, step)
 
 
-class Sequence(Value):
-    """Parts of an array along one axis: what only SequenceAt takes."""
+class Parts(Value):
+    """Parts of an array along one axis. Only SequenceAt takes it.
+
+    value   the array, a Value
+    place   the axis of its stored array that is cut
+    sizes   of the parts
+    """
 
     __slots__ = ("place_of_cut", "sizes")
 
-    def __init__(self, value, place, sizes):
+    def __init__(self, value: Value, place: int, sizes: list[int]):
         super().__init__(value.data, value.order, value.known)
         self.place_of_cut, self.sizes = place, sizes
 
 
 @operator("SequenceAt")
-def sequence_at(run, node, parts, position):
-    if not isinstance(parts, Sequence):
-        raise UnsupportedError(
-            f"{node}: of sequences only those of SplitToSequence are implemented",
-            [(node.operator, node.version, node.name)],
-        )
+def sequence_at(run: Run, node: Node, parts: Value, position: Value) -> Value:
+    """SequenceAt: one part of what SplitToSequence cut.
+
+    parts      a Parts
+    position   which part; below 0: from the end
+    """
+    if not isinstance(parts, Parts):
+        raise unsupported(node, "only sequences made by SplitToSequence are implemented")
     sizes, (number,) = parts.sizes, whole_numbers(position)
     if not -len(sizes) <= number < len(sizes):
         raise ValueError(f"part {number} of {len(sizes)}")
@@ -1288,8 +1487,11 @@ def sequence_at(run, node, parts, position):
 
 
 @operator("Range")
-def range_(run, node, start, limit, delta):
-    """start, start + delta, … up to the limit, which is left out"""
+def range_(run: Run, node: Node, start: Value, limit: Value, delta: Value) -> Value:
+    """Range: start, start + delta, … up to the limit, which is left out.
+
+    start, limit, delta   one number each
+    """
     first, last, step = (scalar(value, None) for value in (start, limit, delta))
     if step == 0 or not all(map(math.isfinite, (first, last, step))):
         raise ValueError(f"from {first} to {last} by {step}")
@@ -1300,10 +1502,23 @@ def range_(run, node, start, limit, delta):
 
 
 @operator("Pad")
-def pad(run, node, x, pads=None, value=None, axes=None):
+def pad(
+    run: Run,
+    node: Node,
+    x: Value,
+    pads: Value | None = None,
+    value: Value | None = None,
+    axes: Value | None = None,
+) -> Value:
+    """Pad: a constant border around an array; a negative width cuts off.
+
+    pads    widths: all at the start, then all at the end; None: the attribute
+    value   of the border; None: 0
+    axes    that the widths are for; None: all
+    """
     mode = node["mode"]
     if mode != "constant":
-        raise UnsupportedError(f"{node}: mode {mode!r} is not implemented, only 'constant'")
+        raise unsupported(node, f"mode {mode!r} is not implemented, only 'constant'")
     pads = setting(node, "pads", pads)
     fill = node["value"] if node.version < 11 else scalar(value, 0)
     axes = list(range(x.rank)) if axes is None else whole_numbers(axes)
@@ -1339,7 +1554,21 @@ def _pad(x, *, widths, value):
 
 
 @operator("Slice")
-def slice_(run, node, x, starts=None, ends=None, axes=None, steps=None):
+def slice_(
+    run: Run,
+    node: Node,
+    x: Value,
+    starts: Value | None = None,
+    ends: Value | None = None,
+    axes: Value | None = None,
+    steps: Value | None = None,
+) -> Value:
+    """Slice: x[start:end:step] along some axes.
+
+    starts, ends   whole numbers; None: the attributes
+    axes           None: the attribute, or the first ones
+    steps          None: 1
+    """
     starts, ends, axes = (
         setting(node, name, value)
         for name, value in (("starts", starts), ("ends", ends), ("axes", axes))
@@ -1353,19 +1582,23 @@ def slice_(run, node, x, starts=None, ends=None, axes=None, steps=None):
     index = [slice(None)] * x.rank
     for start, end, place, step in zip(starts, ends, places, steps, strict=True):
         size = x.data.shape[place]
-        if step < 0:  # down to the first one is what no number can say in Python
+        if step < 0:  # in Python only None means "down to the first one"
             start, end = max(start, -size), None if end < -size else end
         index[place] = slice(start, end, step)
     return Value(ops.take(x.data, index=tuple(index)), x.order)
 
 
 @operator("Gather")
-def gather(run, node, x, indices):
-    place, axis = x.place(node["axis"]), node["axis"] % x.rank
-    chosen = indices.array
+def gather(run: Run, node: Node, x: Value, indices: Value) -> Value:
+    """Gather: x[…, indices, …] along one axis.
+
+    indices   whole numbers, below 0 from the end
+    """
+    axis, chosen = x.axis(node["axis"]), indices.array
+    place = x.order.index(axis)
     size = x.data.shape[place]
     if chosen.dtype.kind not in "iu" or (chosen < -size).any() or (chosen >= size).any():
-        raise ValueError(f"indices {chosen.dtype} outside of the {size} that there are")
+        raise ValueError(f"indices ({chosen.dtype}) outside of an axis with {size} places")
     chosen = np.where(chosen < 0, chosen + size, chosen)
     result = x.shape[:axis] + chosen.shape + x.shape[axis + 1 :]
     run.reserve(result, itemsize=x.array.itemsize)
@@ -1409,13 +1642,15 @@ def _without_repeats(chosen):
 
 
 @operator("Shape")
-def shape(run, node, x):
+def shape(run: Run, node: Node, x: Value) -> Value:
+    """Shape: the sizes of the axes, as whole numbers."""
     start, end = node["start"] or 0, node["end"]
     return Value(np.array(x.shape[start:end], np.int64))
 
 
 @operator("Constant")
-def constant(run, node):
+def constant(run: Run, node: Node) -> Value:
+    """Constant: an array or a number that is an attribute."""
     given = [name for name in node.attributes if node[name] is not None]
     if len(given) != 1:
         raise ValueError(f"the attributes are {given}, expected exactly one")
@@ -1426,11 +1661,15 @@ def constant(run, node):
         return Value(np.array(value, np.float32))
     if given[0] in ("value_int", "value_ints"):
         return Value(np.array(value, np.int64))
-    raise UnsupportedError(f"{node}: {given[0]} is not implemented")
+    raise unsupported(node, f"{given[0]} is not implemented")
 
 
 @operator("ConstantOfShape")
-def constant_of_shape(run, node, shape):
+def constant_of_shape(run: Run, node: Node, shape: Value) -> Value:
+    """ConstantOfShape: an array of equal numbers.
+
+    shape   whole numbers
+    """
     sizes = whole_numbers(shape)
     if any(size < 0 for size in sizes):
         raise ValueError(f"the shape is {sizes}")
@@ -1441,32 +1680,34 @@ def constant_of_shape(run, node, shape):
     return Value(run.constant(filled) if filled.dtype.kind == "f" else filled)
 
 
-def cast_to(run, node, x, dtype):
-    """Floats stay as wide as the run computes; between whole numbers and floats it is a cast."""
+def cast_to(run: Run, node: Node, x: Value, dtype: np.dtype) -> Value:
+    """Convert numbers; floats keep the width in which the run computes.
+
+    dtype   the NumPy type that the file names
+    """
     if dtype.kind == "f" and x.is_float:
         return x
     run.reserve(x.shape, itemsize=8)
     if dtype.kind == "f":
         return Value(run.constant(x.array), x.order)
     if xp_of(x.array) is not np and x.size > SHORT:
-        raise UnsupportedError(
-            f"{node}: an array {x.shape} of floats becomes whole numbers, which are kept off the "
-            "GPU: run this network on the CPU (--device cpu)",
-            [(node.operator, node.version, node.name)],
-        )
+        text = f"an array {x.shape} of floats becomes whole numbers, which stay off the GPU: "
+        raise unsupported(node, text + "run this network on the CPU (--device cpu)")
     return Value(to_host(x.array).astype(dtype), x.order)
 
 
 @operator("Cast")
-def cast(run, node, x):
+def cast(run: Run, node: Node, x: Value) -> Value:
+    """Cast: the numbers in another type."""
     if node["to"] not in DTYPES:
-        raise UnsupportedError(
-            f"{node}: a cast to type {node['to']} is not implemented",
-            [(node.operator, node.version, node.name)],
-        )
+        raise unsupported(node, f"a cast to type {node['to']} is not implemented")
     return cast_to(run, node, x, DTYPES[node["to"]])
 
 
 @operator("CastLike")
-def cast_like(run, node, x, like):
+def cast_like(run: Run, node: Node, x: Value, like: Value) -> Value:
+    """CastLike: the numbers in the type of another input.
+
+    like   a Value of that type
+    """
     return cast_to(run, node, x, like.array.dtype)

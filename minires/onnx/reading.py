@@ -1,17 +1,17 @@
-"""From a file that nobody vouches for to a graph that can be trusted.
+"""Reads a file that may be damaged or hostile, and makes a graph that is checked.
 
-An ONNX file is a protobuf message: fields of (number, type, length, content), nested. The
-`onnx` package decodes it; what it does not do is doubt it. Here, in this order:
+An ONNX file is a protobuf message: fields of (number, type, length, content), nested. The `onnx`
+package decodes messages, but it checks little. This file checks, in this order:
 
-1. the bytes are walked before anything is built from them: every length stays within its
-   message, every string is UTF-8, and nesting, the number of fields and that of whole numbers
-   written one by one are bounded;
-2. everything the file uses must be known here, and all that is missing is listed at once;
-3. every node is held against the standard's own schema of its operator: attributes, their
-   types, the number of inputs and outputs; every name is defined once, before its use;
-4. every array's size is checked against the bytes that are there before memory is asked for,
-   and arrays in other files are read only from regular files within the model's own folder, and
-   only up to a limit in all.
+1. The bytes, before any object is made of them. Every length stays within its message, and every
+   string is UTF-8. There are limits for the depth of nesting, for the number of fields, and for
+   the numbers that are written one by one.
+2. The operators. An error lists all that are not implemented, not only the first.
+3. Every node, by the standard's own schema of its operator: attributes, their types, the number of
+   inputs and outputs. Every name is defined once, before its use.
+4. Every array. Its shape must agree with the number of its bytes, before memory is allocated.
+   Arrays in other files are read only from regular files in the model's own folder, and only up to
+   a limit for all of them.
 
 Source   https://github.com/onnx/onnx/blob/main/docs/IR.md, docs/ExternalData.md
 """
@@ -21,23 +21,30 @@ import heapq
 import math
 import os
 import stat
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from minires.onnx.errors import FormatError, SecurityError, UnsupportedError
 
 OPSETS = range(7, 29)  # the versions of the standard whose operators are implemented
-DEPTH = 64  # of nested messages; a graph of plain nodes needs six
-FIELDS = 1_000_000  # of the whole file; a network of a thousand nodes has some 30,000
-PACKED = 1 << 27  # bytes of single whole numbers in arrays
-# A byte of the file can become 8 bytes of an array or 40 of a list.
+DEPTH = 64  # nested messages, at most; a graph of plain nodes needs six
+FIELDS = 1_000_000  # fields of the whole file, at most; a network of 1,000 nodes has about 30,000
+PACKED = 1 << 27  # bytes of whole numbers in arrays that are written one by one, at most
+# Fields of whole numbers: one byte of the file can become 8 bytes of an array or 40 of a list.
 LISTED = dict.fromkeys(("ints", "floats", "dims"), "list")
 LISTED |= dict.fromkeys(("int32_data", "int64_data", "uint64_data"), "numbers")
 
 
-def import_onnx():
-    """The `onnx` package, or an error that says how to get it."""
+def import_onnx() -> ModuleType:
+    """The `onnx` package.
+
+    Raises   ImportError that says how to install it
+    """
     try:
         import onnx
     except ImportError as error:
@@ -58,9 +65,11 @@ SIGNATURES = {
 }
 
 
-def read_bytes(path):
+def read_bytes(path: str | Path) -> bytes:
     """The content of a model file.
 
+    path     of the file
+    Returns  bytes
     Raises   FormatError when it is empty, too large, or recognisably something else;
              OSError when it cannot be read
     """
@@ -71,7 +80,7 @@ def read_bytes(path):
         raise FormatError(f"{path}: {folder if is_folder else 'not a regular file'}")
     if status.st_size >= 1 << 31:
         raise FormatError(
-            f"{path}: {status.st_size:,} bytes, but a protobuf message ends at 2 GiB: "
+            f"{path}: {status.st_size:,} bytes, but a protobuf message has less than 2 GiB: "
             "save the model with external data"
         )
     with open(path, "rb") as file:
@@ -81,13 +90,13 @@ def read_bytes(path):
     if data.startswith(b"version https://git-lfs"):
         size = data.partition(b"size ")[2].split(b"\n")[0].decode("ascii", "replace")[:20]
         raise FormatError(
-            f"{path}: this is a Git LFS pointer, not the model ({size} bytes) it stands for: "
-            "run `git lfs pull`, or download the file itself"
+            f"{path}: this is a Git LFS pointer, not the model ({size} bytes) itself: "
+            "run `git lfs pull`, or download the file"
         )
     if data[:512].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise FormatError(
             f"{path}: this is a web page (HTML), probably an error message saved by a download: "
-            "open it in a browser and download the model again"
+            "open it in a browser, then download the model again"
         )
     for signature, name in SIGNATURES.items():
         if data.startswith(signature):
@@ -95,8 +104,14 @@ def read_bytes(path):
     return data
 
 
-def varint(data, at, end):
-    """A number of seven bits a byte, and the offset after it."""
+def varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """Read a whole number: seven bits per byte, the lowest first.
+
+    data      the bytes of the file
+    at, end   offsets of its first byte, and of the end of its message
+    Returns   the number, and the offset behind it
+    Raises    FormatError when it does not end
+    """
     value = shift = 0
     while at < end and shift < 70:
         byte = data[at]
@@ -108,8 +123,14 @@ def varint(data, at, end):
     raise FormatError(f"a number at offset {at} does not end")
 
 
-def fields(data, start, end):
-    """The fields of a message: (number, wire type, start, end of the content)."""
+def fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Go through the fields of a message.
+
+    data         the bytes of the file
+    start, end   offsets of the message
+    Yields       (number, wire type, start and end of the content)
+    Raises       FormatError when a field does not end within the message
+    """
     at = start
     while at < end:
         tag, begin = varint(data, at, end)
@@ -125,22 +146,24 @@ def fields(data, start, end):
             stop = begin + 4
         else:
             raise FormatError(
-                f"field {number} at offset {at} has the unknown type {wire}: the file is no ONNX "
-                "model, or damaged"
+                f"field {number} at offset {at} has the unknown type {wire}: the file is not an "
+                "ONNX model, or it is damaged"
             )
         if stop > end or number == 0:
             raise FormatError(
-                f"field {number} at offset {at} should end at {stop:,}, its message ends at "
+                f"field {number} at offset {at} should end at {stop:,}, but its message ends at "
                 f"{end:,}: the file is truncated or damaged, download it again"
             )
         yield number, wire, begin, stop
         at = stop
 
 
-def walk(data, descriptor):
-    """Check the bytes of a message and of all messages in it, without building any.
+def walk(data: bytes, descriptor: Any) -> None:
+    """Check the bytes of a message and of all messages in it, without making any object.
 
+    data         the bytes
     descriptor   the message's type, as protobuf describes it
+    Raises       FormatError when they are damaged; SecurityError when a limit is exceeded
     """
     kinds = {}
 
@@ -161,9 +184,9 @@ def walk(data, descriptor):
             packed += 0 if kind != "numbers" else stop - begin
             if count > FIELDS or packed > PACKED:
                 raise SecurityError(
-                    f"more than {FIELDS:,} fields, or {PACKED:,} bytes of single numbers: no "
-                    "network needs so many. If its weights are stored number by number, save it "
-                    "again with raw data"
+                    f"more than {FIELDS:,} fields, or more than {PACKED:,} bytes of numbers that "
+                    "are written one by one: no network needs so many. If the weights are stored "
+                    "number by number, save the file again with raw data"
                 )
             if kind in (None, "list", "numbers") or wire != 2:
                 continue
@@ -185,8 +208,13 @@ def _kind(field):
     return "text" if field.type == field.TYPE_STRING else LISTED.get(field.name)
 
 
-def parse(data):
-    """The bytes of a file as an `onnx.ModelProto`."""
+def parse(data: bytes) -> Any:
+    """The bytes of a file as a message.
+
+    data      the bytes
+    Returns   onnx.ModelProto
+    Raises    FormatError or SecurityError, as `walk`
+    """
     onnx = import_onnx()
     walk(data, onnx.ModelProto.DESCRIPTOR)
     graph = [part for part in fields(data, 0, len(data)) if part[0] == 7]
@@ -197,7 +225,7 @@ def parse(data):
     try:
         return onnx.ModelProto.FromString(data)
     except DecodeError as error:
-        raise FormatError(f"the file is no ONNX model: {error}") from None
+        raise FormatError(f"the file is not an ONNX model: {error}") from None
 
 
 # --- the graph ----------------------------------------------------------------------------
@@ -205,10 +233,13 @@ def parse(data):
 
 @dataclass
 class Node:
-    """One node: an operator, the names of its inputs and outputs ("" for none), its settings."""
+    """One node: an operator, the names of its inputs and outputs ("" for none), its settings.
+
+    node["axis"] is the value of an attribute; None when it has neither a value nor a default.
+    """
 
     operator: str
-    version: int  # of the standard that last changed the operator
+    version: int  # the version of the standard that last changed the operator
     name: str
     inputs: list
     outputs: list
@@ -224,7 +255,7 @@ class Node:
 
 @dataclass
 class Signature:
-    """An input or an output: its name, type, and shape with None for what is free."""
+    """An input or an output: its name, type and shape; None for a size that is free."""
 
     name: str
     dtype: np.dtype
@@ -233,7 +264,7 @@ class Signature:
 
 @dataclass
 class Graph:
-    """What a file says, checked."""
+    """The content of a file, checked."""
 
     model: object  # the onnx.ModelProto
     opset: int
@@ -245,17 +276,16 @@ class Graph:
     outside: dict  # name → bytes of an initialiser that lies in another file
 
 
-def read(path, operators, memory):
+def read(path: str | Path, operators: Container[str], memory: int) -> Graph:
     """Read and check a file.
 
     path        of the model
-    operators   the names of the operators that can be run
-    memory      bytes that all arrays in other files may take together
+    operators   the names of the operators that are implemented
+    memory      bytes that all arrays in other files may take in total
     Returns     a Graph
-    Raises      FormatError, UnsupportedError, SecurityError
+    Raises      FormatError, UnsupportedError or SecurityError; OSError when it cannot be read
     """
-    data = read_bytes(path)
-    model = parse(data)
+    model = parse(read_bytes(path))
     opset = _check_header(model)
     _check_operators(model, opset, operators)
     folder = Folder(os.path.dirname(os.path.abspath(path)), memory)
@@ -268,11 +298,11 @@ def read(path, operators, memory):
         location[tensor.name] = tensor
     inputs = [_signature(value) for value in graph.input if value.name not in arrays]
     outputs = [_signature(value, typed=False) for value in graph.output]
-    outputs = list({value.name: value for value in outputs}.values())  # some name one twice
+    outputs = list({value.name: value for value in outputs}.values())  # some files repeat one
     nodes = [_read_node(n, i, opset, folder) for i, n in enumerate(graph.node)]
     nodes = _sorted(_without_copies(nodes))
     _check_names(nodes, arrays, inputs, outputs)
-    return data, Graph(model, opset, nodes, arrays, inputs, outputs, location, outside)
+    return Graph(model, opset, nodes, arrays, inputs, outputs, location, outside)
 
 
 def _check_header(model):
@@ -301,7 +331,7 @@ def _check_header(model):
 
 
 def _check_operators(model, opset, operators):
-    """Raise one error with everything that is missing."""
+    """Raise one error that lists everything that is not implemented."""
     missing = []
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx"):
@@ -408,8 +438,8 @@ def _rules(operator, opset):
 def _attribute_value(attribute, folder, where):
     """An attribute as a Python value.
 
-    A float was written by a program that meant 0.9 and not 0.8999999762: of all decimals that
-    round to the stored float32 the shortest is taken. In float32 it is the same number.
+    The program that wrote a float meant 0.9, not 0.8999999762. So of all decimals that round to the
+    stored float32, the shortest is taken. In float32 it is the same number.
     """
     types = type(attribute)
     if attribute.type == types.FLOAT:
@@ -449,7 +479,7 @@ def _signature(value, typed=True):
     if tensor.HasField("shape"):
         shape = tuple(
             d.dim_value if d.WhichOneof("value") == "dim_value" and d.dim_value != -1 else None
-            for d in tensor.shape.dim  # some write −1 for any size
+            for d in tensor.shape.dim  # some files have −1 for any size
         )
         if any(size is not None and size < 0 for size in shape) or len(shape) > RANK:
             raise FormatError(f"{value.name!r} has the shape {shape}")
@@ -457,7 +487,7 @@ def _signature(value, typed=True):
 
 
 def _without_copies(nodes):
-    """The nodes, of several that do the very same and make the same names only the first."""
+    """The nodes without copies of an Identity: of equal ones, only the first."""
     seen, kept = {}, []
     for node in nodes:
         key = node.operator, tuple(node.inputs), tuple(node.outputs)
@@ -468,9 +498,9 @@ def _without_copies(nodes):
 
 
 def _sorted(nodes):
-    """The nodes in an order in which each comes after those whose results it uses.
+    """The nodes in an order in which each comes after the nodes whose results it uses.
 
-    Nodes that are in such an order stay where they are. Nodes in a circle come last.
+    If they are in such an order already, nothing changes. Nodes in a circle come last.
     """
     maker = {}
     for i, node in enumerate(nodes):
@@ -497,18 +527,18 @@ def _sorted(nodes):
 
 
 def _check_names(nodes, arrays, inputs, outputs):
-    """Every name is defined once, and before it is used."""
+    """Raise unless every name is defined once, and before it is used."""
     known = set(arrays)
     for value in inputs:
         if not value.name or value.name in known:
-            raise FormatError(f"two inputs are named {value.name!r}, or one has no name")
+            raise FormatError(f"two inputs are named {value.name!r}, or an input has no name")
         known.add(value.name)
     for node in nodes:
         for name in node.inputs:
             if name and name not in known:
                 raise FormatError(
                     f"{node}: input {name!r} is not defined before it is used, in any order of the "
-                    "nodes (an input, an initialiser, or the output of another node)"
+                    "nodes: it must be an input, an initialiser, or the output of another node"
                 )
         for name in node.outputs:
             if name and name in known:
@@ -516,15 +546,15 @@ def _check_names(nodes, arrays, inputs, outputs):
             known.add(name)
     for value in outputs:
         if value.name not in known:
-            raise FormatError(f"the output {value.name!r} is computed by no node")
+            raise FormatError(f"no node computes the output {value.name!r}")
 
 
 # --- arrays -------------------------------------------------------------------------------
 
 RANK = 16  # axes of an array, at most
-EXTERNAL = 1  # where a tensor's numbers are: in another file
+EXTERNAL = 1  # the value of a tensor's data_location if its numbers are in another file
 BFLOAT16 = 16
-DTYPES = {  # ONNX's number of a type → (how it is computed here)
+DTYPES = {  # ONNX's number of a type → the type in which it is computed
     1: np.dtype(np.float32),
     2: np.dtype(np.uint8),
     3: np.dtype(np.int8),
@@ -539,9 +569,9 @@ DTYPES = {  # ONNX's number of a type → (how it is computed here)
     13: np.dtype(np.uint64),
     BFLOAT16: np.dtype(np.float32),
 }
-# How an array is stored, where that is not how it is computed.
+# The type in which an array is stored, if it is another one.
 STORED = {BFLOAT16: np.dtype(np.uint16)}
-# Which of a tensor's lists holds its numbers, if they are not raw bytes.
+# Name of a list in a tensor → the types whose numbers it may hold, if they are not raw bytes.
 LISTS = {
     "float_data": (1,),
     "int32_data": (2, 3, 4, 5, 6, 9, 10, BFLOAT16),
@@ -552,11 +582,16 @@ LISTS = {
 EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}
 
 
-def read_tensor(tensor, folder, outside=None):
+def read_tensor(
+    tensor: Any, folder: "Folder", outside: dict[str, bytes] | None = None
+) -> np.ndarray:
     """The array in a tensor message: floats of any width as float32.
 
-    outside  a dict that takes bytes from another file, by name. Without it the message takes
-             them. Saving needs them, and that file may have changed by then
+    tensor   the message
+    folder   the `Folder` of the model, where its numbers may lie in another file
+    outside  a dict that gets the bytes from another file, under the tensor's name; None: the
+             message gets them. They are kept for saving, since that file may change until then
+    Returns  NumPy array
     Raises   FormatError when sizes disagree; UnsupportedError for a type not in DTYPES;
              SecurityError when it reaches outside its folder or for too much memory
     """
@@ -566,7 +601,7 @@ def read_tensor(tensor, folder, outside=None):
         if tensor.data_type in known.values() and tensor.data_type:
             text = known.Name(tensor.data_type)
             raise UnsupportedError(f"{name}: elements of type {text} are not implemented")
-        raise FormatError(f"{name}: {tensor.data_type} is no type of element")
+        raise FormatError(f"{name}: {tensor.data_type} is not a type of elements")
     dtype = stored_dtype(tensor)
     shape = tuple(tensor.dims)
     if any(not 0 <= size < 1 << 40 for size in shape) or len(shape) > RANK:
@@ -608,13 +643,20 @@ def read_tensor(tensor, folder, outside=None):
     return widen(array, tensor.data_type)
 
 
-def stored_dtype(tensor):
-    """The type in which a tensor's numbers lie in the file (bfloat16: as its 16 bits)."""
+def stored_dtype(tensor: Any) -> np.dtype:
+    """The type in which a tensor's numbers are stored (bfloat16: as its 16 bits).
+
+    tensor   the message
+    """
     return STORED.get(tensor.data_type, DTYPES[tensor.data_type])
 
 
-def widen(array, data_type):
-    """Floats of any width as float32."""
+def widen(array: np.ndarray, data_type: int) -> np.ndarray:
+    """Floats of any width as float32; other numbers as they are.
+
+    array       as it is stored
+    data_type   ONNX's number of its type
+    """
     if data_type == BFLOAT16:
         return (array.astype(np.uint32) << 16).view(np.float32)
     if array.dtype.kind == "f":
@@ -623,14 +665,17 @@ def widen(array, data_type):
     return array
 
 
-def narrow(array, data_type):
+def narrow(array: np.ndarray, data_type: int) -> np.ndarray:
     """Back from float32 or float64 to the type that a tensor stores.
 
-    Raises   ValueError when a number does not fit
+    array       of floats
+    data_type   ONNX's number of that type
+    Returns     an array as it is stored
+    Raises      ValueError when a number does not fit
     """
     if data_type == BFLOAT16:
         bits = np.asarray(array, np.float32).view(np.uint32)
-        # To the nearest, and to the even one of two equally near.
+        # Round to the nearest; if two are equally near, to the even one.
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     with np.errstate(over="ignore"):
         narrowed = array.astype(DTYPES[data_type])
@@ -643,15 +688,22 @@ class Folder:
     """A model's folder: the only place where its arrays may lie in other files.
 
     path     of the folder
-    memory   bytes that all of these arrays may take together
+    memory   bytes that all of these arrays may take in total
     """
 
-    def __init__(self, path, memory):
+    def __init__(self, path: str | Path, memory: int):
         self.path, self.memory = os.path.realpath(path), memory
         self.asked = 0
 
-    def read(self, tensor, size):
-        """The bytes of a tensor that are kept in another file."""
+    def read(self, tensor: Any, size: int) -> bytes:
+        """The bytes of a tensor that are kept in another file.
+
+        tensor   the message
+        size     how many bytes its shape needs
+        Returns  bytes
+        Raises   FormatError when they are not there; SecurityError for another folder, a link, or
+                 more than the limit
+        """
         name = f"tensor {tensor.name!r}"
         entries = {}
         for entry in tensor.external_data:
@@ -664,12 +716,12 @@ class Folder:
         )
         if length != size:
             raise FormatError(f"{name}: needs {size:,} bytes, external data has {length:,}")
-        # A file of no size can claim terabytes of zeros, and tensors may share their bytes.
+        # A sparse file takes no space on disk but claims terabytes, and tensors may share bytes.
         self.asked += size
         if self.asked > self.memory:
             raise SecurityError(
-                f"{name}: with its {size:,} bytes, arrays in other files take {self.asked:,}; the "
-                f"limit is {self.memory:,}: load(…, memory=…) raises it, if you trust the file"
+                f"{name}: with these {size:,} bytes, arrays in other files take {self.asked:,}; "
+                f"the limit is {self.memory:,}: load(…, memory=…) raises it, if you trust the file"
             )
         descriptor = self.open(entries.get("location", ""), name)
         status = os.fstat(descriptor)
@@ -685,11 +737,14 @@ class Folder:
             file.seek(offset)
             return file.read(length)
 
-    def open(self, location, name):
-        """Open a file of this folder, without ever following a link.
+    def open(self, location: str, name: str) -> int:
+        """Open a file of this folder, without following a link.
 
-        Returns   a file descriptor
-        Raises    SecurityError for a path that leaves the folder, or a link on the way
+        location   its path within the folder
+        name       of the tensor, for the message
+        Returns    a file descriptor
+        Raises     SecurityError for a path that leaves the folder, or that has a link in it;
+                   FormatError when the file cannot be opened
         """
         parts = location.split("/")
         if (
@@ -711,7 +766,7 @@ class Folder:
             return os.open(path, flags | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise FormatError(
-                f"{name}: its numbers lie in {location!r}, which cannot be opened "
+                f"{name}: its numbers are in {location!r}, which cannot be opened "
                 f"({error.strerror}): put that file beside the model"
             ) from None
 

@@ -1,22 +1,28 @@
-"""Published weights for the networks that are built here: two graphs, matched edge by edge.
+"""Published weights for the networks of this library: two graphs, matched node by node.
 
-`minires.mobilenet_v2()` and somebody's `mobilenetv2.onnx` may be the same network, and names,
-the order of nodes and the number of arrays do not tell: exporters shuffle and merge, fold batch
-norms into convolutions or take them apart. The edges do. Walking both graphs from the output to
-the input, every value in the file has exactly one node that made it, and it must be what the
-layer in the same place does: the same window, stride, border, groups, activation. Branches
-are told apart by their place in the concatenation, the two sides of a sum by trying both.
+`minires.mobilenet_v2()` and a file `mobilenetv2.onnx` may be the same network. Names, the order of
+nodes and the number of arrays do not show it: exporters reorder and merge nodes, fold batch norms
+into convolutions or decompose them. So both graphs are followed from the output to the input.
+Exactly one node of the file makes each value, and it must do the same as the layer in that place:
+the same window, stride, border, groups and activation. Branches are matched by their place in the
+concatenation; for the two sides of a sum, both ways are tried.
 
-In the end both networks see the same random images and must give the same logits.
+In the end both networks get the same random images, and must give the same logits.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from minires import networks
 from minires.engine.convolution import borders
+from minires.kernels.plain import Borders, output_size
 from minires.networks import layers
+from minires.networks.model import Model
 from minires.onnx import operators
 from minires.onnx.errors import MismatchError, OnnxError
+from minires.onnx.graph import Network
 
 # Nodes that change neither numbers nor their places within an image.
 SKIPPED = {"Identity", "Cast", "CastLike", "Transpose", "Dropout"}
@@ -25,15 +31,15 @@ CONVOLUTIONS = layers.Conv2D, layers.DepthwiseConv2D
 CHANNELWISE = {"Add", "Sub", "Mul", "Div"}
 
 
-def transfer(network, model):
-    """The weights of an ONNX network for one of the networks built here.
+def transfer(network: Network, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of an ONNX network for a network of this library.
 
     network   from `minires.onnx.load`
     model     a minires.Model of the same architecture, input size and number of classes
-    Returns   theta (P,) and stats (S,) for the model, float32. Where the file has its batch
-              norms folded, the model's get the mean 0, a variance of 1 with ε, and what was
-              folded stays in the convolutions' weights
-    Raises    MismatchError that says where the graphs part
+    Returns   theta (P,) and stats (S,) for the model, float32. If batch norms are folded in the
+              file, they stay folded into the convolutions' weights: the model's own batch norms get
+              the mean 0, and 1 as variance + ε
+    Raises    MismatchError, which names the first layer that differs, from the output
     """
     match = _Match(network, model)
     last = network.outputs[0].name
@@ -43,26 +49,29 @@ def transfer(network, model):
     first = match.behind_views(first, SKIPPED)
     if first != network.input_name:
         raise MismatchError(
-            f"the layers are matched, but the file computes {first!r} from its input by "
-            f"{match.describe(first)} first: prepare the images in the same way, and export "
-            "the network without it"
+            f"all layers match, but the file first computes {first!r} from its input by "
+            f"{match.describe(first)}: prepare the images in the same way, and export the network "
+            "without it"
         )
     _compare_logits(network, model, match.theta, match.stats)
     return match.theta, match.stats
 
 
-WIDTHS = (1.0, 0.25, 0.35, 0.5, 0.75, 1.3, 1.4, 0.125)  # of published networks
+WIDTHS = (1.0, 0.25, 0.35, 0.5, 0.75, 1.3, 1.4, 0.125)  # published networks have these
 
 
-def native(network, name=None, **settings):
+def native(
+    network: Network, name: str | None = None, **settings: Any
+) -> tuple[Model, np.ndarray, np.ndarray]:
     """The network of this library that an ONNX file holds, with the file's weights.
 
     network   from `minires.onnx.load`
     name      "lenet", "lenet_classic", "mobilenet_v1", "mobilenet_v2" or "inception_v3"; None:
               try all
-    settings  of that function, where it cannot be guessed: width, variant …
+    settings  of that function, such as width or variant; those that are not given are tried
     Returns   model, theta (P,), stats (S,)
-    Raises    MismatchError when the file holds no such network
+    Raises    MismatchError when the file holds no such network; the message is that of the attempt
+              with the most matching layers
     """
     furthest = None
     for model in _candidates(network, name, settings):
@@ -71,9 +80,7 @@ def native(network, name=None, **settings):
         except MismatchError as error:
             if furthest is None or error.matched > furthest.matched:
                 furthest = error
-    raise furthest or MismatchError(
-        "the file's images or layers are those of no network built here"
-    )
+    raise furthest or MismatchError("no network of this library has such images or layers")
 
 
 def _candidates(network, name, settings):
@@ -83,7 +90,7 @@ def _candidates(network, name, settings):
         return
     size = shape[2:] + shape[1:2] if network.input_layout != "NHWC" else shape[1:]
     if None in size:
-        raise MismatchError("the file leaves the size of its images free: set it at export")
+        raise MismatchError("the file leaves the size of its images free: fix it at export")
     common = {"input_shape": tuple(size), "classes": network.classes} | settings
     convolutions = [n for n in network.graph.nodes if n.operator == "Conv"]
     dense = [n for n in network.graph.nodes if n.operator in ("Gemm", "MatMul")]
@@ -125,17 +132,20 @@ def _compare_logits(network, model, theta, stats):
     try:
         theirs = network.logits(network.theta, np.ascontiguousarray(images))
     except ValueError as error:
-        raise MismatchError(f"the layers are matched, but the images differ: {error}") from None
+        raise MismatchError(f"all layers match, but the images differ: {error}") from None
     error = np.abs(ours - theirs).max() / np.abs(theirs).max()
     if not error <= 1e-3:
         raise MismatchError(
-            f"every layer is matched, but logits of random images differ by {error:.1e} of the "
-            "largest one"
+            f"all layers match, but logits of random images differ by {error:.1e} of the largest"
         )
 
 
 class _Match:
-    """The walk: `theta` and `stats` fill up on the way."""
+    """The search from the output to the input. On the way it fills `theta` and `stats`.
+
+    A method for a layer takes the name of the value that the layer makes, and returns the name of
+    the layer's input.
+    """
 
     def __init__(self, network, model):
         self.network, self.model = network, model
@@ -146,12 +156,12 @@ class _Match:
         self.path = {id(layer): path for path, layer, _, _ in rows}
         self.size = {id(layer): before for _, layer, before, _ in rows}
         self.matched = 0
-        self.dense_before = None  # the dense layer whose inputs have not been found yet
+        self.dense_before = None  # the last dense layer: a Flatten may re-order its weights
 
     # --- looking at the file ---------------------------------------------------------------
 
     def behind_views(self, name, kinds):
-        """The value behind nodes that change nothing."""
+        """The value in front of nodes of some kinds, which change nothing."""
         while (node := self.maker.get(name)) is not None and node.operator in kinds:
             name = node.inputs[0]
         return name
@@ -165,11 +175,11 @@ class _Match:
         return f"the input {name!r}" if node is None else str(node)
 
     def part(self, layer, expected, name, found=None):
-        """Say where the graphs part."""
+        """The error for a layer where the two graphs differ."""
         where = self.path.get(id(layer), layer.kind)
         error = MismatchError(
-            f"the graphs part at layer {where!r} ({self.matched} matched, from the output): it is "
-            f"{expected}, the file has {found or self.describe(name)}"
+            f"the graphs differ at layer {where!r} ({self.matched} layers match, from the output): "
+            f"it is {expected}, the file has {found or self.describe(name)}"
         )
         error.matched = self.matched
         return error
@@ -183,7 +193,7 @@ class _Match:
     # --- walking ---------------------------------------------------------------------------
 
     def layer(self, layer, name):
-        """Match a layer that makes the value `name`; returns the name of its input."""
+        """Match a layer of any kind."""
         if isinstance(layer, layers.Residual):
             return self.residual(layer, name)
         if isinstance(layer, layers.AuxiliaryHead):
@@ -213,13 +223,13 @@ class _Match:
         return name
 
     def sequence(self, layer, name):
-        """Layers one after another, the last one first; a batch norm with its convolution."""
+        """Match layers in a row, the last one first; a batch norm goes with its convolution."""
         waiting = list(layer.parts)
         while waiting:
             last = waiting.pop()
             if isinstance(last, layers.BatchNorm):
                 if not waiting or not isinstance(waiting[-1], CONVOLUTIONS):
-                    alone = "a BatchNorm with no convolution before it, which cannot be matched"
+                    alone = "a BatchNorm without a convolution before it, which cannot be matched"
                     raise self.part(last, alone, name)
                 name = self.convolution(waiting.pop(), last, name)
             elif self.in_other_order(last, waiting, name):
@@ -230,7 +240,9 @@ class _Match:
         return name
 
     def in_other_order(self, layer, waiting, name):
-        """Whether the file has a ReLU before a max pooling, the model behind it: both are equal."""
+        """Whether a ReLU comes before a max pooling in the file, but after it in the model. Both
+        orders give the same numbers.
+        """
         is_relu = isinstance(layer, layers.Activation) and layer.function in ("relu", "relu6")
         behind_pool = waiting and type(waiting[-1]) is layers.MaxPool
         node = self.node(name)
@@ -244,7 +256,7 @@ class _Match:
         return node.inputs[0]
 
     def flatten(self, layer, name):
-        """A Flatten: where the file reads the channels first, the weights behind it are re-laid."""
+        """Match a Flatten. If the file has the channels first, the dense weights are re-ordered."""
         name = self.behind_views(name, {"Identity", "Cast", "CastLike", "Dropout"})
         node = self.maker.get(name)
         while node is not None and node.operator in ("Flatten", "Reshape", "Squeeze"):
@@ -292,7 +304,7 @@ class _Match:
     # --- single layers ---------------------------------------------------------------------
 
     def convolution(self, layer, norm, name):
-        """A convolution, its batch norm in any form, and the activation."""
+        """Match a convolution, its batch norm in any form, and the activation."""
         activation = (norm or layer).activation
         if activation is not None:
             node = self.node(name)
@@ -326,10 +338,10 @@ class _Match:
         return name
 
     def affine(self, layer, norm, name, channels):
-        """What stands between a convolution and its activation: y = factor · x + shift.
+        """The nodes between a convolution and its activation, as y = factor · x + shift.
 
         Returns   (scale, shift, mean, variance) of a batch norm that the layer can take as it
-                  is, or None; the factor and shift otherwise; and the convolution's output
+                  is, or None; factor; shift; and the name of the convolution's output
         """
         factor, shift = np.ones(channels), np.zeros(channels)
         while (node := self.node(name)) is not None:
@@ -375,7 +387,7 @@ class _Match:
         own["variance"].view(self.stats)[...] = variance
 
     def window(self, layer, node, shape):
-        """Hold a window of the file against that of a layer; returns the input's name.
+        """Compare a window of the file with that of a layer. Returns the name of the input.
 
         shape   of the weights (O, C/group, kh, kw), or None for pooling
         """
@@ -408,7 +420,7 @@ class _Match:
         return name
 
     def outer_border(self, layer, name):
-        """A Pad node before a window, as part of its border: (name before it, borders)."""
+        """A Pad node before a window is part of its border: (name in front of it, borders)."""
         node = self.node(name)
         if node is None or node.operator != "Pad":
             return name, ((0, 0), (0, 0))
@@ -447,7 +459,7 @@ class _Match:
         return node.inputs[0]
 
     def dense(self, layer, name):
-        """A dense layer: Gemm, MatMul with or without Add, or a 1×1 convolution of one pixel."""
+        """Match a dense layer: Gemm, MatMul with or without Add, or a convolution of one pixel."""
         node, bias = self.node(name, RESHAPING), 0
         if node is not None and node.operator == "Add":
             constants = [n for n in node.inputs if n in self.static]
@@ -485,19 +497,24 @@ def _window_of(layer):
     return layer.window if isinstance(layer, pools) else layer.kernel
 
 
-def borders_of(layer, size):
-    """A layer's padding as ((top, bottom), (left, right))."""
+def borders_of(layer: layers.Layer, size: Sequence[int]) -> Borders:
+    """A layer's padding as ((top, bottom), (left, right)).
+
+    layer   a convolution or pooling
+    size    (H, W, C) of its input
+    """
     return borders(layer.padding, size[:2], _window_of(layer), layer.stride, layer.dilation)
 
 
 def _needed(size, kernel, stride, dilation, padding):
-    """A border without what no window reaches at its end."""
-    needed = []
-    for n, k, s, d, (before, after) in zip(size, kernel, stride, dilation, padding, strict=False):
-        span = d * (k - 1) + 1
-        last = (n + before + after - span) // s * s + span
-        needed.append((before, max(0, last - n - before)))
-    return tuple(needed)
+    """The part of a border that windows reach: the rest at its end is left out."""
+    outputs = output_size(size[:2], kernel, stride, padding, dilation)
+    return tuple(
+        (before, max(0, (count - 1) * s + d * (k - 1) + 1 - n - before))
+        for count, n, k, s, d, (before, _) in zip(
+            outputs, size[:2], kernel, stride, dilation, padding, strict=True
+        )
+    )
 
 
 def _window_text(settings):

@@ -1,39 +1,34 @@
 """The same ONNX file with other weights.
 
-Where the numbers of an array lie in the file as plain bytes, and they nearly always do, the new
-ones are written over them and not another byte changes. Otherwise the message is built again by
-protobuf: an array that was stored number by number becomes plain bytes; one that the file
-*computes* from others (a batch norm's scale over its deviation, say) becomes an initialiser of
-the same type, which takes its name from the node that computed it. Initialisers in a second
-file stay in a second file; the rest of what lies there comes into the first.
+Only the numbers change. An array keeps its type, and is stored as plain bytes, as nearly all files
+store it. An array that the file *computes* from others (for example a batch norm's scale divided by
+its deviation) becomes an initialiser of the same type, with the name that its node gave it.
+Initialisers in a second file stay in a second file; other arrays there move into the first file.
 """
 
 import os
+from pathlib import Path
 
 import numpy as np
 
-from minires.arrays import to_host
+from minires.arrays import Array, to_host
 from minires.arrays.files import complete
-from minires.onnx.reading import EXTERNAL, fields, import_onnx, narrow, stored_dtype
+from minires.onnx.graph import Network
+from minires.onnx.reading import EXTERNAL, LISTS, import_onnx, narrow, stored_dtype
 
-# Fields of the protobuf messages, by the numbers that onnx.proto gives them.
-GRAPH = 7
-INITIALIZER, NODE = 5, 1
-ATTRIBUTE, TENSOR = 5, 5
-NUMBERS = (4, 9, 10)  # float_data, raw_data, double_data
-FLOAT = 1
-ALIGNMENT = 4096  # of arrays in a second file, so that they can be mapped
+FLOAT = 1  # ONNX's number of float32
+ALIGNMENT = 4096  # arrays in a second file begin at multiples of it, so they can be mapped
 
 
-def save(network, path, theta=None, stats=None):
+def save(network: Network, path: str | Path, theta: Array = None, stats: Array = None) -> None:
     """Write a network back to an ONNX file, with the same graph.
 
-    network   as loaded
-    path      of the new file; arrays that the network's own file keeps in others go to
+    network   from `minires.onnx.load`
+    path      of the new file; initialisers that the network's own file keeps in other files go to
               `path` + ".data"
-    theta     (P,) weights; the file's own without it
-    stats     (S,) batch-norm statistics; the file's own without it
-    Raises    ValueError when a vector does not fit, is in another layout, holds NaN, or a
+    theta     (P,) weights; None: the file's own
+    stats     (S,) batch-norm statistics; None: the file's own
+    Raises    ValueError when a vector does not fit, is in another layout or holds NaN, or when a
               number is too large for the type in which the file keeps it; OSError when the file
               cannot be written
     """
@@ -54,25 +49,23 @@ def save(network, path, theta=None, stats=None):
         for name, array in arrays.items()
         if not np.array_equal(array, network.static[name].plain)
     }
-    if changed:  # what the file computes from an array must not follow it, if it is a weight
-        computed = {name: a for name, a in arrays.items() if _tensor_of(network, name) is None}
-        changed = computed | changed
-    tensors = {name: _tensor_of(network, name) for name in changed}
-    data = None if _reaches_outside(network) else _overwrite(network, changed, tensors)
-    if data is not None:
-        _write(path, [data])
-        return
-    model = _rebuild(network, changed, tensors)
+    computed = []
+    if changed:  # a weight that the file computes from another must not change with it: write it
+        made = [name for name in arrays if name not in network.graph.location]
+        graph = network.graph.model.graph
+        computed = [name for name in made if _constant(network, graph, name) is None]
+        changed = {name: arrays[name] for name in computed} | changed
+    model = _with_arrays(network, changed, computed)
     if any(tensor.data_location == EXTERNAL for tensor in model.graph.initializer):
         _write_external(network, model, path, changed)
     _write(path, [model.SerializeToString()])
 
 
 def _check_layout(network, theta):
-    """Raise when θ is the file's own, but in the order of a network that was built here.
+    """Raise when θ is the file's own, but in the order of a network of this library.
 
-    The two differ behind a Flatten: a file may read the channels first, (C, H, W), a network built
-    here reads the pixels first, (H, W, C). Fine-tuning moves θ by less than such a change of order.
+    The two differ behind a Flatten: a file may have the channels first, (C, H, W), a network of
+    this library has them last, (H, W, C). Fine-tuning moves θ by less than such a change of order.
     """
     other = network.theta.copy()
     for node, (depth, high, wide) in network.flattened:
@@ -85,27 +78,16 @@ def _check_layout(network, theta):
     if near < far / 2:
         raise ValueError(
             "save: theta is in another layout than this file: behind Flatten its weights are in "
-            "the order (H, W, C) of a network that was built here. Write that network with "
+            "the order (H, W, C) of a network of this library. Write that network with "
             "minires.onnx.export(model, theta, stats, path)"
         )
 
 
-def _reaches_outside(network):
-    """Whether any of the file's numbers lie in another file."""
-    graph = network.graph.model.graph
-    attributes = (attribute for node in graph.node for attribute in node.attribute)
-    tensors = (*graph.initializer, *(a.t for a in attributes if a.HasField("t")))
-    return any(tensor.data_location == EXTERNAL for tensor in tensors)
-
-
-def _tensor_of(network, name):
-    """The message that holds an array: an initialiser, a Constant node's, or None."""
-    if name in network.graph.location:
-        return network.graph.location[name]
-    node = network.graph.model.graph.node[network.maker[name].index]
-    if node.op_type == "Constant" and node.attribute[0].name == "value":
-        return node.attribute[0].t
-    return None
+def _constant(network, graph, name):
+    """The message in a graph that holds the array of a Constant node; None for other nodes."""
+    node = graph.node[network.maker[name].index]
+    is_tensor = node.op_type == "Constant" and node.attribute[0].name == "value"
+    return node.attribute[0].t if is_tensor else None
 
 
 def _bytes_for(tensor, array):
@@ -117,79 +99,29 @@ def _bytes_for(tensor, array):
         raise ValueError(f"save: {tensor.name!r}: {error}") from None
 
 
-def _overwrite(network, changed, tensors):
-    """The file's bytes with new numbers over the old ones, or None where that cannot be."""
-    if None in tensors.values():
-        return None
-    data = bytearray(network.serialized)
-    places = _places(network.serialized)
-    for name, array in changed.items():
-        maker = network.maker.get(name)
-        key = ("node", maker.index) if maker else ("initializer", name)
-        content = _bytes_for(tensors[name], array)
-        place = places.get(key)
-        if place is None or place[1] - place[0] != len(content):
-            return None
-        data[slice(*place)] = content
-    return data
-
-
-def _places(data):
-    """Where the numbers of every tensor that keeps them as plain bytes lie in a file.
-
-    Returns   ("initializer", name) or ("node", index) → (start, end)
-    """
-
-    def parts(span, number):
-        return [(b, e) for n, wire, b, e in fields(data, *span) if n == number and wire == 2]
-
-    (graph,) = parts((0, len(data)), GRAPH)
-    places = {}
-
-    def note(key, tensor):
-        found = [(b, e) for n, w, b, e in fields(data, *tensor) if n in NUMBERS and w == 2]
-        if len(found) == 1:
-            places[key] = found[0]
-
-    for tensor in parts(graph, INITIALIZER):
-        names = parts(tensor, 8)
-        if len(names) == 1:
-            note(("initializer", data[slice(*names[0])].decode()), tensor)
-    for index, node in enumerate(parts(graph, NODE)):
-        tensors = [t for attribute in parts(node, ATTRIBUTE) for t in parts(attribute, TENSOR)]
-        if len(tensors) == 1:
-            note(("node", index), tensors[0])
-    return places
-
-
-def _rebuild(network, changed, tensors):
-    """The model as a message, with new arrays (initialisers in other files apart)."""
+def _with_arrays(network, changed, computed):
+    """The file's message with new arrays; those that lie in a second file come later."""
     onnx = import_onnx()
-    model = onnx.ModelProto.FromString(network.serialized)
+    model = onnx.ModelProto()
+    model.CopyFrom(network.graph.model)
     graph = model.graph
-    for new, old in zip(graph.node, network.graph.model.graph.node, strict=True):
-        for attribute, read in zip(new.attribute, old.attribute, strict=True):
-            if attribute.HasField("t") and attribute.t.data_location == EXTERNAL:
-                attribute.t.ClearField("data_location")
-                attribute.t.ClearField("external_data")
-                _fill(attribute.t, read.t.raw_data)
-    by_name = {tensor.name: tensor for tensor in graph.initializer}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for tensor in (a.t for node in graph.node for a in node.attribute if a.HasField("t")):
+        if tensor.data_location == EXTERNAL:
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+            _fill(tensor, tensor.raw_data)  # `reading` has put the bytes there
     for name, array in changed.items():
-        old = tensors[name]
-        if name in by_name:
-            if by_name[name].data_location != EXTERNAL:
-                _fill(by_name[name], _bytes_for(old, array))
-        elif old is not None:
-            node = graph.node[network.maker[name].index]
-            _fill(node.attribute[0].t, _bytes_for(old, array))
-        else:
+        if name in computed:
             kind = _element_type(network, name)
-            new = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
-            new.raw_data = _bytes_for(new, array)
-            graph.initializer.append(new)
+            tensor = graph.initializer.add(name=name, data_type=kind, dims=array.shape)
             if model.ir_version < 4:  # then every initialiser is an input too
                 graph.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
-    _unmake(network, graph, [name for name, old in tensors.items() if old is None])
+        else:
+            tensor = stored[name] if name in stored else _constant(network, graph, name)
+        if tensor.data_location != EXTERNAL:
+            _fill(tensor, _bytes_for(tensor, array))
+    _unmake(network, graph, computed)
     return model
 
 
@@ -211,14 +143,14 @@ def _element_type(network, name):
 
 
 def _unmake(network, graph, names):
-    """Let no node compute the given names any more: they are initialisers now."""
+    """Remove the nodes that compute the given names, which are initialisers now."""
     taken = {name for node in graph.node for name in (*node.input, *node.output)}
     for index in sorted({network.maker[name].index for name in names}, reverse=True):
         node = graph.node[index]
         if all(name in names for name in node.output if name):
             del graph.node[index]
             continue
-        for place, name in enumerate(node.output):  # the others are still wanted
+        for place, name in enumerate(node.output):  # its other outputs are still needed
             if name in names:
                 while name in taken:
                     name += "_computed"
@@ -228,7 +160,7 @@ def _unmake(network, graph, names):
 
 def _fill(tensor, content):
     """Give a tensor other numbers, as plain bytes."""
-    for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+    for name in LISTS:
         tensor.ClearField(name)
     tensor.raw_data = content
 

@@ -95,7 +95,10 @@ class EMA:
 
     @property
     def mean(self) -> Any:
-        """The average, a new array of θ's shape and dtype."""
+        """The average, a new array of θ's shape and dtype.
+
+        Raises   ValueError before the first update
+        """
         if self.count == 0:
             raise ValueError("EMA.mean: no update yet")
         return self._mean.astype(self._dtype)

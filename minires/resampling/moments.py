@@ -60,6 +60,7 @@ class Moments:
     burn_in   how many updates at the start are seen but not counted
     stride    after the burn-in, every stride-th update is counted. If the stride is the length of
               a learning-rate cycle, the mean is stochastic weight averaging (arXiv:1803.05407)
+    Raises    ValueError for a ddof above 1, or a number that is not whole
 
     `seen` is the number of calls of `update`, `count` the number of them that count.
 

@@ -105,7 +105,10 @@ class Cluster:
 
     @property
     def capacity(self) -> int:
-        """How many cells to send at a time. The number of workers may change."""
+        """How many cells to send at a time. The number of workers may change.
+
+        Raises   ConnectionError when the scheduler no longer answers
+        """
         try:
             return 1 + max(1, sum(self._client.ncores().values()))
         except OSError as error:

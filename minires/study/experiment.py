@@ -31,6 +31,7 @@ from minires.networks import NETWORKS
 from minires.networks.running_statistics import batch_norm_policies
 from minires.resampling.averages import average
 from minires.resampling.moments import Moments
+from minires.study.grid import ADAM_RATE
 from minires.training import loop
 from minires.training.optimizers import SGD, Adam
 
@@ -42,7 +43,6 @@ OWN_FILES = (CONFIG, "results.json", "figure.png", "seed_*")
 WATCHED = 6  # the values of so many weights are kept after every update, for the picture
 FEW_MEMBERS = 3  # the paper's cheap ensemble; it is compared with that of all members
 STATISTICS_BATCHES = 20  # "recomputed" batch-norm statistics are measured on so many batches
-ADAM_RATE = 1e-3  # the default of TensorFlow 1.8, which the paper used
 
 # A setting that is not given is chosen so that the network learns well from 28×28 pixels, within
 # minutes on two cores. SETTINGS replace those in USUAL.
@@ -221,10 +221,11 @@ class Folder:
         return arrays
 
     def own(self, name: str, run: str) -> None:
-        """Raise ValueError for a file of another experiment.
+        """Check that a file is of this experiment.
 
-        name   of the file
-        run    the code that the file carries
+        name     of the file
+        run      the code that the file carries
+        Raises   ValueError when it is of another one
         """
         if run != self.run:
             raise ValueError(

@@ -102,6 +102,7 @@ def decode(
     threads      how many decode
     Returns      pixels (N, size, size, 3), memory-mapped; labels (N,). Pictures that cannot be
                  used are left out
+    Raises       ValueError when none can be used
     """
     from minires.data import imagenet
 
@@ -289,6 +290,7 @@ def pictures_of(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     labels          (N,) from 0 to C − 1
     Returns         {"predicted": the most probable class, "nll": −ln of the label's probability,
                     "confidence": the largest probability}, lists of N
+    Raises          FloatingPointError for a NaN
     """
     if not np.isfinite(probabilities).all():
         raise FloatingPointError("a prediction is not a number")
@@ -460,8 +462,9 @@ def read_cells(folder: Path) -> tuple[str, dict]:
 def checked(path: Any, record: Any, name: str) -> dict:
     """Check a record, and return it without the name of its sweep.
 
-    path   where the record was found, for the error
-    name   of the sweep
+    path     where the record was found, for the error
+    name     of the sweep
+    Raises   ValueError when it is damaged, or of another sweep
     """
     check(path, record, RECORD)
     if record["sweep"] != name:

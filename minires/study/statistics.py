@@ -95,6 +95,7 @@ def p_equivalent(differences: Any, margin: float) -> Any:
     differences   (…, n), one for each seed
     margin        the largest difference that does not matter, above 0
     Returns       the larger of the two p-values, (…)
+    Raises        ValueError for a margin that is not above 0
     Source        Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15
     """
     if not margin > 0:
@@ -165,6 +166,7 @@ def holm(p_values: Any) -> np.ndarray:
 
     p_values   (m,)
     Returns    (m,), in the same order
+    Raises     ValueError for numbers that are not from 0 to 1
     Source     Holm 1979, Scandinavian Journal of Statistics 6
     """
     p_values = np.asarray(p_values, float)
@@ -258,6 +260,7 @@ def best_of_the_others(values: np.ndarray) -> np.ndarray:
 
     values    (K, S), S at least 2
     Returns   (S,) indices in [0, K)
+    Raises    ValueError for a NaN
     """
     if not np.isfinite(values).all():
         raise ValueError("best_of_the_others: values are missing: see `complete`")

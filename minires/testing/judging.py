@@ -296,11 +296,12 @@ def suite_of(kind: str, properties: list[Property]) -> Callable:
 
 
 def array_of(value: Any, shape: tuple | None = None, what: str = "an array") -> np.ndarray:
-    """The judged code's answer as a float64 array, a copy; Misfit when it is none.
+    """The judged code's answer as a float64 array, a copy.
 
-    value   the answer
-    shape   that it must have; None: any
-    what    is expected, in words
+    value    the answer
+    shape    that it must have; None: any
+    what     is expected, in words
+    Raises   Misfit when it is not such an array
     """
     if value is None:  # NumPy would make it "not a number"
         raise Misfit(Words("None"), Words(what))
