@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from minires.study.grid import FULL, PROFILES, SMOKE, Cell, nearest
+from minires.study.grid import FULL, PROFILES, SMOKE, Cell, Setting, nearest
+from minires.study.scores import by_setting
 from minires.study.statistics import LEAST_SEEDS
 
 every_profile = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
@@ -127,3 +128,25 @@ def test_dropout_reaches_the_network():
 def test_the_nearest_of_some_numbers():
     assert nearest((0.1, 0.3, 0.24), 0.2) == 0.24
     assert nearest((0.75, 0.25), 0.5) == 0.25
+
+
+def test_records_are_grouped_by_all_but_their_seed_and_in_order():
+    """SGD before Adam, small rates before large ones, with dropout before without; by seed."""
+    settings = [
+        Setting("sgd", 0.1, 0.5),
+        Setting("sgd", 0.2, 0.5),
+        Setting("sgd", 0.2, 0.5, "sgd", 0.05),
+        Setting("sgd", 0.2, 0.0, "sgd", 0.05),
+        Setting("sgd", 0.2, 0.5, "sgd", 0.25),
+        Setting("adam", 0.001, 0.5),
+    ]
+    cells = [Cell(seed=seed, **setting._asdict()) for seed in (2, 0) for setting in settings[::-1]]
+    assert {cell.setting for cell in cells} == set(settings)
+    assert settings[2].rates == settings[3].rates != settings[4].rates
+    groups = by_setting([{"cell": asdict(cell)} for cell in cells])
+    assert list(groups) == settings
+    for setting, records in groups.items():
+        assert [Cell(**record["cell"]).setting for record in records] == [setting] * 2
+        assert [record["cell"]["seed"] for record in records] == [0, 2]
+    some = by_setting([{"cell": asdict(cell)} for cell in cells], lambda r: r["cell"]["seed"] > 0)
+    assert all(len(records) == 1 for records in some.values())
