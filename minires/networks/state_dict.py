@@ -31,8 +31,7 @@ def _pairs(model, state):
     groups = {}
     for name in state:
         prefix, _, last = name.rpartition(".")
-        if last != "num_batches_tracked":
-            groups.setdefault(prefix, []).append(last)
+        groups.setdefault(prefix, []).append(last)
     waiting = list(groups.items())
     flattened = None
     for path, layer, before, _ in model.layout.rows:
@@ -44,7 +43,7 @@ def _pairs(model, state):
         if not waiting:
             raise ValueError(f"from_state_dict: nothing is left for the layer {path}")
         prefix, found = waiting.pop(0)
-        is_norm = isinstance(layer, layers.BatchNorm)
+        is_norm = isinstance(layer, layers.BatchNorm)  # its num_batches_tracked is not among NAMES
         names = {
             NAMES[last] if is_norm else last: last for last in found if not is_norm or last in NAMES
         }
