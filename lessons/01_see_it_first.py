@@ -186,8 +186,8 @@ print(f"± of a difference between two networks of different seeds would be abou
 #
 #     d = a − b, pair by pair       s² = Σ (d − mean d)² / (n − 1)       standard error = s / √n
 #
-# As a rule of thumb, a difference of three standard errors or more is hardly chance. With four
-# pairs even that is a thin ground. Lesson 11 does it properly.
+# As a rule of thumb, a difference of three standard errors or more is hardly chance. With only four
+# pairs even that is weak evidence. Lesson 11 does it properly.
 #
 # ## Exercise: a paired difference and its standard error
 
@@ -261,10 +261,10 @@ for column, rate in enumerate(RATES):
 # **A small rate.** At ℓ₂ = 0.05 there is next to nothing to gain: the last θ has hardly wandered.
 # While a network still learns, the mean even lags behind, for it counts the early, worse θ too.
 #
-# **A rate that kills.** Large steps can throw a network far back. On the computer where this was
-# written, the last θ of the second seed fell to 85 % (in the table with the seeds, at ℓ₂ = 0.15).
-# Its mean had 92 %: much better, and still behind the other means. At larger rates a network may go
-# astray for good. Then nothing helps: an average of bad networks is no good network.
+# **A rate that is too large.** Large steps can throw a network far back. Look for the smallest
+# number of *fine-tuned* in the table with the seeds. The mean of the same seed is much better, and
+# still behind the other means. At larger rates a network may be lost for good. Then nothing helps:
+# the average of bad networks is a bad network.
 #
 # **We chose.** The small network and the large rates were chosen so that you *see* the effect. With
 # the paper's LeNet on MNIST the gain at its best is some hundredths of a percent: 5 more digits in
@@ -303,5 +303,5 @@ for column, rate in enumerate(RATES):
 # ## Where this is
 #
 # In the paper: Figure 1, and section 3.1. In the code: `minires run` does it with the paper's
-# network and shows drawn ensembles too (lesson 9); `minires/study/experiment.py` prints the table.
-# Next: how does one get a gradient at all? Lesson 2 starts with single numbers.
+# network and shows sampled ensembles too (lesson 9); `minires/study/experiment.py` prints the
+# table. Next: how does one get a gradient at all? Lesson 2 starts with single numbers.

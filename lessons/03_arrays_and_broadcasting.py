@@ -266,7 +266,7 @@ rejected(check_gradient, one_term_only, [(2, 3)])
 
 # %% tags=["wrong", "swish"]
 def forgets_g(x):
-    """The slope alone: right only while what comes from behind is 1."""
+    """The slope alone: right only while g is 1."""
     s = 1 / (1 + np.exp(-x))
     return x * s, (lambda g: s + x * s * (1 - s),)
 

@@ -105,8 +105,7 @@ def train(rate, updates, seed=1, looks=()):
 # - **b)** 1.1
 # - **c)** 3
 #
-# And then, with the rate 0.15 · 128 = 19 that eq. 1 says if it is taken by the letter, the loss
-# will
+# And then, with the rate 0.15 · 128 = 19, which is eq. 1 taken word for word, the loss will
 #
 # - **d)** fall faster
 # - **e)** jump about, and stay far higher

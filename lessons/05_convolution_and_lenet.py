@@ -40,8 +40,8 @@ picture_style()
 # ## Predict
 #
 # LeNet's first layer makes 6 channels of 28 × 28 numbers from one image of 28 × 28 pixels, with
-# kernels of 5 × 5. How many weights has it (biases included)? And how many would a dense layer have
-# that makes as many numbers?
+# kernels of 5 × 5. How many weights does it have, biases included? And how many weights would a
+# dense layer need to make as many numbers?
 #
 # - **a)** 156 and 3.7 million
 # - **b)** 4,704 and 3.7 million
@@ -62,13 +62,13 @@ print(f"\nthe paper's LeNet (the shape of TF-slim): {minires.lenet().size:,} wei
 
 # %% [markdown]
 # The paper says "LeNet" and no more, and there are many networks of that name. This lesson takes
-# the small one of 1998. The one that this project takes for the paper's has 53 times as many
-# weights, nearly all in one dense layer. Nobody but the authors knows.
+# the small one of 1998. Elsewhere this project takes a larger one, which is likelier to be the
+# paper's. It has 53 times as many weights, nearly all in one dense layer. Only the authors know.
 #
 # Now we train the small one for a moment, to have kernels worth looking at.
 
 # %% tags=["sizes"] small={"IMAGES": 300, "UPDATES": 5}
-IMAGES, UPDATES, BATCH, RATE = 6000, 300, 64, 0.15
+IMAGES, UPDATES, BATCH, RATE = 6000, 300, 32, 0.1
 
 # %%
 digits = load("glyphs", train=IMAGES, test=500)
@@ -172,6 +172,9 @@ rejected(check_convolution, pads_one_side)
 # without a single derivative:
 #
 #     sum(A(x) · g) = sum(x · Aᵀ(g))        for every x and every g
+#
+# The check below prints this test in short: ⟨a, b⟩ means sum(a · b), x̄ is your gradient of x, and
+# w̄ your gradient of w.
 
 
 # %% tags=["exercise", "conv2d_backward"]

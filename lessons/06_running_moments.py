@@ -18,8 +18,8 @@
 # In words: the mean goes one n-th of the way towards the new value.
 #
 # **The variance.** Let Sₙ be the sum of the squared distances from the mean, Σ (xᵢ − mₙ)². When the
-# mean moves by d/n, the n − 1 old values together get (n − 1)(d/n)² further away. (The mixed terms
-# cancel: distances from a mean sum to zero.) The new value lies d − d/n away. Together:
+# mean moves by d/n, each of the n − 1 old values gets (d/n)² more in this sum, on average. (The
+# mixed terms cancel: distances from a mean sum to zero.) The new value lies d − d/n away. In all:
 #
 #     Sₙ = Sₙ₋₁ + (n − 1)(d/n)² + (d − d/n)² = Sₙ₋₁ + d² (n − 1)/n          (eq. 3 is Sₙ / n)
 #     σ² = Sₙ / n
@@ -93,8 +93,8 @@ print(f"median error of σ²      : {np.median(np.abs(old_formula / truth - 1)):
 #
 # All three see the same float32 weights. Two keep their sums in float32, the third is
 # `minires.Moments`: Welford's recurrence on θ − θ₁, with sums in float64. The line is the median
-# over the weights of the relative error of σ². Both axes are logarithmic: one grid line up is ten
-# times more error.
+# over the weights of the relative error of σ². Both axes are logarithmic: from one grid line to the
+# next the error is ten times as large.
 
 # %%
 looks = np.unique(np.geomspace(4, UPDATES, 40).astype(int))
@@ -130,8 +130,9 @@ axes.axhline(1, color="0.5", linewidth=1, linestyle="-")
 axes.text(looks[0], 1.3, "above this line the answer is worthless", color="0.35", fontsize=11)
 axes.set_xlabel("number of updates n")
 axes.set_ylabel("relative error of σ²")
-axes.set_title("Same numbers, same memory: only the arithmetic differs")
+axes.set_title("The same numbers: only the arithmetic differs")
 axes.set_ylim(1e-9, 100)
+axes.set_yticks(10.0 ** np.arange(-9, 3))
 plt.show()
 
 # %% [markdown]
@@ -278,9 +279,9 @@ def merging(merge):
 # %% [markdown]
 # ## Exercise 2: merge two halves
 #
-# Two computers fine-tune at the same time; each has its own count, mean and variance. Make of them
-# what one computer would have found that had seen all updates. Think first: both means are 0 and 2,
-# both variances 0, both counts 100. Can the variance of all 200 be 0?
+# Two computers fine-tune at the same time. Each has its own count, mean and variance. Compute what
+# one computer would have found if it had seen all updates. Think first: the means are 0 and 2, both
+# variances are 0, both counts are 100. Can the variance of all 200 be 0?
 
 
 # %% tags=["exercise", "merge"]
@@ -343,8 +344,8 @@ for x in first:
 print(f"σ without θ⁰ {np.sqrt(truth).mean():.4f}, with θ⁰ {with_theta_0.std.mean():.4f}")
 
 # %% [markdown]
-# One value among 501 makes σ 450 times too large. (σ² = 500/501², so σ = 0.045.) Networks drawn
-# with that σ are noise. The mean hardly notices: it moves by 1/501.
+# One value among 501 makes σ 450 times too large. (σ² = 500/501², so σ = 0.045.)
+# Networks sampled with that σ are noise. The mean hardly notices: it moves by 1/501.
 #
 # **A wrong divisor.** Eq. 3 divides by the number of values, not by that number minus one. At 500
 # updates the two differ by 0.2 %, which no accuracy shows. But say which one you used.

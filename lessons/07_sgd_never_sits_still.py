@@ -15,7 +15,7 @@
 #                moments      moments       moments
 #
 # θ⁰, the trained network, is not taken in. In the end each weight has a mean and a variance, as if
-# its 500 values were draws from a **bell curve** (a normal, or Gaussian, distribution). The paper
+# its 500 values were samples from a **bell curve** (a normal, or Gaussian, distribution). The paper
 # writes N(θ̄, σ²). Is that so? We look.
 
 # %% tags=["setup"]
@@ -36,7 +36,7 @@ picture_style()
 # gradient, and each gradient is followed by a full step.
 
 # %% tags=["sizes"] small={"IMAGES": 300, "TRAINING": 8, "UPDATES": 60}
-IMAGES, BATCH = 3000, 32
+IMAGES, BATCH = 3000, 24
 TRAINING, UPDATES, RATE = 400, 500, np.float32(0.1)
 
 # %%
@@ -72,8 +72,8 @@ print(
 # ## Predict
 #
 # Split the life of a weight in two halves of 250 updates, and take the mean of each. If the values
-# were *independent* draws from a bell curve, these two means would differ by about 0.09 σ. (σ/√250
-# each, times √2.) For a typical weight of our network they will differ by
+# were *independent* samples from a bell curve, these two means would differ by about 0.09 σ.
+# (σ/√250 each, times √2.) For a typical weight of our network they will differ by
 #
 # - **a)** about 0.09 σ
 # - **b)** about 0.3 σ
@@ -81,8 +81,8 @@ print(
 #
 # <details><summary>Choose first. Then open.</summary>
 #
-# c). θ⁷ is not a fresh draw. It is θ⁶ plus one small step. Weights *drift*, slowly, and 500 updates
-# are too few for most of them to go there and back again.
+# c). θ⁷ is not a fresh sample. It is θ⁶ plus one small step. Weights *drift*, slowly, and 500
+# updates are too few for most of them to go there and back again.
 #
 # </details>
 
@@ -142,9 +142,9 @@ plt.show()
 # tells how far they have gone, not how much they tremble. A few tremble, and come near to a bell.
 #
 # Does that spoil the method? The mean needs no bell: lesson 8's argument uses only the mean and the
-# spread. The *draws* of lesson 9 do use the bell, and each weight on its own. But weights move
-# *together*. Here is how much. If these 14,000 weights moved independently, no direction would be
-# better than another: it would take 440 of 500 directions to hold 90 % of all the motion. Count:
+# spread. The *samples* of lesson 9 do use the bell, and each weight on its own. But weights move
+# *side by side*. Here is how much. If each of these 14,000 weights moved independently of the
+# others, it would take about 400 of 500 directions to hold 90 % of all the motion. Count:
 
 # %%
 motion = np.linalg.svd(lives - moments.mean, compute_uv=False) ** 2
@@ -258,7 +258,7 @@ for count in (UPDATES // 20, UPDATES // 5, UPDATES):
 # <details><summary>Answer</summary>
 #
 # Neighbours are almost equal: five of them in a row tell hardly more than one. The mean of every
-# fifth is about the mean of all. It saves time where taking θ in is dear.
+# fifth is about the mean of all. It saves time where it is expensive to take θ in.
 #
 # </details>
 #
@@ -275,9 +275,10 @@ for count in (UPDATES // 20, UPDATES // 5, UPDATES):
 #
 # <details><summary>Answer</summary>
 #
-# Weights whose gradient is always zero. Here: those into and out of units whose ReLU is never
-# positive, for any image. They are dead, and draws leave them alone. (With weight decay even they
-# would move.)
+# Weights whose gradient is zero at every update. Here nearly all of them are in the first dense
+# layer: the number that such a weight multiplies is zero for every image (ReLU has cut it), or its
+# unit is silent whenever that number is not. Sampling leaves these weights as they are. (With
+# weight decay even they would move.)
 #
 # </details>
 #

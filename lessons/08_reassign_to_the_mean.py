@@ -14,8 +14,9 @@
 #
 #     loss(θ) ≈ loss(θ*) + h/2 · (θ − θ*)²
 #
-# SGD does not come to rest at θ*. Each batch pulls a little differently, so θ jumps from slope to
-# slope. Suppose that it jumps around θ̄, with variance σ². Then the *average loss of the θ's* is
+# SGD does not come to rest at θ*. Each batch pulls in a slightly different direction, so θ jumps
+# from slope to slope. Suppose that it jumps around θ̄, with variance σ². Then the *average loss of
+# the θ's* is
 #
 #     average of loss(θ) = loss(θ̄) + h/2 · σ²
 #
@@ -44,7 +45,7 @@ picture_style()
 # %% tags=["sizes"] small={"IMAGES": 300, "TEST": 100, "TRAINING": 8, "FINE_TUNING": 8, "GRID": 5}
 IMAGES, TEST, BATCH = 3000, 600, 16
 TRAINING, FINE_TUNING = 300, 120  # updates
-GRID = 11  # points along each side of the map
+GRID = 10  # points along each side of the map
 SEEDS = 4
 
 # %%
@@ -61,7 +62,7 @@ def update(theta, rates, rngs):
     theta -= rates * gradient
 
 
-def loss_of(thetas, count=400):
+def loss_of(thetas, count=250):
     """The loss of many networks on the first training images."""
     return nll(model.predict(thetas, images[:count]), labels[:count])
 
@@ -81,7 +82,7 @@ path, mean = np.array(path), moments.mean[0]
 # %% [markdown]
 # ## Predict
 #
-# Here are the losses of the last 40 θ's, on the same 400 training images. Where will the loss of
+# Here are the losses of the last 40 θ's, on the same 250 training images. Where will the loss of
 # their common mean lie?
 #
 # - **a)** near the average of the losses
@@ -170,7 +171,7 @@ shadow = centred @ directions[:2].T  # (updates + 1, 2)
 reach = 1.25 * np.abs(shadow).max(axis=0)
 grid = [np.linspace(-r, r, GRID) for r in reach]
 plane = np.array([[x, y] for y in grid[1] for x in grid[0]]) @ directions[:2]
-map_losses = loss_of((mean + plane).astype(np.float32), 200).reshape(GRID, GRID)
+map_losses = loss_of((mean + plane).astype(np.float32), 150).reshape(GRID, GRID)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.2))
 levels = np.geomspace(map_losses.min(), map_losses.max(), 12)
@@ -189,7 +190,7 @@ left.set_ylabel("second principal direction, change of θ")
 left.set_title("The valley from above (darker is worse)")
 figure.colorbar(shades, ax=left, label="training loss, nats", format="%.2f")
 
-places = np.linspace(-0.5, 2, 21)
+places = np.linspace(-0.5, 2, 16)
 slice_ = line(path[-1], mean, places)
 right.plot(places, loss_of(slice_), label="training images")
 right.plot(places, nll(model.predict(slice_, test_images), test_labels), label="test images")
@@ -248,7 +249,7 @@ for name, trained in start.items():
     for column, rate in enumerate(RATES):
         theta, moments = trained.copy(), minires.Moments(trained.shape)
         order = [np.random.default_rng([3, seed]) for seed in range(SEEDS)]  # the same at each ℓ₂
-        for _ in range(FINE_TUNING // 2):
+        for _ in range(FINE_TUNING // 3):
             update(theta, rate, order)
             moments.update(theta)
         for table, weights in ((plain, theta), (averaged, moments.mean)):
@@ -384,4 +385,4 @@ for place, loss in zip(places, loss_of(line(theta[0], theta[1], places)), strict
 # In the paper: section 2, the first approach ("reassign"), and eq. 1. In the code: the method is
 # `model.predict(moments.mean, images)`; `minires/study/` measures over which ℓ₂ it helps. Averages
 # of SGD are older: Ruppert (1988) and Polyak (1990) proved them best for one valley. Next: lesson 9
-# draws whole networks from the same two numbers per weight.
+# samples whole networks from the same two numbers per weight.

@@ -88,8 +88,8 @@ print(f"{model.size:,} weights and {model.stats_size} statistics (a mean and a v
 # %% [markdown]
 # ## Predict
 #
-# We take the mean θ̄ after fine-tuning at a very large rate, ℓ₂ = 1, and leave the statistics of the
-# last θ as they are. Compared with the last θ itself, this mean model will be
+# We take the mean θ̄ after fine-tuning at a very large rate, ℓ₂ = 1, and leave the statistics of
+# the last θ as they are. Compared with the last θ itself, this mean model will be
 #
 # - **a)** better, as in the lessons before
 # - **b)** about as good: what averaging gains, the wrong statistics lose
@@ -186,8 +186,9 @@ for column, rate in enumerate(RATES):
     print(f"{rate:5.2f}   {ratios[0]:6.2f}   {ratios[1]:6.2f}")
 
 # %% [markdown]
-# At the small rate θ̄ and the last θ are neighbours, and any statistics will do. The further SGD
-# jumps, the worse do the last ones fit. Averaged and recomputed statistics are hardly apart here.
+# At the small rate θ̄ and the last θ are neighbours, and any statistics will do. The
+# further SGD jumps, the worse the last ones fit. Averaged and recomputed statistics are hardly
+# apart here.
 #
 # One could expect more: noise in the weights adds variance to what they produce, so the *averaged*
 # variances should be too large for θ̄, in which that noise is gone. In the table this is not to be
@@ -336,8 +337,8 @@ print(
 )
 
 # %% [markdown]
-# **Drawn networks.** Each of the K members of lesson 9 is another θ. So each of them needs
-# statistics of its own, and the ensemble gets K passes dearer.
+# **Sampled networks.** Each of the K members of lesson 9 is another θ. So each of them needs
+# statistics of its own, and the ensemble costs K more passes over training images.
 #
 # **A variance is not enough.** Re-estimation averages the *variances of the batches*. That leaves
 # out how far the batches' means lie apart. With shuffled batches of a hundred images this is

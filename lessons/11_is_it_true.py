@@ -43,9 +43,10 @@ picture_style()
 # %% [markdown]
 # ## The experiment of the class: Figure 1, small
 #
-# Eight seeds, each trained once and fine-tuned at five rates. They are half of the paper's, since
-# our batches are small (16 images, not 128) and jump more. In a class, give each group other
-# numbers in `SEEDS`, and put the rows together at the end: that is real replication.
+# Eight seeds, each trained once and fine-tuned at five rates. These rates are half of the paper's,
+# since our batches are small (16 images, not 128), and small batches make larger jumps. In a class,
+# give each group other numbers in `SEEDS`, and put the rows together at the end: that is real
+# replication.
 
 # %% tags=["sizes"] small={"IMAGES": 300, "TRAINING": 5, "FINE_TUNING": 5, "SEEDS": [0, 1, 2]}
 IMAGES, TEST, BATCH = 3000, 1000, 16
@@ -152,6 +153,7 @@ for rate, p in zip(RATES, stats.ttest_1samp(d, 0).pvalue, strict=True):
 right.set_xlabel("learning rate of fine-tuning, ℓ₂")
 right.set_ylabel("test NLL, mean − last θ (below 0: better)")
 right.set_xticks(RATES)
+right.margins(x=0.1)
 plt.show()
 
 # %% [markdown]
@@ -274,10 +276,10 @@ print(f"one of them: {five[:, 0].mean():.2f} %; the best of five: {five.max(axis
 # The paper has no third set of images for choosing. So its best numbers are a little too good. This
 # holds for both methods, so their *difference* suffers less, but it suffers.
 #
-# **A few large differences.** Student's t asks about the *mean* of the differences. One run that
-# went astray makes the mean large, and s larger still, so t gets *smaller*. (In the picture: at the
-# largest rate one point lies far below all others.) A test that counts only who was better in each
-# pair does not mind. (The **sign test**: heads or tails for each seed.)
+# **A few large differences.** Student's t asks about the *mean* of the differences. One lost run
+# makes the mean large, and s larger still, so t gets *smaller*. (In the picture: at the largest
+# rate one point lies far below all others.) A test that counts only who was better in each pair
+# does not mind. (The **sign test**: heads or tails for each seed.)
 
 # %%
 for rate, column in zip(RATES, d.T, strict=True):

@@ -328,7 +328,7 @@ if onnx:
 #
 # </details>
 #
-# **2.** An ensemble of ten shall be delivered. As what?
+# **2.** You want to give an ensemble of ten to somebody. In what form?
 #
 # <details><summary>Answer</summary>
 #

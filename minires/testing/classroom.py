@@ -25,6 +25,7 @@ def picture_style() -> None:
             "axes.spines.top": False,
             "axes.titlesize": 14,
             "figure.constrained_layout.use": True,
+            "figure.constrained_layout.wspace": 0.06,
             "figure.dpi": 110,
             "figure.figsize": (9, 4.6),
             "font.size": 12,

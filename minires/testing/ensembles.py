@@ -104,6 +104,9 @@ def sampler_properties(sample: Callable) -> list[Property]:
                           (scale, "the scale is multiplied in twice")]  # fmt: skip
             own = [(v, h) for v, h in hints if abs(v - 1) > room]
             wrong = compare(spread, 1.0, room, own)
+            if wrong and len(np.unique(many(case, **options)[0].round(6))) < _MANY / 2:
+                wrong = Wrong(wrong.yours, wrong.right, "all weights of a member get one ε: each "
+                              "needs its own, rng.standard_normal(P)")  # fmt: skip
             return wrong and Wrong(Words(f"spread {show(spread, 3)} σ"), Words("1 σ"), wrong.hint)
 
         return compared
@@ -181,6 +184,11 @@ def sampler_properties(sample: Callable) -> list[Property]:
 # --- averaging ---------------------------------------------------------------------------
 
 RULES = ("probabilities", "geometric", "logits", "vote")
+_RULE_HINTS = {
+    "probabilities": "that is the mean of the probabilities: another rule",
+    "geometric": "that is the mean of the logarithms (of the logits): another rule",
+    "vote": "that counts votes, one for each network: another rule",
+}
 
 
 def check_average(f: Callable, rule: str = "probabilities") -> Summary:
@@ -231,7 +239,7 @@ def average_properties(f: Callable, rule: str) -> list[Property]:
             (p.sum(axis=0), "that is the sum: divide by K"),
         ]
         hints += [
-            (oracles.average(p, other), f"that is the rule {other!r}")
+            (oracles.average(p, other), _RULE_HINTS[other])
             for other in ("probabilities", "geometric", "vote")
             if other != rule
         ]

@@ -213,6 +213,13 @@ def gradient_properties(
         result, _, _ = _pull(f, arrays_of(case))
         return agrees(case, seed_of(np.shape(result)))
 
+    def tell_weighted(case):
+        try:
+            shape = np.shape(f(*arrays_of(case))[0])
+        except Exception:  # then there is no result, and no g
+            return tell(case)
+        return f"{tell(case)}, g {show(seed_of(shape))}"
+
     def alone(case):
         arrays = arrays_of(case)
         given = [array.copy() for array in arrays]
@@ -249,7 +256,7 @@ def gradient_properties(
         by_function = False
     if by_function:
         found.append(
-            Property("what comes from behind is multiplied in", cases, weighted, tell,
+            Property("the gradient of the result is multiplied in", cases, weighted, tell_weighted,
                      "chain rule: a pullback multiplies by g, the gradient of the result",
                      examples=20)
         )  # fmt: skip
@@ -370,7 +377,11 @@ def matmul_properties(pullbacks: Callable) -> list[Property]:
             both = pulled(case)
             if not isinstance(both, tuple | list) or len(both) != 2:
                 raise Misfit(Words(type(both).__name__), Words("two arrays"))
-            return compare(both[which], right, 1e-4)
+            hints = [
+                (right / len(x), "divided by the number of rows: a product has no mean in it"),
+                (-right, "the sign"),
+            ]
+            return compare(both[which], right, 1e-4, hints)
 
         return compared
 
@@ -430,7 +441,13 @@ def log_softmax_properties(f: Callable) -> list[Property]:
             yours = f(z.copy())
             right = oracles.log_softmax(z)
             room = 4e-6 if is_float32(yours) else 1e-9
-            return compare(yours, right, room * (1 + np.abs(z).max()))
+            with np.errstate(all="ignore"):
+                shifted = z - z.max()
+                hints = [
+                    (shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)),
+                     "the largest logit of the whole batch is subtracted: each row needs its own"),
+                ]  # fmt: skip
+            return compare(yours, right, room * (1 + np.abs(z).max()), hints)
 
         return compared
 

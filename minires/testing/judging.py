@@ -339,12 +339,16 @@ def compare(yours: Any, right: Any, tolerance: Any, hint: Any = "") -> Wrong | N
     if near.all():
         return None
     if not isinstance(hint, str):
-        near_to = [
-            words
-            for value, words in hint
-            if np.shape(value) == array.shape
-            and (np.abs(array - value) <= np.asarray(tolerance) + 1e-6 * np.abs(value)).all()
-        ]
+        with np.errstate(all="ignore"):
+            near_to = [
+                words
+                for value, words in hint
+                if np.shape(value) == array.shape
+                and (
+                    (np.abs(array - value) <= np.asarray(tolerance) + 1e-6 * np.abs(value))
+                    | (array == value)  # two infinities
+                ).all()
+            ]
         hint = "; or: ".join(near_to)
     if right.size > 6:  # the first element that is wrong
         place = tuple(int(i) for i in np.argwhere(~near)[0])

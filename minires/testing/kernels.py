@@ -144,37 +144,35 @@ def convolution_properties(
     def full(w):
         return oracles.diagonal(w) if depthwise else w
 
-    def hints(x, w, stride, padding, right):
-        wrong = []
-        if not depthwise and w.shape[0] * w.shape[1] > 1:
-            wrong.append(
-                (
-                    oracles.convolve(x, w[::-1, ::-1], stride, padding),
-                    "the kernel is flipped: y[i, j] = Σ x[i + p, j + q] · w[p, q]",
-                )
-            )
-        if depthwise:
-            wrong.append(
-                (
-                    oracles.convolve(x, oracles.diagonal(w[::-1, ::-1]), stride, padding),
-                    "the kernel is flipped: y[i, j] = Σ x[i + p, j + q] · w[p, q]",
-                )
-            )
-        return wrong  # fmt: skip
+    def hints(x, w, stride, padding):
+        """Results of known mistakes; w is the kernel of an ordinary convolution."""
+        wrong = [
+            (oracles.convolve(x, w[::-1, ::-1], stride, padding),
+             "the kernel is flipped: y[i, j] = Σ x[i + p, j + q] · w[p, q]"),
+        ]  # fmt: skip
+        if padding:
+            places = "p zeros on each of the four sides: above, below, left and right"
+            for before in (0, 2 * padding):
+                sides = (before, 2 * padding - before)
+                moved = np.pad(x, ((0, 0), sides, sides, (0, 0)))
+                wrong.append((oracles.convolve(moved, w, stride), places))
+        return wrong
 
     def value(case):
         x, w = arrays_of(case)
         right = oracles.convolve(x, full(w), case[7], case[8])
         yours = array_of(_forward(f, x, w, **settings_of(case)), right.shape)
-        return compare(
-            yours, right, 1e-3, hints(x, full(w) if not depthwise else w, case[7], case[8], right)
-        )
+        wrong = compare(yours, right, 1e-3)
+        return wrong and compare(yours, right, 1e-3, hints(x, full(w), case[7], case[8]))
+
+    def g_of(case):
+        x, w = arrays_of(case)
+        shape = oracles.convolve(x, full(w), case[7], case[8]).shape
+        return _whole_numbers(case[-1] + 200, shape, 1, 5)
 
     def gradient(which):
         def compared(case):
-            x, w = arrays_of(case)
-            shape = oracles.convolve(x, full(w), case[7], case[8]).shape
-            g = _whole_numbers(case[-1] + 200, shape, 1, 5)
+            (x, w), g = arrays_of(case), g_of(case)
             right = oracles.convolve_gradients(x, full(w), g, case[7], case[8])[which]
             if which == 1 and depthwise:
                 right = np.einsum("pqcc->pqc", right)
@@ -184,12 +182,21 @@ def convolution_properties(
         return compared
 
     def tell(case):
-        x, w = arrays_of(case)
-        words = f"x {show(x)}" if x.size <= 12 else f"x of shape {x.shape}"
-        words += f", w {show(w)}" if w.size <= 12 else f", w of shape {w.shape}"
-        if max(x.size, w.size) > 12:
-            words += f" (whole numbers, seed {case[-1]})"
-        return words + "".join(f", {name} {v}" for name, v in settings_of(case).items())
+        return told(case, zip("xw", arrays_of(case), strict=True))
+
+    def tell_g(case):
+        return told(case, zip("xwg", (*arrays_of(case), g_of(case)), strict=True))
+
+    def told(case, arrays):
+        words, large = [], False
+        for name, array in arrays:
+            large |= array.size > 12
+            words.append(
+                f"{name} {show(array)}" if array.size <= 12 else f"{name} of shape {array.shape}"
+            )
+        if large:
+            words[-1] += f" (whole numbers, seed {case[-1]})"
+        return ", ".join(words + [f"{name} {value}" for name, value in settings_of(case).items()])
 
     many = {"images": 2, "channels": 3, "outputs": 3}
     found = [
@@ -212,7 +219,7 @@ def convolution_properties(
     if paddings:
         found.append(
             Property("padding p puts p zeros on every side", cases(paddings=2), value, tell,
-                     "the output has H + 2p − kh + 1 rows", "images", 40)
+                     "there are (H + 2p − kh) // s + 1 rows", "images", 40)
         )  # fmt: skip
     probe = np.ones((1, 2, 2, 1)), np.ones((1, 1, 1) if depthwise else (1, 1, 1, 1))
     if backward is None and not _has_pullback(f, *probe):
@@ -239,11 +246,11 @@ def convolution_properties(
     for words, options, hint in kinds:
         found += [
             Property(f"x's gradient is the adjoint: ⟨y, g⟩ = ⟨x, x̄⟩{words}",
-                     cases(**many, **options), gradient(0), tell,
+                     cases(**many, **options), gradient(0), tell_g,
                      hint or "x̄[i + p, j + q] += g[i, j] · w[p, q], summed over the outputs",
                      "batches", 40),
             Property(f"w's gradient is the adjoint: ⟨y, g⟩ = ⟨w, w̄⟩{words}",
-                     cases(**many, **options), gradient(1), tell,
+                     cases(**many, **options), gradient(1), tell_g,
                      hint or "w̄[p, q] = Σ x[i + p, j + q] · g[i, j], over images and pixels",
                      "batches", 40),
         ]  # fmt: skip
@@ -322,9 +329,12 @@ def pooling_properties(
         right = oracles.pool(x, case[4], case[5], kind)
         return compare(_forward(f, x, **settings_of(case)), right, 1e-4)
 
+    def g_of(case):
+        shape = oracles.pool(x_of(case), case[4], case[5]).shape
+        return _whole_numbers(case[-1] + 50, shape, 1, 9)
+
     def pulled(case):
-        x = x_of(case)
-        g = _whole_numbers(case[-1] + 50, oracles.pool(x, case[4], case[5]).shape, 1, 9)
+        x, g = x_of(case), g_of(case)
         return x, g, _gradients(f, backward, (x,), (), g, settings_of(case))[0]
 
     def gradient(case):
@@ -350,6 +360,10 @@ def pooling_properties(
         words = f"x {show(x)}" if x.size <= 16 else f"x of shape {x.shape} (seed {case[-1]})"
         return words + f", window {case[4]}, stride {case[5]}"
 
+    def tell_g(case):
+        g = g_of(case)
+        return tell(case) + (f", g {show(g)}" if g.size <= 16 else "")
+
     what = {"max": "largest value", "mean": "mean"}[kind]
     windows = (2, 3) if accepts(f, "window") else (2,)
     found = [
@@ -372,20 +386,20 @@ def pooling_properties(
         return found
     to = "goes to the largest pixel" if kind == "max" else "is spread evenly"
     found.append(
-        Property(f"a window's gradient {to}", cases(windows, channels=2, ragged=1), gradient, tell,
-                 "where x equals the window's maximum" if kind == "max"
+        Property(f"a window's gradient {to}", cases(windows, channels=2, ragged=1), gradient,
+                 tell_g, "only the largest pixel of a window gets its g" if kind == "max"
                  else "each pixel gets g / window²", "batches", 30)
     )  # fmt: skip
     if free:
         found.append(
             Property("gradients of overlapping windows add",
-                     cases(windows, free_stride=True, ragged=2), gradient, tell,
+                     cases(windows, free_stride=True, ragged=2), gradient, tell_g,
                      "x̄[…] += …, since a pixel may be in several windows", "images", 30)
         )  # fmt: skip
     if kind == "max":
         found.append(
             Property("among equal values the gradient is handed on once", cases(windows, ties=True),
-                     once, tell, "x == max is true for all of the equal pixels: take the first "
+                     once, tell_g, "x == max is true for all of the equal pixels: take the first "
                      "(argmax), or share", "images", 30)
         )  # fmt: skip
     return found

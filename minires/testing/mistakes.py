@@ -230,7 +230,7 @@ def derivative_at_the_result(x):
     return y, lambda g: g * (1 - np.tanh(y) ** 2)
 
 
-@_wrong("gradient", "what comes from behind is forgotten", shapes=[(3,)])
+@_wrong("gradient", "the gradient of the result is forgotten", shapes=[(3,)])
 def forgets_g(x):
     return x**2, lambda g: 2 * x
 

@@ -98,10 +98,12 @@ def optimizer_properties(step: Callable, kind: str) -> list[Property]:
     def hints(case):
         theta, gradients, rate = np.array(case[0], float), np.array(case[1], float), case[2]
         g = gradients[0]
+        still = (theta, "θ is as before: change its numbers (θ -= …), or return the new array")
         if kind == "sgd":
             return [(theta + rate * g, "uphill: subtract the gradient"),
-                    (theta - g, "multiply the gradient by the rate")]  # fmt: skip
+                    (theta - g, "multiply the gradient by the rate"), still]  # fmt: skip
         return [
+            still,
             (theta - rate * 0.1 * g / np.sqrt(0.001 * g * g), "without the bias correction: "
              "divide m by 1 − β₁ᵗ and v by 1 − β₂ᵗ, with t = 1 at the first step"),
             (theta + rate * np.sign(g), "uphill: subtract"),

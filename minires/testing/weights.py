@@ -251,7 +251,7 @@ def harm_properties(harmful: Callable) -> list[Property]:
 
     def tell(case):
         settings, plain, mean = arrays(case)
-        return f"settings {show(settings)}, plain {show(plain)}, mean {show(mean)}"
+        return f"rates {show(settings)}, plain {show(plain)}, mean {show(mean)}"
 
     return [
         Property("harmful: worse by more than two standard errors", cases, outcome, tell,

@@ -1,15 +1,15 @@
 # %% [markdown]
-# # 9. Draw an ensemble
+# # 9. Sample an ensemble
 #
-# **After this lesson you can** draw networks from a mean and a variance, average what they predict,
-# and judge whether their confidence can be trusted.
+# **After this lesson you can** sample networks from a mean and a variance, average what they
+# predict, and judge whether their confidence can be trusted.
 #
 # *15 minutes of yours, about 35 seconds of the computer's*
 #
 # An **ensemble** is a group of networks that predict together. Usually each of them must be trained
-# for itself, and that is dear. The paper's second approach gets them for nothing. Fine-tuning has
-# left a mean θ̄ and a variance σ² for each weight. They describe a bell curve, and we *draw* from
-# it:
+# for itself, and that is expensive. The paper's second approach needs no further training.
+# Fine-tuning has left a mean θ̄ and a variance σ² for each weight. They describe a bell curve, and
+# we *sample* from it:
 #
 #     θₖ = θ̄ + σ · εₖ         εₖ ~ N(0, 1), a fresh number for every weight and every member
 #
@@ -40,10 +40,10 @@ picture_style()
 # %% [markdown]
 # ## One network, fine-tuned, with its mean and variance
 
-# %% tags=["sizes"] small={"IMAGES": 300, "TEST": 100, "TRAINING": 8, "FINE_TUNING": 8, "DRAWN": 3}
+# %% tags=["sizes"] small={"IMAGES": 300, "TEST": 90, "TRAINING": 8, "FINE_TUNING": 8, "MEMBERS": 3}
 IMAGES, TEST, BATCH = 3000, 1500, 32
-TRAINING, FINE_TUNING = 300, 200  # updates
-DRAWN = 20  # networks
+TRAINING, FINE_TUNING = 450, 150  # updates
+MEMBERS = 20  # networks of the ensemble
 
 # %%
 digits = load("glyphs", train=IMAGES, test=TEST)
@@ -65,7 +65,7 @@ for number in bar(range(TRAINING + FINE_TUNING), "training"):
 # %% [markdown]
 # ## Predict
 #
-# We draw 20 networks around θ̄. How good is *one* of them, compared with θ̄ itself?
+# We sample 20 networks around θ̄. How good is *one* of them, compared with θ̄ itself?
 #
 # - **a)** as good: it is a typical network of fine-tuning, after all
 # - **b)** better: noise makes networks robust
@@ -73,15 +73,15 @@ for number in bar(range(TRAINING + FINE_TUNING), "training"):
 #
 # <details><summary>Choose first. Then open.</summary>
 #
-# c), though sometimes only the NLL shows it. A drawn network leaves the floor of the valley in
-# *all* directions at once, the steep ones included (lesson 8: loss(θ̄) + h/2 · σ²). It is not even
-# typical. SGD moves many weights *together*. The draw forgets which weights go together: it keeps
-# one σ per weight and nothing else.
+# c), though sometimes only the NLL shows it. A sampled network leaves the floor of the valley in
+# *all* directions at once, the steep ones included (lesson 8: loss(θ̄) + h/2 · σ²). And it is not a
+# typical θ. SGD moves many weights *at once*, in common directions (lesson 7). A sample knows
+# nothing of these directions: it has one σ per weight and nothing else.
 #
 # </details>
 
 # %%
-members = moments.sample(DRAWN, np.random.default_rng(5))  # (20, P)
+members = moments.sample(MEMBERS, np.random.default_rng(5))  # (20, P)
 p_members = model.predict(members, test_images)  # (20, N, 10)
 p_mean = model.predict(moments.mean, test_images)
 p_last = model.predict(theta, test_images)
@@ -89,8 +89,8 @@ p_ensemble = p_members.mean(axis=0)
 
 print("                      accuracy, %     NLL      ECE, %")
 for name, p in (
-    ("last θ", p_last), ("mean model", p_mean), ("one drawn network", p_members[0]),
-    (f"ensemble of {DRAWN}", p_ensemble),
+    ("last θ", p_last), ("mean model", p_mean), ("one sampled network", p_members[0]),
+    (f"ensemble of {MEMBERS}", p_ensemble),
 ):  # fmt: skip
     values = (metric(p, test_labels) for metric in (accuracy, nll, ece))
     print("{:20}  {:9.2f}   {:8.4f}   {:8.2f}".format(name, *np.multiply([100, 1, 100], [*values])))
@@ -99,12 +99,13 @@ for name, p in (
 # ## The picture: how many, how sure, how much noise
 #
 # Left: the NLL of an ensemble of the first K. Middle: a *reliability diagram*. A calibrated network
-# lies on the diagonal. Below it, it is too sure of itself. (The number of images differs from point
-# to point: most are at the right end.) Right: what happens when σ is multiplied by a *scale*.
+# lies on the diagonal. Below the diagonal it is too sure of itself, above it too modest. (The
+# number of images differs from point to point: most are at the right end.) Right: what happens when
+# σ is multiplied by a *scale*.
 
 # %%
 scales = np.array([0, 0.25, 0.5, 0.75, 1, 1.5, 2])
-noise_few = min(8, DRAWN)
+noise_few = min(8, MEMBERS)
 dial = {"one network (average)": [], f"ensemble of {noise_few}": []}
 for factor in scales:
     own = moments.sample(noise_few, np.random.default_rng(5), scale=factor)
@@ -113,7 +114,7 @@ for factor in scales:
     dial[f"ensemble of {noise_few}"].append(nll(p.mean(axis=0), test_labels[:800]))
 
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.6))
-counts = np.arange(1, DRAWN + 1)
+counts = np.arange(1, MEMBERS + 1)
 growing = p_members.cumsum(axis=0) / counts[:, None, None]
 left.plot(counts, nll(p_members, test_labels), "o", color="0.6", label="each member alone")
 left.plot(counts, nll(growing, test_labels), color="#0b3954", linestyle="-", label="the first K")
@@ -121,7 +122,7 @@ for p, name, dashes in ((p_mean, "mean model", "--"), (p_last, "last θ", ":")):
     left.axhline(nll(p, test_labels), color="#e07a1f", linestyle=dashes, label=name)
 left.set_xlabel("number of members K")
 left.set_ylabel("test NLL, nats per image")
-left.legend(fontsize=10)
+left.legend(fontsize=10, loc="upper right")
 
 edges = np.linspace(0, 1, 6)
 for p, name, marker in (
@@ -150,21 +151,21 @@ right.legend(fontsize=10)
 plt.show()
 
 # %% [markdown]
-# Now compare your own picture with these sentences, which hold for most seeds: one drawn network is
-# worse than the mean model. Averaging several wins most of that back, the first few members most.
-# Against the mean model little is left to win, if anything. The paper says so too: the mean is
-# about as good as an ensemble of three, and ten members are only slightly better, at ten times the
-# cost.
+# Now compare your own picture with these sentences, which hold for most seeds: one
+# sampled network is worse than the mean model. Averaging several wins most of that back, the first
+# few members most. Against the mean model little is left to win, if anything. The paper says so
+# too: the mean is about as good as an ensemble of three, and ten members are only slightly better,
+# at ten times the cost.
 #
-# ## Exercise 1: draw
+# ## Exercise 1: sample
 #
-# Draw so that member k is the same whether you ask for three members or for ten. Then "the first 3
-# of the 10" means something. `rng.spawn(k)` gives k independent streams of random numbers.
+# Sample so that member k is the same whether you ask for three members or for ten. Then "the first
+# 3 of the 10" means something. `rng.spawn(k)` gives k independent streams of random numbers.
 
 
 # %% tags=["exercise", "sample"]
 def sample(mean, variance, k, rng, scale=1.0):
-    """Draw k networks: mean + scale · σ · ε, with ε ~ N(0, 1) for every weight on its own.
+    """Sample k networks: mean + scale · σ · ε, with ε ~ N(0, 1) for every weight on its own.
 
     mean, variance   (P,)
     k                how many
@@ -172,12 +173,12 @@ def sample(mean, variance, k, rng, scale=1.0):
     scale            of the standard deviation σ; 0 gives the mean
     Returns          (k, P); member j does not depend on k
     """
-    raise NotImplementedError("draw member by member")
+    raise NotImplementedError("sample member by member")
 
 
 # %% tags=["solution", "sample"]
 def sample(mean, variance, k, rng, scale=1.0):
-    """Draw k networks: mean + scale · σ · ε."""
+    """Sample k networks: mean + scale · σ · ε."""
     sigma = np.sqrt(variance)
     streams = rng.spawn(k)
     return np.stack([mean + scale * sigma * own.standard_normal(len(mean)) for own in streams])
@@ -304,7 +305,7 @@ rejected(check_metric, bins_weigh_alike, "ece")
 # %% [markdown]
 # ## What would break this?
 #
-# **A σ that is too large.** Turn the dial of the right picture further up. A drawn network then
+# **A σ that is too large.** Turn the dial of the right picture further up. A sampled network then
 # has nothing to do with digits any more:
 
 # %%
@@ -312,24 +313,24 @@ for factor in (1, 3, 10):
     far = moments.sample(4, np.random.default_rng(6), scale=factor)
     p = model.predict(far, test_images[:400])
     alone, together = accuracy(p, test_labels[:400]).mean(), accuracy(p.mean(0), test_labels[:400])
-    print(f"scale {factor:2}: one drawn network {alone:.0%} right, four together {together:.0%}")
+    print(f"scale {factor:2}: one sampled network {alone:.0%} right, four together {together:.0%}")
 
 # %% [markdown]
 # **An ECE from few images.** ECE is never negative, so chance makes it larger, never smaller. Even
 # a perfectly calibrated network would show some ECE. With few images, or many bins, do not compare
 # small differences. The NLL is the better judge there: it sees accuracy and calibration at once.
 #
-# **Choosing on the test images.** Who turns the dial until the test NLL is best has chosen with the
-# test images, and must not report that NLL. It takes a third set of images for that.
+# **Choosing on the test images.** If you turn the dial until the test NLL is best, you have chosen
+# with the test images, and must not report that NLL. You need a third set of images for choosing.
 #
 # ## Three questions
 #
-# **1.** All weights have σ = 0.01, and there are 10,000 of them. How far from θ̄ does a drawn
+# **1.** All weights have σ = 0.01, and there are 10,000 of them. How far from θ̄ does a sampled
 # network lie?
 #
 # <details><summary>Answer</summary>
 #
-# Squares add: √(10,000 · 0.01²) = 1. And hardly any draw lies much nearer: in high dimensions all
+# Squares add: √(10,000 · 0.01²) = 1. And hardly any sample lies much nearer: in high dimensions all
 # of them lie on a *shell* around θ̄. The middle, where θ̄ is, is empty.
 #
 # </details>
