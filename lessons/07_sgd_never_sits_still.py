@@ -36,8 +36,8 @@ picture_style()
 # gradient, and each gradient is followed by a full step.
 
 # %% tags=["sizes"] small={"IMAGES": 300, "TRAINING": 8, "UPDATES": 60}
-IMAGES, BATCH = 3000, 24
-TRAINING, UPDATES, RATE = 400, 500, np.float32(0.1)
+IMAGES, BATCH = 3000, 32
+TRAINING, UPDATES, RATE = 250, 500, np.float32(0.1)
 
 # %%
 digits = load("glyphs", train=IMAGES, test=100)
@@ -117,7 +117,7 @@ for (life, bell), weight in zip(panels, six, strict=True):
     name = next(
         e.name for e in model.layout.weights if e.start <= weight < e.start + e.size
     )  # which layer it belongs to
-    life.set_title(f"{name}: mean {mean:+.4f}, σ {sigma:.4f}", fontsize=10, loc="left")
+    life.set_title(f"{name}: mean {mean:+.3g}, σ {sigma:.2g}", fontsize=10, loc="left")
     bell.hist(
         values,
         bins=np.linspace(-3.5, 3.5, 36),
@@ -128,6 +128,7 @@ for (life, bell), weight in zip(panels, six, strict=True):
     height = np.linspace(-3.5, 3.5, 100)
     bell.plot(np.exp(-(height**2) / 2) / np.sqrt(2 * np.pi), height, color="black", linestyle="-")
     life.set_ylim(-3.5, 3.5)
+    life.set_yticks([-2, 0, 2])
     life.grid(False)
     bell.grid(False)
     bell.set_xlim(0, 2)

@@ -2,8 +2,14 @@
 
 import ast
 import contextlib
+import html
 import io
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +35,7 @@ LESSONS = commands.lessons()
 SECTIONS = ("## Predict", "## What would break this?", "## Three questions", "## Where this is")
 COMMANDS = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=[each.path.stem for each in LESSONS])
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture
@@ -248,6 +255,109 @@ def test_a_notebook_shows_three_lines_and_no_trace():
     assert "smallest counterexample" in wrong.traceback[1]
     assert none.traceback == ["not written yet: raises NotImplementedError: two products, two "
                               "transposes"]  # fmt: skip
+
+
+# Runs the wrong answers of one lesson; prints what each is told, and the processor's seconds.
+REJECTED = """
+import contextlib, io, json, sys, time
+from minires.commands import lessons
+lesson = lessons.lesson(int(sys.argv[1]))
+names, told = {"__name__": "__main__"}, []
+lessons.execute([cell for cell in lesson.cells() if cell.kind == "setup"], names)
+for cell in lesson.cells():
+    if cell.kind == "wrong":
+        printed, started = io.StringIO(), time.process_time()
+        with contextlib.redirect_stdout(printed):
+            lessons.execute([cell], names)
+        told.append((printed.getvalue(), time.process_time() - started))
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.parametrize(
+    "lesson",
+    [
+        pytest.param(each, marks=() if each.number in (3, 6) else pytest.mark.slow)
+        for each in LESSONS
+    ],
+    ids=[each.path.stem for each in LESSONS],
+)
+def test_a_wrong_answer_is_told_the_same_in_every_process_and_soon(lesson):
+    first, again = (told_in_a_process(REJECTED, str(lesson.number), seed=seed) for seed in "12")
+    assert len(first) == len(of(lesson.cells(), "wrong"))
+    assert [text for text, _ in first] == [text for text, _ in again]
+    for text, _ in first:
+        assert text.startswith("✗ ")
+        assert text.splitlines()[1].startswith("    smallest counterexample: ")
+        assert re.match("    [^ ]", text.splitlines()[2]), f"no hint: {text}"
+    assert max(seconds for _, seconds in first + again) < 5
+
+
+def told_in_a_process(program, *arguments, seed):
+    environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=environment, stdout=subprocess.PIPE, encoding="utf-8", check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+# --- what a kernel and a browser make of all of them ----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """All lessons as the teacher has them: notebooks that a kernel has run, and pages."""
+    out = tmp_path_factory.mktemp("pages")
+    assert main(["lessons", "build", "--teacher", "--html", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_a_kernel_runs_every_notebook(pages):
+    for lesson in LESSONS:
+        notebook = nbformat.read(pages / f"{lesson.path.stem}.ipynb", 4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in code), lesson.title
+        outputs = [output for cell in code for output in cell.outputs]
+        assert any("image/png" in output.get("data", {}) for output in outputs), lesson.title
+        text = "".join(output.get("text", "") for output in outputs)
+        assert text.count("smallest counterexample") == len(of(lesson.cells(), "wrong"))
+        errors = [output for output in outputs if output.get("name") == "stderr"]
+        assert errors == [], lesson.title
+
+
+@pytest.mark.slow
+def test_no_page_is_wider_than_a_telephone(pages, tmp_path):
+    """Wide tables, code and pictures scroll, or shrink; the page does not move sideways."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no Chromium or Chrome is installed")
+    assert main(["lessons", "build", "--student", "--html", "--out", str(tmp_path)]) == 0
+    every = sorted(pages.glob("*.html")) + sorted(tmp_path.glob("*.html"))
+    assert len(every) == 2 * len(LESSONS) + 3
+    for width in (390, 1280):
+        for path, (needed, given) in zip(every, widths(browser, every, width), strict=True):
+            assert given >= width - 20, "this browser shows the page in another width"
+            assert needed <= given, f"{path.parent.name}/{path.name} at {width} pixels"
+
+
+def widths(browser, paths, width):
+    """[(pixels that a page needs, pixels that it has), …] in a window of this width."""
+    frames = "".join(f'<iframe src="{path.as_uri()}" width="{width}"></iframe>' for path in paths)
+    script = (
+        "onload = () => document.body.innerText = JSON.stringify([...document.querySelectorAll("
+        "'iframe')].map(f => f.contentDocument.documentElement)"
+        ".map(e => [e.scrollWidth, e.clientWidth]))"
+    )
+    frame = paths[-1].parent / "widths.htm"
+    frame.write_text(f"<body>{frames}<script>{script}</script></body>", "utf-8")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files")
+    done = subprocess.run(
+        [browser, *options, "--virtual-time-budget=60000", "--dump-dom", frame.as_uri()],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8", check=True,
+    )  # fmt: skip
+    return json.loads(html.unescape(re.search(r"<body>(\[.*\])", done.stdout)[1]))
 
 
 def test_a_wrong_answer_that_a_check_accepts_is_an_error(capsys):

@@ -2,6 +2,10 @@
 rejected, and the same smallest counterexample each time.
 """
 
+import json
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -98,6 +102,51 @@ def test_the_smallest_counterexample_is_the_same_each_time_and_soon_found(answer
     assert first_failure(answer) == (once, calls)
     assert calls <= judging.MOST_CALLS
     assert "smallest counterexample: " in once
+
+
+# Judges the mistakes of some kinds; prints what each is told, and the processor's seconds.
+JUDGED = """
+import json, sys, time
+from minires.testing.judging import Falsified, judge
+from minires.testing.kinds import KINDS
+from minires.testing.mistakes import MISTAKES
+told = {}
+for answer in MISTAKES:
+    if answer.kind in sys.argv[1:]:
+        started = time.process_time()
+        try:
+            text = str(judge(answer.kind, KINDS[answer.kind](*answer.judged, **answer.options)))
+        except Falsified as error:
+            text = str(error)
+        told[f"{answer.kind}: {answer.name}"] = text, time.process_time() - started
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in ("matmul", "sampler") else pytest.mark.slow)
+        for kind in KINDS
+    ],
+)
+def test_a_mistake_is_told_the_same_in_every_process_and_soon(kind):
+    first, again = (
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", JUDGED, kind],
+                env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"},
+                stdout=subprocess.PIPE, encoding="utf-8", check=True,
+            ).stdout
+        )
+        for seed in "12"
+    )  # fmt: skip
+    assert set(first) == {label(answer) for answer in MISTAKES if answer.kind == kind}
+    for name, (text, seconds) in first.items():
+        assert text == again[name][0]
+        assert text.startswith("✗ ")
+        assert text.splitlines()[1].startswith("    smallest counterexample: ")
+        assert seconds < 5, name
 
 
 def test_the_number_of_tries_is_bounded_even_where_everything_fails():

@@ -213,7 +213,7 @@ def _read(path):
             f"{path}: a lesson begins with its number and title, what one can do after it, and "
             "its times, like the other lessons"
         )
-    said = purpose[1].replace("\n", " ").rstrip(".")
+    said = purpose[1].replace("\n", " ").replace("`", "").rstrip(".")
     return Lesson(path, int(title[1]), title[2], said, int(times[1]), int(times[2]))
 
 
