@@ -271,7 +271,10 @@ def merging(merge):
 
         def merge(self, other):
             mine, theirs = ((m.count, m.mean, m.variance) for m in (self, other))
-            self.count, self.mean, self.variance = merge(*mine, *theirs)
+            merged = merge(*mine, *theirs)
+            if not isinstance(merged, tuple) or len(merged) != 3:
+                raise TypeError("merge returns three things: count, mean, variance")
+            self.count, self.mean, self.variance = merged
 
     return Merging
 

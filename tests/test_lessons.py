@@ -97,6 +97,9 @@ def test_a_student_s_notebook_fails_only_where_an_answer_is_wanted(lesson, pictu
     assert stopped == [cell.exercise for cell in of(lesson.cells(), "exercise")]
     hidden = {"solution", "wrong", "check"}
     assert not any(hidden & set(cell.metadata.get("tags", ())) for cell in notebook.cells)
+    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+    assert not any("fmt: skip" in cell.source for cell in notebook.cells)
+    assert "Shift + Enter runs a cell" in notebook.cells[0].source
 
 
 @each_lesson
@@ -229,6 +232,8 @@ def test_pages_are_run_and_need_nothing_from_elsewhere(tmp_path):
     assert 'href="answers.html"' in index
     assert 'href="02_tape_of_scalars.ipynb"' in index
     assert "thirty laptops" in index
+    assert "<details open>" in (tmp_path / "answers.html").read_text("utf-8")
+    assert "<details open>" not in page
     executed = nbformat.read(tmp_path / "02_tape_of_scalars.ipynb", 4)
     assert all(c.execution_count for c in executed.cells if c.cell_type == "code")
 

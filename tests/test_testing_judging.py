@@ -14,11 +14,14 @@ from minires.testing import (
     check_average,
     check_convolution,
     check_gradient,
+    check_log_softmax,
+    check_matmul,
     check_metric,
     check_moments,
     check_optimizer,
     check_paired_difference,
     check_pooling,
+    check_sampler,
     check_unbroadcast,
 )
 from minires.testing import references as right
@@ -76,7 +79,7 @@ def test_the_judged_code_s_own_error_is_told_with_its_input_and_chained():
     assert "yours: raises KeyError: 'no such axis'    right: no error" in text
     assert "smallest counterexample: gradient [[" in text
     assert "raised in line" in text
-    assert "of broken" in text
+    assert ", in broken" in text
     assert isinstance(falsified.value.__cause__, KeyError)
 
 
@@ -100,7 +103,10 @@ def test_an_exercise_that_is_not_done_says_so():
 @pytest.mark.parametrize(
     ("answer", "yours"),
     [
-        (lambda probabilities: None, "None    right: an array (1, 2)"),
+        (
+            lambda probabilities: None,
+            "None    right: an array (1, 2)\n    nothing comes back: is a `return` missing?",
+        ),
         (lambda probabilities: "high", "str 'high'"),
         (lambda probabilities: probabilities, "shape (1, 1, 2)"),
         (lambda: 3, "raises TypeError"),
@@ -109,6 +115,60 @@ def test_an_exercise_that_is_not_done_says_so():
 def test_what_is_no_answer_is_named(answer, yours):
     text = text_of(check_average, answer)
     assert f"yours: {yours}" in text
+
+
+def convolve_with_zeros_on_two_sides(x, w, stride=1, padding=0):
+    return right.conv2d(np.pad(x, [(0, 0), *[(0, 2 * padding)] * 2, (0, 0)]), w, stride)
+
+
+def one_maximum_for_the_batch(logits):
+    z = logits - logits.max()
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+class WithoutTheFactor(right.Welford):
+    def update(self, theta):
+        self.count += 1
+        d = theta - self.mean
+        self.mean = self.mean + d / self.count
+        self.squares = self.squares + d**2
+
+
+@pytest.mark.parametrize(
+    ("check", "answer", "hint"),
+    [
+        (check_matmul, lambda x, w, g: (g @ w.T, x.T @ g / len(x)), "divided by the number of"),
+        (check_matmul, lambda x, w, g: (x.T @ g, g @ w.T), "they are exchanged"),
+        (check_log_softmax, one_maximum_for_the_batch, "each row needs its own"),
+        (lambda step: check_optimizer(step, "sgd"), lambda theta, g, rate: None, "θ is as before"),
+        (check_convolution, convolve_with_zeros_on_two_sides, "p zeros on each of the four sides"),
+        (check_average, lambda p: np.exp(np.log(p).mean(0)) / np.exp(np.log(p).mean(0)).sum(
+            -1, keepdims=True), "the mean of the logarithms"),
+        (check_sampler, lambda mean, variance, k, rng: np.stack([mean + variance**0.5
+            * own.standard_normal() for own in rng.spawn(k)]), "one ε: each needs its own"),
+        (check_moments, WithoutTheFactor, "the factor (n − 1)/n is missing"),
+    ],
+    ids=["rows", "exchanged", "one maximum", "still", "zeros", "logits", "one ε", "factor"],
+)  # fmt: skip
+def test_a_known_mistake_is_named(check, answer, hint):
+    assert hint in text_of(check, answer).splitlines()[2]
+
+
+def test_a_gradient_s_counterexample_shows_g():
+    """Without it nobody can compute the right answer by hand."""
+    times = lambda factor: lambda *arrays: [factor * own for own in right.conv2d_backward(*arrays)]
+    text = text_of(check_convolution, right.conv2d, times(2))
+    assert ", g [[[[" in text.splitlines()[1]
+    text = text_of(check_pooling, lambda x: right.max_pool(x), lambda x, g: 0 * x)
+    assert ", g [[[[" in text.splitlines()[1]
+    text = text_of(check_gradient, lambda x: (x**2, (lambda g: 2 * x,)), [(2,)])
+    assert ", g [" in text.splitlines()[1]
+
+
+def test_nothing_where_a_pair_is_wanted_is_named_too():
+    text = text_of(check_paired_difference, lambda a, b: None)
+    assert "yours: None    right: a pair: difference, error" in text
+    assert "is a `return` missing?" in text
 
 
 @pytest.mark.parametrize(

@@ -380,6 +380,7 @@ def matmul_properties(pullbacks: Callable) -> list[Property]:
             hints = [
                 (right / len(x), "divided by the number of rows: a product has no mean in it"),
                 (-right, "the sign"),
+                ([x.T @ g, g @ w.T][which], "they are exchanged: first that of x, then that of w"),
             ]
             return compare(both[which], right, 1e-4, hints)
 

@@ -193,7 +193,9 @@ def _outcome(own, case):
     try:
         return own.outcome(case)
     except Misfit as misfit:
-        return Wrong(misfit.yours, misfit.right)
+        nothing = misfit.yours in ("None", "NoneType")
+        hint = "nothing comes back: is a `return` missing?" if nothing else ""
+        return Wrong(Words("None") if nothing else misfit.yours, misfit.right, hint)
     except Exception as error:  # the judged code's own: say which input raised it
         words = f"{type(error).__name__}: {error}".rstrip(": ")
         return Wrong(Words(f"raises {words}"), Words("no error"), _where(error), error)
@@ -205,7 +207,7 @@ def _where(error):
     while trace is not None:
         code = trace.tb_frame.f_code
         if not code.co_filename.startswith(_HERE) and not code.co_filename.startswith("<frozen"):
-            line = f"raised in line {trace.tb_lineno} of {code.co_name}"
+            line = f"raised in line {trace.tb_lineno}, in {code.co_name}"
             if "site-packages" in code.co_filename:
                 break
         trace = trace.tb_next

@@ -219,7 +219,8 @@ def convolution_properties(
     if paddings:
         found.append(
             Property("padding p puts p zeros on every side", cases(paddings=2), value, tell,
-                     "there are (H + 2p − kh) // s + 1 rows", "images", 40)
+                     "zeros around the pixels of each image: (H + 2p − kh) // s + 1 rows come out",
+                     "images", 40)
         )  # fmt: skip
     probe = np.ones((1, 2, 2, 1)), np.ones((1, 1, 1) if depthwise else (1, 1, 1, 1))
     if backward is None and not _has_pullback(f, *probe):

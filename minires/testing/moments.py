@@ -81,6 +81,15 @@ def _told(rows):
     return f"updates {numbers.tolist()}"
 
 
+def _without_the_factor(x):
+    """What eq. 3 gives if it adds d² and not d² (n − 1)/n."""
+    mean, squares = 0.0, 0.0
+    for n, row in enumerate(x, start=1):
+        squares = squares + (row - mean) ** 2
+        mean = mean + (row - mean) / n
+    return squares / len(x)
+
+
 def moments_properties(make: Callable) -> list[Property]:
     """The properties that `check_moments` tries."""
     st = strategies()
@@ -133,6 +142,7 @@ def moments_properties(make: Callable) -> list[Property]:
             (right * n, "that is Σ(θ − θ̄)²: divide by n"),
             (np.sqrt(right), "that is σ: the variance is σ²"),
             (square / n, "that is the mean of θ²: subtract θ̄ before squaring"),
+            (_without_the_factor(x), "S ← S + d² (n − 1)/n: the factor (n − 1)/n is missing"),
             ((square + x[0] ** 2) / n - ((x.sum(axis=0) + x[0]) / n) ** 2,
              "the sums seem to start at θ₁ instead of 0"),
         ]  # fmt: skip
