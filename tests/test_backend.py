@@ -1,5 +1,6 @@
 """Backend: which module, sums, threads, memory for results, and children of a fork."""
 
+import itertools
 import multiprocessing
 import os
 import sys
@@ -188,8 +189,9 @@ def test_a_forked_child_can_compute(rng):
 
 @pytest.fixture
 def shelf(monkeypatch):
-    """No idle blocks, until the test makes some."""
-    monkeypatch.setattr(memory, "_idle", [])
+    """No slabs, until the test makes some; small ones."""
+    monkeypatch.setattr(memory, "_slabs", [])
+    monkeypatch.setattr(memory, "SLAB", 8 * MEGABYTE)
     monkeypatch.setattr(memory._Owner, "given_back", deque())
 
 
@@ -241,19 +243,41 @@ def test_memory_nobody_uses_is_handed_out_again(shelf):
     assert not np.shares_memory(other, again)
 
 
-def test_the_block_that_fits_best_is_taken_and_at_most_a_quarter_is_wasted(shelf):
-    sizes = [12 * MEGABYTE // 10, MEGABYTE, 11 * MEGABYTE // 10]
-    made = [memory.empty((size,), np.uint8) for size in sizes]
+def test_the_first_gap_that_is_large_enough_is_taken(shelf):
+    sizes = 2, 1, 3, 1, 1  # a slab of eight megabytes
+    made = [memory.empty((size * MEGABYTE,), np.uint8) for size in sizes]
     places = [address(array) for array in made]
-    del made
-    small = memory.empty((MEGABYTE,), np.uint8)
-    assert address(small) == places[1]
-    middle = memory.empty((21 * MEGABYTE // 20,), np.uint8)
-    assert address(middle) == places[2]
-    large = memory.empty((2 * MEGABYTE,), np.uint8)
-    del large
-    again = memory.empty((3 * MEGABYTE // 2,), np.uint8)
-    assert len(again.base) == 3 * MEGABYTE // 2, "a third would be wasted"
+    assert places == [places[0] + start * MEGABYTE for start in (0, 2, 3, 6, 7)]
+    made[0] = made[2] = None
+    assert address(memory.empty((MEGABYTE,), np.uint8)) == places[0]
+    assert address(memory.empty((3 * MEGABYTE,), np.uint8)) == places[2]
+    other = memory.empty((4 * MEGABYTE,), np.uint8)
+    assert len(memory._slabs) == 2, "a gap of four megabytes is not there yet"
+    assert not any(np.shares_memory(other, array) for array in made if array is not None)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_gaps_side_by_side_become_one(shelf, order):
+    """Whatever comes back first; the pieces before and behind stay in use."""
+    made = [memory.empty((size * MEGABYTE,), np.uint8) for size in (1, 1, 1, 1, 4)]
+    place = address(made[1])
+    made[0][...], made[4][...] = 3, 5
+    for number in order:
+        made[1 + number] = None
+        assert (made[0] == 3).all()
+        assert (made[4] == 5).all()
+    joined = memory.empty((3 * MEGABYTE,), np.uint8)
+    assert address(joined) == place
+    joined[...] = 7
+    assert (made[0] == 3).all()
+    assert (made[4] == 5).all()
+
+
+def test_a_result_larger_than_a_slab_has_one_of_its_own(shelf):
+    large = memory.empty((9 * MEGABYTE + 1,), np.uint8)
+    assert large.size == 9 * MEGABYTE + 1
+    large[...] = 1
+    assert [len(slab.memory) for slab in memory._slabs] == [9 * MEGABYTE + 64]
 
 
 def test_small_arrays_are_left_to_numpy(shelf):
@@ -262,24 +286,26 @@ def test_small_arrays_are_left_to_numpy(shelf):
     assert memory.empty((0, 5), np.float32).shape == (0, 5)
 
 
-def test_idle_memory_stays_below_its_limit_and_the_oldest_goes_first(shelf, monkeypatch):
-    monkeypatch.setattr(memory, "MOST_IDLE", 7 * MEGABYTE)
-    blocks = []
-    for size in (1, 2, 3):
-        blocks.append(weakref.ref(memory.empty((size * MEGABYTE,), np.uint8).base.base.block))
+def test_idle_slabs_stay_below_their_limit_and_the_last_goes_first(shelf, monkeypatch):
+    monkeypatch.setattr(memory, "MOST_IDLE", 20 * MEGABYTE)
+    made = [memory.empty((8 * MEGABYTE,), np.uint8) for _ in range(4)]
+    slabs = [weakref.ref(slab) for slab in memory._slabs]
+    made[0] = made[1] = None
     in_use = memory.empty((4 * MEGABYTE,), np.uint8)
     in_use[...] = 7
-    assert [block() is not None for block in blocks] == [False, False, True]
-    fresh = memory.empty((8 * MEGABYTE,), np.uint8)
-    assert [block() is not None for block in blocks] == [False, False, False]
-    fresh[...] = 1
+    assert all(slab() is not None for slab in slabs)
+    del made
+    other = memory.empty((MEGABYTE,), np.uint8)
+    other[...] = 1
+    assert [slab() is not None for slab in slabs] == [True, True, True, False]
+    assert len(memory._slabs) == 3
     assert (in_use == 7).all()
 
 
 def test_arrays_may_go_in_any_thread_and_during_a_collection_of_garbage(shelf):
     """Also while another array is being made: giving back waits for no lock."""
     with memory._lock:
-        array = memory.np.asarray(memory._Owner(np.empty(MEGABYTE, np.uint8)))
+        array = np.asarray(memory._Owner(*memory._take(MEGABYTE)))
         del array  # would wait for ever
     failures = []
 

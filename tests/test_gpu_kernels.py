@@ -314,25 +314,25 @@ def test_batch_norm(device, rng, dtype, networks, activation, lanes, monkeypatch
     monkeypatch.setattr(gpu, "LANES", lanes)
     (sources, replicas), rows, channels = NETWORKS[networks], 150, 3
     x = 1 + rng.standard_normal((sources, rows, channels)).astype(dtype)
-    g, y = 4 * rng.standard_normal((2, replicas, rows, channels)).astype(dtype)
+    g = 4 * rng.standard_normal((replicas, rows, channels)).astype(dtype)
     factor, offset, slope = rng.standard_normal((3, replicas, 1, channels)).astype(dtype)
     tolerance = 100 * ROUNDING[dtype]
     both("normalize", device, x, factor, offset, replicas, activation, tolerance=tolerance)
 
-    there = [device.asarray(array) for array in (g, y, x, factor, slope, offset)]
-    expected = cpu.norm_sums(g, y, x, offset, activation)
-    actual = gpu.norm_sums(*there[:3], there[-1], activation)
+    given = g, x, slope, factor, offset
+    there = [device.asarray(array) for array in given]
+    expected = cpu.norm_sums(*given, activation)
+    actual = gpu.norm_sums(*there, activation)
     for ours, theirs in zip(actual[1:], expected[1:], strict=True):
         assert ours.dtype == theirs.dtype == np.float64
         assert_close(ours.get(), theirs, tolerance)
     for moments in (None, (slope, offset)):
-        passed = cpu.norm_sums(g, y, x, offset, activation)[0]
-        on_cpu = cpu.norm_gradient(passed, y, x, factor, moments, activation)
-        given = moments and tuple(there[-2:])
-        on_gpu = gpu.norm_gradient(actual[0], *there[1:4], given, activation)
+        on_cpu = cpu.norm_gradient(expected[0], x, factor, offset, moments, activation)
+        moments = moments and (there[2], there[4])
+        on_gpu = gpu.norm_gradient(actual[0], there[1], *there[3:], moments, activation)
         assert_close(on_gpu.get(), on_cpu, tolerance)
 
-    mean, variance = (a.get() for a in gpu.norm_moments(there[2]))
+    mean, variance = (a.get() for a in gpu.norm_moments(there[1]))
     assert_close(mean, x.mean(axis=1, keepdims=True, dtype=np.float64), tolerance)
     assert_close(variance, x.var(axis=1, keepdims=True, dtype=np.float64), tolerance)
 

@@ -140,7 +140,8 @@ def pooled_convolution(rng, geometry, networks, activation):
 
     def program(k, x, w, b, g):
         y, winners = k.convolve_and_pool(x, w, b, *settings, activation, window)
-        return y, winners, k.unpool(g, winners, window, size)
+        g = k.activate_gradient(g, 4 * y, activation)
+        return y, winners, g, k.unpool(g, winners, window, size)
 
     pooled = [n // k for n, k in zip(size, window, strict=True)]
     return program, (x, w, b, normal(rng, *g.shape[:2], *pooled, g.shape[-1]))
@@ -175,9 +176,9 @@ def batch_normalisation(rng, geometry, networks, activation):
     images, size, channels, *_ = geometry
     (sources, replicas), rows = networks, max(1, images) * math.prod(size)
 
-    def program(k, x, g, y, factor, offset, slope):
-        passed, total, product = k.norm_sums(g, y, x, offset, activation)
-        again, *_ = k.norm_sums(g, y, x, offset, activation)
+    def program(k, x, g, factor, offset, slope):
+        passed, total, product = k.norm_sums(g, x, slope, factor, offset, activation)
+        again, *_ = k.norm_sums(g, x, slope, factor, offset, activation)
         return (
             *k.norm_moments(x),
             *k.norm_factors(offset, slope * slope, factor, slope, 0.1),
@@ -186,13 +187,13 @@ def batch_normalisation(rng, geometry, networks, activation):
             k.normalize(x, factor, offset, replicas, activation),
             total,
             product,
-            k.norm_gradient(passed, y, x, factor, None, activation),
-            k.norm_gradient(again, y, x, factor, (slope, offset), activation),
+            k.norm_gradient(passed, x, factor, offset, None, activation),
+            k.norm_gradient(again, x, factor, offset, (slope, offset), activation),
         )
 
     return program, (
         5 + normal(rng, sources, rows, channels),
-        *(3 * normal(rng, 2, replicas, rows, channels)),
+        3 * normal(rng, replicas, rows, channels),
         *normal(rng, 3, replicas, 1, channels),
     )
 
@@ -251,7 +252,7 @@ def moments(rng, geometry, networks, activation):
 
 PROGRAMS = {
     convolution: ("convolve", "convolve_weight_gradient", "convolve_input_gradient"),
-    pooled_convolution: ("convolve_and_pool", "unpool"),
+    pooled_convolution: ("convolve_and_pool", "activate_gradient", "unpool"),
     depthwise_convolution: (
         "depthwise", "depthwise_weight_gradient", "depthwise_input_gradient",
     ),
@@ -524,14 +525,15 @@ def test_plain_moments_are_those_of_the_library_of_python(rng):
 
 
 def test_plain_batch_norm_gradients_are_sums_over_rows(rng):
-    x, g, y = 3 * rng.standard_normal((3, 2, 20, 4))
-    center, factor, slope, constant = rng.standard_normal((4, 2, 1, 4))
+    x, g = 3 * rng.standard_normal((2, 2, 20, 4))
+    center, factor, offset, slope, constant = rng.standard_normal((5, 2, 1, 4))
+    y = factor * x + offset
     for activation, passes in {
         None: lambda y: True, "relu": lambda y: y > 0, "relu6": lambda y: 0 < y < 6,
     }.items():  # fmt: skip
-        passed, total, product = plain.norm_sums(g, y, x, center, activation)
+        passed, total, product = plain.norm_sums(g, x, center, factor, offset, activation)
         through = slope, constant
-        gradient = plain.norm_gradient(passed.copy(), y, x, factor, through, activation)
+        gradient = plain.norm_gradient(passed.copy(), x, factor, offset, through, activation)
         for r, c in np.ndindex(2, 4):
             let = [g[r, m, c] if passes(y[r, m, c]) else 0 for m in range(20)]
             assert total[r, 0, c] == pytest.approx(sum(let))

@@ -222,15 +222,32 @@ def test_the_four_passes_of_batch_norm(case, part, of_batch):
         assert_same_as_plain(y, expected, dtype)
 
         g = rng.standard_normal(y.shape).astype(dtype)
-        given_on, *sums = same_bits(cpu.norm_sums, g, y, x, center, activation)
-        plain_g, *expected = plain.norm_sums(g, y, x, center, activation)
+        given = g, x, center, factor, offset, activation
+        given_on, *sums = same_bits(cpu.norm_sums, *given)
+        plain_g, *expected = plain.norm_sums(*given)
         for actual, wanted in zip(sums, expected, strict=True):
             assert_same_as_plain(actual, wanted, dtype, scale=5 * np.sqrt(rows))
 
         through = (slope, constant) if of_batch else None
-        actual = same_bits(cpu.norm_gradient, given_on, y, x, factor, through, activation)
-        expected = plain.norm_gradient(plain_g, y, x, factor, through, activation)
+        given = x, factor, offset, through, activation
+        actual = same_bits(cpu.norm_gradient, given_on, *given)
+        expected = plain.norm_gradient(plain_g, *given)
         assert_same_as_plain(actual, expected, dtype)
+
+
+@not_a_number
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 39, (1 << 14) - 1, 3 * (1 << 14) + 5])
+def test_the_gradient_of_an_activation(rng, dtype, size):
+    g, a = 4 * rng.standard_normal((2, size), dtype=dtype)
+    if size > 20:
+        g[[0, 1, 18]], a[[2, 3, 17]], a[[4, -1]] = np.nan, np.nan, (6, 0)
+        g[:10], a[0] = np.inf, -1
+    for activation in ACTIVATIONS:
+        y = plain.activate(a, None, activation)
+        actual = same_bits(cpu.activate_gradient, g, y, activation)
+        np.testing.assert_array_equal(actual, plain.activate_gradient(g, y, activation))
+        assert actual.dtype == dtype
 
 
 @not_a_number
@@ -242,13 +259,13 @@ def test_batch_norm_carries_what_is_no_number(rng):
         y = plain.normalize(x, factor, offset, 1, activation)
         actual = cpu.normalize(x, factor, offset, 1, activation)
         assert_same_as_plain(actual, y, np.float64)
-        own, *sums = cpu.norm_sums(g, y, x, center, activation)
-        plain_own, *expected = plain.norm_sums(g, y, x, center, activation)
+        own, *sums = cpu.norm_sums(g, x, center, factor, offset, activation)
+        plain_own, *expected = plain.norm_sums(g, x, center, factor, offset, activation)
         for a, b in zip(sums, expected, strict=True):
             assert_same_as_plain(a, b, np.float64)
         assert_same_as_plain(
-            cpu.norm_gradient(own, y, x, factor, (offset, center), activation),
-            plain.norm_gradient(plain_own, y, x, factor, (offset, center), activation),
+            cpu.norm_gradient(own, x, factor, offset, (offset, center), activation),
+            plain.norm_gradient(plain_own, x, factor, offset, (offset, center), activation),
             np.float64,
         )
     for a, b in zip(cpu.norm_moments(x), plain.norm_moments(x), strict=True):
@@ -335,3 +352,38 @@ def test_updates_carry_what_is_no_number(rng):
     both("step_sgd", (theta, gradient, first), np.array([0.1]), 0.9, 1e-3)
     both("step_adam", (theta, gradient, first, second**2), np.array([0.1]), [1e-8], 0.9, 0.99)
     both("fold_moments", (theta, first, gradient, second**2), np.array([3]))
+
+
+# --- results that are written past the caches ---------------------------------------------
+
+FAR = 1 << 24  # FAR_BYTES of c/vectors.h
+
+
+@pytest.mark.parametrize("channels", [48, 50])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_larger_than_the_caches_have_the_same_bits(rng, dtype, channels):
+    """Each image alone is small; all are written in another way, for whole vectors of channels."""
+    images, size = FAR // (32 * 32 * 48 * np.dtype(dtype).itemsize) + 1, (32, 32)
+    x = rng.standard_normal((1, images, *size, channels), dtype=dtype)
+    g = rng.standard_normal(x.shape, dtype=dtype)
+    factor, offset, slope, constant = rng.standard_normal((4, 1, 1, channels), dtype=dtype)
+    weights = rng.standard_normal((1, 1, 1, channels, channels), dtype=dtype)
+    none = (1, 1), ((0, 0), (0, 0)), (1, 1)
+
+    def rows(array):
+        return array.reshape(1, -1, channels)
+
+    kernels = {
+        "normalize": lambda x, g: cpu.normalize(rows(x), factor, offset, 1, "relu6"),
+        "norm_gradient": lambda x, g: cpu.norm_gradient(
+            rows(g), rows(x), factor, offset, (slope, constant), "relu"
+        ),
+        "convolve": lambda x, g: cpu.convolve(x, weights, offset[:, 0], *none, "relu6"),
+    }
+    for name, kernel in kernels.items():
+        whole = same_bits(kernel, x, g)
+        assert whole.nbytes >= FAR
+        parts = [kernel(x[:, [n]], g[:, [n]]) for n in range(images)]
+        np.testing.assert_array_equal(
+            rows(whole), np.concatenate([*map(rows, parts)], axis=1), name
+        )

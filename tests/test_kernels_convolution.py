@@ -1,5 +1,6 @@
 """Convolution, pooling and products in C against the same in NumPy, in every odd case."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -246,3 +247,37 @@ def test_few_rows_times_a_large_matrix(dtype, rows, lead, inner, columns):
     lost = np.isnan(cpu.matmul(a, b))
     assert lost[..., 0, :].all()
     assert not lost[..., 1, :].any()
+
+
+def test_few_rows_may_lie_apart_in_memory():
+    """Rows of a that are columns, and rows of b that are parts of longer ones: the same bits."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((700, 3)), rng.standard_normal((700, 500))
+    apart, part = a.T, b[:, 40:440]
+    assert part.size >= 1 << 18
+    close = np.ascontiguousarray(apart), np.ascontiguousarray(part)
+    np.testing.assert_array_equal(cpu.matmul(apart, part), cpu.matmul(*close))
+    assert_close(cpu.matmul(apart, part), apart @ part, 1e-13, scale=30)
+
+
+@pytest.mark.parametrize("shape", [(40, 300, 25), (19, 130, 400), (3, 20, 7)])
+def test_products_of_matrices_with_any_steps(shape):
+    """Rows and columns lie apart; nothing but the result is written to."""
+    rows, inner, columns = shape
+    rng = np.random.default_rng(rows)
+    for steps, turned in itertools.product([(1, 1), (2, 3)], itertools.product([0, 1], repeat=2)):
+        a, b = (
+            _with_steps(rng, size[::-1], steps).T if turn else _with_steps(rng, size, steps)
+            for size, turn in zip(((rows, inner), (inner, columns)), turned, strict=True)
+        )
+        around = np.full((rows + 64, columns), 7.0)
+        product = cpu.matmul(a, b, around[32:-32])
+        assert np.shares_memory(product, around)
+        assert_close(product, a @ b, 1e-13, scale=np.sqrt(inner))
+        assert (around[:32] == 7).all()
+        assert (around[-32:] == 7).all()
+
+
+def _with_steps(rng, shape, steps):
+    rows, columns = (n * step for n, step in zip(shape, steps, strict=True))
+    return rng.standard_normal((rows, columns))[:: steps[0], :: steps[1]]

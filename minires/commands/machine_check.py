@@ -132,7 +132,8 @@ def kernel_calls(device: str, dtype: Any) -> dict[str, Callable[[Any], list]]:
     g, odd = some(2, 9, 16, 17, 24), some(2, 9, 8, 16, 24)
     taps, few = some(2, 3, 3, 16), some(2, 16)
     thin, thick = some(2, 16, 40), some(2, 40, 8)
-    rows, y, center = some(2, 5000, 6), some(2, 5000, 6), some(2, 1, 6)
+    rows, center, line = some(2, 5000, 6), some(2, 1, 6), (some(2, 1, 6), some(2, 1, 6))
+    normalized = rows, center, *line
     pool, once = ((2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1)), x[0]
     pooled, divisor = some(9, 8, 8, 16), arrays.to_device(np.full((8, 8, 1), 4, dtype), device)
     theta, change, third, fourth = (some(2, 3000) for _ in range(4))
@@ -149,15 +150,15 @@ def kernel_calls(device: str, dtype: Any) -> dict[str, Callable[[Any], list]]:
         return [kernel(*windows[0]), kernel(*windows[1])]
 
     def norm_gradient(k):
-        passed = k.norm_sums(behind.copy(), y, rows, center, "relu6")[0]
-        return [k.norm_gradient(passed, y, rows, center, (center, center), "relu6")]
+        passed = k.norm_sums(behind.copy(), *normalized, "relu6")[0]
+        return [k.norm_gradient(passed, rows, *line, (center, center), "relu6")]
 
     # Whole numbers, whose sums have no rounding: many pixels of a window are equally large.
     images, kernel = (arrays.xp_of(array).rint(array) for array in (x[..., :4], w[:, :, :, :4]))
     behind, tiled = some(2, 5000, 6), some(2, 9, 8, 8, 24)
     winners = plain.convolve_and_pool(images, kernel, None, *same, None, (2, 2))[1]
     largest = plain.max_pool(once, *pool)
-    sums = plain.norm_sums(behind, y, rows, center, "relu")[1:]
+    sums = plain.norm_sums(behind, *normalized, "relu")[1:]
     separate = (thin, some(2, 40)), (some(2, 3, 3, 40), some(2, 40)), (thick, some(2, 8))
     relus = "relu6", "relu6", None
     return {
@@ -165,6 +166,7 @@ def kernel_calls(device: str, dtype: Any) -> dict[str, Callable[[Any], list]]:
             k.matmul, (x[:, 0, 0], thin), (thin.swapaxes(1, 2), few[:, :, None])
         ),
         "sum_rows": lambda k: [k.sum_rows(rows)],
+        "activate_gradient": lambda k: [k.activate_gradient(behind, 5 * rows, "relu6")],
         "convolve": lambda k: both(
             k.convolve, (x, w, b, *same, "relu"), (x[:1], w, None, *uneven, "relu6")
         ),
@@ -202,7 +204,7 @@ def kernel_calls(device: str, dtype: Any) -> dict[str, Callable[[Any], list]]:
         "norm_factors": lambda k: list(k.norm_factors(center, center**2, center, center, 1e-3)),
         "norm_slopes": lambda k: list(k.norm_slopes(*sums, center, center, center, 5000)),
         "normalize": lambda k: [k.normalize(rows, center, center, 2, "relu")],
-        "norm_sums": lambda k: list(k.norm_sums(behind.copy(), y, rows, center, "relu")[1:]),
+        "norm_sums": lambda k: list(k.norm_sums(behind.copy(), *normalized, "relu")[1:]),
         "norm_gradient": norm_gradient,
         "step_sgd": lambda k: changed(k.step_sgd, (theta, change, third), rates, 0.9, 0.01),
         "step_adam": lambda k: changed(

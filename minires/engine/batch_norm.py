@@ -91,12 +91,14 @@ def batch_norm(
 
     def first(g):
         g = g.reshape(y.shape)
-        passed, total, product = kernels.norm_sums(g, y, rows, center, activation)
+        passed, total, product = kernels.norm_sums(g, rows, center, factor, offset, activation)
         slope, constant, *gradients = kernels.norm_slopes(
             total, product, center, inverse, factor, max(1, count)
         )
         through_moments = (slope, constant) if of_batch else None
-        x_gradient = kernels.norm_gradient(passed, y, rows, factor, through_moments, activation)
+        x_gradient = kernels.norm_gradient(
+            passed, rows, factor, offset, through_moments, activation
+        )
         return x_gradient, *gradients
 
     lead = shift.shape[:-1] if shift.ndim > 1 else x.shape[: x.ndim - (4 if x.ndim >= 4 else 2)]

@@ -14,7 +14,7 @@ import numpy as np
 from minires.arrays import Array, xp_of
 from minires.engine.autodiff import op, takes_out
 from minires.kernels import kernels_of
-from minires.kernels.plain import Borders, Pair, activate_gradient, output_size, windows
+from minires.kernels.plain import Borders, Pair, output_size, windows
 from minires.kernels.sums import sum_rows
 
 Pixels = int | Sequence[int]  # one number, or (rows, columns)
@@ -32,7 +32,9 @@ def pair(value: Pixels, name: str = "stride") -> Pair:
     Returns  (rows, columns)
     Raises   ValueError for anything else
     """
-    numbers = (value, value) if np.ndim(value) == 0 else tuple(value)
+    numbers = value
+    if not isinstance(value, tuple):
+        numbers = (value, value) if np.ndim(value) == 0 else tuple(value)
     if len(numbers) != 2 or any(int(n) != n or n < 1 for n in numbers):
         raise ValueError(f"{name} is {value!r}, expected one or two whole numbers from 1 up")
     return int(numbers[0]), int(numbers[1])
@@ -165,7 +167,7 @@ def conv2d(
 
     def first(g):
         """The gradients of y before its activation, and before its pooling."""
-        g = activate_gradient(g.reshape(y.shape), y, activation)
+        g = kernels.activate_gradient(g.reshape(y.shape), y, activation)
         return g, g if pool is None else kernels.unpool(g, winners, pool, size)
 
     def x_gradient(gradients):
@@ -214,7 +216,7 @@ def depthwise_conv2d(
     y = kernels.depthwise(source, weights, bias, *settings, activation)
 
     def first(g):
-        return activate_gradient(g.reshape(y.shape), y, activation)
+        return kernels.activate_gradient(g.reshape(y.shape), y, activation)
 
     def x_gradient(g):
         gradient = kernels.depthwise_input_gradient(g, weights, source.shape[1:], *settings)

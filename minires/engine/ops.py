@@ -18,6 +18,7 @@ import numpy as np
 from minires.arrays import Array, xp_of
 from minires.engine.autodiff import Tensor, data_of, op, takes_out
 from minires.kernels import kernels_of
+from minires.kernels.memory import empty
 from minires.kernels.plain import Generators
 from minires.kernels.sums import sum_rows
 
@@ -364,11 +365,15 @@ def _concatenate(*arrays, axis):
 
     ends = np.cumsum([array.shape[axis] for array in arrays]).tolist()
     starts = [0, *ends[:-1]]
-    xp, joined = xp_of(arrays[0]), list(arrays)
+    xp, joined, to = xp_of(arrays[0]), list(arrays), {}
+    if xp is np:
+        shape = list(arrays[0].shape)
+        shape[axis] = ends[-1]
+        to["out"] = empty(shape, np.result_type(*arrays))
     while len(joined) > MOST_JOINED and xp is not np:
         first = [xp.concatenate(joined[:MOST_JOINED], axis=axis)]
         joined = first + joined[MOST_JOINED:]
-    return xp.concatenate(joined, axis=axis), tuple(map(pullback, starts, ends))
+    return xp.concatenate(joined, axis=axis, **to), tuple(map(pullback, starts, ends))
 
 
 def _along(axis, part, ndim):

@@ -28,7 +28,7 @@ import numpy as np
 from minires.arrays import Array, device_of
 
 KERNELS = (
-    *("matmul", "sum_rows"),
+    *("matmul", "sum_rows", "activate_gradient"),
     *("convolve", "convolve_weight_gradient", "convolve_input_gradient"),
     *("convolve_and_pool", "unpool"),
     *("depthwise", "depthwise_weight_gradient", "depthwise_input_gradient", "separable"),

@@ -223,7 +223,10 @@ def _pointer(kind):
             array = array if contiguous else array.array
             if array.dtype != kind or (contiguous and not array.flags.c_contiguous):
                 raise TypeError(f"a kernel got {array.dtype}, not a contiguous array of {kind}")
-            return ctypes.c_void_p(array.__array_interface__["data"][0])
+            try:  # three times as fast as asking for the interface, and a call has many arrays
+                return ctypes.byref(ctypes.c_char.from_buffer(array))
+            except (TypeError, ValueError, BufferError):  # read-only, with gaps, or empty
+                return ctypes.c_void_p(array.__array_interface__["data"][0])
 
     return Pointer
 

@@ -100,6 +100,17 @@ def _matrices(array, lead):
     return Strided(array), *(first or [0]), row, column
 
 
+@in_c
+def activate_gradient(g, y, activation):
+    """As `plain.activate_gradient`."""
+    if activation is None:
+        return g
+    result = empty(y.shape, y.dtype)
+    arrays = contiguous(g, y.dtype), contiguous(y, y.dtype)
+    call("activate_gradient", y.dtype, *arrays, y.size, ACTIVATIONS[activation], result)
+    return result
+
+
 # --- convolution --------------------------------------------------------------------------
 
 # What fits into a core's own cache: bytes of points and products in a tile of Winograd's method,
@@ -296,24 +307,25 @@ def normalize(rows, factor, offset, replicas, activation):
 
 
 @in_c
-def norm_sums(g, y, rows, center, activation):
+def norm_sums(g, rows, center, factor, offset, activation):
     """As `plain.norm_sums`, but returns g, not g': each pass computes g' again."""
-    g = contiguous(g, y.dtype)
-    numbers, shape = _rows(len(rows), y.shape, activation)
+    dtype = rows.dtype
+    g = contiguous(g, dtype)
+    numbers, shape = _rows(len(rows), g.shape, activation)
     sums, products = np.empty((2, *shape))
-    arrays = (contiguous(array, y.dtype) for array in (g, y, rows, center))
-    call("norm_sums", y.dtype, *arrays, numbers, sums, products)
+    arrays = (contiguous(array, dtype) for array in (g, rows, center, factor, offset))
+    call("norm_sums", dtype, *arrays, numbers, sums, products)
     return g, sums.sum(axis=0), products.sum(axis=0)
 
 
 @in_c
-def norm_gradient(g, y, rows, factor, through_moments, activation):
+def norm_gradient(g, rows, factor, offset, through_moments, activation):
     """As `plain.norm_gradient`."""
-    x_gradient = empty(y.shape, y.dtype)
-    numbers, _ = _rows(len(rows), y.shape, activation, through_moments is not None)
+    dtype, x_gradient = rows.dtype, empty(g.shape, rows.dtype)
+    numbers, _ = _rows(len(rows), g.shape, activation, through_moments is not None)
     slope, constant = through_moments or (factor, factor)
-    arrays = (contiguous(array, y.dtype) for array in (g, y, rows, factor, slope, constant))
-    call("norm_gradient", y.dtype, *arrays, numbers, x_gradient)
+    arrays = (contiguous(array, dtype) for array in (g, rows, factor, offset, slope, constant))
+    call("norm_gradient", dtype, *arrays, numbers, x_gradient)
     return x_gradient
 
 

@@ -317,10 +317,10 @@ static __device__ INDEX place_of(INDEX r, INDEX m, int c, INDEX M, int C)
     return (r * M + m) * C + c;
 }
 
-// Whether a gradient gets through f, which gave y.
-static __device__ bool passes(REAL y, int activation)
+// Whether a gradient gets through f at a.
+static __device__ bool passes(REAL a, int activation)
 {
-    return activation == NO_ACTIVATION || (y > 0 && (activation == RELU || y < 6));
+    return activation == NO_ACTIVATION || (a > 0 && (activation == RELU || a < 6));
 }
 
 // means[p, r, c] = mean of x[r, m, c],   squares[p, r, c] = Σ (x − mean)²
@@ -413,21 +413,25 @@ extern "C" __global__ void normalize(INDEX count, const REAL* x, const REAL* fac
     }
 }
 
-// sums[p, r, c] = Σ g',   products[p, r, c] = Σ g' · (x − center[r, c]),   g' = g behind f
-extern "C" __global__ void norm_sums(INDEX count, const REAL* g, const REAL* y, const REAL* x,
-                                     const REAL* center, double* sums, double* products, INDEX M,
-                                     SIZE(C), SIZE(replicas), int step, int shared, int activation)
+// sums[p, r, c] = Σ g',   products[p, r, c] = Σ g' · (x − center[r, c]),
+// where g' = g behind f, whose argument is factor · x + offset
+extern "C" __global__ void norm_sums(INDEX count, const REAL* g, const REAL* x,
+                                     const REAL* center, const REAL* factor, const REAL* offset,
+                                     double* sums, double* products, INDEX M, SIZE(C),
+                                     SIZE(replicas), int step, int shared, int activation)
 {
     EACH(k, count) {
         INDEX rest = k;
         int c = TAKE_OFF(rest, C), r = TAKE_OFF(rest, replicas);
         INDEX start = rest * step, stop = start + step < M ? start + step : M;
-        REAL sum = 0, product = 0, own = center[r * C + c];
+        REAL sum = 0, product = 0;
+        REAL own = center[r * C + c], slope = factor[r * C + c], at_zero = offset[r * C + c];
         for (INDEX m = start; m < stop; m++) {
             INDEX place = place_of(r, m, c, M, C);
-            if (!passes(y[place], activation)) continue;
+            REAL value = x[place_of(shared ? 0 : r, m, c, M, C)];
+            if (!passes(slope * value + at_zero, activation)) continue;
             sum += g[place];
-            product += g[place] * (x[place_of(shared ? 0 : r, m, c, M, C)] - own);
+            product += g[place] * (value - own);
         }
         sums[k] = sum;
         products[k] = product;
@@ -435,14 +439,15 @@ extern "C" __global__ void norm_sums(INDEX count, const REAL* g, const REAL* y, 
 }
 
 // x_gradient = factor · g' and, through the batch's own moments, + slope · x + constant
-extern "C" __global__ void norm_gradient(INDEX count, const REAL* g, const REAL* y, const REAL* x,
-                                         const REAL* factor, const REAL* slope,
+extern "C" __global__ void norm_gradient(INDEX count, const REAL* g, const REAL* x,
+                                         const REAL* factor, const REAL* offset, const REAL* slope,
                                          const REAL* constant, REAL* x_gradient, SIZE(size),
                                          SIZE(C), int shared, int of_batch, int activation)
 {
     EACH(k, count) {
         INDEX channel = CHANNEL_OF(k), own = shared ? k - divided(k, size, by_size) * size : k;
-        REAL value = passes(y[k], activation) ? factor[channel] * g[k] : 0;
+        bool steep = passes(factor[channel] * x[own] + offset[channel], activation);
+        REAL value = steep ? factor[channel] * g[k] : 0;
         if (of_batch) value += slope[channel] * x[own] + constant[channel];
         x_gradient[k] = value;
     }

@@ -205,6 +205,9 @@ def convolve_and_pool(x, w, bias, stride, padding, dilation, activation, window)
     return largest, winners
 
 
+activate_gradient = plain.activate_gradient  # LeNet's alone: batch norm has a kernel of its own
+
+
 def unpool(g, winners, window, size):
     """As `plain.unpool`."""
     g = _contiguous(g)
@@ -422,15 +425,15 @@ def normalize(rows, factor, offset, replicas, activation):
     return y
 
 
-def norm_sums(g, y, rows, center, activation):
+def norm_sums(g, rows, center, factor, offset, activation):
     """As `plain.norm_sums`, but returns g, not g': each pass computes g' again."""
-    g, rows, center = map(_contiguous, (g, rows, center))
-    replicas, count, channels = y.shape
-    step = _rows_a_thread(y.shape)
+    g, *arrays = map(_contiguous, (g, rows, center, factor, offset))
+    replicas, count, channels = g.shape
+    step = _rows_a_thread(g.shape)
     found = xp_of(g).empty((2, -(-count // step), replicas * channels), np.float64)
     choices = len(rows) < replicas, ACTIVATIONS[activation]
     given = Index(count), Size(channels), Size(replicas), step, *choices
-    _launch("norm_sums", found[0].size, g, y, rows, center, *found, *given)
+    _launch("norm_sums", found[0].size, g, *arrays, *found, *given)
     return g, *sum_rows(found).reshape(2, replicas, 1, channels)
 
 
@@ -442,15 +445,15 @@ def norm_slopes(total, product, center, inverse, factor, count):
     return tuple(found)
 
 
-def norm_gradient(g, y, rows, factor, through_moments, activation):
+def norm_gradient(g, rows, factor, offset, through_moments, activation):
     """As `plain.norm_gradient`."""
-    g, rows, factor = map(_contiguous, (g, rows, factor))
+    g, rows, factor, offset = map(_contiguous, (g, rows, factor, offset))
     slope, constant = map(_contiguous, through_moments or (factor, factor))
-    x_gradient = xp_of(g).empty(y.shape, y.dtype)
-    sizes = Size(y.size // max(1, len(y))), Size(y.shape[-1])
-    own = *sizes, len(rows) < len(y), through_moments is not None
-    arrays = g, y, rows, factor, slope, constant, x_gradient
-    _launch("norm_gradient", y.size, *arrays, *own, ACTIVATIONS[activation])
+    x_gradient = xp_of(g).empty(g.shape, g.dtype)
+    sizes = Size(g.size // max(1, len(g))), Size(g.shape[-1])
+    own = *sizes, len(rows) < len(g), through_moments is not None
+    arrays = g, rows, factor, offset, slope, constant, x_gradient
+    _launch("norm_gradient", g.size, *arrays, *own, ACTIVATIONS[activation])
     return x_gradient
 
 

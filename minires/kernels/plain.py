@@ -44,7 +44,7 @@ Pair = tuple[int, int]  # (rows, columns)
 Borders = tuple[Pair, Pair]  # ((top, bottom), (left, right))
 Generators = np.random.Generator | Sequence[np.random.Generator]  # one, or one for each network
 
-PIECE = 1 << 22  # bytes of copied windows at once; a larger batch is cut, so memory stays bounded
+PIECE = 1 << 23  # bytes of copied windows at once; a larger batch is cut, so memory stays bounded
 NO_BORDER = (0, 0), (0, 0)
 
 # --- windows ------------------------------------------------------------------------------
@@ -189,7 +189,8 @@ def convolve_weight_gradient(
         out = xp.empty((len(g), *view.shape[-3:], g.shape[-1]), x.dtype)
     out[...] = 0
     for r, part in pieces(len(g), len(g[0]), view[:1, :1].nbytes):
-        out[r] += xp.tensordot(view[r % len(view), part], g[r, part], axes=[(0, 1, 2)] * 2)
+        rows = view[r % len(view), part].reshape(-1, out[r, ..., 0].size)  # a window each
+        out[r] += (rows.T @ g[r, part].reshape(len(rows), -1)).reshape(out[r].shape)
     return out
 
 
@@ -327,9 +328,11 @@ def max_pool_gradient(
 ) -> Array:
     """∂L/∂x: window i, j gives g[m,i,j,c] to its largest pixel, the first among equals."""
     view = windows(x, window, stride, padding, dilation, -np.inf)
-    equal = (view == y[..., None, None, :]).reshape(*y.shape[:3], math.prod(window), y.shape[3])
-    first = equal & (equal.cumsum(axis=3) == 1)
-    shares = g[..., None, None, :] * first.reshape(view.shape)
+    shares, left = xp_of(g).empty(view.shape, g.dtype), g
+    for u, v in np.ndindex(*window):
+        won = view[..., u, v, :] == y
+        shares[..., u, v, :] = left * won
+        left = left * ~won
     return spread(shares, x.shape[1:3], stride, padding, dilation)
 
 
@@ -398,16 +401,16 @@ def normalize(
 
 
 def norm_sums(
-    g: Array, y: Array, rows: Array, center: Array, activation: str | None
+    g: Array, rows: Array, center: Array, factor: Array, offset: Array, activation: str | None
 ) -> tuple[Array, Array, Array]:
     """Σ_m g' and Σ_m g' · (x − center), with g' = g · f', the gradient in front of f.
 
-    g, y     (R, M, C): the gradient of y = f(…), and y
+    g        (R, M, C): the gradient of y = f( factor · x + offset )
     rows     x (1 | R, M, C)
-    center   (R, 1, C)
+    center, factor, offset   (R, 1, C)
     Returns  what `norm_gradient` takes as g: here g'; and the two sums, (R, 1, C) float64
     """
-    g = activate_gradient(g, y, activation)
+    g = activate_gradient(g, rows * factor + offset, activation)
     total = g.sum(axis=1, keepdims=True, dtype=np.float64)
     return g, total, (g * (rows - center)).sum(axis=1, keepdims=True, dtype=np.float64)
 
@@ -431,14 +434,13 @@ def norm_slopes(
 
 
 def norm_gradient(
-    g: Array, y: Array, rows: Array, factor: Array, through_moments: tuple[Array, Array] | None,
-    activation: str | None,
+    g: Array, rows: Array, factor: Array, offset: Array,
+    through_moments: tuple[Array, Array] | None, activation: str | None,
 ) -> Array:  # fmt: skip
     """∂L/∂x = factor · g' + slope · x + constant
 
     g                from `norm_sums`; it may be written over
-    y, rows          as in `norm_sums`
-    factor           (R, 1, C)
+    rows, factor, offset, activation   as in `norm_sums`
     through_moments  (slope, constant), each (R, 1, C); or None: both are 0
     Returns          (R, M, C)
     """

@@ -23,6 +23,7 @@ from minires.arrays.files import load_arrays, save_arrays
 from minires.engine import ops
 from minires.engine.autodiff import gradients, variable
 from minires.kernels import runs_as_written
+from minires.kernels.memory import empty
 from minires.networks.folding import fold_weights, folded_network, joined_network
 from minires.networks.layers import Layer, Shape
 from minires.networks.protocol import Array
@@ -460,7 +461,8 @@ class Model:
         checks.theta_for("fold", theta, self.size)
         stats = checks.stats_for("fold", stats, theta, self.stats_size)
         folded, origins = self._folded
-        result = xp_of(theta).empty((*theta.shape[:-1], folded.size), theta.dtype)
+        make = empty if xp_of(theta) is np else xp_of(theta).empty
+        result = make((*theta.shape[:-1], folded.size), theta.dtype)
         fold_weights(origins, self.layout, folded.layout, theta, stats, result)
         return folded, result
 

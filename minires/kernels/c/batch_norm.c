@@ -1,5 +1,6 @@
-/* Batch norm, and sums over rows. The formulas are in minires/batch_norm.py; here are the four
-   passes over all values, which lie in memory as rows of channels, (R, M, C).
+/* Batch norm, sums over rows, and the gradient of an activation. The formulas are in
+   engine/batch_norm.py; here are the four passes over all values, which lie in memory as rows of
+   channels, (R, M, C).
 
    A float32 sum of all rows would be wrong in its sixth digit. So at most SHORT rows are added
    up in `real`, and these sums in double. */
@@ -14,8 +15,8 @@ struct rows {
 
 struct rows_job {
     const struct rows *shape;
-    const real *x, *y, *g;
-    const real *a, *b, *c;  /* what is the same for all rows, (R, C) */
+    const real *x, *g;
+    const real *factor, *offset, *center, *slope, *constant; /* the same for all rows, (R, C) */
     double *sums, *more;    /* (parts, R, C) */
     real *result;
     int64_t backwards;
@@ -111,14 +112,17 @@ static void normalize_tile(const void *job, int64_t tile, char *scratch) {
     if (own->backwards)
         tile = s->parts * s->replicas - 1 - tile;
     struct part p = part_of(s, tile);
-    const real *factor = own->a + p.replica * s->channels, *offset = own->b + p.replica * s->channels;
+    const real *factor = own->factor + p.replica * s->channels;
+    const real *offset = own->offset + p.replica * s->channels;
     const real *x = own->x + p.x;
     real *y = own->result + p.y;
+    const int far = lies_far(own->result, s->replicas * s->rows, s->channels);
     for (int64_t m = p.first; m < p.last; m++, x += s->channels, y += s->channels) {
         int64_t c = 0;
-        for (; c + VL <= s->channels; c += VL)
-            store(y + c, activated_vec(load(factor + c) * load(x + c) + load(offset + c),
-                                       s->activation));
+        for (; c + VL <= s->channels; c += VL) {
+            vec a = load(factor + c) * load(x + c) + load(offset + c);
+            (far ? store_far : store)(y + c, activated_vec(a, s->activation));
+        }
         for (; c < s->channels; c++)
             y[c] = activated(factor[c] * x[c] + offset[c], s->activation);
     }
@@ -126,23 +130,24 @@ static void normalize_tile(const void *job, int64_t tile, char *scratch) {
 
 EXPORT int normalize(const real *x, const real *factor, const real *offset,
                      const struct rows *shape, int64_t backwards, real *y, int64_t threads) {
-    struct rows_job job = {.shape = shape, .x = x, .a = factor, .b = offset, .result = y,
-                           .backwards = backwards};
+    struct rows_job job = {.shape = shape, .x = x, .factor = factor, .offset = offset,
+                           .result = y, .backwards = backwards};
     return run_tiles(normalize_tile, &job, shape->parts * shape->replicas, 0, threads);
 }
 
-/* g' = g where f is steep, and 0 · g where it is flat: of NaN and infinity that is NaN. */
-static inline real passed(real g, real y, int64_t activation) {
+/* g' = g where f is steep at a = factor · x + offset, and 0 · g where it is flat: of NaN and
+   infinity that is NaN. To compute a again is cheaper than to read y = f(a). */
+static inline real passed(real g, real a, int64_t activation) {
     if (activation != LINEAR)
-        g *= y > 0 && (activation == RELU || y < 6);
+        g *= a > 0 && (activation == RELU || a < 6);
     return g;
 }
 
-static inline vec passed_vec(vec g, vec y, int64_t activation) {
+static inline vec passed_vec(vec g, vec a, int64_t activation) {
     if (activation != LINEAR) {
-        vec_mask through = y > 0;
+        vec_mask through = a > 0;
         if (activation == RELU6)
-            through &= y < 6;
+            through &= a < 6;
         g *= chosen(through, spread(1), (vec){0});
     }
     return g;
@@ -154,12 +159,14 @@ static void norm_sums_tile(const void *job, int64_t tile, char *scratch) {
     const struct rows *s = own->shape;
     struct part p = part_of(s, tile);
     int64_t channels = s->channels, activation = s->activation;
-    const real *center = own->a + p.replica * channels;
+    const real *center = own->center + p.replica * channels;
+    const real *factor = own->factor + p.replica * channels;
+    const real *offset = own->offset + p.replica * channels;
     double *sums = own->sums + tile * channels, *products = own->more + tile * channels;
     memset(sums, 0, channels * sizeof *sums);
     memset(products, 0, channels * sizeof *products);
     real *few = (real *)scratch, *few_products = few + channels;
-    const real *x = own->x + p.x, *y = own->y + p.y, *g = own->g + p.y;
+    const real *x = own->x + p.x, *g = own->g + p.y;
     for (int64_t start = p.first; start < p.last; start += SHORT) {
         int64_t rows = least(SHORT, p.last - start), m = 0;
         memset(few, 0, 2 * channels * sizeof *few);
@@ -167,23 +174,24 @@ static void norm_sums_tile(const void *job, int64_t tile, char *scratch) {
             int64_t some = m + 4 <= rows ? 4 : 1, c = 0;
             for (; c + VL <= channels; c += VL) {
                 vec sum = load(few + c), product = load(few_products + c);
-                vec middle = load(center + c);
+                vec middle = load(center + c), slope = load(factor + c), start = load(offset + c);
                 for (int64_t k = c; k < some * channels; k += channels) {
-                    vec own_g = passed_vec(load(g + k), load(y + k), activation);
+                    vec own_x = load(x + k);
+                    vec own_g = passed_vec(load(g + k), slope * own_x + start, activation);
                     sum += own_g;
-                    product += own_g * (load(x + k) - middle);
+                    product += own_g * (own_x - middle);
                 }
                 store(few + c, sum);
                 store(few_products + c, product);
             }
             for (; c < channels; c++)
                 for (int64_t k = c; k < some * channels; k += channels) {
-                    real own_g = passed(g[k], y[k], activation);
+                    real own_g = passed(g[k], factor[c] * x[k] + offset[c], activation);
                     few[c] += own_g;
                     few_products[c] += own_g * (x[k] - center[c]);
                 }
             m += some;
-            x += some * channels, y += some * channels, g += some * channels;
+            x += some * channels, g += some * channels;
         }
         for (int64_t c = 0; c < channels; c++) {
             sums[c] += few[c];
@@ -192,10 +200,11 @@ static void norm_sums_tile(const void *job, int64_t tile, char *scratch) {
     }
 }
 
-EXPORT int norm_sums(const real *g, const real *y, const real *x, const real *center,
-                     const struct rows *shape, double *sums, double *products, int64_t threads) {
-    struct rows_job job = {.shape = shape, .x = x, .y = y, .g = g, .a = center, .sums = sums,
-                           .more = products};
+EXPORT int norm_sums(const real *g, const real *x, const real *center, const real *factor,
+                     const real *offset, const struct rows *shape, double *sums, double *products,
+                     int64_t threads) {
+    struct rows_job job = {.shape = shape, .x = x, .g = g, .center = center, .factor = factor,
+                           .offset = offset, .sums = sums, .more = products};
     return run_tiles(norm_sums_tile, &job, shape->parts * shape->replicas,
                      2 * shape->channels * sizeof(real), threads);
 }
@@ -207,33 +216,63 @@ static void norm_gradient_tile(const void *job, int64_t tile, char *scratch) {
     /* Backwards: what norm_sums read last is still in the cache. */
     struct part p = part_of(s, s->parts * s->replicas - 1 - tile);
     int64_t channels = s->channels;
-    const real *factor = own->a + p.replica * channels;
-    const real *slope = own->b + p.replica * channels, *constant = own->c + p.replica * channels;
-    const real *x = own->x + p.x, *y = own->y + p.y, *g = own->g + p.y;
+    const real *factor = own->factor + p.replica * channels;
+    const real *offset = own->offset + p.replica * channels;
+    const real *slope = own->slope + p.replica * channels;
+    const real *constant = own->constant + p.replica * channels;
+    const real *x = own->x + p.x, *g = own->g + p.y;
     real *result = own->result + p.y;
+    const int far = lies_far(own->result, s->replicas * s->rows, channels);
     for (int64_t m = p.first; m < p.last; m++) {
         int64_t c = 0;
         for (; c + VL <= channels; c += VL) {
-            vec sum = load(factor + c) * passed_vec(load(g + c), load(y + c), s->activation);
+            vec own_x = load(x + c), a = load(factor + c) * own_x + load(offset + c);
+            vec sum = load(factor + c) * passed_vec(load(g + c), a, s->activation);
             if (s->with_moments)
-                sum += load(slope + c) * load(x + c) + load(constant + c);
-            store(result + c, sum);
+                sum += load(slope + c) * own_x + load(constant + c);
+            (far ? store_far : store)(result + c, sum);
         }
         for (; c < channels; c++) {
-            result[c] = factor[c] * passed(g[c], y[c], s->activation);
+            result[c] = factor[c] * passed(g[c], factor[c] * x[c] + offset[c], s->activation);
             if (s->with_moments)
                 result[c] += slope[c] * x[c] + constant[c];
         }
-        x += channels, y += channels, g += channels, result += channels;
+        x += channels, g += channels, result += channels;
     }
 }
 
-EXPORT int norm_gradient(const real *g, const real *y, const real *x, const real *factor,
+EXPORT int norm_gradient(const real *g, const real *x, const real *factor, const real *offset,
                          const real *slope, const real *constant, const struct rows *shape,
                          real *x_gradient, int64_t threads) {
-    struct rows_job job = {.shape = shape, .x = x, .y = y, .g = g, .a = factor, .b = slope,
-                           .c = constant, .result = x_gradient};
+    struct rows_job job = {.shape = shape, .x = x, .g = g, .factor = factor, .offset = offset,
+                           .slope = slope, .constant = constant, .result = x_gradient};
     return run_tiles(norm_gradient_tile, &job, shape->parts * shape->replicas, 0, threads);
+}
+
+/* --- the gradient of an activation ----------------------------------------------------------- */
+
+#define ACTIVATION_BLOCK ((int64_t)1 << 14) /* numbers in a tile */
+
+struct activation_job {
+    const real *g, *y;
+    real *result;
+    int64_t size, activation;
+};
+
+static void activation_tile(const void *job, int64_t tile, char *scratch) {
+    const struct activation_job *own = job;
+    int64_t k = tile * ACTIVATION_BLOCK, last = least(k + ACTIVATION_BLOCK, own->size);
+    (void)scratch;
+    for (; k + VL <= last; k += VL)
+        store(own->result + k, passed_vec(load(own->g + k), load(own->y + k), own->activation));
+    for (; k < last; k++) own->result[k] = passed(own->g[k], own->y[k], own->activation);
+}
+
+/* g · f'(a), where y = f(a) says as well as a does where f is steep */
+EXPORT int activate_gradient(const real *g, const real *y, int64_t size, int64_t activation,
+                             real *result, int64_t threads) {
+    struct activation_job job = {g, y, result, size, activation};
+    return run_tiles(activation_tile, &job, divide_up(size, ACTIVATION_BLOCK), 0, threads);
 }
 
 /* --- sums over rows: (R, M, C) → (R, C) ---------------------------------------------------- */

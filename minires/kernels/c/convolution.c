@@ -219,7 +219,9 @@ static void convolve_tile(const void *pointer, int64_t tile, char *scratch) {
     const real *bias = job->bias ? job->bias + at.replica * width + first : NULL;
     const int pooled = job->winners != NULL;
     int64_t image = at.replica * w->images + at.image;
-    struct results to = {.ldc = w->out_channels, .bias = bias, .activation = w->activation};
+    int64_t pixels_in_all = w->replicas * w->images * w->output[0] * w->output[1];
+    struct results to = {.ldc = w->out_channels, .bias = bias, .activation = w->activation,
+                         .far = lies_far(job->y, pixels_in_all, w->out_channels)};
     real *y = job->y + (image * w->output[0] + at.row) * w->output[1] * w->out_channels + first;
     if (pooled) {
         to = (struct results){.ldc = round_up(columns, VL)};

@@ -5,7 +5,7 @@
    weights are read from memory once, in the order in which they lie. */
 
 #define PIECE 128       /* rows of b */
-#define PACK_ROWS 32    /* of a: as many reads pay for one more copy of b */
+#define PACK_ROWS 16    /* of a: as many reads pay for one more copy of b */
 #define PART_WORK (1 << 21) /* multiplications in a tile: less is not worth a thread */
 #define MOST_PARTS 64
 
@@ -241,11 +241,12 @@ EXPORT int matmul(const real *a, const real *b, real *c, const struct matrices *
                            threads);
     }
     struct matmul_job job = {.s = *s, .a = a, .b = b, .c = c};
-    /* Columns first: then each number of b is read once. */
+    /* Columns first: then each number of b is read once. Rows only where that makes few tiles:
+       tiles of other rows lay the same part of b out again. */
     job.part_vectors = round_up(divide_up(divide_up(s->columns, VL), most(parts, 1)), 2 * WIDEST);
     job.column_parts = divide_up(divide_up(s->columns, VL), job.part_vectors);
-    int64_t row_parts = most(1, divide_up(parts, most(1, job.column_parts)));
-    job.part_rows = round_up(most(divide_up(s->rows, row_parts), 4 * MR), MR);
+    int64_t row_parts = divide_up(least(parts, LEAST_TILES), most(1, job.column_parts));
+    job.part_rows = round_up(most(divide_up(s->rows, most(1, row_parts)), 4 * MR), MR);
     job.row_parts = divide_up(s->rows, job.part_rows);
     return run_tiles(matmul_tile, &job, s->count * job.row_parts * job.column_parts,
                      PIECE * WIDEST * VL * sizeof(real), threads);

@@ -19,7 +19,31 @@ struct pooling_job {
                  v < (w)->kernel[1]; v++, column += (w)->dilation[1])                       \
                 if (pixel = row * (w)->width + column, column >= 0 && column < (w)->width)
 
-/* y = the largest of a window; a NaN is larger than all. */
+/* y = the larger of x and y, number by number; a NaN is larger than all. */
+static void keep_larger(const real *x, int64_t count, real *y) {
+    int64_t c = 0;
+    for (; c + VL <= count; c += VL) {
+        vec value = load(x + c), largest = load(y + c);
+        store(y + c, chosen((value > largest) | (value != value), value, largest));
+    }
+    for (; c < count; c++) y[c] = (x[c] > y[c]) | (x[c] != x[c]) ? x[c] : y[c];
+}
+
+/* y += x */
+static void add_to(const real *x, int64_t count, real *y) {
+    int64_t c = 0;
+    for (; c + VL <= count; c += VL) store(y + c, load(y + c) + load(x + c));
+    for (; c < count; c++) y[c] += x[c];
+}
+
+/* y = x / divisor */
+static void divide(const real *x, int64_t count, real divisor, real *y) {
+    int64_t c = 0;
+    for (; c + VL <= count; c += VL) store(y + c, load(x + c) / divisor);
+    for (; c < count; c++) y[c] = x[c] / divisor;
+}
+
+/* y = the largest of a window */
 static void max_pool_tile(const void *pointer, int64_t tile, char *scratch) {
     const struct pooling_job *job = pointer;
     const struct windows *w = &job->w;
@@ -29,11 +53,7 @@ static void max_pool_tile(const void *pointer, int64_t tile, char *scratch) {
     (void)scratch;
     for (int64_t j = 0; j < w->output[1]; j++, y += channels) {
         for (int64_t c = 0; c < channels; c++) y[c] = -__builtin_inf();
-        EACH_PIXEL(w, i, j, pixel) {
-            const real *from = x + pixel * channels;
-            for (int64_t c = 0; c < channels; c++)
-                y[c] = (from[c] > y[c]) | (from[c] != from[c]) ? from[c] : y[c];
-        }
+        EACH_PIXEL(w, i, j, pixel) keep_larger(x + pixel * channels, channels, y);
     }
 }
 
@@ -46,19 +66,26 @@ static void max_pool_gradient_tile(const void *pointer, int64_t image, char *scr
     int64_t first = image * w->output[0] * w->output[1] * channels;
     const real *g = job->g + first, *y = job->y + first;
     real *to = job->result + image * size;
-    uint8_t *taken = (uint8_t *)scratch;
+    real *left = (real *)scratch; /* of g: 0 once a pixel has won it */
     memset(to, 0, size * sizeof(real));
     for (int64_t i = 0; i < w->output[0]; i++)
         for (int64_t j = 0; j < w->output[1]; j++, g += channels, y += channels) {
-            memset(taken, 0, channels);
+            memcpy(left, g, channels * sizeof(real));
             EACH_PIXEL(w, i, j, pixel) {
                 const real *from = x + pixel * channels;
                 real *into = to + pixel * channels;
-                for (int64_t c = 0; c < channels; c++) {
-                    uint8_t wins = (from[c] == y[c]) & !taken[c];
-                    taken[c] |= wins;
-                    into[c] += wins ? g[c] : 0;
+                int64_t c = 0;
+                for (; c + VL <= channels; c += VL) {
+                    vec_mask wins = load(from + c) == load(y + c);
+                    vec share = load(left + c);
+                    store(into + c, load(into + c) + chosen(wins, share, (vec){0}));
+                    store(left + c, chosen(wins, (vec){0}, share));
                 }
+                for (; c < channels; c++)
+                    if (from[c] == y[c]) {
+                        into[c] += left[c];
+                        left[c] = 0;
+                    }
             }
         }
 }
@@ -74,11 +101,8 @@ static void mean_pool_tile(const void *pointer, int64_t tile, char *scratch) {
     for (int64_t j = 0; j < w->output[1]; j++, y += channels) {
         real divisor = job->divisor[i * w->output[1] + j];
         memset(y, 0, channels * sizeof(real));
-        EACH_PIXEL(w, i, j, pixel) {
-            const real *from = x + pixel * channels;
-            for (int64_t c = 0; c < channels; c++) y[c] += from[c];
-        }
-        for (int64_t c = 0; c < channels; c++) y[c] /= divisor;
+        EACH_PIXEL(w, i, j, pixel) add_to(x + pixel * channels, channels, y);
+        divide(y, channels, divisor, y);
     }
 }
 
@@ -93,11 +117,8 @@ static void mean_pool_gradient_tile(const void *pointer, int64_t image, char *sc
     for (int64_t i = 0; i < w->output[0]; i++)
         for (int64_t j = 0; j < w->output[1]; j++, g += channels) {
             real divisor = job->divisor[i * w->output[1] + j];
-            for (int64_t c = 0; c < channels; c++) share[c] = g[c] / divisor;
-            EACH_PIXEL(w, i, j, pixel) {
-                real *into = to + pixel * channels;
-                for (int64_t c = 0; c < channels; c++) into[c] += share[c];
-            }
+            divide(g, channels, divisor, share);
+            EACH_PIXEL(w, i, j, pixel) add_to(share, channels, to + pixel * channels);
         }
 }
 
@@ -115,7 +136,7 @@ EXPORT int max_pool(const real *x, real *y, const struct windows *w, int64_t thr
 EXPORT int max_pool_gradient(const real *g, const real *x, const real *y, real *result,
                              const struct windows *w, int64_t threads) {
     struct pooling_job job = {.w = *w, .x = x, .g = g, .y = y, .result = result};
-    return run_tiles(max_pool_gradient_tile, &job, w->images, w->channels,
+    return run_tiles(max_pool_gradient_tile, &job, w->images, w->channels * sizeof(real),
                      pooling_threads(w, threads));
 }
 

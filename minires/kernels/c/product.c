@@ -25,6 +25,7 @@ struct results {
     int add;            /* whether to add to what is there */
     const real *bias;   /* of each column, or NULL; as long as the vectors */
     int64_t activation;
+    int far;            /* whether `lies_far` says so of the whole result */
 };
 
 struct runs {
@@ -82,7 +83,11 @@ block(const real *const *a, struct runs runs, const real *b, int64_t ldb,
                     value += load_some(c, left);
                 if (to.bias)
                     value += load(to.bias + v * VL);
-                store_some(c, activated_vec(value, to.activation), left);
+                value = activated_vec(value, to.activation);
+                if (to.far)
+                    store_far(c, value);
+                else
+                    store_some(c, value, left);
             }
 }
 

@@ -110,6 +110,9 @@ static void take_tiles(char *scratch) {
     int64_t tile;
     while ((tile = atomic_fetch_add(&pool.next, 1)) < pool.tiles)
         pool.function(pool.job, tile, scratch);
+#if defined __x86_64__ || defined __i386__
+    __builtin_ia32_sfence(); /* what `store_far` wrote is there for the others */
+#endif
 }
 
 static void pause_briefly(void) {

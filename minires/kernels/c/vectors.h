@@ -17,6 +17,29 @@ typedef real vec_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(size
 
 static inline vec load(const real *from) { return *(const vec_anywhere *)from; }
 static inline void store(real *to, vec value) { *(vec_anywhere *)to = value; }
+
+/* A result this large leaves the caches before anybody reads it. So it is written past them, which
+   also spares the processor from reading the memory that it is about to overwrite. That goes for
+   whole vectors at multiples of their size alone. */
+#define FAR_BYTES ((int64_t)1 << 24)
+
+static inline int lies_far(const real *to, int64_t rows, int64_t channels) {
+    return rows * channels * (int64_t)sizeof(real) >= FAR_BYTES && channels % VL == 0 &&
+           (uintptr_t)to % VECTOR_BYTES == 0;
+}
+
+static inline void store_far(real *to, vec value) {
+#if defined __clang__
+    __builtin_nontemporal_store(value, (vec *)to);
+#elif defined __AVX512F__
+    __builtin_ia32_movntps512((float *)to, (float __attribute__((vector_size(64))))value);
+#elif defined __AVX__
+    __builtin_ia32_movntps256((float *)to, (float __attribute__((vector_size(32))))value);
+#else
+    store(to, value);
+#endif
+}
+
 static inline vec spread(real value) { return value - (vec){0}; } /* VL times the same */
 
 /* Before a loop whose length the compiler knows: it is written out, and its sums are registers. */
