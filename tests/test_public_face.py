@@ -1,6 +1,7 @@
 """What `import minires` offers, what is said of it, and how its objects show themselves."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -29,13 +30,18 @@ PACKAGE = ROOT / "minires"
 SHARED = "An argument means the same"
 
 
+@functools.cache
+def tree_of(path):
+    return ast.parse(path.read_text("utf-8"))
+
+
 def sources():
     return sorted(PACKAGE.rglob("*.py"))
 
 
 def public_functions(path):
     """(name, node, docstring that must name the arguments) of all that is public in a file."""
-    tree = ast.parse(path.read_text("utf-8"))
+    tree = tree_of(path)
     answers = answers_in(tree)
     for node in tree.body:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name in answers:
@@ -91,11 +97,16 @@ def explained(text):
 def shared_by(path):
     """What the docstrings of a file and of its room say of arguments that mean the same there."""
     texts = [
-        ast.get_docstring(ast.parse(place.read_text("utf-8"))) or ""
+        ast.get_docstring(tree_of(place)) or ""
         for place in (path, path.with_name("__init__.py"))
         if place.exists()
     ]
     return "\n".join(text.partition(SHARED)[2] for text in texts)
+
+
+@functools.cache
+def plain_kernels():
+    return {name: node for name, node, _ in public_functions(PACKAGE / "kernels/plain.py")}
 
 
 def as_plain(node, text):
@@ -103,8 +114,7 @@ def as_plain(node, text):
     other = re.match(r"As `plain\.(\w+)`", text or "")
     if not other or node is None:
         return False
-    named = {name: twin for name, twin, _ in public_functions(PACKAGE / "kernels/plain.py")}
-    twin = named.get(other.group(1))
+    twin = plain_kernels().get(other.group(1))
     return twin is not None and signature(twin) == signature(node)
 
 
@@ -136,12 +146,12 @@ def undocumented(path):
 
 def silent(path):
     """Public functions that raise an error themselves, and whose docstring has no "Raises"."""
-    found = []
+    found, shared = [], shared_by(path)
     for name, node, text in public_functions(path):
         # X_properties raises what check_X raises.
         inherited = name.rpartition(".")[2] in INHERITED and not name.startswith("Layer.")
         inherited |= name.endswith("_properties")
-        said = re.search(r"(?m)^\s*([\w, ]+, )?Raises\b", f"{text}\n{shared_by(path)}")
+        said = re.search(r"(?m)^\s*([\w, ]+, )?Raises\b", f"{text}\n{shared}")
         if node is None or inherited or said:
             continue
         if any(isinstance(part, ast.Raise) and part.exc for part in own_parts(node)):

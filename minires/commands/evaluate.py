@@ -203,7 +203,7 @@ class NativeNetwork:
     Raises    MismatchError when this library cannot build that network
     """
 
-    input_layout, input_dtype, batch = "NHWC", np.dtype(np.float32), None
+    input_layout, input_dtype, fixed_batch = "NHWC", np.dtype(np.float32), None
 
     def __init__(self, network: Any):
         import minires.onnx
