@@ -263,7 +263,7 @@ def test_gradients_of_more_operators_are_slopes(path, rng, name):
     arrays = {"k": normal(rng, 3, 3, 1, 1), "w": normal(rng, 192, 4), "two": np.float32(2.5)}
     arrays |= {"scale": 1 + normal(rng, 8), "bias": normal(rng, 8), "axes": np.array([3])}
     arrays |= {"mask": rng.random((3, 8, 8)) < 0.5, "low": np.float32(0.1)}
-    given = {"Pow": "a two", "ReduceMax": "a", "Where": "mask a c", "ConvTranspose": "a up shift",
+    given = {"Pow": "a two", "ReduceMax": "a", "Where": "mask a x", "ConvTranspose": "a up shift",
              "LayerNormalization": "a scale bias"}.get(name, "a")  # fmt: skip
     nodes = [node("Conv", "x k", "c"), node("Identity", "c", "a")]
     if name == "ConvTranspose":
