@@ -213,6 +213,15 @@ def test_a_node_that_stands_there_twice_is_taken_once(path, rng):
     np.testing.assert_array_equal(minires.onnx.load(path).run(images), -images)
 
 
+def test_an_output_that_is_named_twice_is_one(path, rng):
+    model = write(path, [*HEAD[:1], node("MatMul", "f w", "y")], {"w": normal(rng, 192, 4)})
+    model.graph.output.append(model.graph.output[0])
+    onnx.save(model, path)
+    network = minires.onnx.load(path)
+    images = normal(rng, 2, 3, 8, 8)
+    assert network.run(images).shape == network.predict(network.theta, images).shape == (2, 4)
+
+
 def test_numbers_for_each_channel_make_spatial_0_mean_1(path, rng):
     arrays = {n: 1 + normal(rng, 3) ** 2 for n in "sbmv"}
     write(path, [node("BatchNormalization", "x s b m v", "y")], arrays, opset=7)
