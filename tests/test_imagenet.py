@@ -314,6 +314,13 @@ def test_a_tar_of_class_folders_equals_the_folder(tmp_path):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_what_macos_adds_to_a_tar_is_no_picture(tmp_path):
+    content = encoded(photograph())
+    names = "n01000007/a.png", "__MACOSX/n01000007/a.png"
+    pictures = imagenet.load(write_tar(tmp_path / "val.tar", dict.fromkeys(names, content)))
+    assert pictures.names == ["n01000007/a.png"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "compressed", "other", "labels", "links"])
 def test_a_tar_that_cannot_be_used_is_refused(tmp_path, damage):
     tar = write_tar(tmp_path / "val.tar", validation_files())
