@@ -6,7 +6,7 @@
 
     print(check_moments(Running))            # the properties that hold; or Falsified
 
-Each `check_…` takes the code to be judged, tries it on inputs that Hypothesis draws, and returns
+Each `check_…` takes the code to be judged, tries it on inputs that Hypothesis makes, and returns
 the properties that hold. When one does not, it raises `Falsified` (an AssertionError) with the
 smallest input that shows it, the answer, the right answer, and a hint. Plain NumPy arrays go in
 and come out, so code for any library can be judged through a few lines of conversion.

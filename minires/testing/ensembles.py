@@ -1,4 +1,4 @@
-"""Properties of drawn networks, of their averaged predictions, and of what judges these."""
+"""Properties of sampled networks, of averaged predictions, and of scores of predictions."""
 
 from collections.abc import Callable
 
@@ -19,11 +19,11 @@ from minires.testing.judging import (
     suite_of,
 )
 
-# --- drawing -----------------------------------------------------------------------------
+# --- sampling ----------------------------------------------------------------------------
 
 
 def check_sampler(sample: Callable) -> Summary:
-    """Judge the drawing of K networks around a mean.
+    """Judge the sampling of K networks around a mean.
 
         def sample(mean, variance, k, rng, scale=1.0): ...    # (P,), (P,) → (K, P)
 
@@ -160,23 +160,23 @@ def sampler_properties(sample: Callable) -> list[Property]:
         Property("variance 0 gives the mean", small, no_noise, tell,
                  "θ̄ + σ · ε", examples=15),
         Property("members spread by σ", wide, spread(), tell_wide,
-                 "σ is the root of the variance", "draws", 9),
+                 "σ is the root of the variance", "samples", 9),
         Property("members lie around the mean", wide, center, tell_wide, "ε has mean 0",
-                 "draws", 9),
-        Property("ε is normal", wide, normal, tell_wide, "rng.standard_normal", "draws", 9),
+                 "samples", 9),
+        Property("ε is normal", wide, normal, tell_wide, "rng.standard_normal", "samples", 9),
         Property("every member and weight has noise of its own", wide, apart, tell_wide,
-                 unit="draws", examples=9),
+                 unit="samples", examples=9),
         Property("one seed gives the same networks again", small, repeatable, tell,
-                 "draw from the `rng` that is handed in, from nothing else", examples=15),
+                 "take random numbers from the given `rng`, from nothing else", examples=15),
         Property("member k does not depend on K", small, prefix, tell,
-                 "draw member by member, each with a stream of its own: rng.spawn(K)",
+                 "sample member by member, each with a stream of its own: rng.spawn(K)",
                  examples=30),
     ]  # fmt: skip
     if scaled:
         found += [
             Property("scale 0 is the mean", small, zero, tell, "θ̄ + scale · σ · ε", examples=15),
             Property("a scale multiplies σ", wide, spread(4.0), tell_wide,
-                     "the scale is of σ, not of σ²", "draws", 9),
+                     "the scale is of σ, not of σ²", "samples", 9),
         ]  # fmt: skip
     return found
 

@@ -106,7 +106,7 @@ def gradient_properties(
     low, high = domain
 
     def arrays_of(case):
-        if isinstance(case, int):  # too many numbers to draw one by one
+        if isinstance(case, int):  # too many numbers for Hypothesis to choose each
             rng = np.random.default_rng(case)
             return [rng.uniform(low, high, shape) for shape in shapes]
         # sixteenths of the domain, but for its ends
@@ -118,7 +118,7 @@ def gradient_properties(
 
     def tell(case):
         if isinstance(case, int) and sum(sizes) > 64:
-            return f"inputs of shape {', '.join(map(str, shapes))} drawn from seed {case}"
+            return f"random inputs of shape {', '.join(map(str, shapes))}, seed {case}"
         return "inputs " + ", ".join(show(array) for array in arrays_of(case))
 
     places = [list(np.ndindex(shape)) for shape in shapes]
@@ -649,7 +649,7 @@ def dropout_properties(f: Callable) -> list[Property]:
         if not np.array_equal(again, masks[0]):
             return Wrong(
                 Words("others for the same seed"), Words("the same"),
-                "draw from the `rng` that is handed in, from nothing else",
+                "take random numbers from the given `rng`, from nothing else",
             )  # fmt: skip
         return None
 
@@ -669,7 +669,7 @@ def dropout_properties(f: Callable) -> list[Property]:
         Property("the share of zeros is `rate`", many, share, tell,
                  "each element is dropped on its own, with probability `rate`", examples=10),
         Property("masks are new at each call, the same for one seed", many, fresh, tell,
-                 "draw a new mask at every call", examples=5),
+                 "choose a new mask at every call", examples=5),
     ]  # fmt: skip
     try:
         returned = f(np.ones(3), 0.5, np.random.default_rng(0))

@@ -1,6 +1,6 @@
 """How a property is tried on somebody's code, and how the result is said.
 
-A *property* is a sentence that must hold for every input. Hypothesis draws inputs, the judged code
+A *property* is a sentence that must hold for every input. Hypothesis makes inputs, the judged code
 answers, and the answer is compared with the right one. When they differ, Hypothesis looks for the
 smallest input that still shows the difference, and `Falsified` says it in three lines:
 
@@ -44,7 +44,7 @@ class Property:
     tell      case → the input in words
     hint      what to look at when it fails, where `outcome` knows nothing better
     unit      what one input is called, in the plural
-    examples  how many inputs are drawn
+    examples  how many inputs are tried
     """
 
     name: str
@@ -256,7 +256,7 @@ def strategies() -> Any:
 
 @contextlib.contextmanager
 def _no_constants_of_other_modules():
-    """Hypothesis also draws numbers that it finds in the user's files, and keeps them in a folder
+    """Hypothesis also takes numbers that it finds in the user's files, and keeps them in a folder
     `.hypothesis`. Without that, inputs are the same everywhere and no file is left behind.
     """
     from hypothesis.internal.conjecture import providers

@@ -96,7 +96,7 @@ def moments_properties(make: Callable) -> list[Property]:
     whole = st.integers(-9, 9)
 
     def streams(least=1, most=12, widest=3):
-        """Rows of equal width. Numbers are drawn before the width, so that a smaller width is
+        """Rows of equal width. Numbers are chosen before the width, so that a smaller width is
         found by itself: the same numbers, in more rows."""
 
         def rows(case):
