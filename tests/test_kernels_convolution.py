@@ -260,7 +260,7 @@ def test_few_rows_may_lie_apart_in_memory():
     assert_close(cpu.matmul(apart, part), apart @ part, 1e-13, scale=30)
 
 
-@pytest.mark.parametrize("shape", [(40, 300, 25), (19, 130, 400), (3, 20, 7)])
+@pytest.mark.parametrize("shape", [(40, 300, 25), (19, 130, 400), (3, 700, 1500), (3, 20, 7)])
 def test_products_of_matrices_with_any_steps(shape):
     """Rows and columns lie apart; nothing but the result is written to."""
     rows, inner, columns = shape
