@@ -182,6 +182,16 @@ def test_separable_convolutions_carry_what_is_no_number(rng):
     assert_same_as_plain(cpu.separable(*case), expected, np.float64)
 
 
+def test_separable_convolutions_of_many_images_whose_last_row_no_window_meets(rng):
+    """Some small images are one tile only where a tile has all of their rows."""
+    x = rng.standard_normal((1, 40, 4, 5, 3))
+    expand = rng.standard_normal((1, 3, 18)), rng.standard_normal((1, 18))
+    filters = rng.standard_normal((1, 3, 3, 18)), rng.standard_normal((1, 18))
+    project = rng.standard_normal((1, 18, 7)), rng.standard_normal((1, 7))
+    case = x, expand, filters, project, (2, 2), ((0, 0), (0, 0)), ("relu6", "relu6", None)
+    assert_same_as_plain(cpu.separable(*case), one_after_another(*case), np.float64)
+
+
 @settings(max_examples=5)
 @given(case=separable_cases())
 def test_separable_convolutions_without_a_compiler(case):

@@ -78,7 +78,6 @@ static void separable_tile(const void *pointer, int64_t tile, char *scratch) {
     int64_t row = s->width * wide, out_row = s->output[1] * wide, rows = bottom - top;
     const real *x = job->x + ((source * s->images + image) * s->height + top) * s->width * s->channels;
     const real *hidden = x;
-    int64_t hidden_image = s->height * row; /* numbers from one image to the next */
     /* A tile has several images only where it has all of their rows: one after another. */
     if (s->expands) {
         int64_t width = round_up(s->wide, VL);
@@ -87,7 +86,6 @@ static void separable_tile(const void *pointer, int64_t tile, char *scratch) {
                       job->expand + r * s->channels * width + s->channels * from, s->channels, 0,
                       job->expand_bias + r * width + from, wide, s->activations[0], expanded);
         hidden = expanded;
-        hidden_image = rows * row;
     }
     real *filtered = carve(&scratch, images * (last - first) * out_row * sizeof(real));
     real *next = filtered;
@@ -98,7 +96,7 @@ static void separable_tile(const void *pointer, int64_t tile, char *scratch) {
             int64_t up, down;
             taps_met(i, d.stride[0], d.before[0], 1, s->height, s->kernel[0], &up, &down);
             int64_t met = i * s->stride[0] - s->before[0] + up - top;
-            filter_row(&d, hidden + n * hidden_image + met * row, up, down, taps, s->wide,
+            filter_row(&d, hidden + (n * rows + met) * row, up, down, taps, s->wide,
                        job->taps_bias + r * s->wide + from, next);
         }
     int64_t width = round_up(s->out_channels, VL), whole = job->parts == 1;
@@ -161,7 +159,10 @@ EXPORT int separable(const real *x, const real *expand, const real *expand_bias,
     job.strips = divide_up(high, fitting);
     job.rows = divide_up(high, job.strips);
     job.strips = divide_up(high, job.rows);
-    job.together = job.strips > 1 ? 1 : most(1, least(fitting / high, s->images / LEAST_TILES));
+    int64_t top, bottom;
+    rows_behind(s, 0, high, &top, &bottom);
+    const int all_rows = job.strips == 1 && bottom - top == s->height;
+    job.together = all_rows ? most(1, least(fitting / high, s->images / LEAST_TILES)) : 1;
     job.blocks = divide_up(s->images, job.together);
     int64_t tiles = s->replicas * job.blocks * job.strips, vectors = divide_up(s->wide, VL);
     int64_t part = vectors;
