@@ -138,9 +138,10 @@ panels[-1, 1].set_xlabel("share per σ")
 plt.show()
 
 # %% [markdown]
-# Hardly any of them is a bell. Some weights *jump* and then rest: their unit is silent for most
-# images (its ReLU gives zero), so most batches have no gradient for them. Others *wander*, and σ
-# tells how far they have gone, not how much they tremble. A few tremble, and come near to a bell.
+# Hardly any of them is a bell. Some weights *jump* and then rest: their unit is
+# silent for most images (its ReLU gives zero), so most batches have no gradient for them. Others
+# *wander*, and σ tells how far they have gone, not how much they tremble. Look for one that only
+# trembles around its mean, as a bell curve would have it: there is hardly any.
 #
 # Does that spoil the method? The mean needs no bell: lesson 8's argument uses only the mean and the
 # spread. The *samples* of lesson 9 do use the bell, and each weight on its own. But weights move

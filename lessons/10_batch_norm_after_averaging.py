@@ -167,7 +167,7 @@ for axes, metric, label in zip(
     axes.set_xticks(range(len(RATES)), [f"{rate:g}" for rate in RATES])
     axes.set_xlabel("learning rate of fine-tuning, ℓ₂")
     axes.set_ylabel(label)
-panels[0].legend(fontsize=11)
+panels[0].legend(fontsize=11, title="weights, statistics")
 plt.show()
 
 # %%
