@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from test_study_sweep import Inline, sweep
 
 from minires import data as data_tools
 from minires.arrays.files import load_arrays
-from minires.commands import cli, improve, improve_results
-from minires.study import experiment_figure
+from minires.commands import cli, improve, improve_results, improve_training
+from minires.data import imagenet
+from minires.study import experiment_figure, pretrained
 from minires.study.store import load_sweep
+from minires.training.optimizers import Adam
 
 RUN = [*test_run_command.TINY, "--quiet", "--resume", "--out"]
 TUNED = "sgd_0.2_dropout_0.5_seed_0_then_sgd_0.25"
@@ -188,3 +191,113 @@ def test_what_is_read_is_what_was_written(whole):
     assert load_arrays(place / "improve" / improve.CHECKPOINT)["updates"] == 2
     assert cli.main([*RUN, str(place / "run")]) == 0
     assert cli.main(test_improve.words(place, "improve", updates=2)) == 0
+
+
+# --- checkpoints whose parts contradict each other ------------------------------------------------
+
+VECTOR = np.arange(5, dtype=np.float32)
+
+
+def improving():
+    """A State of `minires improve` without a network: five weights and two statistics."""
+    return improve_training.State(VECTOR, VECTOR[:2], Adam(0.05), 0.9, imagenet.Notes())
+
+
+def tuning():
+    """A Tuning of the pre-trained study."""
+    subject = types.SimpleNamespace(theta=VECTOR, stats=VECTOR[:2])
+    return pretrained.Tuning(subject, pretrained.Cell(0, 0.05))
+
+
+def take_three_updates(state):
+    """Three updates of all that a checkpoint holds."""
+    for number in range(3):
+        state.optimizer.step(state.theta, VECTOR + number)
+        state.record(0.5)
+
+
+def changed(name, change):
+    """A damage: one array of a checkpoint becomes `change` of it."""
+    return pytest.param(lambda arrays: {name: change(arrays[name])}, id=f"{name} {change.__doc__}")
+
+
+def of(doc, function):
+    function.__doc__ = doc
+    return function
+
+
+SHORTER = of("shorter", lambda a: a[:-1])
+TEXT = of("text", lambda a: a.astype("U9"))
+DATES = of("dates", lambda a: a.astype("M8[s]"))
+COMPLEX = of("complex", lambda a: a.astype("c16"))
+WIDE = of("of more bits", lambda a: a.astype("f8" if a.dtype == "f4" else "f2"))
+ONE_MORE = of("one more", lambda a: a + 1)
+BROKEN = of("and a half", lambda a: a + 0.5)
+HUGE = of("beyond float32", lambda a: a + 1e60)
+TWO = of("two of it", lambda a: np.stack([a, a]))
+SQUARED = of("beyond its square", lambda a: a + 1e90)
+NEGATIVE = of("negative", lambda a: -1 - a)
+SINGLE = of("not its dtype", lambda a: np.array("float64"))
+WRECK = of("of no characters", lambda a: np.array([0x41, 0x110000, 0x42], "u4").view("U3")[0])
+
+AVERAGES = [
+    *(changed("moments.count", how) for how in (ONE_MORE, BROKEN, TWO)),
+    *(changed("ema.count", how) for how in (ONE_MORE, BROKEN, TWO)),
+    *(changed(f"{own}.count", ONE_MORE) for own in ("moments_of_stats", "ema_of_stats")),
+    *(changed(f"{own}.mean", how) for own in ("ema", "ema_of_stats") for how in (SHORTER, HUGE)),
+    *(changed("moments.first", how) for how in (SHORTER, TEXT, WIDE)),
+    *(changed("moments.offset", how) for how in (SHORTER, TEXT, HUGE)),
+    *(changed("moments.m2", how) for how in (SHORTER, DATES, NEGATIVE, SQUARED)),
+    changed("moments.format", WRECK), changed("moments.shape", ONE_MORE),
+    changed("ema.dtype", SINGLE),
+]  # fmt: skip
+SHARED = [
+    *(changed(name, how) for name in ("theta", "stats") for how in (SHORTER, TEXT, WIDE, COMPLEX)),
+    *(changed("losses", how) for how in (SHORTER, TEXT, WIDE, COMPLEX, DATES, TWO)),
+    *AVERAGES,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *SHARED,
+        *(changed("updates", how) for how in (ONE_MORE, BROKEN, TWO, TEXT)),
+        *(changed("optimizer.count", how) for how in (ONE_MORE, BROKEN, TWO)),
+        *(changed("optimizer.first", how) for how in (SHORTER, TEXT, WIDE)),
+        *(changed("optimizer.second", how) for how in (SHORTER, NEGATIVE)),
+        *(changed("optimizer.rate", how) for how in (ONE_MORE, NEGATIVE, TEXT, COMPLEX)),
+        *(changed("settings", how) for how in (WRECK, TWO)),
+        *(changed("notes", how) for how in (WRECK, TWO)),
+        *(changed("format", how) for how in (WRECK, TWO)),
+    ],
+)
+def test_a_checkpoint_of_improve_fits_itself(tmp_path, damage):
+    path, state = tmp_path / "checkpoint.npz", improving()
+    take_three_updates(state)
+    state.save(path, {"rate": 0.05})
+    arrays = load_arrays(path)
+    again = improving()
+    again.load(path, {"rate": 0.05})
+    np.testing.assert_array_equal(again.moments.mean, state.moments.mean)
+    np.savez(path, **arrays | damage(arrays))
+    with pytest.raises(ValueError, match=r"checkpoint\.npz"):
+        improving().load(path, {"rate": 0.05})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [*SHARED, *(changed("seconds", how) for how in (TEXT, TWO, NEGATIVE)), changed("cell", WRECK)],
+)
+def test_an_unfinished_cell_of_the_pretrained_study_fits_itself(tmp_path, damage):
+    path, state = tmp_path / "unfinished.npz", tuning()
+    take_three_updates(state)
+    state.save(path, "sweep")
+    arrays = load_arrays(path)
+    again = tuning()
+    again.load(path, "sweep")
+    np.testing.assert_array_equal(again.moments.mean, state.moments.mean)
+    assert again.losses == state.losses
+    np.savez(path, **arrays | damage(arrays))
+    with pytest.raises(ValueError, match=r"unfinished\.npz"):
+        tuning().load(path, "sweep")

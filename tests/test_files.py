@@ -118,12 +118,20 @@ def test_a_small_file_cannot_fill_the_memory(tmp_path):
 
 def test_arrays_are_those_that_are_expected(tmp_path):
     path = tmp_path / "x.npz"
-    save_arrays(path, theta=np.array([1.0, 2.0]), bad=np.array([1.0, np.nan]))
+    single = np.array([1, 2], np.float32)
+    kinds = {"text": np.array(["1", "2"]), "days": single.astype("M8[D]"), "wide": single * 1.0}
+    kinds |= {"whole": np.array([1, 2]), "complex": single.astype("c8")}
+    kinds["wide"] = kinds["wide"].astype(np.float64)
+    save_arrays(path, theta=single, bad=single * np.float32(np.nan), **kinds)
     assert load_arrays(path, shapes={"theta": (2,)})["theta"][1] == 2
     with pytest.raises(ValueError, match=r"x\.npz: theta is \(2,\), expected \(3,\)"):
         load_arrays(path, shapes={"theta": (3,)})
     with pytest.raises(ValueError, match=r"x\.npz: bad has values that are infinite"):
         load_arrays(path, shapes={"bad": (2,)})
+    for name, array in kinds.items():
+        with pytest.raises(ValueError, match=rf"x\.npz: {name} is .*expected float32") as error:
+            load_arrays(path, shapes={name: (2,)})
+        assert str(array.dtype) in str(error.value)
     with pytest.raises(ValueError, match=r"x\.npz lacks stats"):
         load_arrays(path, shapes={"stats": (2,)})
 
@@ -140,6 +148,7 @@ def test_json_has_no_nan(tmp_path):
 
 def test_text_that_is_no_text_is_named(tmp_path):
     path = tmp_path / "x.npz"
-    np.savez(path, name=np.array([0x7FFFFFFF], np.uint32).view("U1")[0:1])
-    with pytest.raises(ValueError, match=r"x\.npz is damaged"):
-        load_arrays(path)
+    for numbers in ([0x7FFFFFFF], [0x41, 0x110000, 0x42], [0x41, 0x20000, 0xFFFFFFFF]):
+        np.savez(path, name=np.array(numbers, np.uint32).view(f"U{len(numbers)}"))
+        with pytest.raises(ValueError, match=r"x\.npz is damaged"):
+            load_arrays(path)

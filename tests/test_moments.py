@@ -485,6 +485,13 @@ def test_a_file_with_a_changed_weight_is_refused(saved):
         ({"count": None}, "'count'"),
         ({"m2": np.full(30, -1.0)}, "m2, a sum of squares, is negative"),
         ({"m2": np.full(30, np.inf)}, "m2 is not finite"),
+        ({"m2": np.full(30, 1e79)}, "m2 is larger than 4 weights of float32 can make it"),
+        ({"offset": np.full(30, 1e39)}, "first . offset, the mean, exceeds the largest float32"),
+        (
+            {"offset": np.full(30, 1e308), "first": np.full(30, 1e308)},
+            "exceeds the largest float64",
+        ),
+        ({"count": np.array(1)}, "offset and m2 of one update are not 0"),
         ({"offset": np.full(30, np.nan)}, "offset is not finite"),
         ({"offset": np.zeros(29)}, r"offset is \(29,\), expected \(30,\)"),
         ({"shape": np.array([29])}, r"first is \(30,\), expected \(29,\)"),
@@ -504,6 +511,17 @@ def test_a_file_that_makes_no_sense_is_refused(saved, changes, complaint):
     np.savez(saved, **{name: array for name, array in content.items() if array is not None})
     with pytest.raises(ValueError, match=f"moments.npz .*{complaint}"):
         Moments.load(saved)
+
+
+def test_the_largest_weights_come_back_from_a_file(tmp_path):
+    """What is refused as impossible is no number smaller than the possible ones."""
+    for dtype in (np.float32, np.float64):
+        largest = np.finfo(dtype).max * dtype(1 if dtype == np.float32 else 1e-155)
+        moments = fold(np.array([[largest, -largest], [-largest, -largest]] * 3))
+        moments.save(tmp_path / "moments.npz")
+        loaded = Moments.load(tmp_path / "moments.npz")
+        np.testing.assert_array_equal(loaded.std, moments.std)
+        assert loaded.std[0] == largest
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):

@@ -269,6 +269,10 @@ def test_another_optimizers_state_is_refused():
             other.restore(momentum.state())
     with pytest.raises(ValueError, match=r"state holds \['rate'\]"):
         Adam().restore({"rate": 0.1})
+    adam = Adam()
+    adam.step(theta, theta.copy())
+    with pytest.raises(ValueError, match="second, a mean of squares, is negative"):
+        Adam().restore(adam.state() | {"second": -np.ones(4)})
 
 
 @pytest.mark.parametrize(

@@ -232,9 +232,15 @@ def test_weights_of_another_sweep_are_not_started_from(undisturbed, dataset, tmp
     for path in (folder / "cells").glob("*then*"):
         path.unlink()
     names = {name: load_arrays(first)[name] for name in ("cell", "sweep")}
-    save_arrays(first, theta=np.array([np.nan]), **names)
-    with pytest.raises(ValueError, match=rf"{first.name} holds no weights"):
-        sweep(folder, dataset, Inline())
+    weights = load_arrays(first)["theta"]
+    for theta, message in (
+        (weights * np.float32(np.nan), "theta has values that are infinite or not numbers"),
+        (weights[:-1], f"theta is .*, expected .{weights.size},"),
+        (weights.astype("U9"), "theta is <U9, expected float32"),
+    ):
+        save_arrays(first, theta=theta, **names)
+        with pytest.raises(ValueError, match=f"{first.name}: {message}"):
+            sweep(folder, dataset, Inline())
 
 
 def test_a_folder_of_an_earlier_version_is_refused(dataset, tmp_path, undisturbed):

@@ -70,6 +70,7 @@ def number_in(
     """
     try:
         fits = (low < value if low_open else low <= value) and value < high
+        fits = fits and not np.iscomplexobj(value)  # NumPy's complex numbers have an order
     except (TypeError, ValueError):
         fits = False
     if not fits:
@@ -92,6 +93,23 @@ def is_array(where: str, name: str, array: Any) -> Any:
         raise TypeError(
             f"{where}: {name} is a {type(array).__name__}, expected a NumPy or CuPy array: "
             f"convert it with numpy.asarray({name}, numpy.float32)"
+        )
+    return array
+
+
+def array_like(where: str, name: str, array: Any, like: Any) -> Any:
+    """An array with the shape and the dtype of another one.
+
+    where    the function that was called
+    name     of the array
+    array    what was given
+    like     the other array
+    Returns  array
+    Raises   ValueError
+    """
+    if (array.shape, array.dtype) != (like.shape, like.dtype):
+        raise ValueError(
+            f"{where}: {name} is {array.shape} {array.dtype}, expected {like.shape} {like.dtype}"
         )
     return array
 

@@ -60,7 +60,7 @@ def load_arrays(path: str | Path, *names: str, shapes: dict | None = None) -> di
 
     path     the .npz file
     names    arrays that must be in it
-    shapes   {name: shape} of arrays that must be in it with that shape, all values finite
+    shapes   {name: shape} of arrays that must be in it with that shape: float32, all finite
     Returns  a dict of all the arrays in it
     Raises   FileNotFoundError; ValueError when the file is damaged, lacks one of `names`, or
              holds something else than `shapes` says
@@ -74,8 +74,9 @@ def load_arrays(path: str | Path, *names: str, shapes: dict | None = None) -> di
                 with np.load(file, allow_pickle=False) as archive:
                     arrays = {name: archive[name] for name in archive}
                 for array in arrays.values():
-                    if array.dtype.kind == "U":
-                        array.tolist()  # raises if a number is not a character
+                    if array.dtype.kind == "U":  # its characters are numbers: some are none
+                        for text in array.ravel().tolist():
+                            list(text)  # raises, where all other functions go on with a wreck
         except Exception as error:  # a damaged file can make zipfile and NumPy raise anything
             raise ValueError(
                 f"{path} is damaged or not an .npz file of plain arrays "
@@ -86,6 +87,8 @@ def load_arrays(path: str | Path, *names: str, shapes: dict | None = None) -> di
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
             raise ValueError(f"{path}: {name} is {arrays[name].shape}, expected {shape}")
+        if arrays[name].dtype != np.float32:
+            raise ValueError(f"{path}: {name} is {arrays[name].dtype}, expected float32")
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{path}: {name} has values that are infinite or not numbers")
     return arrays

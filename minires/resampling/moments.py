@@ -331,9 +331,24 @@ class Moments:
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} is not finite")
             setattr(moments, "_" + name, array)
-        if (content["m2"] < 0).any():
-            raise ValueError("m2, a sum of squares, is negative")
+        moments._check_possible()
         return moments
+
+    def _check_possible(self):
+        """Raise ValueError for sums that no weights of θ's dtype can have."""
+        first, offset, m2 = self.arrays
+        if (m2 < 0).any():
+            raise ValueError("m2, a sum of squares, is negative")
+        if self.count == 1 and bool(offset.any() | m2.any()):
+            raise ValueError("offset and m2 of one update are not 0")
+        xp = xp_of(first)
+        with np.errstate(over="ignore"):
+            mean = (first + offset).astype(first.dtype)
+        if not xp.isfinite(mean).all():
+            raise ValueError(f"first + offset, the mean, exceeds the largest {first.dtype}")
+        # Numbers from −a to a have a standard deviation of a at most.
+        if (xp.sqrt(m2 / self.count) > np.finfo(first.dtype).max).any():
+            raise ValueError(f"m2 is larger than {self.count} weights of {first.dtype} can make it")
 
     def _check(self, theta, where):
         """Raise ValueError unless weights fit those counted so far."""

@@ -41,7 +41,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import device_of, to_host
+from minires.arrays import checks, device_of, to_host
 from minires.arrays.files import complete, load_arrays, load_json, save_arrays
 from minires.arrays.results import check
 from minires.arrays.text import progress, say
@@ -217,7 +217,8 @@ class Tuning(FineTuning):
             raise ValueError(f"{path} belongs to another sweep: remove it")
         try:
             self.restore(arrays)
-            self.seconds = float(arrays["seconds"])
+            seconds = checks.array_like("load", "seconds", arrays["seconds"], np.array(0.0))
+            self.seconds = checks.number_in("load", "seconds", float(seconds), 0)
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"{path} is damaged ({error}): remove it") from error
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import device_of, to_device, to_host
+from minires.arrays import checks, device_of, to_device, to_host
 from minires.arrays.text import progress
 from minires.resampling.baselines import EMA
 from minires.resampling.moments import Moments
@@ -82,12 +82,7 @@ class FineTuning:
         loss   of its batch, before the update
         """
         self.losses.append(loss)
-        for average, vector in (
-            (self.moments, self.theta),
-            (self.ema, self.theta),
-            (self.moments_of_stats, self.stats),
-            (self.ema_of_stats, self.stats),
-        ):
+        for average, vector in self._averages():
             average.update(vector)
 
     def go_on(
@@ -147,30 +142,39 @@ class FineTuning:
         Raises   LookupError, TypeError, ValueError or ArithmeticError when they do not fit one
                  another, or not this network and optimizer
         """
-        updates, losses = int(arrays["updates"]), arrays["losses"]
-        if updates < 1 or losses.shape != (updates,) or not np.isfinite(losses).all():
-            raise ValueError(f"{updates} updates, and losses {losses.shape}")
-        for name in ("theta", "stats"):
-            array, own = arrays[name], getattr(self, name)
-            if (array.shape, array.dtype) != (own.shape, own.dtype) or not np.isfinite(array).all():
-                raise ValueError(f"{name} is {array.shape} {array.dtype}, or not finite")
+        where, rate = "FineTuning.restore", self.optimizer.rate
+        updates = checks.whole_number(where, "updates", arrays["updates"].item(), 1)
+        losses = checks.array_like(where, "losses", arrays["losses"], np.empty(updates))
+        theta, stats = (
+            checks.array_like(where, name, arrays[name], getattr(self, name))
+            for name in ("theta", "stats")
+        )
+        for name, array in (("losses", losses), ("theta", theta), ("stats", stats)):
+            if not np.isfinite(array).all():
+                raise ValueError(f"{where}: {name} is not finite")
         kept = self._by_part(arrays)
         self.moments = Moments.from_state(kept["moments"])
         self.moments_of_stats = Moments.from_state(kept["moments_of_stats"])
         for part in ("optimizer", "ema", "ema_of_stats"):
             getattr(self, part).restore(kept[part])
-        for name in ("theta", "stats"):
-            averages = (self.moments, self.ema)
-            if name == "stats":
-                averages = (self.moments_of_stats, self.ema_of_stats)
-            for average in averages:
-                if (average.count, average.mean.shape) != (updates, arrays[name].shape):
-                    raise ValueError(f"an average of {name} of {average.count} updates")
-        if self.optimizer.count != updates:
-            raise ValueError(f"{updates} updates, and {self.optimizer.count} of the optimizer")
+        for average, vector in self._averages():
+            checks.array_like(where, "an average", average.mean, vector)
+            if average.count != updates:
+                raise ValueError(f"{where}: {average.count} of {updates} updates averaged")
+        if (self.optimizer.count, self.optimizer.rate) != (updates, rate):
+            raise ValueError(f"{where}: {self.optimizer!r}, {updates} updates made at rate {rate}")
+        for name in self.optimizer.vectors:
+            checks.array_like(where, name, getattr(self.optimizer, name), self.theta)
         device = device_of(self.theta)
-        self.theta, self.stats = (to_device(arrays[name], device) for name in ("theta", "stats"))
+        self.theta, self.stats = to_device(theta, device), to_device(stats, device)
         self.losses = losses.tolist()
+
+    def _averages(self):
+        """Pairs of an average, and the vector that it is of."""
+        yield self.moments, self.theta
+        yield self.ema, self.theta
+        yield self.moments_of_stats, self.stats
+        yield self.ema_of_stats, self.stats
 
     def _by_part(self, arrays):
         """{part: its state}; vectors on the device."""
@@ -178,8 +182,6 @@ class FineTuning:
         for name, array in arrays.items():
             part, point, own = name.partition(".")
             if point and part in kept:
-                if array.ndim and part == "optimizer" and array.shape != arrays["theta"].shape:
-                    raise ValueError(f"{name} is {array.shape}")
                 vector = array.ndim and array.dtype.kind == "f"
                 kept[part][own] = to_device(array, device) if vector else array
         return kept

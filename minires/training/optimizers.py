@@ -25,6 +25,7 @@ class _Optimizer:
     """What every optimizer needs: it makes its state vectors, gives them, and takes them back."""
 
     vectors: tuple[str, ...] = ()  # names of the state vectors; each is None until the first step
+    squares: tuple[str, ...] = ()  # those of them that are never negative
     settings: tuple[str, ...] = ()  # names of its arguments, for `repr`
 
     def __repr__(self) -> str:
@@ -61,6 +62,10 @@ class _Optimizer:
             if vector.dtype.kind != "f" or not bool(xp_of(vector).isfinite(vector).all()):
                 raise ValueError(
                     f"{type(self).__name__}.restore: {name} is {vector.dtype}, or not finite"
+                )
+            if name in self.squares and bool((vector < 0).any()):
+                raise ValueError(
+                    f"{type(self).__name__}.restore: {name}, a mean of squares, is negative"
                 )
         rate = _rate_of(f"{type(self).__name__}.restore", state["rate"])
         self.rate, self.count = rate.copy() if np.ndim(rate) else float(rate), count
@@ -184,6 +189,7 @@ class Adam(_Optimizer):
 
     settings = ("rate", "beta1", "beta2", "epsilon", "epsilon_inside")
     vectors = ("first", "second")
+    squares = ("second",)
 
     def __init__(
         self,

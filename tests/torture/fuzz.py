@@ -57,7 +57,7 @@ from minires.training.optimizers import Adam  # noqa: E402
 
 PART = 1000  # inputs in a fork
 SECONDS, MEMORY = 10, 1 << 30
-SHARES = {"json": 38, "idx": 25, "npz": 15, "pictures": 9, "onnx": 13}  # of a hundred inputs
+SHARES = {"pictures": 20, "idx": 28, "onnx": 12, "npz": 16, "json": 24}  # of a hundred inputs
 NUMBERS = (0, 1, 2, 7, 8, 9, 28, 127, 128, 255, 256, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
 
 
@@ -104,7 +104,7 @@ def nasty_value(rng, value=None):
         math.inf, "", "x", "\x1b[31m", "\ud800", "../../x", "1", [], {}, [[]], [1], {"": 0},
         [None], {"mean": {}}, "sgd", "adam", 0.25,
     )  # fmt: skip
-    if isinstance(value, (int, float)) and rng.random() < 0.3:
+    if isinstance(value, (int, float)) and abs(value) < 1e300 and rng.random() < 0.3:
         return value * float(rng.choice([-1, 0, 0.5, 2, 1e9, 1e300]))
     return choices[rng.integers(len(choices))]
 
@@ -180,7 +180,7 @@ class Idx:
 class Npz:
     """Arrays: stages of a run, moments, a network's weights, a checkpoint of `improve`."""
 
-    family = (ValueError, OSError, FloatingPointError)  # the last: variances beyond float32
+    family = (ValueError, OSError)
 
     def __init__(self, samples, folder):
         self.path = folder / "x.npz"
@@ -203,10 +203,18 @@ class Npz:
             state.load(path, settings)
             state.optimizer.step(state.theta, np.ones_like(state.theta))
             state.record(0.5)
-            return state.moments.variance, state.ema.mean, state.notes.lines()
+            return variance_of(state.moments), state.ema.mean, state.notes.lines()
 
         def load_moments(path):
-            return Moments.load(path).variance
+            return variance_of(Moments.load(path))
+
+        def variance_of(moments):
+            assert np.isfinite(moments.mean).all()
+            try:
+                return moments.variance
+            except FloatingPointError as error:  # float32 weights of 1e20 have such variances
+                if "exceed 3.4e+38" not in str(error):
+                    raise
 
         config = experiment.Config(**load_json(run / "results.json")["config"])
         network = config.model((28, 28, 1))
