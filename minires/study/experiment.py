@@ -484,11 +484,11 @@ def load_finetuned(experiment: Experiment, name: str, moments_name: str) -> tupl
         theta=(model.size,),
         stats=(model.stats_size,),
         mean_stats=(model.stats_size,),
-        watched=(WATCHED,),
         history=(config.updates, WATCHED),
     )
-    watched, history = found["watched"], found["history"]
-    if watched.dtype.kind != "i" or not ((watched >= 0) & (watched < model.size)).all():
+    watched, history = found.get("watched", np.array([])), found["history"]
+    whole = watched.dtype.kind == "i" and watched.shape == (WATCHED,)
+    if not whole or not ((watched >= 0) & (watched < model.size)).all():
         raise ValueError(f"{folder.file(name)}: `watched` does not hold numbers of weights")
     if not np.array_equal(history[-1], found["theta"][watched]):
         raise ValueError(f"{folder.file(name)}: its history does not end with theta")
