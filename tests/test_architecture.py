@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,11 @@ def test_asking_for_help_needs_neither_pictures_nor_networks():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_wheel_holds_one_package_alone():
+    """A top-level `lessons` or `tests` of ours would collide with those of others."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == ["minires"]
+    assert all(place.startswith("minires/") for place in wheel.get("force-include", {}).values())

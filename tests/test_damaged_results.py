@@ -1,5 +1,6 @@
 """Every file of a folder of results, damaged in every way: one error names it, the rest stays."""
 
+import contextlib
 import io
 import json
 import re
@@ -14,6 +15,7 @@ import test_study_sweep
 from test_study_sweep import Inline, sweep
 
 from minires import data as data_tools
+from minires.arrays import results
 from minires.arrays.files import load_arrays
 from minires.commands import cli, improve, improve_results, improve_training
 from minires.data import imagenet
@@ -174,6 +176,55 @@ def test_one_error_names_the_file_and_the_rest_stays(whole, tmp_path, monkeypatc
     new = {known for known in after.keys() - before.keys() if not known.startswith("data/")}
     assert not new
     assert {known: after[known] for known in before} == before
+
+
+@pytest.mark.parametrize("how", ["refused", "stopped"])
+@pytest.mark.parametrize("command", ["run", "sweep", "improve"])
+def test_a_second_process_leaves_the_folder_as_it_was(
+    whole, tmp_path, monkeypatch, capsys, command, how
+):
+    """Whether it is refused, or stopped by Ctrl-C before that: files, folders, dates."""
+    original, _ = whole
+    monkeypatch.setenv("MINIRES_CACHE", str(original / "cache"))
+    out = tmp_path / command
+    shutil.copytree(original / command, out)
+    for name in ("results.json", "config.json", "cells/x.json", improve.CHECKPOINT):
+        if (out / name).parent.exists():
+            (out / f"{name}.77.part").touch()  # the first process is writing it
+    for name in ("results.json", "figure.png", "table.json"):
+        (out / name).unlink(missing_ok=True)  # it is not done yet
+    words = {
+        "run": [*RUN, str(out), "--seeds", "2"],
+        "sweep": [*test_study_sweep.COMMAND[3:], "--out", str(out)],
+        "improve": test_improve.words(original, out, updates=4),
+    }[command]
+    if how == "stopped":
+        monkeypatch.setattr(results, "_lock", stopped)
+    with results.locked_folder(out) if how == "refused" else contextlib.nullcontext():
+        if how == "stopped":
+            (out / results.LOCK).touch()
+        before = everything(out)
+        assert len(before) > 5
+        assert cli.main(words) == (2 if how == "refused" else 130)
+        assert everything(out) == before
+    if how == "refused":
+        assert f"{out}: another process is at work in this folder" in capsys.readouterr().err
+
+
+def stopped(*_):
+    raise KeyboardInterrupt
+
+
+def everything(folder):
+    """{name: (time of writing, number of its place on the disk, content)}, of folders too."""
+    return {
+        str(path): (
+            path.stat().st_mtime_ns,
+            path.stat().st_ino,
+            path.read_bytes() if path.is_file() else None,
+        )
+        for path in (folder, *folder.rglob("*"))
+    }
 
 
 def contents(folder):

@@ -15,7 +15,6 @@ from test_imagenet import ODD, WORDNET
 
 import minires.onnx
 from minires import SGD, Moments
-from minires.arrays.results import locked_folder
 from minires.commands import evaluate, improve, improve_results, improve_training
 from minires.data import imagenet
 from minires.networks.running_statistics import POLICIES, reestimate_stats
@@ -425,15 +424,6 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(place, monke
     for name in ("file", "file/inner"):
         with pytest.raises(OSError, match=rf"{name}: nothing can be written there .*--out"):
             command(*words(place, out=name))
-
-
-def test_a_folder_that_another_process_uses_is_refused_before_the_work(place, monkeypatch):
-    monkeypatch.setattr(improve.State, "go_on", None)
-    with (
-        locked_folder(place / "out"),
-        pytest.raises(BlockingIOError, match=r"another process is at work .*--out"),
-    ):
-        command(*words(place))
 
 
 @pytest.mark.parametrize(

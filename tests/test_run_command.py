@@ -20,7 +20,6 @@ from minires import arrays, reestimate_stats
 from minires import data as data_tools
 from minires.arrays import limits
 from minires.arrays.files import load_arrays, load_json, save_arrays
-from minires.arrays.results import locked_folder
 from minires.commands import cli
 from minires.kernels import kernels_in_use
 from minires.networks import NETWORKS
@@ -474,18 +473,6 @@ def test_more_members_than_memory_holds_are_refused_before_training(tmp_path, ca
     fits = int(re.search(r"--members 200000: .* 200 MB are free: --members (\d+) would", line)[1])
     assert 500 < fits < 1000
     assert os.listdir(tmp_path) == []
-
-
-def test_a_second_run_in_the_same_folder_is_refused_and_touches_nothing(finished, tmp_path, capsys):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "config.json").write_bytes((finished[0] / "config.json").read_bytes())
-    (out / "seed_5_pretrained.npz.77.part").touch()  # the first one is writing it
-    with locked_folder(out):
-        before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-        line = refused(capsys, *TINY, "--seeds", 2, "--out", out, "--resume")
-        assert f"{out}: another process is at work in this folder" in line
-        assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
 
 
 def damaged_run(finished, tmp_path):

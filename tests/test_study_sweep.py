@@ -21,7 +21,6 @@ import pytest
 
 from minires import data as data_tools
 from minires.arrays.files import load_arrays, load_json, save_arrays
-from minires.arrays.results import locked_folder
 from minires.commands import cli
 from minires.study import store
 from minires.study import sweep as sweep_module
@@ -779,17 +778,6 @@ def test_without_dask_the_error_says_what_to_install(tmp_path, capsys, monkeypat
     arguments = [*COMMAND[3:], "--out", str(tmp_path / "out"), "--cluster", "tcp://127.0.0.1:9"]
     assert cli.main(arguments) == 2
     assert "pip install 'minires[cluster]'" in capsys.readouterr().err
-
-
-def test_a_second_sweep_is_refused_and_touches_nothing(completed, tmp_path, capsys):
-    out = tmp_path / "copy"
-    shutil.copytree(completed[0], out)
-    (out / "cells" / "x.json.77.part").touch()  # the first one is writing it
-    with locked_folder(out):
-        before = {path: path.stat().st_mtime_ns for path in (out, *out.rglob("*"))}
-        assert cli.main([*COMMAND[3:], "--out", str(out)]) == 2
-        assert f"{out}: another process is at work in this folder" in capsys.readouterr().err
-        assert before == {path: path.stat().st_mtime_ns for path in (out, *out.rglob("*"))}
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])

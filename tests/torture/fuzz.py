@@ -57,7 +57,7 @@ from minires.training.optimizers import Adam  # noqa: E402
 
 PART = 1000  # inputs in a fork
 SECONDS, MEMORY = 10, 1 << 30
-SHARES = {"pictures": 20, "idx": 28, "onnx": 12, "npz": 16, "json": 24}  # of a hundred inputs
+SHARES = {"pictures": 26, "idx": 34, "onnx": 12, "npz": 13, "json": 15}  # of a hundred inputs
 NUMBERS = (0, 1, 2, 7, 8, 9, 28, 127, 128, 255, 256, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
 
 
