@@ -311,7 +311,7 @@ def collapse(sweep, method, accuracy, **cell):
     """The sweep with one seed's score changed."""
     records = []
     for record in sweep.records:
-        if (cell | {"seed": 1}).items() <= record["cell"].items():
+        if ({"seed": 1} | cell).items() <= record["cell"].items():
             scores = record["methods"][method] | {"accuracy": accuracy}
             record = record | {"methods": record["methods"] | {method: scores}}
         records.append(record)
@@ -337,6 +337,29 @@ def test_collapsed_networks_are_counted_and_left_out(sweep):
     assert kept.mean() == pytest.approx(lines_of(axes, figures.ACCENT, "-")[1][1])
     assert texts_of(axes).count("✕ 1") == 1
     assert "✕" not in str(texts_of(figures.accuracy_over_rates(sweep)[0].figure.axes[0]))
+
+
+def test_a_rate_at_which_every_pre_training_collapsed_has_a_tick_and_a_count(sweep):
+    rate = min(r["cell"]["l1"] for r in sweep.records if r["cell"]["optimizer"] == "sgd")
+    start = {"optimizer": "sgd", "l1": rate, "l2": None}
+    seeds = {r["cell"]["seed"] for r in sweep.records if start.items() <= r["cell"].items()}
+    for seed in seeds:
+        sweep = collapse(sweep, "pretrained", 0.098, **start, seed=seed)
+    (panel,) = figures.pretraining_over_rates(sweep)
+    (axes,) = panel.figure.axes
+    assert axes.get_xticklabels()[0].get_text() == figures.number(rate)
+    assert texts_of(axes) == [f"✕ {len(seeds)}"]
+    places = np.concatenate([line.get_xdata() for line in axes.lines])
+    assert min(places) > 0.5
+    assert max(abs(places - np.round(places))) < 0.02 * len(axes.get_xticks())
+
+
+def test_a_line_of_adam_looks_in_the_legend_as_in_the_panel(panels):
+    for panel in panels["figure-2"]:
+        legend = panel.figure.legends[0].legend_handles
+        (shown,) = [h for h in legend if h.get_label() == "mean model, by Adam"]
+        drawn = [line for line in panel.figure.axes[0].lines if line.get_color() == figures.INK]
+        assert {line.get_linestyle() for line in drawn} == {shown.get_linestyle()}
 
 
 def test_a_mean_that_fails_where_fine_tuning_does_not_stays_in(sweep):

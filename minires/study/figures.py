@@ -556,7 +556,8 @@ def _draw_points(axes, points, colour, mark, dropout, size=4.2):
 
 def _draw_beside(axes, beside, zero, measure):
     """Adam's fine-tuning as straight lines, since it has one ℓ₂. Returns handles of the legend."""
-    handles = []
+    handles, dropouts = [], {setting.dropout for setting in beside}
+    line_of_most = _look(max(dropouts))[0]
     for method, colour, words in (
         ("mean", INK, "mean model"),
         ("finetuned", MUTED, "fine-tuned"),
@@ -566,7 +567,7 @@ def _draw_beside(axes, beside, zero, measure):
         for setting, records in beside.items():
             line, _ = _look(setting.dropout)
             axes.axhline(measure(records, method)[0], color=colour, ls=line, lw=1.6, zorder=1.5)
-        handles.append(new_handle(f"{words}, by Adam", colour))
+        handles.append(new_handle(f"{words}, by Adam", colour, line=line_of_most))
     return handles
 
 
@@ -578,24 +579,26 @@ def pretraining_over_rates(sweep: Sweep) -> list[Panel]:
         return []
     figure = new_canvas(WIDTH, 300)
     axes = figure.subplots()
-    rates = sorted({s.l1 for s in groups})
-    place, fallen = {rate: i for i, rate in enumerate(rates)}, {}
+    fallen = {}
+    for s, count in count_lost(sweep).items():
+        if s.finetune_optimizer is None and s.optimizer == "sgd":
+            fallen[s.l1] = fallen.get(s.l1, 0) + count
+    rates = sorted({s.l1 for s in groups} | set(fallen))
+    place = {rate: i for i, rate in enumerate(rates)}
     tuned = {s.l1 for s in trained if s.l2 is not None}
     if tuned:
         inner = [place[rate] for rate in rates if rate in tuned]
         if inner:
             axes.axvspan(inner[0] - 0.4, inner[-1] + 0.4, color=ACCENT, alpha=0.07, lw=0)
     dropouts = sorted({s.dropout for s in groups}, reverse=True)
-    for dropout, aside in zip(dropouts, np.linspace(-0.06, 0.06, len(dropouts)), strict=True):
+    most = BESIDE * len(rates) / 6  # as far on the page, whatever the number of rates
+    for dropout, aside in zip(dropouts, np.linspace(-most, most, len(dropouts)), strict=True):
         points = [
             (place[s.l1] + aside, *with_deviation(values_of(records, "pretrained", "accuracy")))
             for s, records in groups.items()
             if s.dropout == dropout
         ]
         _draw_points(axes, np.array(points), MUTED, "o", dropout)
-    for s, count in count_lost(sweep).items():
-        if s.l2 is None and s.optimizer == "sgd" and s.l1 in place:
-            fallen[s.l1] = fallen.get(s.l1, 0) + count
     for rate, count in fallen.items():
         _count_fallen(axes, place[rate], count)
     axes.set_xticks(range(len(rates)), [number(rate) for rate in rates])

@@ -48,7 +48,7 @@ from test_imagenet import encoded, photograph  # noqa: E402
 import minires  # noqa: E402
 from minires.arrays.files import load_arrays, load_json  # noqa: E402
 from minires.arrays.results import settle  # noqa: E402
-from minires.commands import improve  # noqa: E402
+from minires.commands import improve, improve_training  # noqa: E402
 from minires.data import imagenet, mnist  # noqa: E402
 from minires.resampling.moments import Moments  # noqa: E402
 from minires.study import experiment, figures, report  # noqa: E402
@@ -199,7 +199,7 @@ class Npz:
 
         def restore(path):
             notes = imagenet.Notes()
-            state = improve.State(shown["theta"], shown["stats"], Adam(0.05), 0.9, notes)
+            state = improve_training.State(shown["theta"], shown["stats"], Adam(0.05), 0.9, notes)
             state.load(path, settings)
             state.optimizer.step(state.theta, np.ones_like(state.theta))
             state.record(0.5)
