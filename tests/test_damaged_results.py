@@ -283,6 +283,7 @@ DATES = of("dates", lambda a: a.astype("M8[s]"))
 COMPLEX = of("complex", lambda a: a.astype("c16"))
 WIDE = of("of more bits", lambda a: a.astype("f8" if a.dtype == "f4" else "f2"))
 ONE_MORE = of("one more", lambda a: a + 1)
+MANY = of("a million millions", lambda a: a + 10**12)
 BROKEN = of("and a half", lambda a: a + 0.5)
 HUGE = of("beyond float32", lambda a: a + 1e60)
 TWO = of("two of it", lambda a: np.stack([a, a]))
@@ -313,7 +314,7 @@ SHARED = [
     "damage",
     [
         *SHARED,
-        *(changed("updates", how) for how in (ONE_MORE, BROKEN, TWO, TEXT)),
+        *(changed("updates", how) for how in (ONE_MORE, MANY, BROKEN, TWO, TEXT)),
         *(changed("optimizer.count", how) for how in (ONE_MORE, BROKEN, TWO)),
         *(changed("optimizer.first", how) for how in (SHORTER, TEXT, WIDE)),
         *(changed("optimizer.second", how) for how in (SHORTER, NEGATIVE)),

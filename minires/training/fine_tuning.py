@@ -144,7 +144,9 @@ class FineTuning:
         """
         where, rate = "FineTuning.restore", self.optimizer.rate
         updates = checks.whole_number(where, "updates", arrays["updates"].item(), 1)
-        losses = checks.array_like(where, "losses", arrays["losses"], np.empty(updates))
+        losses = arrays["losses"]
+        if (losses.shape, losses.dtype) != ((updates,), np.float64):
+            raise ValueError(f"{where}: {updates} updates, losses {losses.shape} {losses.dtype}")
         theta, stats = (
             checks.array_like(where, name, arrays[name], getattr(self, name))
             for name in ("theta", "stats")
