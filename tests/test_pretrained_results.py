@@ -118,7 +118,7 @@ def test_the_sentences_about_the_tables_are_true():
     assert below[-1] / below[0] > 10
     averaged, recomputed = nll(first, "mean"), nll(first, "mean_recomputed")
     better = [a < r - 0.0005 for a, r in zip(averaged, recomputed, strict=True)]
-    assert sum(better) == 4
+    assert all(better)
     outcomes = [v.outcome for f in (first, second) for m in METRICS for v in verdicts(f, m)[:2]]
     assert set(outcomes) == {"inconclusive"}
 
