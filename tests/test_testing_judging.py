@@ -165,6 +165,45 @@ def test_a_gradient_s_counterexample_shows_g():
     assert ", g [" in text.splitlines()[1]
 
 
+class OldFormula:
+    def __init__(self, shape):
+        self.count, self.total, self.squares = 0, np.zeros(shape), np.zeros(shape)
+
+    def update(self, theta):
+        self.count += 1
+        self.total += theta
+        self.squares += theta**2
+
+    mean = property(lambda self: self.total / self.count)
+    variance = property(lambda self: self.squares / self.count - self.mean**2)
+
+
+def test_a_difference_of_squares_fails_for_three_equal_numbers():
+    """The example around which lesson 6 and the plan of the hour are built."""
+    assert text_of(check_moments, OldFormula).startswith(
+        "✗ a constant stream has variance 0\n"
+        "    smallest counterexample: updates [0.1, 0.1, 0.1]    yours: -1.73e-18    right: 0\n"
+    )
+
+
+class KeepsTheta:
+    def __init__(self, shape):
+        self.seen = []
+
+    def update(self, theta):
+        self.seen.append(theta)
+
+    mean = property(lambda self: np.mean(self.seen, axis=0))
+    variance = property(lambda self: np.var(self.seen, axis=0))
+
+
+def test_an_array_that_is_kept_shows_after_one_update():
+    text = text_of(check_moments, KeepsTheta)
+    assert (
+        "counterexample: updates [0.0]    yours: 99    right: 0\n    an array of θ itself" in text
+    )
+
+
 def test_nothing_where_a_pair_is_wanted_is_named_too():
     text = text_of(check_paired_difference, lambda a, b: None)
     assert "yours: None    right: a pair: difference, error" in text
