@@ -12,6 +12,8 @@ import pytest
 
 from minires.data import mnist
 
+pytest.importorskip("pooch", reason="pooch is not installed: nothing can be downloaded")
+
 
 class Mirror(http.server.BaseHTTPRequestHandler):
     """Answers from a dict; remembers what it was asked."""
