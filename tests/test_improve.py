@@ -469,7 +469,9 @@ def test_broken_pictures_in_a_graph_of_fixed_batch(place, capsys, choice):
     assert same[: np.argmin(same)].all()
     assert not same.all()
     write_network(place / "n.onnx", batch=5)
-    with pytest.raises(ValueError, match=r"--batch is 4, but .* takes 5 pictures at a time"):
+    with pytest.raises(
+        ValueError, match=r"--batch is 4, but .* takes 5 pictures at a time: --batch 5,"
+    ):
         command(*words(place, batch=4))
 
 

@@ -59,6 +59,21 @@ def test_each_update_shows_a_new_batch_to_both_networks():
     assert 20 < len(shown) < 2 * len(rate_range.RATES)
 
 
+@pytest.mark.parametrize(("rise", "ends"), [(0.09, False), (0.11, True)])
+def test_a_tenth_of_guessing_ends_the_test(rise, ends):
+    """Ten classes: guessing costs ln 10. From the fifth batch on the updates cost a share of it."""
+    examination = bowl(1e-9)  # so flat that no rate changes the loss
+    plain, start = examination.network.loss_and_gradient, examination.own_vectors()[0]
+
+    def dearer(theta, images, *arguments, **settings):
+        loss, gradient = plain(theta, images, *arguments, **settings)
+        moved = images[0] >= 5 and not np.array_equal(theta, start)
+        return loss + moved * rise * math.log(10), gradient
+
+    examination.network.loss_and_gradient = dearer
+    assert largest(examination) == rate_range.RATES[3 if ends else -2]
+
+
 def test_a_loss_that_is_no_number_ends_the_test():
     examination = bowl(1e4)
     plain = examination.network.loss_and_gradient
