@@ -151,6 +151,7 @@ def test_the_table_names_every_lesson_and_fits_the_terminal(capsys, monkeypatch)
     printed = capsys.readouterr().out
     assert all(each.title in printed and each.purpose.split()[-1] in printed for each in LESSONS)
     assert max(map(len, printed.splitlines())) <= 80
+    assert "`" not in printed, "marks of Markdown"
 
 
 def answers_of(lesson, kind, path):
