@@ -11,6 +11,7 @@ import pytest
 from minires.arrays import limits
 from minires.arrays.files import load_json
 from minires.arrays.results import LOCK, check, locked_folder, settle
+from minires.study.experiment import is_score
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLD = """
@@ -144,3 +145,8 @@ def test_what_fits_is_named(tmp_path, monkeypatch):
 def test_this_machine_says_how_much_memory_is_free():
     free = limits.available_memory()
     assert free is None or 10**6 < free < 10**15
+
+
+def test_what_a_function_expects_is_said_in_one_line():
+    with pytest.raises(ValueError, match=r"x is -1, expected a number from 0 to a million$"):
+        check("f", {"x": -1}, {"x": is_score})

@@ -502,6 +502,8 @@ def test_a_damaged_config_is_named(finished, tmp_path, capsys, content):
         lambda text: text.replace('"seed": 5', '"seed": 6'),
         lambda text: re.sub('"nll": [^,]*', '"nll": NaN', text, count=1),
         lambda text: re.sub('"nll": [^,]*', '"nll": [1]', text, count=1),
+        lambda text: re.sub('"accuracy": [^,]*', '"accuracy": 1e308', text, count=1),
+        lambda text: re.sub('"brier": [^,]*', '"brier": -0.5', text, count=1),
         lambda text: re.sub('"run": "[^"]*"', '"run": "0000"', text),
         lambda text: re.sub(r'"records": \[.*\]', '"records": []', text, flags=re.DOTALL),
     ],

@@ -218,5 +218,8 @@ def _name_of(schema):
         return "names with values"
     if isinstance(schema, list):
         return "a list"
+    if schema is None:
+        return "null"
     words = {float: "a finite number", int: "a whole number", str: "text", bool: "true or false"}
-    return "null" if schema is None else words.get(schema) or schema.__doc__ or schema.__name__
+    told = schema.__doc__ or schema.__name__
+    return words.get(schema) or told.partition("\n")[0]  # the rest is for programmers

@@ -410,7 +410,7 @@ def load_records(folder: Folder, name: str, seed: int) -> list:
     """
     path = folder.file(name)
     content = load_json(path)
-    scores = dict.fromkeys(METRICS, float)
+    scores = dict.fromkeys(METRICS, is_score)
     record = {"seed": int, "method": is_method, "members": int, "batch_norm?": str, **scores}
     check(path, content, {"run": str, "seed": int, "records": [record]})
     folder.own(name, content["run"])
@@ -580,6 +580,18 @@ NAMES = {
     "draw": "1 sampled network",
     "ensemble": "ensemble",
 }
+
+
+def is_score(value: object) -> bool:
+    """a number from 0 to a million
+
+    No metric is negative, and no loss is larger: a probability counts as the smallest float at
+    least. Means and percentages of such numbers stay finite.
+
+    value   whatever stands in its place
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value <= 1e6
 
 
 def is_method(name: object) -> bool:

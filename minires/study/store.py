@@ -20,7 +20,7 @@ import numpy as np
 from minires.arrays import text
 from minires.arrays.files import complete, load_arrays, load_json, save_arrays, save_json
 from minires.arrays.results import check
-from minires.study.experiment import METRICS
+from minires.study.experiment import METRICS, is_score
 from minires.study.grid import Cell, Setting
 from minires.study.scores import by_setting
 from minires.training import loop
@@ -65,7 +65,7 @@ def _finite(value):
     return isinstance(value, int | float) and abs(value) < math.inf
 
 
-SCORES = {**dict.fromkeys(METRICS, float), "accuracy": _share}
+SCORES = {**dict.fromkeys(METRICS, is_score), "accuracy": _share}
 CELL = {
     "optimizer": _optimizer,
     "l1": float,
