@@ -268,8 +268,9 @@ def test_a_group_leaves_no_memory_behind(device, source, where, rate, monkeypatc
 
 
 def plan_of(profile, tmp_path):
-    prepare(tmp_path, profile, Source("", "glyphs", 64, 20, None, ""))
-    return Plan(profile, Store(tmp_path), tmp_path)
+    source = Source("", "glyphs", 64, 20, None, "")
+    prepare(tmp_path, profile, source)
+    return Plan(profile, Store(tmp_path), tmp_path, source)
 
 
 @pytest.mark.parametrize("most", [1, 7, 50, 1000])

@@ -263,7 +263,16 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture
+def heed_ctrl_c():
+    """Ctrl-C interrupts even if these tests are run in a job that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT ends the process there")
+@pytest.mark.usefixtures("heed_ctrl_c")
 @pytest.mark.parametrize("moment", ["while training", "while writing"])
 def test_control_c_exits_with_130_and_leaves_nothing_half_written(
     finished, tmp_path, capsys, monkeypatch, moment

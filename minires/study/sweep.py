@@ -64,7 +64,7 @@ def run_sweep(
     Raises    RuntimeError when the workers of a cell die again and again
     """
     folder = Path(folder)
-    plan = Plan(profile, Store(folder), folder)
+    plan = Plan(profile, Store(folder), folder, source)
     count, missing = len(profile.cells()), plan.missing
     settings = {"desc": f"sweep {profile.name}", "unit": "cell", "quiet": quiet}
     try:
@@ -124,10 +124,12 @@ class Plan:
     profile  Profile, whose cells make the sweep
     store    Store
     folder   of the sweep
+    source   Source of the data
     """
 
-    def __init__(self, profile: Profile, store: Store, folder: Path):
+    def __init__(self, profile: Profile, store: Store, folder: Path, source: Source):
         self.profile = profile
+        self.source = source
         self.store = store
         self.folder = folder
         self.ready = []
@@ -189,7 +191,7 @@ class Plan:
     def _start_of(self, cell):
         before = cell.pretraining
         path = self._weights(before)
-        size = self.profile.model(0.0, (28, 28, 1)).size
+        size = self.profile.model(0.0, self.source.data().train_images.shape[1:]).size
         kept = load_arrays(path, "cell", "sweep", shapes={"theta": (size,)})
         if (str(kept["sweep"]), str(kept["cell"])) != (self.store.name, before.key):
             raise ValueError(f"{path} belongs to another sweep: remove it, it will be made again")
