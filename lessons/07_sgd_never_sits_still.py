@@ -4,7 +4,7 @@
 # **After this lesson you can** collect the weights of some hundred updates, and say what their bell
 # curves leave out.
 #
-# *12 minutes of yours, about 25 seconds of the computer's*
+# *12 minutes of yours, about 15 seconds of the computer's*
 #
 # You know how to keep a running mean and variance (lesson 6). Now we point them at a network that
 # learns. The paper's recipe has three parts: train; then fine-tune for about one more epoch (500

@@ -3,7 +3,7 @@
 #
 # **After this lesson you can** turn a claim into a test, and say when two methods are equally good.
 #
-# *15 minutes of yours, about 90 seconds of the computer's*
+# *15 minutes of yours, about 75 seconds of the computer's*
 #
 # "The mean model is better." Better than what, measured how, in how many runs, and could it be
 # chance? A claim becomes a test in four steps, *before* one looks at numbers:

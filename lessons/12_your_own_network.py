@@ -4,7 +4,7 @@
 # **After this lesson you can** improve a network that somebody else trained, and write it back as a
 # file that other programs run.
 #
-# *12 minutes of yours, about 45 seconds of the computer's*
+# *12 minutes of yours, about 10 seconds of the computer's*
 #
 # All lessons so far used networks of this project. The title of the paper says "(nearly) every
 # neural network". So take one from anywhere: PyTorch, TensorFlow and others write networks to files
