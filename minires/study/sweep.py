@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,11 @@ class Plan:
     def _weights(self, cell):
         return self.folder / "pretrained" / f"{cell.key}.npz"
 
+    @cached_property
+    def _size(self):
+        """How many weights a network has."""
+        return self.profile.model(0.0, self.source.data().train_images.shape[1:]).size
+
     def next(self, most: int) -> list[Cell]:
         """The next cells to compute side by side: at most `most`, all `alike`.
 
@@ -191,8 +197,10 @@ class Plan:
     def _start_of(self, cell):
         before = cell.pretraining
         path = self._weights(before)
-        size = self.profile.model(0.0, self.source.data().train_images.shape[1:]).size
-        kept = load_arrays(path, "cell", "sweep", shapes={"theta": (size,)})
+        try:
+            kept = load_arrays(path, "cell", "sweep", shapes={"theta": (self._size,)})
+        except ValueError as error:
+            raise ValueError(f"{error}: remove it, it will be made again") from error
         if (str(kept["sweep"]), str(kept["cell"])) != (self.store.name, before.key):
             raise ValueError(f"{path} belongs to another sweep: remove it, it will be made again")
         return Start(kept["theta"], self._done[before]["methods"]["pretrained"])
