@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add_picture_options(parser)
     add = parser.add_argument
-    add("--rate", type=float, help="learning rate; if it is not given, a range test of some twenty "
+    add("--rate", type=float, help="learning rate; if it is not given, a range test of some thirty "
         "updates finds rates to try, and nothing is written")  # fmt: skip
     add("--updates", type=int, required=True, help="updates of fine-tuning")
     add("--batch", type=int, default=32, help="photographs in a batch (%(default)s)")
