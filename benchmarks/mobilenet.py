@@ -3,15 +3,19 @@
     python benchmarks/mobilenet.py                    all of it, some minutes
     python benchmarks/mobilenet.py inference training one part or more
 
-Parts: inference, alone (batch 1), training, inception, memory, growth, threads (two against one).
-All on as many threads, interleaved; medians and quartiles. Needs the extra `bench`.
+Parts: inference, alone (batch 1), training, inception, memory, growth, threads (two against one),
+floor (what a training step takes at least). All on as many threads, interleaved; medians and
+quartiles. Needs the extra `bench`.
 """
 
 import argparse
+import math
 import os
+import statistics
 import sys
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for torch_networ
 
 BATCH, SIZE = 16, 224
 INCEPTION_BATCH, INCEPTION_SIZE = 8, 299
-PARTS = ("inference", "alone", "training", "inception", "memory", "growth", "threads")
+PARTS = ("inference", "alone", "training", "inception", "memory", "growth", "threads", "floor")
 
 
 def _minires(name, size, batch):
@@ -173,6 +177,64 @@ def threads(rounds):
         "Inception-V3 predicts": minires_inference(**settings),
     }
     scaling(functions, rounds)
+
+
+def floor(rounds):
+    """What a training step cannot do without: its products, and moving its arrays once a kernel."""
+    import torch
+
+    from minires.kernels import cpu
+
+    step, called, call = minires_step(), [], cpu.call
+    step()
+
+    def noted(name, dtype, *arguments):
+        called.append((name, arguments))
+        call(name, dtype, *arguments)
+
+    cpu.call = noted
+    step()
+    cpu.call = call
+    shapes, moved = [], 0
+    for name, arguments in called:
+        sizes = [array.nbytes for array in arguments if isinstance(array, np.ndarray)]
+        moved += sum(size for size in sizes if size >= 1 << 20)  # smaller ones stay in the caches
+        if name.startswith("convolve"):
+            numbers = next(argument for argument in arguments if isinstance(argument, tuple))
+            images, kernel, channels = numbers[2], numbers[6:8], numbers[5]
+            rows, inner = images * math.prod(numbers[16:18]), math.prod(kernel) * channels
+            shapes.append((rows, inner, numbers[18], "weight" in name))
+    torch.set_num_threads(THREADS)
+    matrices = {}
+    for shape in shapes:
+        rows, inner, columns, of_weights = shape
+        x, other = torch.randn(rows, inner), torch.randn(rows if of_weights else inner, columns)
+        matrices[shape] = (x.T if of_weights else x), other
+
+    def products():
+        for shape in shapes:
+            torch.mm(*matrices[shape])
+
+    source, target = np.ones((2, 1 << 26), np.float32)
+    pairs = zip(*(np.split(array, THREADS) for array in (target, source)), strict=True)
+    pairs = list(pairs)
+    with ThreadPoolExecutor(THREADS) as pool:
+
+        def copy():
+            list(pool.map(lambda pair: np.copyto(*pair), pairs))
+
+        functions = {"a training step": step, "PyTorch's products alone": products, "a copy": copy}
+        times = interleave(functions, rounds, calls=2)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    speed = 2 * source.nbytes / medians["a copy"]
+    multiplied = sum(math.prod(shape[:3]) for shape in shapes)
+    print(f"\nMobileNetV2 training step, batch {BATCH}, {THREADS} threads: {len(called)} kernels")
+    for name in ("a training step", "PyTorch's products alone"):
+        print(f"  {name:<28}{medians[name] * 1e3:>8.0f} ms")
+    print(f"  {'moving its arrays alone':<28}{moved / speed * 1e3:>8.0f} ms")
+    moved /= 1e9
+    print(f"  {multiplied / 1e9:.1f} billion multiplications; {moved:.1f} GB read and written,")
+    print(f"  at the {speed / 1e9:.0f} GB/s at which these cores copy")
 
 
 def growth(rounds):
