@@ -77,9 +77,11 @@ def test_the_readme_says_what_the_rows_say(folder):
     assert base_of(found) in text, base_of(found)
     for claim in ("C13", "C14"):
         assert verdict_line(found, claim) in text, verdict_line(found, claim)
-    about = next(p for p in README.split("\n\n") if base_of(found) in flat(p))
-    assert seeds_of(found) in flat(about), seeds_of(found)
-    assert hours_of(found) in flat(about), hours_of(found)
+    updates = f"{found.settings['updates']} updates"
+    paragraphs = [flat(paragraph) for paragraph in README.split("\n\n")]
+    about = next(p for p in paragraphs if base_of(found) in p and updates in p)
+    assert seeds_of(found) in about, seeds_of(found)
+    assert hours_of(found) in about, hours_of(found)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=name)
@@ -103,23 +105,40 @@ def test_a_wrong_number_would_be_seen(folder):
 
 def test_the_sentences_about_the_tables_are_true():
     """What the README says in words below its tables."""
-    first, second = (
-        load(ROOT / "docs/results" / f"pretrained-mobilenet-{k}") for k in ("v1", "v2")
+    first, second, quarter = (
+        load(ROOT / "docs/results" / f"pretrained-mobilenet-{k}")
+        for k in ("v1", "v2", "v2-quarter")
     )
 
     def nll(found, method):
         return [found.score(method, rate, "nll").mean() for rate in found.rates]
 
-    assert nll(second, "finetuned") == sorted(nll(second, "finetuned"))
-    base = second.score("base", None, "nll")[0]
+    assert nll(quarter, "finetuned") == sorted(nll(quarter, "finetuned"))
+    base = quarter.score("base", None, "nll")[0]
     below = [
-        rate for rate, value in zip(second.rates, nll(second, "mean"), strict=True) if value < base
+        rate
+        for rate, value in zip(quarter.rates, nll(quarter, "mean"), strict=True)
+        if value < base
     ]
     assert below[-1] / below[0] > 10
+    assert max(nll(second, "mean")) < base < nll(second, "finetuned")[-1]
+    gains = [
+        Difference.of(second.gain("nll", ("mean", rate), ("finetuned", rate)), "nll")
+        for rate in second.rates
+    ]
+    assert [gain.low > 0 or gain.high < 0 for gain in gains] == [False] * 4 + [True]
+    assert f"{gains[-1].mean:.3f} ± {(gains[-1].high - gains[-1].low) / 2:.3f}" in flat(README)
+
+    def behind(found):
+        return [ema > mean for ema, mean in zip(nll(found, "ema"), nll(found, "mean"), strict=True)]
+
+    assert (behind(second), behind(first)) == ([True] * 5, [True] * 2 + [False] * 3)
     averaged, recomputed = nll(first, "mean"), nll(first, "mean_recomputed")
     better = [a < r - 0.0005 for a, r in zip(averaged, recomputed, strict=True)]
     assert all(better)
-    outcomes = [v.outcome for f in (first, second) for m in METRICS for v in verdicts(f, m)[:2]]
+    outcomes = [
+        v.outcome for f in (first, second, quarter) for m in METRICS for v in verdicts(f, m)[:2]
+    ]
     assert set(outcomes) == {"inconclusive"}
 
     small = load(ROOT / "docs/results/pretrained-inception-small")
