@@ -524,6 +524,7 @@ CTYPES = {
 }
 
 
+@functools.cache
 def compile_library(source, name, flags=("-O2", "-ffp-contract=off")):
     """A shared library from C++, compiled once for each source."""
     digest = hashlib.sha256("\0".join((source, *flags)).encode()).hexdigest()[:16]
@@ -543,6 +544,7 @@ def compile_library(source, name, flags=("-O2", "-ffp-contract=off")):
     return ctypes.CDLL(str(path))
 
 
+@functools.cache
 def expand(source, options):
     """CUDA C with its macros replaced, nothing else."""
     done = subprocess.run(
@@ -570,7 +572,7 @@ class RawModule:
         if any(not isinstance(option, str) for option in options):
             raise TypeError("options are strings")
         code.encode("ascii")  # CuPy writes it in the system's own encoding, whatever that is
-        expanded = expand(code, options)
+        expanded = expand(code, tuple(options))
         declared = DECLARATION.findall(expanded)
         self.kernels = {name: parameters_of(text) for name, text in declared}
         launchers = "".join(self._launcher(name, text) for name, text in declared)

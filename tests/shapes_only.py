@@ -333,7 +333,7 @@ class RawModule:
     def __init__(self, code, options=()):
         self.index = next(o.partition("=")[2] for o in options if o.startswith("-DINDEX"))
         real = next(o.partition("=")[2] for o in options if o.startswith("-DREAL"))
-        text = emulated_cupy.expand(code, options)
+        text = emulated_cupy.expand(code, tuple(options))
         self.real = real
         self.kernels = {
             name: emulated_cupy.parameters_of(declared)

@@ -39,16 +39,13 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture
-def pictures(monkeypatch):
-    """What the lesson shows, as arrays (H, W, 4)."""
+def shown(monkeypatch):
+    """The figures that a lesson shows. Nobody draws them, and no window opens."""
     found = []
 
     def show(*args, **kwargs):
-        for number in pyplot.get_fignums():
-            figure = pyplot.figure(number)
-            figure.canvas.draw()
-            found.append(np.asarray(figure.canvas.buffer_rgba()).copy())
-            pyplot.close(number)
+        found.extend(map(pyplot.figure, pyplot.get_fignums()))
+        pyplot.close("all")
 
     monkeypatch.setattr(pyplot, "show", show)
     with pyplot.rc_context():
@@ -61,30 +58,12 @@ def of(cells, kind):
     return [cell for cell in cells if cell.kind == kind]
 
 
-@each_lesson
-def test_a_lesson_runs_draws_and_rejects_its_wrong_answers(lesson, pictures, capsys):
-    cells, names = lesson.cells(), {"__name__": "__main__"}
-    for cell in cells:
-        # Twice, as people do in a notebook; the answers and their checks depend on nothing before.
-        for _ in range(1 if cell.exercise else 2):
-            commands.execute([cell], names, small=True, name=lesson.path.name)
-    printed = capsys.readouterr().out
-    # `rejected` raises where a check accepts; each of its reports has a counterexample.
-    assert printed.count("smallest counterexample") == len(of(cells, "wrong"))
-    assert printed.count("✓") >= len(of(cells, "check"))
-    assert pictures
-    for picture in pictures:
-        grey = picture[..., :3].mean(axis=-1)
-        assert (grey < 128).mean() > 0.003, "a picture without ink"
-        assert len(np.unique(picture.view(np.uint32))) > 20, "a picture of few colours"
-
-
-@each_lesson
-def test_a_student_s_notebook_fails_only_where_an_answer_is_wanted(lesson, pictures, capsys):
+def run_as_a_student(lesson, names):
+    """Run the student's notebook: it fails only where an answer is wanted."""
     small = {cell.source: cell.small for cell in lesson.cells() if cell.small}
     notebook = lesson_pages.notebook_of(lesson, teacher=False)
     nbformat.validate(notebook)
-    names, stopped = {"__name__": "__main__"}, []
+    stopped = []
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -100,6 +79,29 @@ def test_a_student_s_notebook_fails_only_where_an_answer_is_wanted(lesson, pictu
     assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
     assert not any("fmt: skip" in cell.source for cell in notebook.cells)
     assert "Shift + Enter runs a cell" in notebook.cells[0].source
+
+
+@each_lesson
+def test_a_lesson_runs_draws_and_rejects_its_wrong_answers(lesson, shown, capsys):
+    """First as a student's notebook, then with the answers: twice, as people do."""
+    names = {"__name__": "__main__"}
+    run_as_a_student(lesson, names)
+    as_a_student = len(shown)
+    capsys.readouterr()
+    cells = lesson.cells()
+    commands.execute(cells, names, small=True, name=lesson.path.name)
+    printed = capsys.readouterr().out
+    # `rejected` raises where a check accepts; each of its reports has a counterexample.
+    assert printed.count("smallest counterexample") == len(of(cells, "wrong"))
+    assert printed.count("✓") >= len(of(cells, "check"))
+    pictures = shown[as_a_student:]
+    assert len(pictures) >= as_a_student >= 1
+    for figure in pictures:
+        figure.canvas.draw()
+        picture = np.asarray(figure.canvas.buffer_rgba())
+        grey = picture[..., :3].mean(axis=-1)
+        assert (grey < 128).mean() > 0.003, "a picture without ink"
+        assert len(np.unique(picture.view(np.uint32))) > 20, "a picture of few colours"
 
 
 @each_lesson

@@ -5,6 +5,7 @@ whose operators are implemented here are run; what is skipped is skipped for one
 listed below, and the numbers of both are checked, so that no case disappears unseen.
 """
 
+import functools
 import re
 from collections import Counter
 
@@ -45,19 +46,19 @@ OTHERWISE = {
 }
 
 
-def cases(kind):
-    """The standard's cases whose operators are all implemented."""
-    for case in load_model_tests(kind=kind):
-        model = case.model
-        if (
-            model is not None
-            and case.name not in OTHERWISE
-            and all(
-                node.op_type in OPERATORS and node.domain in ("", "ai.onnx")
-                for node in model.graph.node
-            )
-        ):
-            yield case
+@functools.cache
+def cases():
+    """The standard's cases of single operators that are implemented. To make them takes long."""
+    return [
+        case
+        for case in load_model_tests(kind="node")
+        if case.model is not None
+        and case.name not in OTHERWISE
+        and all(
+            node.op_type in OPERATORS and node.domain in ("", "ai.onnx")
+            for node in case.model.graph.node
+        )
+    ]
 
 
 def reason_of(error):
@@ -80,7 +81,7 @@ def tolerance(declared):
 def compare_all(path, device=None):
     """Run every case, on a device; returns the names of those that are implemented."""
     passed, skipped = [], Counter()
-    for case in cases("node"):
+    for case in cases():
         onnx.save(case.model, path)
         try:
             network = minires.onnx.load(path)

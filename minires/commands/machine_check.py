@@ -110,6 +110,11 @@ def _difference(ours, theirs):
 # --- kernels ------------------------------------------------------------------------------
 
 
+# Stride, borders and dilation of windows: the usual ones, and uneven ones.
+SAME = (1, 1), ((1, 1), (1, 1)), (1, 1)
+UNEVEN = (2, 1), ((1, 0), (2, 1)), (1, 2)
+
+
 def kernel_calls(device: str, dtype: Any) -> dict[str, Callable[[Any], list]]:
     """{name of a kernel: a function that calls it, of a module of kernels, on arrays of a device}.
 
@@ -124,96 +129,129 @@ def kernel_calls(device: str, dtype: Any) -> dict[str, Callable[[Any], list]]:
     def some(*shape):
         return arrays.to_device(rng.standard_normal(shape).astype(dtype), device)
 
-    def number(value):
-        return arrays.to_device(np.array([value], dtype), device)
+    kinds = _products, _convolutions, _depthwise_convolutions, _poolings, _batch_norms, _updates
+    return {name: call for kind in kinds for name, call in kind(some).items()}
 
-    same, uneven = ((1, 1), ((1, 1), (1, 1)), (1, 1)), ((2, 1), ((1, 0), (2, 1)), (1, 2))
+
+def _twice(kernel, first, second):
+    """The results of a kernel for two lists of arguments."""
+    return [kernel(*first), kernel(*second)]
+
+
+def _products(some):
+    rows, columns, vectors = some(2, 17, 16), some(2, 16, 40), some(2, 16, 1)
+    x, gradient = some(2, 5000, 6), some(2, 5000, 6)
+    return {
+        "matmul": lambda k: _twice(k.matmul, (rows, columns), (columns.swapaxes(1, 2), vectors)),
+        "sum_rows": lambda k: [k.sum_rows(x)],
+        "activate_gradient": lambda k: [k.activate_gradient(gradient, 5 * x, "relu6")],
+    }
+
+
+def _convolutions(some):
     x, w, b = some(2, 9, 16, 17, 16), some(2, 3, 3, 16, 24), some(2, 24)
-    g, odd = some(2, 9, 16, 17, 24), some(2, 9, 8, 16, 24)
-    taps, few = some(2, 3, 3, 16), some(2, 16)
-    thin, thick = some(2, 16, 40), some(2, 40, 8)
-    rows, center, line = some(2, 5000, 6), some(2, 1, 6), (some(2, 1, 6), some(2, 1, 6))
-    normalized = rows, center, *line
-    pool, once = ((2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1)), x[0]
-    pooled, divisor = some(9, 8, 8, 16), arrays.to_device(np.full((8, 8, 1), 4, dtype), device)
-    theta, change, third, fourth = (some(2, 3000) for _ in range(4))
-    rates = arrays.to_device(np.array([0.1, 0.2], dtype), device)
-    double = [arrays.to_device(rng.standard_normal((2, 3000)), device) for _ in range(2)]
-    updates = arrays.to_device(np.array([3], np.int64), device)
+    g, odd, tiled = some(2, 9, 16, 17, 24), some(2, 9, 8, 16, 24), some(2, 9, 8, 8, 24)
+    # Whole numbers, whose sums have no rounding: many pixels of a window are equally large.
+    images, kernel = (arrays.xp_of(array).rint(array) for array in (x[..., :4], w[:, :, :, :4]))
+    winners = plain.convolve_and_pool(images, kernel, None, *SAME, None, (2, 2))[1]
+    return {
+        "convolve": lambda k: _twice(
+            k.convolve, (x, w, b, *SAME, "relu"), (x[:1], w, None, *UNEVEN, "relu6")
+        ),
+        "convolve_weight_gradient": lambda k: _twice(
+            k.convolve_weight_gradient, (x, g, (3, 3), *SAME), (x[:1], odd, (3, 3), *UNEVEN)
+        ),
+        "convolve_input_gradient": lambda k: _twice(
+            k.convolve_input_gradient,
+            (g, w, x.shape[1:], *SAME),
+            (odd, w, x.shape[1:], *UNEVEN),
+        ),
+        "convolve_and_pool": lambda k: list(
+            k.convolve_and_pool(images, kernel, b, *SAME, "relu", (2, 2))
+        ),
+        "unpool": lambda k: [k.unpool(tiled, winners, (2, 2), (16, 17))],
+    }
+
+
+def _depthwise_convolutions(some):
+    x, odd = some(2, 9, 16, 17, 16), some(2, 9, 8, 16, 16)
+    taps, b = some(2, 3, 3, 16), some(2, 16)
+    expand = some(2, 16, 40), some(2, 40)
+    filters = some(2, 3, 3, 40), some(2, 40)
+    project = some(2, 40, 8), some(2, 8)
+    functions = "relu6", "relu6", None
+    return {
+        "depthwise": lambda k: _twice(
+            k.depthwise, (x, taps, b, *SAME, "relu6"), (x[:1], taps, None, *UNEVEN, None)
+        ),
+        "depthwise_weight_gradient": lambda k: _twice(
+            k.depthwise_weight_gradient, (x, x, (3, 3), *SAME), (x[:1], odd, (3, 3), *UNEVEN)
+        ),
+        "depthwise_input_gradient": lambda k: _twice(
+            k.depthwise_input_gradient,
+            (x, taps, x.shape[1:], *SAME),
+            (odd, taps, x.shape[1:], *UNEVEN),
+        ),
+        "separable": lambda k: [
+            k.separable(x, expand, filters, project, (1, 1), SAME[1], functions)
+        ],
+    }
+
+
+def _poolings(some):
+    x, g = some(9, 16, 17, 16), some(9, 8, 8, 16)
+    divisor = arrays.xp_of(x).full((8, 8, 1), 4, x.dtype)
+    window = (2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1)
+    largest = plain.max_pool(x, *window)
+    return {
+        "max_pool": lambda k: [k.max_pool(x, *window)],
+        "max_pool_gradient": lambda k: [k.max_pool_gradient(g, x, largest, *window)],
+        "mean_pool": lambda k: [k.mean_pool(x, divisor, *window)],
+        "mean_pool_gradient": lambda k: [k.mean_pool_gradient(g, divisor, x.shape, *window)],
+    }
+
+
+def _batch_norms(some):
+    x, g = some(2, 5000, 6), some(2, 5000, 6)
+    center, scale, shift = some(2, 1, 6), some(2, 1, 6), some(2, 1, 6)
+    normalized = x, center, scale, shift
+    sums = plain.norm_sums(g, *normalized, "relu")[1:]
+
+    def norm_gradient(k):
+        passed = k.norm_sums(g.copy(), *normalized, "relu6")[0]
+        return [k.norm_gradient(passed, x, scale, shift, (center, center), "relu6")]
+
+    return {
+        "norm_moments": lambda k: list(k.norm_moments(x + 3)),
+        "norm_factors": lambda k: list(k.norm_factors(center, center**2, center, center, 1e-3)),
+        "norm_slopes": lambda k: list(k.norm_slopes(*sums, center, center, center, 5000)),
+        "normalize": lambda k: [k.normalize(x, center, center, 2, "relu")],
+        "norm_sums": lambda k: list(k.norm_sums(g.copy(), *normalized, "relu")[1:]),
+        "norm_gradient": norm_gradient,
+    }
+
+
+def _updates(some):
+    theta, gradient, first, second = (some(2, 3000) for _ in range(4))
+    xp = arrays.xp_of(theta)
+    rates, epsilon = xp.asarray([0.1, 0.2], theta.dtype), xp.asarray([1e-3], theta.dtype)
+    offset, deviation = (some(2, 3000).astype(np.float64) for _ in range(2))
+    number = xp.asarray([3], np.int64)
 
     def changed(kernel, vectors, *numbers):
         copies = [vector.copy() for vector in vectors]
         kernel(*copies, *numbers)
         return copies
 
-    def both(kernel, *windows):
-        return [kernel(*windows[0]), kernel(*windows[1])]
-
-    def norm_gradient(k):
-        passed = k.norm_sums(behind.copy(), *normalized, "relu6")[0]
-        return [k.norm_gradient(passed, rows, *line, (center, center), "relu6")]
-
-    # Whole numbers, whose sums have no rounding: many pixels of a window are equally large.
-    images, kernel = (arrays.xp_of(array).rint(array) for array in (x[..., :4], w[:, :, :, :4]))
-    behind, tiled = some(2, 5000, 6), some(2, 9, 8, 8, 24)
-    winners = plain.convolve_and_pool(images, kernel, None, *same, None, (2, 2))[1]
-    largest = plain.max_pool(once, *pool)
-    sums = plain.norm_sums(behind, *normalized, "relu")[1:]
-    separate = (thin, some(2, 40)), (some(2, 3, 3, 40), some(2, 40)), (thick, some(2, 8))
-    relus = "relu6", "relu6", None
     return {
-        "matmul": lambda k: both(
-            k.matmul, (x[:, 0, 0], thin), (thin.swapaxes(1, 2), few[:, :, None])
-        ),
-        "sum_rows": lambda k: [k.sum_rows(rows)],
-        "activate_gradient": lambda k: [k.activate_gradient(behind, 5 * rows, "relu6")],
-        "convolve": lambda k: both(
-            k.convolve, (x, w, b, *same, "relu"), (x[:1], w, None, *uneven, "relu6")
-        ),
-        "convolve_weight_gradient": lambda k: both(
-            k.convolve_weight_gradient, (x, g, (3, 3), *same), (x[:1], odd, (3, 3), *uneven)
-        ),
-        "convolve_input_gradient": lambda k: both(
-            k.convolve_input_gradient,
-            (g, w, x.shape[1:], *same),
-            (odd, w, x.shape[1:], *uneven),
-        ),
-        "convolve_and_pool": lambda k: list(
-            k.convolve_and_pool(images, kernel, b, *same, "relu", (2, 2))
-        ),
-        "unpool": lambda k: [k.unpool(tiled, winners, (2, 2), (16, 17))],
-        "depthwise": lambda k: both(
-            k.depthwise, (x, taps, few, *same, "relu6"), (x[:1], taps, None, *uneven, None)
-        ),
-        "depthwise_weight_gradient": lambda k: both(
-            k.depthwise_weight_gradient,
-            (x, x, (3, 3), *same),
-            (x[:1], odd[..., :16].copy(), (3, 3), *uneven),
-        ),
-        "depthwise_input_gradient": lambda k: both(
-            k.depthwise_input_gradient,
-            (x, taps, x.shape[1:], *same),
-            (odd[..., :16].copy(), taps, x.shape[1:], *uneven),
-        ),
-        "separable": lambda k: [k.separable(x, *separate, (1, 1), same[1], relus)],
-        "max_pool": lambda k: [k.max_pool(once, *pool)],
-        "max_pool_gradient": lambda k: [k.max_pool_gradient(pooled, once, largest, *pool)],
-        "mean_pool": lambda k: [k.mean_pool(once, divisor, *pool)],
-        "mean_pool_gradient": lambda k: [k.mean_pool_gradient(pooled, divisor, once.shape, *pool)],
-        "norm_moments": lambda k: list(k.norm_moments(rows + 3)),
-        "norm_factors": lambda k: list(k.norm_factors(center, center**2, center, center, 1e-3)),
-        "norm_slopes": lambda k: list(k.norm_slopes(*sums, center, center, center, 5000)),
-        "normalize": lambda k: [k.normalize(rows, center, center, 2, "relu")],
-        "norm_sums": lambda k: list(k.norm_sums(behind.copy(), *normalized, "relu")[1:]),
-        "norm_gradient": norm_gradient,
-        "step_sgd": lambda k: changed(k.step_sgd, (theta, change, third), rates, 0.9, 0.01),
+        "step_sgd": lambda k: changed(k.step_sgd, (theta, gradient, first), rates, 0.9, 0.01),
         "step_adam": lambda k: changed(
-            k.step_adam, (theta, change, third, fourth**2), rates, number(1e-3), 0.9, 0.999
+            k.step_adam, (theta, gradient, first, second**2), rates, epsilon, 0.9, 0.999
         ),
         "fold_moments": lambda k: changed(
-            k.fold_moments, (theta, change, double[0], double[1] ** 2), updates
+            k.fold_moments, (theta, first, offset, deviation**2), number
         ),
-    }  # fmt: skip
+    }
 
 
 def _in_use(device):

@@ -117,29 +117,36 @@ def _c1(sweep):
     )
 
 
-def _c2(sweep):
-    """Does plain fine-tuning improve as ℓ₁ rises and as ℓ₂ falls, and is it best in that corner?
+def _plain(sweep, metric):
+    """What plain fine-tuning reached, at every ℓ₁ and ℓ₂."""
+    return grid(sweep, "finetuned", metric)
 
-    The corner is the upper half of ℓ₁ with the lower half of ℓ₂; both include the median. For each
-    seed, the other seeds choose the best rates in the corner and the best ones elsewhere.
+
+def _plain_by_rates(sweep, metric):
+    """The same as an array (ℓ₁, ℓ₂, S); empty when nothing was measured."""
+    values = complete(np.moveaxis(_plain(sweep, metric).values, 2, 0))
+    return middle(values) if values.size else np.empty(0)
+
+
+def _corner(sweep):
+    """The part of C2 about the corner: the upper half of ℓ₁ with the lower half of ℓ₂.
+
+    Both halves include the median. For each seed, the other seeds choose the best rates in the
+    corner and the best ones elsewhere.
     """
+    says = (
+        f"no other rates are better by {POINTS.edge(MARGIN['accuracy'])} or more than a high ℓ₁ "
+        "with a low ℓ₂"
+    )
+    rates = _plain(sweep, "accuracy")
+    if min(len(rates.l1), len(rates.l2)) < 2:
+        return unknown(says, "not measured: this needs two ℓ₁ and two ℓ₂ or more")
+    high = np.array(rates.l1) >= np.median(rates.l1)
+    low = np.array(rates.l2) <= np.median(rates.l2)
+    in_corner = high[:, None] & low
 
-    def plain(metric):
-        return grid(sweep, "finetuned", metric)
-
-    rates = plain("accuracy")
-    if rates.l1 and rates.l2:
-        high = np.array(rates.l1) >= np.median(rates.l1)
-        low = np.array(rates.l2) <= np.median(rates.l2)
-        in_corner = high[:, None] & low
-
-    def by_rates(metric):
-        """(ℓ₁, ℓ₂, S); empty if nothing was measured"""
-        values = complete(np.moveaxis(plain(metric).values, 2, 0))
-        return middle(values) if values.size else np.empty(0)
-
-    def lost_in_corner(metric):
-        values = by_rates(metric)
+    def lost(metric):
+        values = _plain_by_rates(sweep, metric)
         if not values.size:
             return np.empty((0, 0))
         elsewhere, there = (
@@ -147,41 +154,42 @@ def _c2(sweep):
         )
         return (elsewhere - there)[None]
 
-    says = (
-        f"no other rates are better by {POINTS.edge(MARGIN['accuracy'])} or more than a high ℓ₁ "
-        "with a low ℓ₂"
-    )
-    if min(len(rates.l1), len(rates.l2)) > 1:
-        corner = at_most(says, lost_in_corner, MARGIN["accuracy"])
-    else:
-        corner = unknown(says, "not measured: this needs two ℓ₁ and two ℓ₂ or more")
+    return at_most(says, lost, MARGIN["accuracy"])
 
-    def best():
-        values = by_rates("accuracy")
-        if not values.size:
-            return []
-        table = np.median(values, axis=-1)
-        row, column = np.unravel_index(table.argmax(), table.shape)
-        where = f"ℓ₁ {rates.l1[row]:g}, ℓ₂ {rates.l2[column]:g}"
-        return [
-            ("  the best rates, by the median over seeds", f"{where}: {SHARE.phrase(table.max())}")
-        ]
 
+def _best_rates(sweep):
+    """A row that names the rates at which plain fine-tuning was best; none without values."""
+    values, rates = _plain_by_rates(sweep, "accuracy"), _plain(sweep, "accuracy")
+    if not values.size:
+        return []
+    table = np.median(values, axis=-1)
+    row, column = np.unravel_index(table.argmax(), table.shape)
+    where = f"ℓ₁ {rates.l1[row]:g}, ℓ₂ {rates.l2[column]:g}"
+    return [("  the best rates, by the median over seeds", f"{where}: {SHARE.phrase(table.max())}")]
+
+
+def _c2(sweep):
+    """Does plain fine-tuning improve as ℓ₁ rises and as ℓ₂ falls, and is it best in that corner?"""
+    rates = _plain(sweep, "accuracy")
     return Claim(
         "C2",
         "Plain fine-tuning is best at a high ℓ₁ and a low ℓ₂.",
         "Page's trend test over seeds, the change along the straight line; signed ranks, the best "
         "rates elsewhere − the best of a high ℓ₁ with a low ℓ₂",
         [
-            rising("plain fine-tuning improves with ℓ₁", lambda m: plain(m).along_l1, rates.l1),
+            rising(
+                "plain fine-tuning improves with ℓ₁",
+                lambda metric: _plain(sweep, metric).along_l1,
+                rates.l1,
+            ),
             rising(
                 "plain fine-tuning improves as ℓ₂ falls",
-                lambda m: plain(m).along_l2[:, ::-1],
+                lambda metric: _plain(sweep, metric).along_l2[:, ::-1],
                 -np.array(rates.l2)[::-1],
             ),
-            corner,
+            _corner(sweep),
         ],
-        [best],
+        [lambda: _best_rates(sweep)],
     )
 
 

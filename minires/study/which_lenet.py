@@ -28,38 +28,11 @@ def findings(candidate: Candidate, sweep: Sweep) -> dict:
                 "claims", {"C1": {"outcome", "points": {what: difference}, "agrees"}, …}. `agrees`
                 tells only whether the direction is right (None: not measured). It is not a test
     """
-    found = {}
-    for record in sweep.records:
-        cell = record["cell"]
-        start = cell["optimizer"], cell["l1"], cell["dropout"]
-        for method, scores in record["methods"].items():
-            found.setdefault((*start, method), []).append(scores["accuracy"])
-    means = {key: float(np.mean(values)) for key, values in found.items()}
+    means = _mean_scores(sweep)
     on, off = max(candidate.dropout), min(candidate.dropout)
-
-    def at(optimizer, method, dropout=on, l1=None):
-        rate = l1 or (TRIED_L1 if optimizer == "sgd" else ADAM_RATE)
-        return means.get((optimizer, rate, dropout, method), np.nan)
-
-    inner = at("sgd", "pretrained")
     outcomes = {verdict.claim: verdict.outcome for verdict in verdicts(sweep)}
-    differences = {
-        "C1": {f"{TRIED_L1:g} − {l1:g}": inner - at("sgd", "pretrained", l1=l1) for l1 in OUTSIDE},
-        "C5": {"dropout": at("sgd", "finetuned") - at("sgd", "finetuned", off)},
-        "C11": {
-            f"plain below {ADAM_CEILING}": ADAM_CEILING
-            - max(at("adam", "finetuned"), at("adam", "finetuned", off)),
-            "mean − plain": (
-                at("adam", "mean")
-                + at("adam", "mean", off)
-                - at("adam", "finetuned")
-                - at("adam", "finetuned", off)
-            )
-            / 2,
-        },
-    }
     claims = {}
-    for claim, parts in differences.items():
+    for claim, parts in _differences(means, on, off).items():
         measured = {what: value for what, value in parts.items() if np.isfinite(value)}
         whole = len(measured) == len(parts)
         claims[claim] = {
@@ -80,6 +53,40 @@ def findings(candidate: Candidate, sweep: Sweep) -> dict:
         "best": best,
         "reaches": None if best is None else scores[best] >= REACH,
         "claims": claims,
+    }
+
+
+def _mean_scores(sweep):
+    """{(optimizer, ℓ₁, dropout, method): the mean accuracy over seeds}."""
+    found = {}
+    for record in sweep.records:
+        cell = record["cell"]
+        start = cell["optimizer"], cell["l1"], cell["dropout"]
+        for method, scores in record["methods"].items():
+            found.setdefault((*start, method), []).append(scores["accuracy"])
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def _differences(means, on, off):
+    """{claim: {what: by how much the accuracy is higher, NaN where a part is not measured}}.
+
+    Where the claim holds, each is positive. `on` and `off` are the two shares of dropout.
+    """
+
+    def at(optimizer, method, dropout=on, l1=None):
+        rate = l1 or (TRIED_L1 if optimizer == "sgd" else ADAM_RATE)
+        return means.get((optimizer, rate, dropout, method), np.nan)
+
+    inner = at("sgd", "pretrained")
+    plain = [at("adam", "finetuned", dropout) for dropout in (on, off)]
+    mean = [at("adam", "mean", dropout) for dropout in (on, off)]
+    return {
+        "C1": {f"{TRIED_L1:g} − {l1:g}": inner - at("sgd", "pretrained", l1=l1) for l1 in OUTSIDE},
+        "C5": {"dropout": at("sgd", "finetuned") - at("sgd", "finetuned", off)},
+        "C11": {
+            f"plain below {ADAM_CEILING}": ADAM_CEILING - max(plain),
+            "mean − plain": (sum(mean) - sum(plain)) / 2,
+        },
     }
 
 
