@@ -114,8 +114,9 @@ def own_cache(tmp_path_factory):
 def own_picture_style():
     """A lesson sets matplotlib's style; the next test finds the default one."""
     yield
-    if "matplotlib" in sys.modules:
-        sys.modules["matplotlib"].rcdefaults()
+    matplotlib = sys.modules.get("matplotlib")
+    if matplotlib is not None and matplotlib.rcParams != matplotlib.rcParamsDefault:
+        matplotlib.rcdefaults()
 
 
 @pytest.fixture

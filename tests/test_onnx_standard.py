@@ -7,6 +7,8 @@ listed below, and the numbers of both are checked, so that no case disappears un
 
 import functools
 import re
+import sys
+import types
 from collections import Counter
 
 import numpy as np
@@ -48,7 +50,11 @@ OTHERWISE = {
 
 @functools.cache
 def cases():
-    """The standard's cases of single operators that are implemented. To make them takes long."""
+    """The standard's cases of single operators that are implemented."""
+    # LpPool's pixels are added up in Python, for more than a second, and it is not implemented.
+    assert "LpPool" not in OPERATORS
+    name = "onnx.backend.test.case.node.lppool"
+    sys.modules.setdefault(name, types.ModuleType(name))
     return [
         case
         for case in load_model_tests(kind="node")
