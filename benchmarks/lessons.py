@@ -44,7 +44,7 @@ def main():
         rows[-1] += [f"{found['processor']:.1f}", lesson.seconds, *numbers]
         print(f"{lesson.number}: {found['seconds']:.1f} s", file=sys.stderr, flush=True)
     heads = ["", "lesson", "seconds", "processor", "said", "pictures", "exercises", "rejected"]
-    print(table(heads, rows, words=2))
+    print(table(heads, rows, align="ll"))
     print(f"kernels {options.kernels}, {total:.0f} s in all")
     if late:
         print(f"more than twice the time that is said: lessons {late}")

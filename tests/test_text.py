@@ -41,7 +41,7 @@ def test_a_table_has_aligned_columns_and_rules():
         "────  ───  ─────",
         "long  100",
     ]
-    assert table([], [["one", "two", "3"]], words=2) == "one  two  3"
+    assert table([], [["one", "two", "3"]], align="ll") == "one  two  3"
 
 
 @pytest.mark.parametrize(

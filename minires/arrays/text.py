@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 STAND_INS = {
@@ -47,12 +47,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def table(heads: list, rows: list, words: int = 1) -> str:
+def table(heads: Sequence, rows: Sequence, align: str = "l") -> str:
     """Rows and columns as text, columns as wide as their widest cell.
 
     heads     headings of the columns; empty: no headings
-    rows      lists of cells; None instead of a row draws a rule
-    words     how many of the first columns are text, aligned left; numbers are aligned right
+    rows      lists of cells; None instead of a row makes a rule
+    align     a letter for each of the first columns: "l" for left, "r" for right. All columns
+              after them are aligned right
     Returns   lines joined by newlines; every cell made harmless by `shown`, but for spaces
     """
     lines = [row and [shown(cell) for cell in row] for row in ([heads, None] if heads else [])]
@@ -63,8 +64,8 @@ def table(heads: list, rows: list, words: int = 1) -> str:
         if cells is None:
             return "  ".join("─" * width for width in widths)
         aligned = [
-            cell.ljust(width) if column < words else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            cell.ljust(width) if side == "l" else cell.rjust(width)
+            for cell, width, side in zip(cells, widths, align.ljust(len(cells), "r"), strict=True)
         ]
         return "  ".join(aligned).rstrip()
 

@@ -239,7 +239,7 @@ def _list(options):
         first, *more = textwrap.wrap(each.purpose, max(30, shutil.get_terminal_size().columns - 50))
         rows.append([each.number, each.title, each.minutes, first])
         rows += [["", "", "", line] for line in more]
-    print(table(heads, rows, words=4))
+    print(table(heads, rows, align="llll"))
     print(
         "\nminires lessons run 1                    run one here"
         "\nminires lessons build --student --out D  notebooks to work in"

@@ -20,6 +20,7 @@ import numpy as np
 
 from minires.arrays import checks, to_device, to_host, xp_of
 from minires.arrays.files import load_arrays, save_arrays
+from minires.arrays.text import table
 from minires.engine import ops
 from minires.engine.autodiff import gradients, variable
 from minires.kernels import runs_as_written
@@ -498,16 +499,7 @@ class Model:
 
     def summary(self) -> str:
         """The layers as a table: name, output shape, number of weights, their arrays."""
-        rows = self._rows()
-        widths = [max(len(row[i]) for row in [_HEAD, *rows]) for i in range(4)]
-        line = "  ".join("─" * width for width in widths)
-
-        def text(row):
-            cells = [row[0].ljust(widths[0]), row[1].rjust(widths[1])]
-            cells += [row[2].rjust(widths[2]), row[3].ljust(widths[3])]
-            return "  ".join(cells).rstrip()
-
-        return "\n".join([text(_HEAD), line, *map(text, rows), line, self._total()])
+        return f"{table(_HEAD, [*self._rows(), None], align='lrrl')}\n{self._total()}"
 
     def __repr__(self) -> str:
         return f"<Model: {self._total()}, {self.classes} classes, {len(self._rows())} layers>"

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from minires.arrays import Array, device_of, to_device, to_host, xp_of
-from minires.arrays.text import shown
+from minires.arrays.text import shown, table
 from minires.engine import ops
 from minires.engine.autodiff import data_of, gradients, variable
 from minires.kernels import kernels_of, runs_as_written
@@ -1202,13 +1202,6 @@ class Network:
             shapes = ", ".join("×".join(map(str, self.static[name].shape)) for name in owned)
             count = sum(self.layout[name].size for name in owned)
             rows.append((step.outputs[0], kind, f"{count:,}", shapes))
-        head = ("output", "operators", "weights", "arrays")
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(4)]
-
-        def text(row):
-            cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
-            return shown("  ".join([*cells, row[2].rjust(widths[2]), row[3]]).rstrip())
-
         norms = self.batch_norms()
         sizes = "×".join("N" if n is None else str(n) for n in self.declared_shape or ())
         kinds = {
@@ -1219,9 +1212,7 @@ class Network:
             "softmax twice": "a softmax of a softmax: no loss, no predictions",
         }
         lines = [
-            text(head),
-            "  ".join("─" * width for width in widths),
-            *map(text, rows),
+            table(("output", "operators", "weights", "arrays"), rows, align="llrl"),
             "",
             f"file          {shown(self.path)}, opset {self.graph.opset}, "
             f"{len(self.graph.nodes)} nodes in {len(self.steps)} steps",

@@ -436,4 +436,4 @@ def text_table(found: Findings) -> str:
     starts = [n for n, row in enumerate(rows) if n and row[0] != rows[n - 1][0]]
     for start in reversed(starts):
         rows.insert(start, None)
-    return text.table(list(HEADS), rows, words=2)
+    return text.table(list(HEADS), rows, align="ll")
