@@ -680,7 +680,7 @@ class _Kernel:
         if self.function(blocks, threads, *order, *passed, *places):
             raise MemoryError(f"{self.name}: two threads touch one address, and one writes to it")
         for room, array, const, _ in guarded.values():
-            mark = np.full(GUARD, _mark(array.dtype)).tobytes()
+            mark = _mark(array.dtype).tobytes()
             if room[:GUARD].tobytes() != mark or room[-GUARD:].tobytes() != mark:
                 raise MemoryError(f"{self.name} wrote beside an array of {array.shape}")
             inner = room[GUARD : GUARD + array.size].reshape(array.shape)
@@ -691,8 +691,9 @@ class _Kernel:
                 array[...] = inner
 
 
+@functools.cache
 def _mark(dtype):
-    return dtype.type(np.nan if dtype.kind == "f" else 0x5A)
+    return np.full(GUARD, np.nan if dtype.kind == "f" else 0x5A, dtype)
 
 
 # --- cuBLAS -------------------------------------------------------------------------------

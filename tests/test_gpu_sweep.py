@@ -152,8 +152,8 @@ def test_the_sweep_of_a_gpu_is_that_of_a_cpu(device, masks_of_the_device, datase
     on_host = sweep(tmp_path / "host", dataset, Host())
     assert_same(sweep(tmp_path / "host, side by side", dataset, Host(50)), on_host)
     masks_of_the_device.undo()
-    for together in (1, 2, 50):
-        table = sweep(tmp_path / f"{together}", dataset, Device(together))
+    for side_by_side in (3, 50):  # groups of three leave one alone
+        table = sweep(tmp_path / f"{side_by_side}", dataset, Device(side_by_side))
         assert_same(table, on_host)
     methods = {name for record in table["records"] for name in record["methods"]}
     assert methods > {"swa", "snapshot", "swag_low_rank", "isotropic_10", "mc_dropout_10"}

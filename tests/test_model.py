@@ -109,7 +109,7 @@ def test_given_names_and_scopes():
 def test_one_name_twice_is_an_error():
     first, second = Dense(3), Dense(2)
     first.name = second.name = "same"
-    with pytest.raises(ValueError, match=r"two layers want the name 'same\.weight': give one an"):
+    with pytest.raises(ValueError, match=r"two layers have the name 'same\.weight': give one of"):
         Model((4,), Sequential(first, second))
 
 

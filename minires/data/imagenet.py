@@ -300,7 +300,9 @@ def _read_labels(path, names, where, listed):
         return _labels_by_name(path, rows, names, where, listed)
     words = [line.split()[0] for line in lines]
     if len(words) != len(names):
-        raise ValueError(f"imagenet: {path} has {len(words)} labels, {where} {len(names)} pictures")
+        raise ValueError(
+            f"imagenet: {path} has {len(words)} labels, but {where} has {len(names)} pictures"
+        )
     if not all(word.isdecimal() for word in words):
         return words
     meta = path.with_name("meta.mat")
@@ -393,7 +395,7 @@ class Notes:
 
         name   of the file
         kind   one in SKIPPED or CONVERTED
-        text   what is to be said of it
+        text   what to say about it
         """
         self._found.setdefault((name, kind), text)
 

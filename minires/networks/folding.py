@@ -186,9 +186,9 @@ def fold_weights(
     """Write the weights of a folded network.
 
     origins        as from `folded_network`
-    layout         of the network it was
+    layout         of the original network
     folded_layout  of the folded network
-    theta          (P,) or (R, P): weights of the network it was
+    theta          (P,) or (R, P): weights of the original network
     stats          (S,) or (R, S): its statistics
     result         (P',) or (R, P'), written to
     """

@@ -62,7 +62,7 @@ class _Maker:
         return Sequential(*layers)
 
     def mean_pool(self):
-        """The mean of 3×3 pixels around each."""
+        """The mean of the 3×3 pixels around every pixel."""
         return MeanPool(3, 1, padding=1, count_padding=self.count_padding)
 
     def block_a(self, pooled):
@@ -101,7 +101,7 @@ class _Maker:
         )
 
     def block_e(self):
-        """The widest: 3×3 windows as 1×3 and 3×1 side by side."""
+        """The widest block: a 1×3 and a 3×1 convolution side by side instead of a 3×3 one."""
 
         def cross():
             return Branches(self.way((384, (1, 3))), self.way((384, (3, 1))))

@@ -117,12 +117,12 @@ class Layout:
     ) -> Entry:
         """Declare a trainable array.
 
-        layer        whose it is
+        layer        that owns it
         name         within the layer, such as "weight"
         shape        of the array
         initializer  a function from `minires.networks.layers`
         fans         (inputs, outputs), which some initializers need
-        Returns      Entry; a layer that stands in the network twice gets the same one again
+        Returns      Entry; a layer that is in the network twice gets the same Entry both times
         Raises       ValueError when the two places need different shapes
         """
         return self._declare(self.weights, layer, name, shape, initializer, fans)
@@ -147,7 +147,9 @@ class Layout:
         start = entries[-1].start + entries[-1].size if entries else 0
         full_name = ".".join([*self._path, name])
         if any(entry.name == full_name for entry in entries):
-            raise ValueError(f"two layers want the name {full_name!r}: give one another name")
+            raise ValueError(
+                f"two layers have the name {full_name!r}: give one of them another name"
+            )
         entries.append(Entry(full_name, start, shape, initializer, fans))
         own[name] = entries[-1]
         return entries[-1]
@@ -181,7 +183,7 @@ class ForwardPass:
                "train": dropout drops, batch norm uses the batch's own and updates `stats` in place;
                "measure": like "predict", but batch norm as in "train", with `momentum`
     rng        for dropout: a Generator, or a list of R
-    gradient   like theta: record the pass, its gradient is to be written here
+    gradient   like theta, where the gradient will be written; None: no gradient is wanted
     momentum   in "measure": the share of the old statistics that is kept
 
     `auxiliary` collects [(weight, logits), …], which auxiliary heads add to the loss.
@@ -281,7 +283,7 @@ class Model:
         rng       a Generator, or a list of R of them for R networks
         replicas  R, to make R networks from one Generator
         dtype     float32 or float64
-        device    "cpu" or "gpu": where they are to live. They are made on the host, so both
+        device    "cpu" or "gpu": where they are kept. They are made on the host, so both
                   get the same
         Returns   theta (P,) or (R, P)
         Raises    TypeError when rng is no Generator
@@ -305,7 +307,7 @@ class Model:
 
         replicas  R, for R networks
         dtype     float32 or float64
-        device    "cpu" or "gpu": where they are to live
+        device    "cpu" or "gpu": where they are kept
         Returns   stats (S,) or (R, S)
         """
         stats = np.empty(self.stats_size, dtype)

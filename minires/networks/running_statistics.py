@@ -26,11 +26,12 @@ def reestimate_stats(model: Any, theta: Any, batches: Iterable[Any]) -> Any:
 
     mean ← m mean + (1 − m) mean of the batch,   m = 1 − N/(images so far, with these N)
 
-    So each image counts alike, also where the last batch is smaller; and the same for the variance.
+    So every image counts the same, even when the last batch is smaller. The variance is averaged in
+    the same way.
 
     model    a Classifier: a Model, or a network from a file
     theta    (P,); for a Model also (R, P)
-    batches  images (N, H, W, C), or (R, N, H, W, C), one batch after another, such as a list
+    batches  a list, or anything else to iterate over, of images (N, H, W, C) or (R, N, H, W, C)
     Returns  stats (S,) or (R, S), dtype of theta
     Raises   ValueError without any batch, or when images do not fit the model
     """

@@ -41,7 +41,7 @@ class EMA:
         return f"<EMA: decay {self.decay}, {self.count:,} updates>"
 
     def update(self, theta: Any) -> None:
-        """Take the weights after one more update into the average.
+        """Add the weights after one more update to the average.
 
         theta    float32 or float64, contiguous, any shape, always the same
         Raises   ValueError when shape, dtype or device differ from the first one's

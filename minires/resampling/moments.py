@@ -87,7 +87,7 @@ class Moments:
         self._m2 = None  # Σ (θ − θ̄)² = n σ², float64
 
     def update(self, theta: Any) -> None:
-        """Take the weights after one more update into the mean and the variance (eqs. 2-3).
+        """Add the weights after one more update to the mean and the variance (eqs. 2-3).
 
         d = θ − θ̄,   θ̄ ← θ̄ + d/n,   nσ² ← nσ² + (n−1)/n d²
 

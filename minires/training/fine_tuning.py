@@ -77,7 +77,7 @@ class FineTuning:
         self.whole = True
 
     def record(self, loss: float) -> None:
-        """Count the update that has just been made, and take it into every average.
+        """Count the update that has just been made, and add it to every average.
 
         loss   of its batch, before the update
         """

@@ -60,8 +60,8 @@ def top_k(probabilities: Any, labels: Any, k: int = 5) -> Any:
 def place_of_label(probabilities: Any, labels: Any) -> Any:
     """How many classes are more probable than the label.
 
-    Of equal probabilities the first class counts as the most probable. A label of an image for
-    which a NaN was predicted comes after all classes of any network.
+    Of equal probabilities the first class counts as the most probable. Where a NaN was
+    predicted, the label comes after all classes of any network.
 
     probabilities   (…, N, C)
     labels          (N,) integers, on the same device

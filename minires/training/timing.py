@@ -62,7 +62,7 @@ class Problem:
         optimizer.step(self.theta, gradient)
 
     def step_seconds(self, rounds: int, record: bool = True, moments: bool = False) -> float:
-        """Seconds of one update of all networks.
+        """How many seconds one update of all networks takes.
 
         rounds    how many times to measure
         record    on a GPU: whether to record the update and play it again
@@ -95,7 +95,7 @@ class Problem:
         return statistics.median(np.diff(times)) / len(self.order)
 
     def predict_seconds(self, rounds: int) -> float:
-        """Seconds of predicting all images with all networks.
+        """How many seconds it takes to predict all images with all networks.
 
         rounds   how many times to measure
         """
@@ -106,7 +106,7 @@ class Problem:
         return median_seconds(self.xp, predict, rounds)
 
     def moments_seconds(self, rounds: int) -> float:
-        """Seconds of one update of the moments of all networks.
+        """How many seconds one update of the moments of all networks takes.
 
         rounds   how many times to measure
         """
