@@ -153,6 +153,7 @@ OTHERS = {
 def test_an_update_of_every_network_is_recorded(device, monkeypatch, name):
     """It calls only what a graph can hold."""
     monkeypatch.setitem(globals(), "UPDATES", 3)
+    monkeypatch.setitem(globals(), "BATCH", 2)
     _, updates, _ = run(device, OPTIMIZERS[1], 2, model=OTHERS[name]())
     assert updates.reason is None
     assert updates._graph is not None

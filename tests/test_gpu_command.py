@@ -43,9 +43,10 @@ def test_a_run_on_the_gpu_is_the_run_on_the_cpu(device, tmp_path, capsys):
 
 
 def test_a_network_with_batch_norm_runs_on_the_gpu(device, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(experiment, "STATISTICS_BATCHES", 3)
-    shape = "--network", "mobilenet_v1", "--width", 0.125, "--batch", 10, "--train", 40
-    assert run(*shape, "--device", "gpu", "--test", 20, "--updates", 3, "--out", tmp_path) == 0
+    monkeypatch.setattr(experiment, "STATISTICS_BATCHES", 2)
+    shape = "--network", "mobilenet_v1", "--width", 0.125, "--batch", 5, "--train", 15
+    sizes = "--test", 8, "--updates", 3, "--members", 2
+    assert run(*shape, *sizes, "--device", "gpu", "--out", tmp_path) == 0
     records = load_json(tmp_path / "results.json")["records"]
     assert {record.get("batch_norm") for record in records} > {"averaged", "recomputed", "last"}
     assert all(np.isfinite(record["nll"]) for record in records)

@@ -415,8 +415,8 @@ def test_runs_repeat_bit_for_bit(device, name):
     def run():
         rng = np.random.default_rng(2)
         theta, stats = model.init(rng, device="gpu"), model.init_stats(device="gpu")
-        images, labels = map(device.asarray, batch_for(model, rng, np.float32, count=12))
-        task = loop.Task(model, images, labels, 4, 3, quiet=True)
+        images, labels = map(device.asarray, batch_for(model, rng, np.float32, count=6))
+        task = loop.Task(model, images, labels, 2, 3, quiet=True)
         loop.train(task, theta, stats, SGD(0.1), 4)
         return theta.get(), stats.get()
 

@@ -6,6 +6,7 @@ and on `plain` with the arrays of the GPU (or its stand-in), and always must giv
 for the same numbers in float64 on the CPU.
 """
 
+import functools
 import importlib
 import inspect
 import math
@@ -316,37 +317,71 @@ def dtype(request):
     return request.param
 
 
-def compare(program, arrays, dtype, implementation):
-    # Both start from the same numbers, those of `dtype`; the reference goes on in float64.
-    arrays = [array.astype(dtype) if array.dtype.kind == "f" else array for array in arrays]
-    expected = run(program, arrays, np.float64, plain, np)
-    types = run(program, arrays, dtype, plain, np)
-    found = run(program, arrays, dtype, *implementation)
-    for number, (actual, wanted, of_type) in enumerate(zip(found, expected, types, strict=True)):
-        assert actual.dtype == of_type.dtype, f"result {number}"
-        if wanted.dtype.kind == "f":
-            np.testing.assert_array_equal(np.isnan(actual), np.isnan(wanted))
-            assert_close(np.nan_to_num(actual), np.nan_to_num(wanted), ROUNDING[dtype])
-        else:
-            np.testing.assert_array_equal(actual, wanted)
+class Case:
+    """A program and its arrays in one dtype, and what `plain` makes of them in float64."""
+
+    def __init__(self, program, arrays, dtype=np.float64):
+        # Both start from the same numbers, those of `dtype`; the reference goes on in float64.
+        arrays = [array.astype(dtype) if array.dtype.kind == "f" else array for array in arrays]
+        self.program, self.arrays, self.dtype = program, arrays, dtype
+        self.expected = run(program, arrays, np.float64, plain, np)
+        self.plain = self.expected
+        if dtype is not np.float64:
+            self.plain = run(program, arrays, dtype, plain, np)
+
+    def check(self, found):
+        """The results are right, and of the types that `plain` gives."""
+        results = zip(found, self.expected, self.plain, strict=True)
+        for number, (actual, wanted, of_type) in enumerate(results):
+            assert actual.dtype == of_type.dtype, f"result {number}"
+            if wanted.dtype.kind == "f":
+                np.testing.assert_array_equal(np.isnan(actual), np.isnan(wanted))
+                assert_close(np.nan_to_num(actual), np.nan_to_num(wanted), ROUNDING[self.dtype])
+            else:
+                np.testing.assert_array_equal(actual, wanted)
+
+    def compare(self, module, xp):
+        self.check(run(self.program, self.arrays, self.dtype, module, xp))
 
 
 # --- parity -------------------------------------------------------------------------------
 
+others = pytest.mark.parametrize(
+    "implementation", ["cpu", "gpu", "plain on the device"], indirect=True
+)
+each_program = pytest.mark.parametrize("make", PROGRAMS, ids=lambda make: make.__name__)
+each_number = pytest.mark.parametrize("networks", NETWORKS)
 
-@pytest.mark.parametrize("networks", NETWORKS)
-@pytest.mark.parametrize("make", PROGRAMS, ids=lambda make: make.__name__)
-def test_every_kernel_is_its_definition(make, networks, dtype, implementation):
-    shift = list(NETWORKS).index(networks)
+
+@functools.cache
+def cases(make, networks, dtype):
+    """One for each geometry. All implementations get the same ones."""
+    shift, found = list(NETWORKS).index(networks), []
     for number, geometry in enumerate(GEOMETRIES.values()):
         activation = ACTIVATIONS[(number + shift) % 3]
-        program, arrays = make(generator(number), geometry, NETWORKS[networks], activation)
-        compare(program, arrays, dtype, implementation)
+        problem = make(generator(number), geometry, NETWORKS[networks], activation)
+        found.append(Case(*problem, dtype))
+    return found
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_kernels_for_windows_of_any_kind(seed, implementation):
-    rng = generator(seed)
+@each_number
+@each_program
+@others
+def test_every_kernel_is_its_definition(make, networks, dtype, implementation):
+    for case in cases(make, networks, dtype):
+        case.compare(*implementation)
+
+
+@each_number
+@each_program
+def test_plain_kernels_keep_the_digits_of_float32(make, networks):
+    for case in cases(make, networks, np.float32):
+        case.check(case.plain)
+
+
+@functools.cache
+def windows_of_any_kind(seed):
+    rng, found = generator(seed), []
     for _ in range(5):
         kernel = tuple(rng.integers(1, 5, 2).tolist())
         stride, dilation = (tuple(rng.integers(1, 4, 2).tolist()) for _ in range(2))
@@ -361,21 +396,37 @@ def test_kernels_for_windows_of_any_kind(seed, implementation):
         networks = list(NETWORKS.values())[rng.integers(3)]
         activation = ACTIVATIONS[rng.integers(3)]
         for make in (convolution, pooled_convolution, depthwise_convolution):
-            program, arrays = make(rng, geometry, networks, activation)
-            compare(program, arrays, np.float64, implementation)
+            found.append(Case(*make(rng, geometry, networks, activation)))
+    return found
 
 
+@others
+@pytest.mark.parametrize("seed", range(8))
+def test_kernels_for_windows_of_any_kind(seed, implementation):
+    for case in windows_of_any_kind(seed):
+        case.compare(*implementation)
+
+
+@functools.cache
+def with_a_nan(make):
+    found = []
+    for name in ("valid", "stride", "dilation"):
+        for activation in ACTIVATIONS:
+            program, arrays = make(generator(3), GEOMETRIES[name], (1, 1), activation)
+            arrays[0].reshape(-1)[arrays[0].size // 2] = np.nan
+            found.append(Case(program, arrays))
+    return found
+
+
+@others
 @pytest.mark.parametrize(
     "make",
     [convolution, pooled_convolution, depthwise_convolution, separable_convolution, pooling],
     ids=lambda make: make.__name__,
 )
 def test_what_is_not_a_number_stays_so_and_spreads_no_further(make, implementation):
-    for name in ("valid", "stride", "dilation"):
-        for activation in ACTIVATIONS:
-            program, arrays = make(generator(3), GEOMETRIES[name], (1, 1), activation)
-            arrays[0].reshape(-1)[arrays[0].size // 2] = np.nan
-            compare(program, arrays, np.float64, implementation)
+    for case in with_a_nan(make):
+        case.compare(*implementation)
 
 
 def test_the_programs_call_every_kernel():

@@ -483,12 +483,15 @@ def test_nested_graphs_and_endless_numbers(path):
         minires.onnx.load(path)
 
 
-def test_millions_of_empty_messages(path):
-    path.write_bytes(message(7, message(1, b"") * 1_500_000))
+def test_more_empty_messages_than_fields_are_allowed(path, monkeypatch):
+    """A fifth of the limit, for a fifth of the time."""
+    assert reading.FIELDS == 1_000_000
+    monkeypatch.setattr(reading, "FIELDS", 200_000)
+    path.write_bytes(message(7, message(1, b"") * 300_000))
     start = time.process_time()
-    with pytest.raises(SecurityError, match="more than 1,000,000 fields"):
+    with pytest.raises(SecurityError, match="more than 200,000 fields"):
         minires.onnx.load(path)
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 4
 
 
 @pytest.mark.parametrize("where", ["attribute", "dims", "numbers"])
@@ -724,11 +727,11 @@ def fuzz(path, rng, flips, mutations, step):
 
 @pytest.mark.filterwarnings("error")
 def test_damaged_files_do_no_harm(path, rng):
-    outcomes = fuzz(path, rng, flips=150, mutations=250, step=13)
-    assert sum(outcomes.values()) > 900
+    outcomes = fuzz(path, rng, flips=75, mutations=125, step=26)
+    assert sum(outcomes.values()) > 450
     assert set(outcomes) <= OUTCOMES
-    assert outcomes["loaded"] > 50  # or the damage is too coarse to reach the graph
-    assert outcomes["FormatError"] > 200
+    assert outcomes["loaded"] > 25  # or the damage is too coarse to reach the graph
+    assert outcomes["FormatError"] > 100
 
 
 @pytest.mark.slow

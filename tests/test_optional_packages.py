@@ -3,14 +3,16 @@
 Any test can be run as if packages were missing: MINIRES_TESTS_WITHOUT="pooch dask" pytest …
 """
 
-import os
 import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import minires
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 MISSING = "pooch dask distributed onnx onnxruntime cupy torch hypothesis jupytext nbconvert"
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,18 +28,17 @@ sys.meta_path.insert(0, Missing())
 """
 
 
-def without(code, cache):
+def without(code):
     """Run Python code in a process of its own, in which packages are missing."""
     done = subprocess.run(
         [sys.executable, "-c", HIDE + code],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"MINIRES_CACHE": str(cache)},
-        check=False,
+        cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_every_module_is_imported_without_optional_packages(tmp_path):
+def test_every_module_is_imported_without_optional_packages():
     prefix = "minires."
     names = [m.name for m in pkgutil.walk_packages(minires.__path__, prefix)]
     names = [n for n in names if "__main__" not in n and not n.startswith("minires.lessons")]
@@ -52,10 +53,10 @@ def test_every_module_is_imported_without_optional_packages(tmp_path):
         "        failed.append((name, str(error)))\n"
         "print(failed)"
     )
-    assert without(code, tmp_path) == "[]\n"
+    assert without(code) == "[]\n"
 
 
-def test_a_network_trains_and_is_averaged_without_optional_packages(tmp_path):
+def test_a_network_trains_and_is_averaged_without_optional_packages():
     code = """
 import minires, numpy as np
 rng = np.random.default_rng(0)
@@ -69,4 +70,4 @@ for _ in range(3):
     moments.update(theta)
 print(moments.count, model.predict(moments.mean, images).shape)
 """
-    assert without(code, tmp_path) == "3 (64, 10)\n"
+    assert without(code) == "3 (64, 10)\n"

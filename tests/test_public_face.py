@@ -39,9 +39,10 @@ def sources():
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
 def public_functions(path):
-    """(name, node, docstring that must name the arguments) of all that is public in a file."""
-    tree = tree_of(path)
+    """[(name, node, docstring that must name the arguments), …] of all that is public in a file."""
+    tree, found = tree_of(path), []
     answers = answers_in(tree)
     for node in tree.body:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name in answers:
@@ -49,16 +50,17 @@ def public_functions(path):
         if node.name.startswith("_"):
             continue
         if isinstance(node, ast.FunctionDef):
-            yield node.name, node, ast.get_docstring(node)
+            found.append((node.name, node, ast.get_docstring(node)))
             continue
-        yield node.name, None, ast.get_docstring(node)
+        found.append((node.name, None, ast.get_docstring(node)))
         for inner in node.body:
             if not isinstance(inner, ast.FunctionDef):
                 continue
             if inner.name == "__init__":
-                yield node.name, inner, ast.get_docstring(node)
+                found.append((node.name, inner, ast.get_docstring(node)))
             elif not inner.name.startswith("_"):
-                yield f"{node.name}.{inner.name}", inner, ast.get_docstring(inner)
+                found.append((f"{node.name}.{inner.name}", inner, ast.get_docstring(inner)))
+    return found
 
 
 def answers_in(tree):
@@ -125,7 +127,7 @@ def signature(node):
 
 def undocumented(path):
     found, shared = [], explained(shared_by(path))
-    public = list(public_functions(path))
+    public = public_functions(path)
     checks = {name: text for name, _, text in public if name.startswith("check_")}
     for name, node, text in public:
         if name.rpartition(".")[2] in INHERITED and not name.startswith("Layer."):

@@ -131,25 +131,26 @@ print(json.dumps(told))
 """
 
 
+QUICK = "matmul", "sampler"
+
+
 @pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=() if kind in ("matmul", "sampler") else pytest.mark.slow)
-        for kind in KINDS
-    ],
+    "kinds",
+    [QUICK, pytest.param([kind for kind in KINDS if kind not in QUICK], marks=pytest.mark.slow)],
+    ids=["two kinds", "the others"],
 )
-def test_a_mistake_is_told_the_same_in_every_process_and_soon(kind):
+def test_a_mistake_is_told_the_same_in_every_process_and_soon(kinds):
     first, again = (
         json.loads(
             subprocess.run(
-                [sys.executable, "-c", JUDGED, kind],
+                [sys.executable, "-c", JUDGED, *kinds],
                 env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"},
                 stdout=subprocess.PIPE, encoding="utf-8", check=True,
             ).stdout
         )
         for seed in "12"
     )  # fmt: skip
-    assert set(first) == {label(answer) for answer in MISTAKES if answer.kind == kind}
+    assert set(first) == {label(answer) for answer in MISTAKES if answer.kind in kinds}
     for name, (text, seconds) in first.items():
         assert text == again[name][0]
         assert text.startswith("✗ ")
