@@ -7,6 +7,13 @@ import sys
 import warnings
 from pathlib import Path
 
+# Workers that test at the same time share the cores: threads of each would only wait for those of
+# the others. What threads may change has tests of its own, which choose their number.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for _name in ("MINIRES_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        _workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        os.environ.setdefault(_name, str(max(1, (os.cpu_count() or 1) // _workers)))
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings

@@ -668,7 +668,7 @@ class _Kernel:
             key = array.ctypes.data, array.size
             if key not in guarded:
                 room = np.empty(array.size + 2 * GUARD, array.dtype)
-                room[:GUARD] = room[-GUARD:] = _mark(array.dtype)
+                room[:GUARD] = room[-GUARD:] = _border(array.dtype)
                 room[GUARD : GUARD + array.size] = array.reshape(-1)
                 touched = np.zeros(2 * (array.size + 2 * GUARD) * self.watched, np.uint32)
                 guarded[key] = room, array, [], touched
@@ -680,7 +680,7 @@ class _Kernel:
         if self.function(blocks, threads, *order, *passed, *places):
             raise MemoryError(f"{self.name}: two threads touch one address, and one writes to it")
         for room, array, const, _ in guarded.values():
-            mark = _mark(array.dtype).tobytes()
+            mark = _border(array.dtype).tobytes()
             if room[:GUARD].tobytes() != mark or room[-GUARD:].tobytes() != mark:
                 raise MemoryError(f"{self.name} wrote beside an array of {array.shape}")
             inner = room[GUARD : GUARD + array.size].reshape(array.shape)
@@ -691,9 +691,13 @@ class _Kernel:
                 array[...] = inner
 
 
-@functools.cache
 def _mark(dtype):
-    return np.full(GUARD, np.nan if dtype.kind == "f" else 0x5A, dtype)
+    return dtype.type(np.nan if dtype.kind == "f" else 0x5A)
+
+
+@functools.cache
+def _border(dtype):
+    return np.full(GUARD, _mark(dtype))
 
 
 # --- cuBLAS -------------------------------------------------------------------------------

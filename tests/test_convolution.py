@@ -162,6 +162,7 @@ def winograd_convolutions(draw):
 tile_bytes = st.sampled_from([1, 100_000, cpu.PIECES_BYTES])
 
 
+@settings(max_examples=25)
 @given(case=winograd_convolutions(), tile_bytes=tile_bytes)
 def test_winograd_is_the_sum_in_the_definition(case, tile_bytes):
     x, w, b, options, _ = case
@@ -175,6 +176,7 @@ def test_winograd_is_the_sum_in_the_definition(case, tile_bytes):
     assert_close(y, expected_conv2d(x, w, b, options), 1e-12)
 
 
+@settings(max_examples=25)
 @given(case=winograd_convolutions(), tile_bytes=tile_bytes)
 def test_winograd_gradients_are_its_adjoints(case, tile_bytes):
     x, w, b, options, rng = case

@@ -22,6 +22,7 @@ from helpers import assert_close, generator, naive_conv2d, naive_windows, pad
 
 import minires
 from minires import kernels
+from minires.arrays import threads
 from minires.kernels import cpu, gpu, plain
 from minires.networks.layers import (
     BatchNorm,
@@ -377,6 +378,21 @@ def test_every_kernel_is_its_definition(make, networks, dtype, implementation):
 def test_plain_kernels_keep_the_digits_of_float32(make, networks):
     for case in cases(make, networks, np.float32):
         case.check(case.plain)
+
+
+@each_program
+def test_the_number_of_threads_changes_no_bit(make, monkeypatch):
+    """In tiles that are so small that every thread gets some."""
+    for name in ("TILE_BYTES", "PIECES_BYTES", "WIDE_BYTES"):
+        monkeypatch.setattr(cpu, name, 1000)
+    for case in cases(make, "own", np.float32):
+        results = []
+        for count in (1, 2, 3):
+            with threads(count):
+                results.append(run(case.program, case.arrays, np.float32, cpu, np))
+        for other in results[1:]:
+            for one, two in zip(results[0], other, strict=True):
+                np.testing.assert_array_equal(one, two)
 
 
 @functools.cache

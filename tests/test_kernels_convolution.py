@@ -117,7 +117,7 @@ def test_convolution_and_its_gradients(case, activation, window, tile_bytes):
 tile_sizes = st.sampled_from([1, 1 << 17, 1 << 20])
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     winograd_convolutions(),
     st.sampled_from(ACTIVATIONS),

@@ -57,7 +57,7 @@ def test_many_members_have_the_covariance(rng):
     swag = collected(walk(rng, 12, 6), 5, 2)
     d = np.stack(list(swag.deviations), axis=1)
     expected = 0.5 * np.diag(swag.moments.variance) + d @ d.T / (2 * (5 - 1))
-    members = swag.sample(40_000, rng)
+    members = swag.sample(10_000, rng)
     found = np.cov(members.T, ddof=0)
     # The standard error of a sample covariance: √((c_ii c_jj + c_ij²)/n); five of them.
     diagonal = np.diag(expected)

@@ -56,7 +56,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--side-by-side",
         type=int,
-        help=f"at most so many cells train side by side on a GPU ({SIDE_BY_SIDE_ON_GPU})",
+        help=f"the most cells that train side by side on a GPU ({SIDE_BY_SIDE_ON_GPU})",
     )
     parser.add_argument("--workers", type=int, help="processes (one for each core)")
     parser.add_argument(
