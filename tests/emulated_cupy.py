@@ -782,8 +782,8 @@ class _Cublas:
 
 
 def _array_at(pointer):
-    """An array of the device whose memory holds this address."""
-    for array in [value._array for value in list(_alive.values())]:
+    """An array of the device whose memory holds this address; it is likely to be a young one."""
+    for array in [value._array for value in reversed(list(_alive.values()))]:
         low, high = np.lib.array_utils.byte_bounds(array)
         if low <= pointer < high:
             return array
