@@ -11,13 +11,19 @@ import minires
 from minires import kernels
 from minires.arrays.files import load_arrays, load_json
 from minires.commands import cli, machine_check
-from minires.study import experiment
+from minires.study import experiment, experiment_figure
 from minires.training import capture
 
 SMALL = [
     "--network", "lenet_classic", "--train", "60", "--test", "30", "--epochs", "1",
     "--updates", "5", "--batch", "12", "--members", "3", "--quiet",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """It is the same on every device, and to draw it takes longer than such a run."""
+    monkeypatch.setattr(experiment_figure, "draw_folder", lambda *arguments: None)
 
 
 def run(*arguments):

@@ -32,11 +32,18 @@ from minires.training import loop
 from minires.training.optimizers import SGD, Adam
 
 ROOT = Path(__file__).resolve().parent.parent
+PICTURE = "figure.png"
 pytestmark = pytest.mark.usefixtures("own_cache")
 TINY = [
     "run", "--train", "256", "--test", "64", "--epochs", "1", "--updates", "4", "--batch", "32",
     "--network", "lenet_classic", "--members", "4", "--seed", "5",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """What runs in this process leaves an empty picture: to draw it would take the longest."""
+    monkeypatch.setattr(figures, "draw_folder", lambda folder, *_: folder.file(PICTURE).touch())
 
 
 @pytest.fixture(scope="module")
