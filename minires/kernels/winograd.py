@@ -15,7 +15,8 @@ points halve their multiplications: in practice the method is twice as fast.
 It rounds more: in float32 the error is about 1e-6 of the largest output for 3×3 kernels and 5e-6
 for 5×5 kernels; without the method it is 5e-7.
 
-Here are the matrices; `c/winograd.c` does the work.
+This file says for which convolutions the method is used (`applies`) and makes its matrices
+(`matrices`); `c/winograd.c` does the work.
 
 Source   S. Winograd, Arithmetic Complexity of Computations, 1980;
          Lavin and Gray, arXiv:1509.09308

@@ -171,7 +171,7 @@ class SWAG:
         )
 
     def update(self, theta: Any) -> None:
-        """Take the weights after one more update; every stride-th is collected.
+        """Add the weights after one more update to the moments; collect every `stride`-th one.
 
         theta    of `shape`, float32 or float64; always the same dtype and device
         Raises   ValueError when shape, dtype or device differ from what was seen before
