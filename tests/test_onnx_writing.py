@@ -46,9 +46,18 @@ def save_and_compare(path, rng, images=None):
     return network, new, theta
 
 
-def test_unchanged_weights_give_the_same_bytes(path, rng):
+@pytest.mark.parametrize("stored", ["as bytes", "one by one", "computed"])
+def test_unchanged_weights_give_the_same_bytes(path, rng, stored):
     nodes, arrays = classifier(rng)
-    write(path, nodes, arrays)
+    if stored == "computed":
+        nodes[0].input[1] = "scaled"
+        nodes.insert(0, node("Mul", "w1 six", "scaled"))
+    model = write(path, nodes, arrays)
+    if stored == "one by one":
+        for tensor in model.graph.initializer:
+            tensor.float_data.extend(numpy_helper.to_array(tensor).reshape(-1))
+            tensor.ClearField("raw_data")
+        onnx.save(model, path)
     new = path.with_name("new.onnx")
     minires.onnx.save(minires.onnx.load(path), new)
     assert new.read_bytes() == path.read_bytes()
@@ -144,6 +153,13 @@ def test_external_data_stays_external(tmp_path, rng, external):
     network, new, _ = save_and_compare(path, rng)
     assert (folder / "new.onnx.data").exists()
     assert new.stat().st_size < path.stat().st_size + 200
+    outside = [
+        {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in onnx.load(new, load_external_data=False).graph.initializer
+        if tensor.data_location == TensorProto.EXTERNAL
+    ]
+    assert {entry["location"] for entry in outside} == {"new.onnx.data"}
+    assert all(int(entry["offset"]) % 4096 == 0 for entry in outside), "it cannot be mapped"
     minires.onnx.save(network, tmp_path / "far.onnx")
     far = minires.onnx.load(tmp_path / "far.onnx")
     np.testing.assert_array_equal(far.theta, network.theta)
@@ -251,6 +267,38 @@ def test_computed_float16_weights_stay_float16(path, rng):
     (found,) = runtime(new)(x=images)
     expected = network.run(images, theta=network.theta * 2)
     np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("operator", ["Cast", "CastLike"])
+def test_a_computed_array_has_the_type_to_which_it_was_cast(path, rng, operator):
+    arrays = {"gamma": normal(rng, 3, 1, 1), "deviation": 1 + normal(rng, 3, 1, 1) ** 2}
+    arrays["deviation"] = arrays["deviation"].astype(np.float16)
+    if operator == "Cast":
+        cast = node("Cast", "gamma", "c", to=TensorProto.FLOAT16)
+    else:
+        cast = node("CastLike", "gamma deviation", "c")
+    nodes = [cast, node("Div", "c deviation", "f"), node("Mul", "x f", "y")]
+    write(path, nodes, arrays, dtype=TensorProto.FLOAT16, opset=15)
+    network = minires.onnx.load(path)
+    new = path.with_name("new.onnx")
+    minires.onnx.save(network, new, theta=network.theta * 2)
+    assert onnx.load(new).graph.initializer[-1].data_type == TensorProto.FLOAT16
+    images = normal(rng, 2, 3, 8, 8).astype(np.float16)
+    expected = network.run(images, theta=network.theta * 2)
+    np.testing.assert_allclose(runtime(new)(x=images)[0], expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_computed_array_of_an_old_file_is_an_input_too(path, rng):
+    """So it was before version 4 of the format: without a default, runtimes refuse the file."""
+    arrays = {"gamma": normal(rng, 3, 1, 1), "deviation": 1 + normal(rng, 3, 1, 1) ** 2}
+    nodes = [node("Div", "gamma deviation", "f"), node("Mul", "x f", "y")]
+    model = write(path, nodes, arrays, opset=8, ir=3)
+    for name, array in arrays.items():
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, 1, array.shape))
+    onnx.save(model, path)
+    _, new, _ = save_and_compare(path, rng)
+    graph = onnx.load(new).graph
+    assert {tensor.name for tensor in graph.initializer} <= {value.name for value in graph.input}
 
 
 def test_saving_over_its_own_second_file_again_and_again(path, rng):
