@@ -1,6 +1,7 @@
 """What can be known of a GPU without one: kernels compile, CuPy has every name, errors help."""
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -134,6 +135,7 @@ def test_every_kernel_is_used_and_every_used_kernel_is_there():
 # --- names of CuPy ------------------------------------------------------------------------
 
 
+@functools.cache
 def used_names():
     """{dotted name after `xp`: [(file, line, call or None)]} in the package and the benchmark."""
     found = {}
