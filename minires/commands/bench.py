@@ -42,7 +42,9 @@ def run(options: Any) -> int:
     xp = arrays.module_for(options.device)
     config = Config(network=options.network, batch=options.batch)
     problem = Problem(config.model((28, 28, 1)), options.batch, options.replicas, options.device)
-    where = arrays.describe_gpus()[0] if xp is not np else f"{arrays.get_threads()} threads"
+    where = (
+        arrays.describe_gpus()[0] if xp is not np else text.counted(arrays.get_threads(), "thread")
+    )
     side_by_side = f"{options.replicas} networks" if options.replicas > 1 else "one network"
     print(f"{options.network}, batch {options.batch}, {side_by_side}, {where}")
     rows = [("training step", problem.step_seconds(options.rounds), "")]

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from minires.arrays.text import say
+from minires.arrays.text import counted, say
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -148,7 +148,7 @@ def _place(device):
 
     if device == "gpu":
         return arrays.describe_gpus()[0]
-    return f"{arrays.get_threads()} threads"
+    return counted(arrays.get_threads(), "thread")
 
 
 def _own_folder(config, resume):
