@@ -6,7 +6,14 @@ import os
 import numpy as np
 import pytest
 
-from minires.arrays.files import complete, load_arrays, load_json, save_arrays, save_json
+from minires.arrays.files import (
+    complete,
+    content_of,
+    load_arrays,
+    load_json,
+    save_arrays,
+    save_json,
+)
 
 
 def test_arrays_come_back_as_they_were(tmp_path, rng):
@@ -86,6 +93,18 @@ def test_damaged_files_are_named(tmp_path, rng):
         load_arrays(path, "theta", "a", "stats")
     with pytest.raises(FileNotFoundError):
         load_arrays(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("error", [KeyError("theta"), TypeError("n"), FloatingPointError("inf")])
+def test_what_its_content_leads_to_names_the_file(error):
+    expected = rf"^x\.npz is damaged \({type(error).__name__}: .*\): remove it$"
+    with pytest.raises(ValueError, match=expected) as told, content_of("x.npz", "remove it"):
+        raise error
+    assert told.value.__cause__ is error
+    with pytest.raises(ValueError, match=r"^x is damaged \(ValueError: \\x1b\)$"), content_of("x"):
+        raise ValueError("\x1b")
+    with pytest.raises(OSError, match="disk"), content_of("x"):  # no fault of the content
+        raise OSError("disk")
 
 
 def test_damaged_json_is_named(tmp_path):

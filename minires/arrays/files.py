@@ -15,6 +15,8 @@ from typing import IO
 
 import numpy as np
 
+from minires.arrays.text import shown
+
 
 @contextlib.contextmanager
 def complete(path: str | Path, mode: str = "wb") -> Iterator[IO]:
@@ -117,6 +119,25 @@ def _headers(file):
             found[entry.filename.removesuffix(".npy")] = shape, dtype
     file.seek(0)
     return found
+
+
+@contextlib.contextmanager
+def content_of(path: str | Path, remedy: str = "") -> Iterator[None]:
+    """Use what was read from a file. If its content causes an error, the error names the file.
+
+        arrays = load_arrays(path)
+        with content_of(path, "remove it"):
+            moments = Moments.from_state(arrays)
+
+    path     the file
+    remedy   what to do with a damaged file
+    Raises   ValueError in place of errors that wrong numbers, names and types lead to
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        what = f"{path} is damaged ({type(error).__name__}: {shown(error)})"
+        raise ValueError(f"{what}: {remedy}" if remedy else what) from error
 
 
 def save_json(path: str | Path, content: object) -> None:

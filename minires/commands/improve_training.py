@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays.files import load_arrays, save_arrays
+from minires.arrays.files import content_of, load_arrays, save_arrays
 from minires.arrays.text import counted, shown
 from minires.commands.evaluate import Examination
 from minires.training.fine_tuning import FineTuning
@@ -57,7 +57,7 @@ class State(FineTuning):
                 f"{path} has the format {shown(arrays['format'])}, expected {FORMAT!r}: name "
                 "another folder with --out, or delete that file to start anew"
             )
-        try:
+        with content_of(path, "delete that file to start anew"):
             before = {"device": "cpu", "among": False} | json.loads(str(arrays["settings"]))
             changed = [f"{n} was {shown(before.get(n))}, now {v}" for n, v in settings.items()
                        if before.get(n) != v]  # fmt: skip
@@ -65,10 +65,6 @@ class State(FineTuning):
                 self.restore(arrays)
                 for name, kind, text in json.loads(str(arrays["notes"])):
                     self.notes.add(str(name), str(kind), str(text))
-        except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            raise ValueError(
-                f"{path} is damaged ({type(error).__name__}: {shown(error)})"
-            ) from error
         if changed:
             raise ValueError(
                 f"{path} was written with other settings ({'; '.join(changed)}): name another "

@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 
 from minires.arrays import checks, device_of, to_host
-from minires.arrays.files import complete, load_arrays, load_json, save_arrays
+from minires.arrays.files import complete, content_of, load_arrays, load_json, save_arrays
 from minires.arrays.results import check
 from minires.arrays.text import progress, say
 from minires.networks.running_statistics import reestimate_stats
@@ -215,12 +215,10 @@ class Tuning(FineTuning):
         arrays = load_arrays(path, "sweep", "cell", "losses", "seconds", shapes=shapes)
         if (str(arrays["sweep"]), str(arrays["cell"])) != (sweep, self.cell.key):
             raise ValueError(f"{path} belongs to another sweep: remove it")
-        try:
+        with content_of(path, "remove it"):
             self.restore(arrays)
             seconds = checks.array_like("load", "seconds", arrays["seconds"], np.array(0.0))
             self.seconds = checks.number_in("load", "seconds", float(seconds), 0)
-        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it") from error
 
 
 def updates_of(tuning: Tuning, subject: Subject, plan: Plan) -> Iterator[tuple]:

@@ -140,7 +140,8 @@ class FineTuning:
 
         arrays   by name
         Raises   LookupError, TypeError, ValueError or ArithmeticError when they do not fit one
-                 another, or not this network and optimizer
+                 another, or not this network and optimizer; some parts may have changed then, so
+                 this object is of no more use
         """
         where, rate = "FineTuning.restore", self.optimizer.rate
         updates = checks.whole_number(where, "updates", arrays["updates"].item(), 1)
