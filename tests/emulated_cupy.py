@@ -706,7 +706,10 @@ CUBLAS = r"""
 #include <cstring>
 #include <cstdint>
 static int made = 0;
-extern "C" int cublasCreate_v2(void** handle) { *handle = &made; made = 1; return 0; }
+extern "C" int cublasCreate_v2(void** handle) { *handle = &made; made++; return 0; }
+extern "C" int cublasDestroy_v2(void* handle)
+{ return handle == &made && made ? made--, 0 : 1; }
+extern "C" int handles() { return made; }
 extern "C" int cublasSetStream_v2(void* handle, void*) { return handle == &made ? 0 : 1; }
 extern "C" int cublasSetWorkspace_v2(void* handle, void* memory, size_t bytes)
 { return handle == &made ? (memory && bytes ? 0 : 7) : 1; }
@@ -776,7 +779,8 @@ class _Cublas:
     def __init__(self, as_a_card):
         own = (*AS_A_CARD, "-DAS_A_CARD") if as_a_card else ("-ffp-contract=off",)
         self.library = compile_library(CUBLAS, "cublas", ("-O3", *own))
-        for name in ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"):
+        for name in ("Create", "Destroy", "SetStream", "SetWorkspace"):
+            name = f"cublas{name}_v2"
             setattr(self, name, getattr(self.library, name))
         self.cublasGemmStridedBatchedEx = _Product(self.library.cublasGemmStridedBatchedEx)
 

@@ -368,8 +368,8 @@ class _Library:
     """cuBLAS: what a product is given is checked and noted."""
 
     def __init__(self):
-        for name in ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"):
-            setattr(self, name, _Answer())
+        for name in ("Create", "Destroy", "SetStream", "SetWorkspace"):
+            setattr(self, f"cublas{name}_v2", _Answer())
         self.cublasGemmStridedBatchedEx = _Answer(_product)
 
 

@@ -1,11 +1,14 @@
 """Every kernel for a GPU against its twin for a CPU: on a stand-in, or on a card (`-m gpu`)."""
 
+import gc
+import threading
+
 import numpy as np
 import pytest
 from helpers import assert_close, lay_out
 
 from minires.arrays import to_device
-from minires.kernels import cpu, gpu
+from minires.kernels import cpu, cublas, gpu
 
 DEVICES = ["emulated", "as a card", pytest.param("cupy", marks=pytest.mark.gpu)]
 ROUNDING = {np.float32: 3e-6, np.float64: 1e-14}
@@ -161,6 +164,27 @@ def test_whole_numbers_and_mixed_types_are_multiplied(device, rng):
     np.testing.assert_array_equal(gpu.matmul(device.asarray(a), device.asarray(b)).get(), a @ b)
     mixed = gpu.matmul(device.asarray(a.astype(np.float32)), device.asarray(b.astype(float)))
     assert mixed.dtype == np.float64
+
+
+def test_a_thread_that_ends_gives_back_its_connection_to_cublas(device, rng):
+    library = getattr(cublas._library(), "library", None)
+    if library is None:
+        pytest.skip("only the stand-in counts connections")
+    a, count = device.asarray(rng.standard_normal((2, 3))), library.handles
+    gpu.matmul(a, a.T)
+    before, within = count(), []
+
+    def multiply():
+        gpu.matmul(a, a.T)
+        within.append(count())
+
+    for _ in range(2):
+        thread = threading.Thread(target=multiply)
+        thread.start()
+        thread.join()
+        gc.collect()
+    assert within == [before + 1] * 2
+    assert count() == before
 
 
 def test_tf32_is_a_choice(device, rng, monkeypatch):

@@ -13,6 +13,8 @@ import functools
 import math
 import os
 import threading
+import weakref
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +37,7 @@ def tf32() -> bool:
 
 @functools.cache
 def _library():
-    """The cuBLAS that CuPy uses, and the types of the four functions called here."""
+    """The cuBLAS that CuPy uses, and the types of the five functions called here."""
     from cuda.pathfinder import load_nvidia_dynamic_lib
 
     return declare(ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path))
@@ -51,6 +53,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     matrix = pointer, number, number, stride  # data, type, leading dimension, to the next one
     functions = {
         "cublasCreate_v2": (ctypes.POINTER(pointer),),
+        "cublasDestroy_v2": (pointer,),
         "cublasSetStream_v2": (pointer, pointer),
         "cublasSetWorkspace_v2": (pointer, pointer, ctypes.c_size_t),
         "cublasGemmStridedBatchedEx": (
@@ -70,26 +73,44 @@ def _call(name, *arguments):
         raise RuntimeError(f"{name} answers with status {status} (see cublas_api.h)")
 
 
+class _Connection:
+    """A connection to cuBLAS on the current GPU, with memory to work in. It ends with this object.
+
+    xp   the array module
+    """
+
+    def __init__(self, xp: Any):
+        self.handle, self.stream = ctypes.c_void_p(), None
+        _call("cublasCreate_v2", ctypes.byref(self.handle))
+        self.workspace = xp.empty(WORKSPACE, np.uint8)
+        ending = weakref.finalize(self, _library().cublasDestroy_v2, self.handle)
+        ending.atexit = False  # at the end of the process CUDA itself may have gone before
+
+    def use(self, stream: int) -> ctypes.c_void_p:
+        """The handle, for products on a stream.
+
+        stream   its address
+        """
+        if stream != self.stream:
+            _call("cublasSetStream_v2", self.handle, stream)
+            # A new stream has forgotten the memory. Without any, cuBLAS would allocate its own.
+            memory = self.workspace.data.ptr, self.workspace.nbytes
+            _call("cublasSetWorkspace_v2", self.handle, *memory)
+            self.stream = stream
+        return self.handle
+
+
 class _Handles(threading.local):
-    """A thread's own connections to cuBLAS, one for each GPU, each with memory to work in."""
+    """A thread's own connections to cuBLAS, one for each GPU; they end with the thread."""
 
     def __init__(self):
         self.known = {}
 
     def get(self, xp):
-        device, stream = xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr
+        device = xp.cuda.runtime.getDevice()
         if device not in self.known:
-            handle = ctypes.c_void_p()
-            _call("cublasCreate_v2", ctypes.byref(handle))
-            self.known[device] = [handle, None, xp.empty(WORKSPACE, np.uint8)]
-        entry = self.known[device]
-        handle, last, workspace = entry
-        if stream != last:
-            _call("cublasSetStream_v2", handle, stream)
-            # A new stream has forgotten the memory. Without any, cuBLAS would allocate its own.
-            _call("cublasSetWorkspace_v2", handle, workspace.data.ptr, workspace.nbytes)
-            entry[1] = stream
-        return handle
+            self.known[device] = _Connection(xp)
+        return self.known[device].use(xp.cuda.get_current_stream().ptr)
 
 
 _handles = _Handles()
