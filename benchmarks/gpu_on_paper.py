@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import shapes_only  # noqa: E402
 
 import minires  # noqa: E402
+from minires.arrays import aligned  # noqa: E402
 from minires.training import capture, loop  # noqa: E402
 
 BYTES, WORK = 3.35e12, 67e12  # a second, by the data sheet of an H100
@@ -41,7 +42,7 @@ def launches_of_an_update(model, batch, replicas):
     """What a recorded update holds: gradient, step, moments; [Launch, …]."""
     with shapes_only.installed() as cupy:
         lead = () if replicas == 1 else (replicas,)
-        theta = cupy.empty((*lead, model.size), np.float32)
+        theta = aligned(cupy.empty((*lead, model.size), np.float32))
         stats = cupy.empty((*lead, model.stats_size), np.float32)
         images = cupy.empty((batch, *model.input_shape), np.float32)
         seeds = list(range(replicas)) if lead else 0

@@ -46,7 +46,7 @@ def test_every_part_gives_rows(benchmark, device, monkeypatch):
     assert not [row.ours for row in rows if "not recorded" in row.what and row.ratio is None]
     text = "\n".join(map(benchmark.line, rows))
     kinds = "mobilenet_v2, training", "inference", "moments", "small: 3×4 over 4,096"
-    for what in ("LeNet step", "side by side", "12 classes", "with TF32", *kinds):
+    for what in ("LeNet step", "side by side", "no gaps", "with TF32", *kinds):
         assert what in text
     assert "full profile" in text
     for kind in (

@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_close
 
 import minires
-from minires.arrays import to_host
+from minires.arrays import aligned, to_host
 from minires.engine.convolution import mean_pool
 from minires.networks.layers import (
     Branches,
@@ -42,10 +42,11 @@ def problem(device, model, replicas=None, dtype=np.float64):
     return [device.asarray(array) for array in (theta, stats, images, labels)]
 
 
-def run(device, make, replicas=None, record=True, model=None, schedule=None, **options):
+def run(device, make, replicas=None, record=True, model=None, schedule=None, place=None, **options):
     """θ, statistics, losses and history after some updates, and the Updates."""
     model = model or small()
     theta, stats, images, labels = problem(device, model, replicas)
+    theta = theta if place is None else place(theta)
     seeds = 3 if replicas is None else list(range(replicas))
     order, rng = loop.order_and_dropout(IMAGES, BATCH, seeds, "training")
     order = [next(order) for _ in range(UPDATES)]
@@ -110,6 +111,48 @@ def test_played_updates_are_those_of_a_plain_loop(device, make, schedule):
     np.testing.assert_array_equal(found[2], losses)
     np.testing.assert_array_equal(found[4], moments.mean.get())
     np.testing.assert_array_equal(found[3][-1], theta.get()[[1, 5]])
+
+
+@pytest.mark.parametrize(
+    "make", [*OPTIMIZERS, lambda: SGD(np.array([[0.1], [0.02], [0.3]]), momentum=0.5)]
+)
+@pytest.mark.parametrize("record", [True, False])
+def test_gaps_between_networks_change_no_bit(device, make, record):
+    def place(theta):
+        moved = aligned(theta)
+        assert theta.strides[0] % 16 != 0
+        assert moved.strides[0] % 16 == 0
+        return moved
+
+    beside, updates, _ = run(device, make, 3, record, place=place)
+    assert updates.reason is None
+    assert (updates._graph is not None) == record
+    for ours, theirs in zip(beside, run(device, make, 3, record)[0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_loop_of_ones_own_takes_networks_with_gaps(device):
+    """What `init` gives on a GPU goes through every step that a caller may write."""
+    found = []
+    for device_of_theta in ("gpu", "cpu"):
+        model, rng = small(dropout=0.0), np.random.default_rng(0)
+        theta = model.init(rng, replicas=3, device=device_of_theta)
+        _, stats, images, labels = problem(device, model, 3, np.float32)
+        if device_of_theta == "gpu":
+            assert theta.strides[0] % 16 == 0
+        else:
+            theta = device.asarray(theta)
+        moments, averages, optimizer = minires.Moments(theta.shape), EMA(0.9), Adam(1e-2)
+        for _ in range(3):
+            loss, gradient = model.loss_and_gradient(theta, images, labels, stats)
+            assert gradient.strides == theta.strides
+            optimizer.step(theta, gradient)
+            moments.update(theta)
+            averages.update(theta)
+        ends = theta, loss, moments.mean, moments.std, averages.mean, model.predict(theta, images)
+        found.append([to_host(array) for array in ends])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_networks_side_by_side_with_their_own_rates(device):

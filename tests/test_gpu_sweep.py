@@ -346,6 +346,23 @@ def test_nothing_asks_the_host_within_an_epoch(device, source, monkeypatch):
         assert own[1] == own[10], "an epoch has 16 updates: the host looks after the last only"
 
 
+def test_cells_side_by_side_begin_at_16_bytes(device, source, monkeypatch):
+    """In the training, in the fine-tuning, and in the two other ways to fine-tune."""
+    distances, train = [], loop.train
+
+    def looking(task, theta, *arguments, **options):
+        distances.append(theta.strides[0])
+        return train(task, theta, *arguments, **options)
+
+    monkeypatch.setattr(loop, "train", looking)
+    size = TINY.model(0.5, (8, 8, 1)).size
+    compute([Cell("sgd", 0.2, 0.5, seed) for seed in (0, 1)], TINY, source, None, "gpu")
+    cells = [Cell("sgd", 0.2, 0.5, seed, "sgd", 0.15) for seed in (0, 1)]
+    compute(cells, TINY, source, starts_of(cells, size), "gpu")
+    assert size % 4
+    assert distances == [4 * (size + -size % 4)] * 4
+
+
 # --- stop and go --------------------------------------------------------------------------
 
 

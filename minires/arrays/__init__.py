@@ -2,11 +2,14 @@
 
 from minires.arrays.device import (
     Array,
+    aligned,
+    can_be_stepped,
     describe_blas,
     describe_cuda,
     describe_gpus,
     describe_processor,
     device_of,
+    empty_beside,
     module_for,
     to_device,
     to_host,
@@ -16,12 +19,15 @@ from minires.arrays.workers import default_threads, get_threads, set_threads, th
 
 __all__ = [
     "Array",
+    "aligned",
+    "can_be_stepped",
     "default_threads",
     "describe_blas",
     "describe_cuda",
     "describe_gpus",
     "describe_processor",
     "device_of",
+    "empty_beside",
     "get_threads",
     "module_for",
     "set_threads",

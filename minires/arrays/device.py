@@ -58,6 +58,45 @@ def to_device(array: Any, device: str = "cpu") -> Any:
     return module_for(device).asarray(array)
 
 
+def aligned(theta: Any) -> Any:
+    """R networks, each of which begins at a multiple of 16 bytes if they are on a GPU.
+
+    cuBLAS has faster kernels for matrices at such addresses. The first network begins there, and
+    the next one P numbers later: too early or too late, unless P is a multiple of four (LeNet's is
+    not). So up to three numbers are left free between two networks.
+
+    theta    (P,) or (R, P)
+    Returns  the same numbers, (R, P): a part of a new array with longer rows; or θ itself
+    """
+    xp, free = xp_of(theta), -theta.shape[-1] % (16 // theta.itemsize)
+    if xp is np or theta.ndim < 2 or not free:
+        return theta
+    result = xp.empty((len(theta), theta.shape[1] + free), theta.dtype)[:, :-free]
+    result[...] = theta
+    return result
+
+
+def empty_beside(theta: Any) -> Any:
+    """A new array, not filled, in which networks are as far from each other as in θ.
+
+    theta    (P,) or (R, P)
+    Returns  like theta
+    """
+    if theta.ndim < 2 or theta.flags.c_contiguous:
+        return xp_of(theta).empty(theta.shape, theta.dtype)
+    rows = xp_of(theta).empty((len(theta), theta.strides[0] // theta.itemsize), theta.dtype)
+    return rows[:, : theta.shape[1]]
+
+
+def can_be_stepped(theta: Any) -> bool:
+    """Whether kernels can go through all numbers of θ: it is contiguous, or, on a GPU, `aligned`.
+
+    theta    (P,) or (R, P)
+    """
+    own = theta if xp_of(theta) is np or theta.ndim < 2 else theta[:1]
+    return own.flags.c_contiguous
+
+
 def module_for(device: str) -> ModuleType:
     """The module whose arrays live on a device.
 

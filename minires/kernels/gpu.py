@@ -518,21 +518,40 @@ def uniform(rng, shape, like):
     return values
 
 
+def _launches(*arrays):
+    """The arrays of one launch for all networks; or, if θ is `aligned`, of one for each network.
+
+    arrays   (R, P); or (R,), a number for each network; or (1,), one for all; or None
+    """
+    single = arrays[0].ndim < 2
+    if single or all(array is None or array.flags.c_contiguous for array in arrays):
+        return [arrays]
+
+    def own(array, network):
+        if array is None or len(array) == 1:
+            return array
+        return array[network] if array.ndim > 1 else array[network : network + 1]
+
+    return [[own(array, network) for array in arrays] for network in range(len(arrays[0]))]
+
+
 def step_sgd(theta, gradient, velocity, rates, momentum, decay):
-    """As `plain.step_sgd`: one launch. θ must be contiguous."""
-    given = theta if velocity is None else velocity
-    own = Index(theta.shape[-1]), rates.size > 1, velocity is not None
-    _launch(
-        "step_sgd", theta.size, theta, gradient, given, rates, *own, float(momentum), float(decay)
-    )
+    """As `plain.step_sgd`: one launch, or one for each network of an `aligned` θ."""
+    given, settings = theta if velocity is None else velocity, (float(momentum), float(decay))
+    for vectors in _launches(theta, gradient, given, rates):
+        own = Index(theta.shape[-1]), vectors[-1].size > 1, velocity is not None
+        _launch("step_sgd", vectors[0].size, *vectors, *own, *settings)
 
 
 def step_adam(theta, gradient, first, second, rates, epsilon, beta1, beta2):
-    """As `plain.step_adam`: one launch. θ must be contiguous."""
-    own = Index(theta.shape[-1]), rates.size > 1, float(1 - beta1), float(1 - beta2)
-    _launch("step_adam", theta.size, theta, gradient, first, second, rates, epsilon, *own)
+    """As `plain.step_adam`: one launch, or one for each network of an `aligned` θ."""
+    settings = float(1 - beta1), float(1 - beta2)
+    for *vectors, rate, epsilon_of in _launches(theta, gradient, first, second, rates, epsilon):
+        own = Index(theta.shape[-1]), rate.size > 1, *settings
+        _launch("step_adam", vectors[0].size, *vectors, rate, epsilon_of, *own)
 
 
 def fold_moments(theta, first, offset, m2, n):
-    """As `plain.fold_moments`: one launch. θ must be contiguous."""
-    _launch("fold_moments", theta.size, theta, first, offset, m2, n)
+    """As `plain.fold_moments`: one launch, or one for each network of an `aligned` θ."""
+    for vectors in _launches(theta, first, offset, m2, n):
+        _launch("fold_moments", vectors[0].size, *vectors)

@@ -21,7 +21,8 @@ def apply_formula(
     """Change vectors in place, element by element.
 
     formula   called as formula(*vectors, *numbers, *settings); changes the vectors
-    vectors   (P,) or (R, P), contiguous, of equal shape; or None for one that is not needed
+    vectors   (P,) or (R, P), contiguous or `arrays.aligned`, of equal shape; or None for one that
+              is not needed
     numbers   what changes from step to step, such as the rate: one number each; or (R, 1), one
               for each network
     settings  what stays the same for all steps, one number each

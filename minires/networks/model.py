@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import checks, to_device, to_host, xp_of
+from minires.arrays import aligned, checks, empty_beside, to_device, to_host, xp_of
 from minires.arrays.files import load_arrays, save_arrays
 from minires.arrays.text import table
 from minires.engine import ops
@@ -285,7 +285,7 @@ class Model:
         dtype     float32 or float64
         device    "cpu" or "gpu": where they are kept. They are made on the host, so both
                   get the same
-        Returns   theta (P,) or (R, P)
+        Returns   theta (P,) or (R, P); on a GPU `aligned`, so that it may be a part of an array
         Raises    TypeError when rng is no Generator
         """
         if replicas is not None:
@@ -298,7 +298,7 @@ class Model:
             theta = np.empty(self.size, dtype)
             for entry in self.layout.weights:
                 entry.view(theta)[...] = entry.initializer(rng, entry.shape, *entry.fans)
-        return to_device(theta, device)
+        return aligned(to_device(theta, device))
 
     def init_stats(
         self, replicas: int | None = None, dtype: Any = np.float32, device: str = "cpu"
@@ -333,7 +333,7 @@ class Model:
         stats = self._check("loss_and_gradient", theta, images, stats)
         if rng is not None:
             checks.generator_of("loss_and_gradient", rng)
-        gradient = xp_of(theta).empty(theta.shape, theta.dtype)
+        gradient = empty_beside(theta)
         forward = ForwardPass(self.layout, theta, stats, "train", rng, gradient)
         logits = self.apply(images, forward)
         loss = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)

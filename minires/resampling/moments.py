@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import checks, to_device, to_host, xp_of
-from minires.arrays.files import load_arrays, save_arrays
+from minires.arrays import can_be_stepped, checks, to_device, to_host, xp_of
+from minires.arrays.files import content_of, load_arrays, save_arrays
 from minires.kernels.vectors import apply_formula
 
 
@@ -127,11 +127,11 @@ class Moments:
         """Check that weights fit those counted so far.
 
         theta    as for `update`
-        Returns  theta, contiguous
+        Returns  theta, contiguous or `aligned`
         Raises   ValueError
         """
         checks.is_array("Moments.update", "theta", theta)
-        theta = xp_of(theta).asarray(theta, order="C")
+        theta = xp_of(theta).asarray(theta, order=None if can_be_stepped(theta) else "C")
         self._check(theta, "update")
         return theta
 
@@ -294,13 +294,8 @@ class Moments:
         Raises   FileNotFoundError; ValueError when the file is damaged or of another kind
         """
         content = load_arrays(path)
-        try:
+        with content_of(path):
             moments = cls.from_state(content)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"Moments.load: {path} was not written by Moments.save "
-                f"({type(error).__name__}: {error})"
-            ) from error
         if moments.count:
             for name in _ARRAYS:
                 setattr(moments, "_" + name, to_device(getattr(moments, "_" + name), device))

@@ -30,7 +30,7 @@ import numpy as np
 import threadpoolctl
 
 from minires import arrays
-from minires.arrays import to_host, xp_of
+from minires.arrays import aligned, device_of, to_host, xp_of
 from minires.arrays.files import complete
 from minires.engine import ops
 from minires.kernels import kernels_in_use
@@ -397,9 +397,9 @@ def _columns(scores):
 
 
 def _pretrain(cohort):
-    xp, first = xp_of(cohort.data.train_images), cohort.cells[0]
+    first = cohort.cells[0]
     weights = [probe.stream("initial weights") for probe in cohort.probes]
-    theta = xp.asarray(cohort.model.init(weights))
+    theta = cohort.model.init(weights, device=device_of(cohort.data.train_images))
     rates = np.array([[cell.l1] for cell in cohort.cells])
     updates = cohort.profile.epochs * (len(cohort.data.train_images) // cohort.profile.batch)
     cohort.train(theta, make_optimizer(first.optimizer, rates), updates)
@@ -414,7 +414,7 @@ def _pretrain(cohort):
 def _fine_tune(cohort, starts):
     xp = xp_of(cohort.data.train_images)
     start = xp.asarray(np.stack([start.theta for start in starts]))
-    theta, recorder = start.copy(), Recorder(cohort)
+    theta, recorder = aligned(start.copy()), Recorder(cohort)
     history = cohort.tune(
         theta, moments=recorder.averages(theta), watch=recorder.watched, after_update=recorder
     )
@@ -583,11 +583,11 @@ class OtherTunings:
                 for probe, own, snapshots in zip(cohort.probes, theta, self.snapshots, strict=True):
                     snapshots.append(probe.predict(own))
 
-        theta = start.copy()
+        theta = aligned(start.copy())
         cohort.tune(
             theta, schedule=cyclic(length), moments=[(self.swa, theta)], after_update=collect
         )
-        self.decayed = start.copy()
+        self.decayed = aligned(start.copy())
         cohort.tune(self.decayed, schedule=linear(updates))
 
     def of(self, place: int) -> tuple:

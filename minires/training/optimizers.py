@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import checks, device_of, to_device, to_host, xp_of
+from minires.arrays import can_be_stepped, checks, device_of, to_device, to_host, xp_of
 from minires.kernels.vectors import apply_formula
 
 
@@ -75,7 +75,7 @@ class _Optimizer:
     def step(self, theta: Any, gradient: Any) -> None:
         """Change θ in place by one step.
 
-        theta      (P,) or (R, P), float32 or float64, contiguous; changed
+        theta      (P,) or (R, P), float32 or float64, contiguous or `arrays.aligned`; changed
         gradient   shape and dtype of theta; left as it is
         Raises     ValueError when shapes or dtypes differ
         """
@@ -96,7 +96,7 @@ class _Optimizer:
             )
         if theta.dtype.kind != "f":
             raise ValueError(f"{where}: theta is {theta.dtype}, expected float32 or float64")
-        if not (theta.flags.c_contiguous and gradient.flags.c_contiguous):
+        if not (can_be_stepped(theta) and can_be_stepped(gradient)):
             raise ValueError(f"{where}: theta or gradient is not contiguous, pass a copy")
         for name in self.vectors:
             vector = getattr(self, name)
