@@ -96,6 +96,21 @@ def test_of_equal_probabilities_a_network_chooses_the_first():
     np.testing.assert_array_equal(average(np.full((2, 1, 3), 1 / 3), "vote"), [[1, 0, 0]])
 
 
+@every_rule
+def test_a_weight_of_two_counts_as_two_networks(xp, logits, rule):
+    p = softmax(logits)[:3]
+    twice = average(p[[0, 0, 2]], rule)
+    result = average(xp.asarray(p), rule, weights=[0.5, 0, 0.25])
+    np.testing.assert_allclose(arrays.to_host(result), twice, rtol=1e-12)
+    assert average(p.astype(np.float32), rule, xp.asarray(np.ones(3))).dtype == np.float32
+
+
+@pytest.mark.parametrize("weights", [[1, 1], [1, 1, -1], [0, 0, 0], [1, np.nan, 1], [1, np.inf, 1]])
+def test_weights_that_do_not_fit_are_refused(logits, weights):
+    with pytest.raises(ValueError, match=r"weights are \[.*\], expected 3 numbers from 0 up"):
+        average(softmax(logits)[:3], weights=weights)
+
+
 def test_what_does_not_fit_is_refused(logits):
     for function in (average, prefix_averages):
         with pytest.raises(ValueError, match="rule is 'median', expected one of 'probabilities', "):

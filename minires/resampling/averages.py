@@ -7,7 +7,7 @@ import numpy as np
 from minires.arrays import checks, to_host, xp_of
 
 
-def average(probabilities: Any, rule: str = "probabilities") -> Any:
+def average(probabilities: Any, rule: str = "probabilities", weights: Any = None) -> Any:
     """One prediction from the predictions of K networks.
 
     "probabilities"   Σ_k p_k / K, the paper's
@@ -21,12 +21,29 @@ def average(probabilities: Any, rule: str = "probabilities") -> Any:
 
     probabilities   (K, …, C) float32 or float64, or a list, from model.predict
     rule            one of the four
+    weights         (K,) numbers from 0 up, how much each network counts: the mean becomes
+                    Σ_k w_k …_k / Σ_k w_k; None: all count alike
     Returns         (…, C), dtype of probabilities
-    Raises          ValueError for another rule, for no networks, and for rows that do not hold
-                    probabilities; FloatingPointError when networks predict NaN: it names them
+    Raises          ValueError for another rule, for no networks, for weights that do not fit, and
+                    for rows that do not hold probabilities; FloatingPointError when networks
+                    predict NaN: it names them
     Source          §2: "ensembling the model predictions by the average"
     """
-    return _combine(probabilities, rule, lambda votes: votes.mean(axis=0, dtype=np.float64))
+    if weights is None:
+        return _combine(probabilities, rule, lambda votes: votes.mean(axis=0, dtype=np.float64))
+    shares = np.asarray(to_host(weights), np.float64)
+    fits = shares.shape == (len(probabilities),) and bool((shares >= 0).all())
+    if not (fits and 0 < shares.sum() < np.inf):
+        raise ValueError(
+            f"average: weights are {shares.tolist()}, expected {len(probabilities)} numbers from 0 "
+            "up, one for each network, not all 0"
+        )
+
+    def weighted(votes):
+        terms = zip((shares / shares.sum()).tolist(), votes, strict=True)
+        return sum(share * vote.astype(np.float64) for share, vote in terms)
+
+    return _combine(probabilities, rule, weighted)
 
 
 def prefix_averages(probabilities: Any, rule: str = "probabilities") -> Any:
