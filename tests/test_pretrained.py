@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -460,6 +461,18 @@ def test_an_nll_that_falls_is_a_gain_and_is_written_with_a_minus():
     assert low < high < 0
     (text,) = (text for _, text in part.numbers())
     assert text.count("−") >= 6  # mean, both ends, three seeds
+
+
+def test_what_the_interval_does_not_show_has_its_one_sided_p():
+    """At p = 0.07, two-sided, the interval holds 0, and the proposition is shown all the same."""
+    noise = np.resize([1.0, -1.0], 200)
+    for size, told in ((0.13, "; one-sided p = 0.034"), (0.3, None), (0.0, None)):
+        found = SimpleNamespace(
+            seeds=lambda *rates: [0], gain=lambda *pair, size=size: size + noise[None], labels=noise
+        )
+        part = ahead(found, "nll", "better", ("mean", 0.1), ("finetuned", 0.1))
+        assert (part.pro < 0.05) == (size > 0)
+        assert told in part.found if told else "one-sided" not in part.found
 
 
 def test_the_best_rate_is_chosen_on_other_pictures_where_there_are_any():

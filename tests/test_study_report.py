@@ -244,6 +244,7 @@ def test_a_profile_that_only_tests_has_no_verdicts(sweep, panels):
     html = unglued(report.write_page(smoke, panels))
     assert html.count("too small to judge: this profile only shows that everything works") == 2
     assert '<table class="claims"' not in html
+    assert "verdicts c" not in " ".join(report.lost_of(collapsed(smoke)))
     assert "the higher accuracy" not in html
 
 
@@ -302,17 +303,23 @@ def test_an_unfinished_sweep_says_how_many_cells_are_missing():
     assert report.missing_cells(small) is None  # a profile that is not known here
 
 
-def test_collapsed_networks_are_named(sweep):
-    assert report.lost_of(sweep) == []
+def collapsed(sweep):
+    """The same sweep with one network as good as guessing, and one that diverged."""
     cell = next(r for r in sweep.records if r["cell"]["l2"] == 0.15)
     scores = cell["methods"] | {"finetuned": cell["methods"]["finetuned"] | {"accuracy": 0.1}}
     records = [r | {"methods": scores} if r is cell else r for r in sweep.records]
-    fallen = replace(sweep, records=records, diverged=[{"cell": cell["cell"], "diverged": "inf"}])
+    return replace(sweep, records=records, diverged=[{"cell": cell["cell"], "diverged": "inf"}])
+
+
+def test_collapsed_networks_are_named(sweep):
+    assert report.lost_of(sweep) == []
+    fallen = collapsed(sweep)
     notice = report.lost_of(fallen)[1]
     assert "In 1 cell the network collapsed" in notice
+    assert "Figures and tables leave it out. The verdicts count it as it is." in notice
     assert "ℓ₂ 0.15" in notice
     runs = dict(report.facts_of(fallen, None))["runs"]
-    assert runs == f"{len(records)} finished, 1 of them collapsed; 1 diverged"
+    assert runs == f"{len(fallen.records)} finished, 1 of them collapsed; 1 diverged"
     assert list(figures.count_lost(fallen).values()) == [2]
 
 
@@ -366,8 +373,7 @@ def test_the_command_writes_the_page_and_the_pictures(tmp_path, capsys):
     assert cli.main(["report", str(folder), "--png", str(tmp_path / "png")]) == 0
     assert "report.html" in capsys.readouterr().err
     html = (folder / "report.html").read_text("utf-8")
-    Page(html)
-    assert escape(f"--out {folder}") in html
+    assert ("span", str(folder)) in Page(html).texts
     names = [path.name for path in sorted((tmp_path / "png").iterdir())]
     assert names == [
         "figure-2-dropout-0.5.png", "figure-2-dropout-0.png", "updates-accuracy.png",

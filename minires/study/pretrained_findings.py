@@ -44,7 +44,7 @@ from minires.study.propositions import (
     p_text,
     unknown,
 )
-from minires.study.statistics import p_mcnemar, student_interval
+from minires.study.statistics import ALPHA, p_mcnemar, student_interval
 from minires.study.store import ROWS, SETTINGS, name_of_sweep, read_rows, write_rows
 from minires.training.metrics import calibration_error
 
@@ -294,10 +294,10 @@ def ahead(found: Findings, metric: str, says: str, first: tuple, second: tuple) 
             text += f"; McNemar {', '.join(map(p_text, difference.mcnemar))}"
         return [(says, text)]
 
-    return Part(
-        says, difference.p_above, difference.p_below, difference.words(metric), "the opposite",
-        mixed, numbers,
-    )  # fmt: skip
+    pro, con, words = difference.p_above, difference.p_below, difference.words(metric)
+    if min(pro, con) < ALPHA and difference.low <= 0 <= difference.high:
+        words += f"; one-sided {p_text(min(pro, con))}"  # the interval, two-sided, does not show it
+    return Part(says, pro, con, words, "the opposite", mixed, numbers)
 
 
 # --- the claims -----------------------------------------------------------------------------

@@ -210,15 +210,17 @@ def unfinished(sweep: Sweep) -> list:
 
 def lost_of(sweep: Sweep) -> list:
     """Sentences about cells that diverged or collapsed, and how they are counted."""
-    notes = []
+    from minires.study.claims import is_too_small
+
+    notes, has_verdicts = [], not is_too_small(sweep)
     if sweep.diverged:
         cells = by_setting(sweep.diverged)
         count = len(sweep.diverged)
         notes.append(
             f"The loss became infinite in {count} cell{'s' * (count > 1)}, which "
-            f"{'have' if count > 1 else 'has'} no scores: {_name_all(cells)}. When the verdicts "
-            "compare runs, such a run counts as a network that guesses. When they compare the "
-            "methods of one run, it is left out."
+            f"{'have' if count > 1 else 'has'} no scores: {_name_all(cells)}."
+            + " When the verdicts compare runs, such a run counts as a network that guesses. When "
+            "they compare the methods of one run, it is left out." * has_verdicts
         )
     fallen = by_setting(sweep.records, figures.has_collapsed)
     if fallen:
@@ -227,8 +229,9 @@ def lost_of(sweep: Sweep) -> list:
         names = _name_all(fallen)
         notes.append(
             f"In {count} {cells} the network collapsed: the accuracy of its last iterate is below "
-            f"{100 * figures.COLLAPSED:.0f} %. The verdicts count {them} as {are}; figures and "
-            f"tables leave {them} out. {names[0].upper() + names[1:]}."
+            f"{100 * figures.COLLAPSED:.0f} %. Figures and tables leave {them} out."
+            + f" The verdicts count {them} as {are}." * has_verdicts
+            + f" {names[0].upper() + names[1:]}."
         )
     return notes
 
