@@ -124,8 +124,10 @@ def test_integer_weights_are_refused(rng):
 
 
 def test_metrics_are_the_same_in_both_dtypes_at_the_edges_of_bins():
-    """0.6 = 9/15 ends a bin in float64; as float32 it is 0.60000002."""
-    for edge in np.arange(8, 15) / 15:
+    """0.6 = 9/15 ends a bin in float64; as float32 it is 0.60000002, as is all that lies near."""
+    edges = np.arange(8, 15) / 15
+    rounded = edges.astype(np.float32).astype(np.float64)
+    for edge in (*edges, *(rounded + 1e-8), *(rounded - 1e-8)):
         probabilities = np.array([[edge, 1 - edge], [edge - 0.01, 1.01 - edge]])
         found = ece(probabilities, [0, 1]), ece(probabilities.astype(np.float32), [0, 1])
         assert found[0] == pytest.approx(found[1], abs=1e-6)

@@ -18,6 +18,7 @@ from minires import data as data_tools
 from minires.arrays import results
 from minires.arrays.files import load_arrays
 from minires.commands import cli, improve, improve_results, improve_training
+from minires.commands.sweep import FOUND
 from minires.data import imagenet
 from minires.study import experiment_figure, pretrained
 from minires.study.store import load_sweep
@@ -188,7 +189,7 @@ def test_a_second_process_leaves_the_folder_as_it_was(
     monkeypatch.setenv("MINIRES_CACHE", str(original / "cache"))
     out = tmp_path / command
     shutil.copytree(original / command, out)
-    for name in ("results.json", "config.json", "cells/x.json", improve.CHECKPOINT):
+    for name in ("results.json", "config.json", "cells/x.json", FOUND, improve.CHECKPOINT):
         if (out / name).parent.exists():
             (out / f"{name}.77.part").touch()  # the first process is writing it
     for name in ("results.json", "figure.png", "table.json"):

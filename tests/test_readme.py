@@ -59,6 +59,20 @@ def test_pages_tell_something():
     assert len(COMMANDS) >= 8
 
 
+def test_the_readme_leads_each_reader():
+    """Students, teachers and users; on Windows too; and no table before its words are explained."""
+    text = PAGES[0].read_text("utf-8")
+    heads = [text.index(head) for head in ("\n## To learn", "\n## To teach", "\n## To use")]
+    assert heads == sorted(heads)
+    assert ".venv\\Scripts\\activate" in TYPED[: TYPED.index("minires run")]
+    before = " ".join(text[: text.index("\n| | accuracy")].split())
+    for explained in (
+        "a learning rate, ℓ₁", "its own, ℓ₂", "*mean model* has", "*sampled network* has",
+        "*ensemble* averages", "NLL is", "± is",
+    ):  # fmt: skip
+        assert explained in before
+
+
 def test_pictures_and_links_of_a_page_exist():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):

@@ -28,7 +28,7 @@ from minires.study.cells import Source
 from minires.study.claims import TOO_SMALL
 from minires.study.crews import Cluster, Processes
 from minires.study.experiment import METRICS, fingerprint
-from minires.study.grid import SMOKE, Cell
+from minires.study.grid import SMOKE, Cell, Profile
 from minires.study.store import Store, load_sweep, save_rows, tabulate, text_table
 from minires.study.sweep import prepare, run_sweep
 from minires.training import metrics
@@ -782,8 +782,16 @@ def test_without_dask_the_error_says_what_to_install(tmp_path, capsys, monkeypat
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 @pytest.mark.parametrize("option", ["--seeds", "--workers"])
-def test_what_disk_or_memory_cannot_hold_is_refused_at_once(tmp_path, capsys, option, dry):
-    out = tmp_path / "out"
+def test_what_disk_or_memory_cannot_hold_is_refused_at_once(
+    tmp_path, capsys, monkeypatch, option, dry
+):
+    out, cells = tmp_path / "out", Profile.cells
+
+    def counted(profile):
+        assert profile.seeds < 10, "the cells of so many seeds are listed"
+        return cells(profile)
+
+    monkeypatch.setattr(Profile, "cells", counted)
     assert cli.main([*COMMAND[3:], "--out", str(out), option, str(10**9), *dry]) == 2
     error = capsys.readouterr().err
     assert re.search(rf"{option} 1000000000: .* are free: {option} \d+ would fit", error)
