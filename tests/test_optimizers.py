@@ -156,6 +156,14 @@ def test_rates_that_do_not_fit_the_replicas_are_refused(rate, shape, complaint):
     assert (theta == 1).all()
 
 
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_complex_rates_are_refused(kind):
+    """NumPy's complex numbers have an order: 0 <= rate is no error."""
+    for rate in (0.1 + 0j, np.complex64(0.1), np.full((3, 1), 0.1 + 1j)):
+        with pytest.raises(ValueError, match=rf"{kind.__name__}: rate is .*j\)+, expected 0 <= "):
+            kind(rate)
+
+
 def test_momentum_may_change_between_steps(rng):
     gradients = rng.standard_normal((7, 5))
     optimizer, theta, expected, velocity = SGD(0.1), np.zeros(5), np.zeros(5), np.zeros(5)

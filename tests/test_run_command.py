@@ -549,6 +549,8 @@ def change_arrays(path, **changed):
         ("finetuned", {"theta": lambda a: a + 1}),
         ("finetuned", {"history": lambda a: a[:-1]}),
         ("finetuned", {"watched": lambda a: a + 10**8}),
+        ("finetuned", {"watched": lambda a: a.astype(float)}),
+        ("finetuned", {"watched": lambda a: a[:, None]}),
         ("finetuned", {"run": lambda a: np.array("0000")}),
         ("pretrained", {"theta": lambda a: a[:, None]}),
         ("moments", {"offset": lambda a: a + 1}),

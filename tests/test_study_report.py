@@ -396,6 +396,9 @@ def test_the_page_says_what_to_type_for_the_same_sweep():
     sweep = replace(synthetic_sweep(seeds=1), settings=settings)
     facts = dict(report.facts_of(sweep, None))
     assert facts["command"] == "minires sweep --profile lite --device gpu"
+    shown = str(report.template("macros.html.j2").module.fact_list(facts.items()))
+    words = [text for tag, text in Page(shown).texts if tag == "span"]
+    assert " ".join(words) == facts["command"]
 
 
 @pytest.mark.usefixtures("few_panels")
