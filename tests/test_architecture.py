@@ -124,6 +124,13 @@ def test_asking_for_help_needs_neither_pictures_nor_networks():
     assert done.stdout.strip() == "[]"
 
 
+def test_the_package_imports_nothing_that_the_wheel_lacks():
+    beside = {path.parent.name for path in ROOT.glob("*/*.py")} - {"minires"}
+    assert beside >= {"data_tools", "lessons", "tests"}
+    for path in modules(PACKAGE):
+        assert not beside & {name.partition(".")[0] for name in imports_of(path, KNOWN)}, path
+
+
 def test_the_wheel_holds_one_package_alone():
     """A top-level `lessons` or `tests` of ours would collide with those of others."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
