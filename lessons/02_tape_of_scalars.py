@@ -152,13 +152,13 @@ print("minires:", *gradients((w2 * x2 + b2) ** 2 + w2 * w2, [w2, x2, b2]))
 # `made_from`. The difficult part is the order: a value may hand on its gradient only when *all*
 # that was made from it has done so.
 #
-# A value can be used a thousand times, one after another, so do not let a function call itself once
-# per step: Python stops at a depth of about 1000. A list of what is still to do is enough.
+# A real network makes thousands of values, one from another. So do not let a function call itself
+# once per step: Python stops at a depth of about 1000. A list of what is still to do is enough.
 
 
 # %% tags=["exercise", "backward"]
 def backward(output):
-    """Fill `grad` of `output` and of every Value that it was made from.
+    """Fill `grad` of `output` and of every Value that it was made from. Returns nothing.
 
     output   a Value; afterwards output.grad is 1, and value.grad is ∂output/∂value
     """

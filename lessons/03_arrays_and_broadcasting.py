@@ -7,16 +7,16 @@
 #
 # In lesson 2 every step knew its slope, one number. A step on arrays has many inputs and many
 # outputs. We do not need all those slopes one by one. We need one function, the **pullback**. It
-# takes g, the gradient of the loss to the step's *result*, and gives the gradient of the loss to
-# the step's *input*:
+# takes g, the gradient of the loss with respect to the step's *result*. It gives the gradient of
+# the loss with respect to the step's *input*:
 #
 #     y = f(x)        x's gradient[i] = Σⱼ g[j] · ∂y[j]/∂x[i]        (always the shape of x)
 #
 # Three pullbacks carry a network:
 #
-#     y = x · z       for x: g · z                   elementwise: each number has its own slope
-#     Y = X @ W       for X: G @ Wᵀ, for W: Xᵀ @ G    the shapes leave no other choice
-#     y = x + b       for b: g, summed over all rows  if b was *broadcast*
+#     y = x · z       for x: g · z                      each number has its own slope
+#     Y = X @ W       for X: G @ Wᵀ, for W: Xᵀ @ G      the shapes leave no other choice
+#     y = x + b       for b: g, summed over all rows    if b was broadcast: see below
 #
 # **Broadcasting** is how NumPy adds a bias b of shape (4,) to x of shape (3, 4): it uses the same b
 # for each of the three rows. So one number of b goes three ways, and where paths meet, gradients
@@ -192,8 +192,8 @@ def matmul_pullbacks(x, w, g):
     """The gradients of both factors of y = x @ w.
 
     x, w      (M, K) and (K, L)
-    g         (M, L), the gradient of the loss to y
-    Returns   the gradients of x and of w, with their shapes
+    g         (M, L), the gradient of the loss with respect to y
+    Returns   two arrays: the gradient of x (M, K), the gradient of w (K, L)
     """
     raise NotImplementedError("two products, two transposes")
 
@@ -229,8 +229,9 @@ rejected(check_matmul, mean_over_rows)
 # %% [markdown]
 # ## Exercise 3: an operation of your own
 #
-# Write swish, x · s with s = 1 / (1 + e⁻ˣ): the result, and a tuple with one pullback.
-# Differentiate it by hand: a product has two terms, and the slope of s is s · (1 − s).
+# Write swish, x · s with s = 1 / (1 + e⁻ˣ). Return the result and a tuple with one pullback, as
+# `softplus` does above. Differentiate it by hand: a product has two terms, and the slope of s is
+# s · (1 − s).
 
 
 # %% tags=["exercise", "swish"]

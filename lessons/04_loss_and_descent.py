@@ -133,37 +133,39 @@ print(f"summed loss, ℓ = 0.15     {summed[-tail:].mean():.2f}   (last quarter)
 # %% [markdown]
 # ## The picture: borders that find their place
 #
-# Each point is an image. The three greys say which class the network would choose there. At the
-# start the borders lie anywhere. Three updates turn them roughly the right way; the other thousands
-# are for the last few percent. At the end a band for the sixes has opened between the zeros and the
-# ones, and it bends. Only a network with a hidden layer can bend a border.
+# Each point is an image. The grey behind it is what the network would answer there: light for 0,
+# middle for 1, dark for 6. At the start the borders lie anywhere. Three updates turn them roughly
+# the right way. The other two thousand bring the last ten percent or so. At the end a band for the
+# sixes has opened between the zeros and the ones, and it bends. Only a network with a hidden layer
+# can bend a border.
 
 # %%
 grid = np.stack(np.meshgrid(np.linspace(-3, 3, 160), np.linspace(-3, 3, 160)), axis=-1)
 shown = np.arange(min(len(features), 240))
-figure, panels = plt.subplots(1, len(looks), figsize=(13, 4.3), sharey=True)
-for axes, number in zip(panels, looks, strict=True):
+figure, panels = plt.subplots(2, 2, figsize=(9, 8.6), sharex=True, sharey=True)
+for axes, number in zip(panels.flat, looks, strict=True):
     chosen = network(kept[number], grid.reshape(-1, 2)).argmax(axis=-1).reshape(160, 160)
     axes.contourf(
         grid[..., 0], grid[..., 1], chosen, levels=[-0.5, 0.5, 1.5, 2.5],
         colors=["#f6f6f6", "#d4d4d4", "#a9a9a9"],
     )  # fmt: skip
     for k, (marker, colour) in enumerate(
-        zip("os^", ("#0b3954", "#e07a1f", "#7b2d8b"), strict=True)
+        zip("os^", ("#0b3954", "#d55e00", "#7b2d8b"), strict=True)
     ):
         own = shown[labels[shown] == k]
         axes.plot(
-            *features[own].T, marker, color=colour, ms=5, mec="white", mew=0.5, ls="",
+            *features[own].T, marker, color=colour, ms=7, mec="white", mew=0.6, ls="",
             label=f"digit {(0, 1, 6)[k]}",
         )  # fmt: skip
     right = (network(kept[number], features).argmax(axis=-1) == labels).mean()
-    axes.set_title(f"after {number:,} updates\n{right:.0%} right")
-    axes.set_xlabel("ink in the middle (σ)")
+    axes.set_title(f"after {number:,} updates: {right:.0%} right")
     axes.set_xlim(-3, 3)
     axes.set_ylim(-3, 3)
     axes.grid(visible=False)
-panels[0].set_ylabel("height of the ink (σ)")
-figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+figure.supxlabel("ink in the middle (σ)")
+figure.supylabel("height of the ink (σ)")
+handles, names = panels[0, 0].get_legend_handles_labels()
+figure.legend(handles, names, loc="outside upper center", ncols=3, markerscale=1.5)
 plt.show()
 
 
@@ -227,12 +229,12 @@ rejected(check_log_softmax, one_maximum_for_all)
 # %% [markdown]
 # ## Exercise 2: one step of SGD
 #
-# Eq. 1 without the words. θ is an array that others hold too, so change it *in place*.
+# Eq. 1 as code. θ is an array that other parts of a program hold too, so change it *in place*.
 
 
 # %% tags=["exercise", "sgd"]
 def sgd(theta, gradient, rate):
-    """Go one step down, in place.
+    """Go one step down, in place. Returns nothing.
 
     theta      (P,), changed
     gradient   (P,), of the mean loss; not changed
@@ -281,7 +283,7 @@ rejected(check_optimizer, not_in_place, "sgd")
 
 # %% tags=["exercise", "adam"]
 def adam(theta, gradient, state, rate):
-    """One step of Adam, in place.
+    """One step of Adam, in place. Returns nothing.
 
     theta      (P,), changed
     gradient   (P,), not changed

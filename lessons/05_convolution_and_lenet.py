@@ -87,7 +87,8 @@ print(f"{right.mean():.1%} of the test digits are right after {UPDATES} updates"
 #
 # Above: the six kernels of the first layer; white is a positive weight, black a negative one.
 # Below: what each makes of the digit at the left (each in its own greys). Compare a kernel with its
-# map. One that is bright on one side and dark on the other answers to edges of that direction.
+# map. One that is bright on one side and dark on the other answers to edges of that direction. The
+# frame around each map comes from the padding: its zeros are grey, but the background is −1, black.
 
 # %%
 kernels = model.layout["conv2d_1.weight"].view(theta)  # (5, 5, 1, 6)
@@ -182,7 +183,7 @@ def conv2d_backward(x, w, g, stride=1, padding=0):
     """The gradients of x and of w.
 
     x, w, stride, padding   as for conv2d
-    g         (N, OH, OW, O), the gradient of the loss to y
+    g         (N, OH, OW, O), the gradient of the loss with respect to y
     Returns   the gradients of x (N, H, W, C) and of w (K, K', C, O)
     """
     raise NotImplementedError("give each g back to the pixels it was made from")
@@ -250,8 +251,8 @@ def max_pool(x):
 # ## Exercise 3: max pooling's gradient
 #
 # Max pooling keeps the largest of each 2 × 2 pixels. Only the winner had an influence on the
-# result, so only the winner gets the gradient. A row or column that does not fill a window is left
-# out.
+# result, so only the winner gets the gradient. Where several pixels are equally large, take the
+# first of them. A row or column that does not fill a window is left out: its gradient is 0.
 
 
 # %% tags=["exercise", "max_pool_backward"]
@@ -352,12 +353,12 @@ for pixels in (0, 1, 2, 4, 6):
 #
 # </details>
 #
-# **3.** In exercise 2, why may the pullback of x not ask for x itself?
+# **3.** In exercise 2, does the pullback of x need x itself?
 #
 # <details><summary>Answer</summary>
 #
-# It may, but it has no use for it: y is linear in x, so its slope does not depend on x. It needs w,
-# and x's shape. The pullback of w needs x.
+# No. y is linear in x, so its slope does not depend on x. The pullback needs w, and the shape of x.
+# The pullback of w needs x.
 #
 # </details>
 #

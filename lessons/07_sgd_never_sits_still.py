@@ -117,13 +117,13 @@ for (life, bell), weight in zip(panels, six, strict=True):
     name = next(
         e.name for e in model.layout.weights if e.start <= weight < e.start + e.size
     )  # which layer it belongs to
-    life.set_title(f"{name}: mean {mean:+.3g}, σ {sigma:.2g}", fontsize=10, loc="left")
+    life.set_title(f"{name}: mean {mean:+.3g}, σ {sigma:.2g}", fontsize=12, loc="left")
     bell.hist(
         values,
         bins=np.linspace(-3.5, 3.5, 36),
         density=True,
         orientation="horizontal",
-        color="#6a8caf",
+        color="#7fa8d1",
     )
     height = np.linspace(-3.5, 3.5, 100)
     bell.plot(np.exp(-(height**2) / 2) / np.sqrt(2 * np.pi), height, color="black", linestyle="-")
@@ -157,9 +157,9 @@ print(f"the first direction alone holds {share[0]:.0%}")
 # %% [markdown]
 # ## Exercise: the collector
 #
-# Two settings beyond the paper: a **burn-in** leaves out the first updates, when θ still goes
-# downhill. A **stride** takes only every so many-th: neighbours are nearly the same anyhow. The
-# update that ends each stride counts. With burn_in = 2 and stride = 3 that is 5, 8, 11, …
+# Two settings beyond the paper. A **burn-in** of 2 leaves out the first two updates, when θ still
+# goes downhill. A **stride** of 3 counts only every third update after them: neighbours are nearly
+# the same anyhow. The last update of each three counts: 5, 8, 11, …
 
 
 # %% tags=["exercise", "collect"]

@@ -176,7 +176,7 @@ map_losses = loss_of((mean + plane).astype(np.float32), 150).reshape(GRID, GRID)
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.2))
 levels = np.geomspace(map_losses.min(), map_losses.max(), 12)
 shades = left.contourf(*grid, map_losses, levels=levels, cmap="Greys", alpha=0.75)
-left.plot(*shadow.T, "-", color="#e07a1f", linewidth=1, marker=".", markersize=5)
+left.plot(*shadow.T, "-", color="#d55e00", linewidth=1, marker=".", markersize=5)
 for point, marker, name in (
     (shadow[0], "s", "trained"), (shadow[-1], "^", "last θ"), ((0, 0), "o", "mean"),
 ):  # fmt: skip

@@ -98,10 +98,10 @@ for name, p in (
 # %% [markdown]
 # ## The picture: how many, how sure, how much noise
 #
-# Left: the NLL of an ensemble of the first K. Middle: a *reliability diagram*. A calibrated network
-# lies on the diagonal. Below the diagonal it is too sure of itself, above it too modest. (The
-# number of images differs from point to point: most are at the right end.) Right: what happens when
-# σ is multiplied by a *scale*.
+# Above left: the NLL of an ensemble of the first K. Above right: a *reliability diagram*. A
+# calibrated network lies on the diagonal. Below the diagonal it is too sure of itself, above it too
+# modest. (The number of images differs from point to point: most are at the right end.) Below: what
+# happens when σ is multiplied by a *scale*.
 
 # %%
 scales = np.array([0, 0.25, 0.5, 0.75, 1, 1.5, 2])
@@ -113,16 +113,17 @@ for factor in scales:
     dial["one network (average)"].append(nll(p, test_labels[:800]).mean())
     dial[f"ensemble of {noise_few}"].append(nll(p.mean(axis=0), test_labels[:800]))
 
-figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.6))
+figure, panels = plt.subplot_mosaic("AB;CC", figsize=(11, 9))
+left, right, below = panels.values()
 counts = np.arange(1, MEMBERS + 1)
 growing = p_members.cumsum(axis=0) / counts[:, None, None]
 left.plot(counts, nll(p_members, test_labels), "o", color="0.6", label="each member alone")
 left.plot(counts, nll(growing, test_labels), color="#0b3954", linestyle="-", label="the first K")
 for p, name, dashes in ((p_mean, "mean model", "--"), (p_last, "last θ", ":")):
-    left.axhline(nll(p, test_labels), color="#e07a1f", linestyle=dashes, label=name)
+    left.axhline(nll(p, test_labels), color="#d55e00", linestyle=dashes, label=name)
 left.set_xlabel("number of members K")
 left.set_ylabel("test NLL, nats per image")
-left.legend(fontsize=10, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+left.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 
 edges = np.linspace(0, 1, 6)
 for p, name, marker in (
@@ -133,21 +134,21 @@ for p, name, marker in (
     confidence, right_answer = p.max(axis=1), p.argmax(axis=1) == test_labels
     bin_of = np.clip(np.searchsorted(edges, confidence) - 1, 0, 4)
     bins = [b for b in range(5) if (bin_of == b).sum() >= 10]
-    middle.plot(
+    right.plot(
         [confidence[bin_of == b].mean() for b in bins],
         [right_answer[bin_of == b].mean() for b in bins],
         marker=marker, ms=8, label=name,
     )  # fmt: skip
-middle.plot([0.2, 1], [0.2, 1], color="black", linewidth=1, linestyle="-")
-middle.set_xlabel("confidence (largest probability)")
-middle.set_ylabel("share of right answers")
-middle.legend()
+right.plot([0.2, 1], [0.2, 1], color="black", linewidth=1, linestyle="-")
+right.set_xlabel("confidence (largest probability)")
+right.set_ylabel("share of right answers")
+right.legend()
 
 for (name, values), marker in zip(dial.items(), "os", strict=True):
-    right.plot(scales, values, marker=marker, label=name)
-right.set_xlabel("scale of σ (0: mean model, 1: paper)")
-right.set_ylabel("test NLL, nats per image")
-right.legend(fontsize=10)
+    below.plot(scales, values, marker=marker, ms=8, label=name)
+below.set_xlabel("scale of σ (0: mean model, 1: paper)")
+below.set_ylabel("test NLL, nats per image")
+below.legend()
 plt.show()
 
 # %% [markdown]
@@ -305,7 +306,7 @@ rejected(check_metric, bins_weigh_alike, "ece")
 # %% [markdown]
 # ## What would break this?
 #
-# **A σ that is too large.** Turn the dial of the right picture further up. A sampled network then
+# **A σ that is too large.** Turn the dial of the lower picture further up. A sampled network then
 # has nothing to do with digits any more:
 
 # %%

@@ -10,12 +10,12 @@
 # neural network". So take one from anywhere: PyTorch, TensorFlow and others write networks to files
 # of one common form, **ONNX**. Such a file is a *graph*: a list of nodes, and a list of arrays.
 #
-#     node        operator    inputs                          output
-#     ──────────  ──────────  ──────────────────────────────  ──────
-#     1           Conv        image, kernel_1, bias_1         a
-#     2           Relu        a                               b
-#     3           Conv        b, kernel_2, bias_2             c
-#     …
+# | node | operator | inputs | output |
+# |---|---|---|---|
+# | 1 | Conv | image, kernel_1, bias_1 | a |
+# | 2 | Relu | a | b |
+# | 3 | Conv | b, kernel_2, bias_2 | c |
+# | … | | | |
 #
 # To improve it by weight resampling we need three things:
 #
@@ -116,11 +116,14 @@ if onnx:
 # Not their names tell it (anybody may name an array anything), and not their type. It is the *place
 # where they are used*:
 #
-#     operator             inputs, from 0            weights
-#     Conv, Gemm           x, kernel or matrix, bias 1 and 2
-#     MatMul               x, matrix                 1
-#     BatchNormalization   x, scale, shift, m, v     1 and 2 (m and v are statistics: lesson 10)
-#     Reshape, Clip        x, a shape or bounds      none
+# | operator | inputs, counted from 0 | weights |
+# |---|---|---|
+# | Conv, Gemm | x, kernel or matrix, bias | 1 and 2 |
+# | MatMul | x, matrix | 1 |
+# | BatchNormalization | x, scale, shift, m, v | 1 and 2 (m and v are statistics: lesson 10) |
+# | Reshape, Clip | x, a shape or bounds | none |
+#
+# The bias of Conv and of Gemm may be missing.
 
 
 # %% tags=["exercise", "weights_of"]

@@ -24,7 +24,11 @@ TYPED = [
     if language in ("", "sh", "console")
     for line in code.replace("\\\n", " ").splitlines()
 ]
-COMMANDS = [line for line in TYPED if line.partition(" ")[0] == "minires"]
+COMMANDS = [
+    found[1]
+    for line in TYPED
+    if (found := re.search(r"(?:^|python -m )(minires .*)", line)) and ";" not in line
+]
 
 
 @pytest.mark.parametrize("code", PYTHON)

@@ -16,6 +16,7 @@ from minires.testing import (
     check_gradient,
     check_log_softmax,
     check_matmul,
+    check_merge,
     check_metric,
     check_moments,
     check_optimizer,
@@ -23,6 +24,7 @@ from minires.testing import (
     check_pooling,
     check_sampler,
     check_unbroadcast,
+    mistakes,
 )
 from minires.testing import references as right
 from minires.testing.judging import Property, Wrong, examine, readable, show, show_both
@@ -147,11 +149,24 @@ class WithoutTheFactor(right.Welford):
         (check_sampler, lambda mean, variance, k, rng: np.stack([mean + variance**0.5
             * own.standard_normal() for own in rng.spawn(k)]), "one ε: each needs its own"),
         (check_moments, WithoutTheFactor, "the factor (n − 1)/n is missing"),
+        (check_merge, mistakes.halves_weigh_the_same, "a mean weighs as much as its count"),
+        (check_merge, mistakes.forgets_the_distance, "the means differ too"),
+        (check_merge, lambda *halves: None, "is a `return` missing?"),
     ],
-    ids=["rows", "exchanged", "one maximum", "still", "zeros", "logits", "one ε", "factor"],
+    ids=["rows", "exchanged", "one maximum", "still", "zeros", "logits", "one ε", "factor",
+         "halves", "distance", "nothing"],
 )  # fmt: skip
 def test_a_known_mistake_is_named(check, answer, hint):
     assert hint in text_of(check, answer).splitlines()[2]
+
+
+def test_a_counterexample_of_two_halves_shows_what_was_given():
+    assert (
+        "smallest counterexample: counts 1 and 1, means [1] and [0], variances [0] and [0]"
+        "    yours: 0    right: 0.25\n"
+    ) in text_of(check_merge, mistakes.forgets_the_distance)
+    text = text_of(check_merge, lambda *halves: (halves[0] + halves[3], halves[1]))
+    assert "yours: 2 things    right: three things: count, mean, variance" in text
 
 
 def test_a_gradient_s_counterexample_shows_g():

@@ -65,7 +65,7 @@ from minires.testing.kernels import (
     reestimation_suite,
     running_statistics_suite,
 )
-from minires.testing.moments import check_moments, moments_suite
+from minires.testing.moments import check_merge, check_moments, merge_suite, moments_suite
 from minires.testing.optimizers import check_optimizer, optimizer_suite
 from minires.testing.weights import (
     check_collector,
@@ -96,6 +96,7 @@ __all__ = [
     "check_line",
     "check_log_softmax",
     "check_matmul",
+    "check_merge",
     "check_metric",
     "check_moments",
     "check_optimizer",
@@ -119,6 +120,7 @@ __all__ = [
     "line_suite",
     "log_softmax_suite",
     "matmul_suite",
+    "merge_suite",
     "metric_suite",
     "moments_suite",
     "optimizer_suite",

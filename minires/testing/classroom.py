@@ -5,9 +5,9 @@ from typing import Any
 
 from minires.arrays import text
 
-# Dark, middle, light, middle: told apart on a projector, in print and by a colour-blind eye,
-# since each has its own dashes and its own grey.
-COLOURS = ("#0b3954", "#e07a1f", "#6a8caf", "#7b2d8b", "#2f9e44", "#868e96")
+# Told apart on a projector, in print and by a colour-blind eye: each has its own dashes, and the
+# first four have four greys.
+COLOURS = ("#0b3954", "#d55e00", "#7fa8d1", "#7b2d8b", "#2f9e44", "#868e96")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)))
 
 

@@ -17,6 +17,7 @@ from minires.testing.judging import Property
 # name → a function of the code to be judged that returns its properties
 KINDS: dict[str, Callable[..., list[Property]]] = {
     "moments": moments.moments_properties,
+    "merge": moments.merge_properties,
     "gradient": gradients.gradient_properties,
     "unbroadcast": gradients.unbroadcast_properties,
     "matmul": gradients.matmul_properties,

@@ -206,6 +206,33 @@ class CountsFromOne(right.Welford):
         return self.squares / self._count
 
 
+@_wrong("merge", "both halves weigh the same")
+def halves_weigh_the_same(count_a, mean_a, variance_a, count_b, mean_b, variance_b):
+    d = mean_b - mean_a
+    return count_a + count_b, mean_a + d / 2, (variance_a + variance_b) / 2 + d**2 / 4
+
+
+@_wrong("merge", "the distance of the means is forgotten")
+def forgets_the_distance(count_a, mean_a, variance_a, count_b, mean_b, variance_b):
+    n = count_a + count_b
+    a, b = count_a / n, count_b / n
+    return n, a * mean_a + b * mean_b, a * variance_a + b * variance_b
+
+
+@_wrong("merge", "σ² is taken for nσ²")
+def sums_of_squares_for_variances(count_a, mean_a, variance_a, count_b, mean_b, variance_b):
+    n, d = count_a + count_b, mean_b - mean_a
+    squares = variance_a + variance_b + d**2 * count_a * count_b / n
+    return n, mean_a + d * count_b / n, squares / n
+
+
+@_wrong("merge", "the count of the first half")
+def count_of_the_first(count_a, mean_a, variance_a, count_b, mean_b, variance_b):
+    n, d = count_a + count_b, mean_b - mean_a
+    inside = (count_a * variance_a + count_b * variance_b) / n
+    return count_a, mean_a + d * count_b / n, inside + d**2 * count_a * count_b / n**2
+
+
 # --- gradients ---------------------------------------------------------------------------
 
 

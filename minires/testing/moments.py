@@ -8,6 +8,7 @@ import numpy as np
 
 from minires.testing import oracles
 from minires.testing.judging import (
+    Misfit,
     Property,
     Summary,
     Words,
@@ -16,6 +17,7 @@ from minires.testing.judging import (
     compare,
     judge,
     required_arguments,
+    show,
     strategies,
     suite_of,
 )
@@ -47,6 +49,29 @@ def check_moments(make: Callable) -> Summary:
 def moments_suite(make: Callable) -> Callable:
     """`check_moments` for pytest: `test_mine = moments_suite(Running)` is one test a property."""
     return suite_of("moments", moments_properties(make))
+
+
+def check_merge(merge: Callable) -> Summary:
+    """Judge a function that merges the moments of two streams of updates.
+
+        def merge(count_a, mean_a, variance_a, count_b, mean_b, variance_b): ...
+            # → count, mean, variance of all updates
+
+        check_merge(merge)
+
+    A count is 1 or more. Means and variances are float64 arrays of one shape.
+
+    merge    the code to be judged, as above
+    Returns  Summary
+    Raises   Falsified
+    Source   Chan, Golub and LeVeque 1983
+    """
+    return judge("merge", merge_properties(merge))
+
+
+def merge_suite(merge: Callable) -> Callable:
+    """`check_merge` for pytest: one test a property."""
+    return suite_of("merge", merge_properties(merge))
 
 
 def _new(make, shape):
@@ -90,23 +115,33 @@ def _without_the_factor(x):
     return squares / len(x)
 
 
+def _streams(least=1, most=12, widest=3):
+    """Rows of equal width. Numbers are chosen before the width, so that a smaller width is found
+    by itself: the same numbers, in more rows."""
+    st = strategies()
+
+    def rows(case):
+        numbers, width = case
+        missing = max(least * width - len(numbers), -len(numbers) % width)
+        numbers = numbers + [0] * missing
+        return tuple(tuple(numbers[i : i + width]) for i in range(0, len(numbers), width))
+
+    lists = st.lists(st.integers(-9, 9), min_size=1, max_size=most)
+    return st.tuples(lists, st.integers(1, widest)).map(rows)
+
+
+def _halves():
+    """Two streams of equal width."""
+    return (
+        strategies()
+        .tuples(_streams(2), strategies().integers(1, 3))
+        .map(lambda case: (case[0][: case[1]], case[0][case[1] :] or case[0][:1]))
+    )
+
+
 def moments_properties(make: Callable) -> list[Property]:
     """The properties that `check_moments` tries."""
     st = strategies()
-    whole = st.integers(-9, 9)
-
-    def streams(least=1, most=12, widest=3):
-        """Rows of equal width. Numbers are chosen before the width, so that a smaller width is
-        found by itself: the same numbers, in more rows."""
-
-        def rows(case):
-            numbers, width = case
-            missing = max(least * width - len(numbers), -len(numbers) % width)
-            numbers = numbers + [0] * missing
-            return tuple(tuple(numbers[i : i + width]) for i in range(0, len(numbers), width))
-
-        lists = st.lists(whole, min_size=1, max_size=most)
-        return st.tuples(lists, st.integers(1, widest)).map(rows)
 
     @functools.cache
     def digits():
@@ -229,26 +264,27 @@ def moments_properties(make: Callable) -> list[Property]:
         return compare(_read(_fold(make, x, np.float32), "variance", right.shape), right, right / 8)
 
     found = [
-        Property("the mean is numpy.mean", streams(), mean, _told,
+        Property("the mean is numpy.mean", _streams(), mean, _told,
                  "eq. 2: θ̄ ← θ̄ + (θ − θ̄)/n with n = 1, 2, …", "streams", 40),
-        Property("the variance is numpy.var", streams(), variance, _told,
+        Property("the variance is numpy.var", _streams(), variance, _told,
                  "eq. 3: the mean of the squared differences from θ̄, divided by n",
                  "streams", 40),
-        Property("one update is the mean, and has variance 0", whole.map(lambda k: ((k,),)),
-                 one_update, _told, "after one update n is 1", "streams", 20),
+        Property("one update is the mean, and has variance 0",
+                 st.integers(-9, 9).map(lambda k: ((k,),)), one_update, _told,
+                 "after one update n is 1", "streams", 20),
         Property("a constant stream has variance 0",
                  st.tuples(st.integers(1, 99), st.integers(1, 12)), constant,
                  lambda case: f"updates {[case[0] / 10] * case[1]}",
                  "E[x²] − E[x]² subtracts two nearly equal numbers: sum up squared differences "
                  "instead", "streams", 50),
-        Property("a large mean leaves the variance as it is", streams(), shifted, tell_shifted,
+        Property("a large mean leaves the variance as it is", _streams(), shifted, tell_shifted,
                  "E[x²] − E[x]² subtracts two nearly equal numbers: sum up squared differences "
                  "instead", "streams"),
-        Property("order does not matter", streams(least=2), reversed_, _told,
+        Property("order does not matter", _streams(least=2), reversed_, _told,
                  "every update must weigh 1/n in the end", "streams"),
-        Property("θ may change after `update`", streams(most=4, widest=1), in_place, _told,
+        Property("θ may change after `update`", _streams(most=4, widest=1), in_place, _told,
                  "keep a copy of θ, not θ itself", "streams"),
-        Property("reading between updates changes nothing", streams(widest=1), read_between, _told,
+        Property("reading between updates changes nothing", _streams(widest=1), read_between, _told,
                  "right when read at the end, wrong when read after every update: reading must "
                  "not change what is kept", "streams"),
         Property("10,000 small steps of float32 keep their variance", (1000, 10_000), long,
@@ -262,9 +298,6 @@ def moments_properties(make: Callable) -> list[Property]:
     except Exception:  # the properties above will say it
         return found
     if hasattr(one, "merge"):
-        halves = st.tuples(streams(2), st.integers(1, 3)).map(
-            lambda case: (case[0][: case[1]], case[0][case[1] :] or case[0][:1])
-        )
 
         def merge(case):
             a, b = case
@@ -284,7 +317,7 @@ def moments_properties(make: Callable) -> list[Property]:
 
         found.append(
             Property(
-                "two halves merge", halves, merge,
+                "two halves merge", _halves(), merge,
                 lambda case: f"{_told(case[0])} merged with {_told(case[1])}", unit="pairs",
             )
         )  # fmt: skip
@@ -297,10 +330,69 @@ def moments_properties(make: Callable) -> list[Property]:
 
         found.append(
             Property(
-                "`count` is the number of updates", streams(widest=1), count, _told, unit="streams"
+                "`count` is the number of updates", _streams(widest=1), count, _told, unit="streams"
             )
         )
     return found
+
+
+def merge_properties(merge: Callable) -> list[Property]:
+    """The properties that `check_merge` tries."""
+
+    def merged(case):
+        """What comes back for two streams, and what each alone and both have."""
+        parts = [(len(rows), *oracles.exact_moments(rows)) for rows in case]
+        given = [part if np.ndim(part) == 0 else part.copy() for own in parts for part in own]
+        found = merge(*given)
+        if not isinstance(found, (tuple, list)) or len(found) != 3:
+            many = isinstance(found, (tuple, list))
+            yours = f"{len(found)} things" if many else type(found).__name__
+            raise Misfit(Words(yours), Words("three things: count, mean, variance"))
+        return found, parts, oracles.exact_moments(case[0] + case[1])
+
+    def tell(case):
+        (n_a, mean_a, variance_a), (n_b, mean_b, variance_b) = (
+            (len(rows), *(show(m.tolist(), 3) for m in oracles.exact_moments(rows)))
+            for rows in case
+        )
+        return (
+            f"counts {n_a} and {n_b}, means {mean_a} and {mean_b}, "
+            f"variances {variance_a} and {variance_b}"
+        )
+
+    def tolerance(case):
+        return 1e-5 * max(1.0, float(np.abs(np.array(case[0] + case[1])).max()) ** 2)
+
+    def count(case):
+        return compare(merged(case)[0][0], len(case[0] + case[1]), 0)
+
+    def mean(case):
+        found, (a, b), (right, _) = merged(case)
+        hints = [
+            ((a[1] + b[1]) / 2, "a mean weighs as much as its count: n_a/n and n_b/n"),
+            (a[1] + b[1], "that is the sum of the means"),
+        ]
+        return compare(array_of(found[1], right.shape), right, tolerance(case), hints)
+
+    def variance(case):
+        found, (a, b), (_, right) = merged(case)
+        n = a[0] + b[0]
+        inside = (a[0] * a[2] + b[0] * b[2]) / n
+        hints = [
+            (inside, "the means differ too: d² n_a n_b/n is missing in nσ²"),
+            (right * n, "that is nσ²: divide by n"),
+            (np.sqrt(right), "that is σ: the variance is σ²"),
+        ]
+        return compare(array_of(found[2], right.shape), right, tolerance(case), hints)
+
+    return [
+        Property("the counts add up", _halves(), count, tell, "n = n_a + n_b", "pairs", 20),
+        Property("the mean is that of all updates", _halves(), mean, tell,
+                 "θ̄ = (n_a θ̄_a + n_b θ̄_b)/n", "pairs", 30),
+        Property("the variance is that of all updates", _halves(), variance, tell,
+                 "nσ² = n_a σ²_a + n_b σ²_b + d² n_a n_b/n, with d the difference of the means",
+                 "pairs", 30),
+    ]  # fmt: skip
 
 
 def _drift(steps, weights=8):

@@ -151,7 +151,7 @@ def optimizer_properties(step: Callable, kind: str) -> list[Property]:
     }[kind]
     return [
         Property("the first step is the formula's", cases(), outcome, tell, formula, "steps", 40),
-        Property("so are those after it", cases(2, 6), outcome, tell,
+        Property("later steps are the formula's", cases(2, 6), outcome, tell,
                  f"the first step is right, a later one is not: {formula}", "runs", 30),
         Property("a gradient of 0 changes nothing at first", cases(), still, tell,
                  formula, "steps", 10),

@@ -151,6 +151,24 @@ class Lists:
         return self._shaped([s / self.n for s in self._squares])
 
 
+@_right("merge", "Chan, Golub and LeVeque, float64")
+def merge(count_a, mean_a, variance_a, count_b, mean_b, variance_b):
+    count = count_a + count_b
+    d = mean_b - mean_a
+    squares = variance_a * count_a + variance_b * count_b + d**2 * count_a * count_b / count
+    return count, mean_a + d * count_b / count, squares / count
+
+
+@_right("merge", "by the sums of x and x², float32")
+def merge_by_sums(count_a, mean_a, variance_a, count_b, mean_b, variance_b):
+    a, b = np.float32(count_a), np.float32(count_b)
+    halves = ((a, mean_a, variance_a), (b, mean_b, variance_b))
+    total = sum(n * mean.astype(np.float32) for n, mean, _ in halves)
+    squares = sum(n * (v.astype(np.float32) + m.astype(np.float32) ** 2) for n, m, v in halves)
+    mean = total / (a + b)
+    return [count_a + count_b, mean, squares / (a + b) - mean**2]
+
+
 # --- gradients ---------------------------------------------------------------------------
 
 
