@@ -18,10 +18,10 @@
 # An image of height H with padding P and a kernel of height K gives (H + 2P − K) / s + 1 rows,
 # rounded down.
 #
-# Two remarks. Mathematics would turn the kernel round and call the formula above a *correlation*;
-# every deep-learning library leaves it as it is and says convolution. And: y depends on x
-# *linearly*. So the gradient of x is the same sum, read the other way: each y[i, j] gives its
-# gradient back to the K × K pixels that it was made from.
+# Two remarks. In mathematics a convolution first turns the kernel round, and the formula above is
+# called a *correlation*. Every deep-learning library uses the formula above and calls it a
+# convolution. And: y depends on x *linearly*. So the gradient of x is the same sum, read the other
+# way: each y[i, j] gives its gradient back to the K × K pixels that it was made from.
 
 # %% tags=["setup"]
 import matplotlib.pyplot as plt
@@ -168,9 +168,9 @@ rejected(check_convolution, pads_one_side)
 # %% [markdown]
 # ## Exercise 2: its two gradients
 #
-# g has the shape of y. For w: which x met w[p, q], at all places i, j? For x: where did x[i, j] go?
-# One loop over p and q does both. And here is a test for any linear step A with pullback Aᵀ,
-# without a single derivative:
+# g has the shape of y. For the gradient of w, ask: which x were multiplied by w[p, q], at all places
+# i, j? For the gradient of x, ask: into which y did each x go? One loop over p and q does both. And
+# here is a test for any linear step A with pullback Aᵀ, without a single derivative:
 #
 #     sum(A(x) · g) = sum(x · Aᵀ(g))        for every x and every g
 #

@@ -9,7 +9,7 @@
 # The paper's first approach takes one line: after fine-tuning, put the mean θ̄ of all updates in
 # the place of the last θ. Lesson 1 showed that this helps. Why should it?
 #
-# Near a minimum θ* the loss is a valley. Cut through it, it is nearly a parabola with some
+# Near a minimum θ* the loss is a valley. A cut through the valley is nearly a parabola, with some
 # curvature h:
 #
 #     loss(θ) ≈ loss(θ*) + h/2 · (θ − θ*)²
@@ -223,7 +223,7 @@ print(f"average loss of the θ's                   {losses.mean():.4f}")
 print(f"average loss of their mirror images       {mirrored.mean():.4f}")
 
 # %% [markdown]
-# Were the valley a perfect parabola, the last two lines would be equal. How far they differ tells
+# If the valley were a perfect parabola, the last two lines would be equal. Their difference tells
 # how much this simple picture leaves out: a slope that is still there, and walls that are not
 # equally steep. It is a model, not the truth.
 #

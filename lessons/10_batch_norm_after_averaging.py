@@ -18,7 +18,7 @@
 #
 # So a network with batch norm is θ *and* statistics. They belong together: m and v describe what
 # the layers in front, with *these* weights, produce. Now replace θ by the mean θ̄ of 100 updates.
-# No network ever ran with θ̄. So whose statistics shall it take? There are three answers:
+# No network ever ran with θ̄. So which statistics should it take? There are three answers:
 #
 #     last         those of the last θ, as they are
 #     averaged     averaged over the updates, as the weights are
@@ -191,8 +191,8 @@ for column, rate in enumerate(RATES):
 # apart here.
 #
 # One could expect more: noise in the weights adds variance to what they produce, so the *averaged*
-# variances should be too large for θ̄, in which that noise is gone. In the table this is not to be
-# seen. For longer averages or larger steps it may be; nobody can promise that it never matters. So
+# variances should be too large for θ̄, in which that noise is gone. The table does not show this. It
+# may show for longer averages or larger steps; nobody can promise that it never matters. So
 # recomputing is the safe way: it asks θ̄ itself. It costs one pass over some training images,
 # without gradients. *Which images:* never the test images. The statistics are part of the network,
 # and would be fitted to them.
@@ -378,4 +378,4 @@ print(
 #
 # In the paper: section 3.2, MobileNet and Inception-V3; nothing on statistics. In the code:
 # `minires/networks/running_statistics.py` has the three policies, and the study reports all of
-# them. Izmailov et al. (2018) recompute. Next: lesson 11 asks when a difference is one.
+# them. Izmailov et al. (2018) recompute. Next: lesson 11 asks when a difference is real.

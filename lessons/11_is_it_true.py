@@ -212,8 +212,8 @@ rejected(check_paired_test, normal_instead_of_t)
 # %% [markdown]
 # ## Exercise 2: equally good
 #
-# The paper says that the mean is as good as an ensemble of three: "no significant difference". What
-# would show it is this. How large the margin is, one must say *before*.
+# The paper says that the mean is as good as an ensemble of three: "no significant difference". This
+# test would show it. You must choose the margin *before* you look at the numbers.
 
 
 # %% tags=["exercise", "equivalence"]

@@ -23,8 +23,7 @@
 # 2. the gradient of the loss for them: lesson 2's tape, one pullback per operator,
 # 3. to write new numbers into the same file, and leave all else as it was.
 #
-# And we need *images with labels* of the kind that the network was made for. The method does not
-# come without data.
+# And we need *images with labels* of the kind that the network was made for. The method needs data.
 
 # %% tags=["setup"]
 import atexit
@@ -113,8 +112,8 @@ if onnx:
 # %% [markdown]
 # ## Exercise: which arrays are weights?
 #
-# Not their names tell it (anybody may name an array anything), and not their type. It is the *place
-# where they are used*:
+# Their names do not tell it: anybody may name an array anything. Their type does not tell it either.
+# The *place where they are used* does:
 #
 # | operator | inputs, counted from 0 | weights |
 # |---|---|---|

@@ -29,7 +29,7 @@ import minires
 from minires.commands import lesson_bundle, lesson_pages
 from minires.commands import lessons as commands
 from minires.commands.cli import main
-from minires.testing.classroom import rejected
+from minires.testing.classroom import COLOURS, rejected
 
 pytestmark = pytest.mark.usefixtures("own_cache")  # digits are drawn once for all lessons
 LESSONS = commands.lessons()
@@ -57,6 +57,13 @@ def shown(monkeypatch):
 
 def of(cells, kind):
     return [cell for cell in cells if cell.kind == kind]
+
+
+def test_the_first_colours_are_told_apart_in_grey():
+    red, green, blue = (np.array([int(c[i : i + 2], 16) for c in COLOURS[:4]]) for i in (1, 3, 5))
+    grey = np.sort(0.299 * red + 0.587 * green + 0.114 * blue)
+    assert np.diff(grey).min() > 30
+    assert grey.max() < 180, "too light for white paper"
 
 
 def run_as_a_student(lesson, names):
@@ -237,10 +244,21 @@ def test_pages_are_run_and_need_nothing_from_elsewhere(tmp_path):
     assert 'href="answers.html"' in index
     assert 'href="02_tape_of_scalars.ipynb"' in index
     assert "thirty laptops" in index
-    assert "<details open>" in (tmp_path / "answers.html").read_text("utf-8")
+    answers = (tmp_path / "answers.html").read_text("utf-8")
+    assert "<details open>" in answers
+    assert 'href="#lesson-2"' in answers
+    assert 'id="lesson-2"' in answers
     assert "<details open>" not in page
     executed = nbformat.read(tmp_path / "02_tape_of_scalars.ipynb", 4)
     assert all(c.execution_count for c in executed.cells if c.cell_type == "code")
+
+
+def test_a_page_leads_to_the_next(tmp_path):
+    assert main(["lessons", "build", "2", "3", "--student", "--html", "--out", str(tmp_path)]) == 0
+    names = ("02_tape_of_scalars.html", "03_arrays_and_broadcasting.html")
+    second, third = ((tmp_path / name).read_text("utf-8") for name in names)
+    assert f'<a href="{names[1]}">3. Arrays and broadcasting</a>' in second
+    assert re.findall(r'href="([^"#]+)"', third) == ["index.html"]
 
 
 def test_a_notebook_shows_three_lines_and_no_trace():

@@ -138,11 +138,13 @@ def size_of(path: Path) -> str:
 
 def _write_pages(pages, out, teacher):
     template, render_markdown = _template(), _modules()["markdown"]
-    for page in pages:
+    for page, after in zip(pages, [*pages[1:], None], strict=True):
         path = out / f"{page.lesson.path.stem}.html"
         title = f"{page.lesson.number}. {page.lesson.title}"
-        body = _body(page.notebook)
-        path.write_text(template.render(title=title, body=body, home=True), "utf-8")
+        html = template.render(
+            title=title, body=_body(page.notebook), following=after and after.lesson, home=True
+        )
+        path.write_text(html, "utf-8")
         page.files.append(path)
     readme = render_markdown((folder() / "README.md").read_text("utf-8")) if teacher else ""
     if teacher:
