@@ -277,8 +277,8 @@ rejected(check_gradient, forgets_g, [(2, 3)])
 # %% [markdown]
 # ## What would break this?
 #
-# **A check with g = 1 only.** Suppose that a pullback forgets to multiply by g. It passes every test
-# that asks for the gradient of a plain sum, where g is 1. A good test takes another g.
+# **A check with g = 1 only.** Suppose that a pullback forgets to multiply by g. It passes every
+# test that asks for the gradient of a plain sum, where g is 1. A good test takes another g.
 #
 # **A check at a kink.** max(x, 0) has no slope at 0. A difference quotient there gives ½, the
 # engine gives 0, and both are fair. Libraries differ here. So may their results, by a little.

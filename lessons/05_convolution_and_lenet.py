@@ -168,9 +168,9 @@ rejected(check_convolution, pads_one_side)
 # %% [markdown]
 # ## Exercise 2: its two gradients
 #
-# g has the shape of y. For the gradient of w, ask: which x were multiplied by w[p, q], at all places
-# i, j? For the gradient of x, ask: into which y did each x go? One loop over p and q does both. And
-# here is a test for any linear step A with pullback Aᵀ, without a single derivative:
+# g has the shape of y. For the gradient of w, ask: which x were multiplied by w[p, q], at all
+# places i, j? For the gradient of x, ask: into which y did each x go? One loop over p and q does
+# both. And here is a test for any linear step A with pullback Aᵀ, without a single derivative:
 #
 #     sum(A(x) · g) = sum(x · Aᵀ(g))        for every x and every g
 #

@@ -112,8 +112,8 @@ if onnx:
 # %% [markdown]
 # ## Exercise: which arrays are weights?
 #
-# Their names do not tell it: anybody may name an array anything. Their type does not tell it either.
-# The *place where they are used* does:
+# Their names do not tell it: anybody may name an array anything. Their type does not tell it
+# either. The *place where they are used* does:
 #
 # | operator | inputs, counted from 0 | weights |
 # |---|---|---|
