@@ -122,6 +122,7 @@ left.plot(counts, nll(growing, test_labels), color="#0b3954", linestyle="-", lab
 for p, name, dashes in ((p_mean, "mean model", "--"), (p_last, "last θ", ":")):
     left.axhline(nll(p, test_labels), color="#d55e00", linestyle=dashes, label=name)
 left.set_xlabel("number of members K")
+left.set_xticks([1, *range(5, MEMBERS + 1, 5)])
 left.set_ylabel("test NLL, nats per image")
 left.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 

@@ -109,7 +109,10 @@ def test_an_exercise_that_is_not_done_says_so():
             lambda probabilities: None,
             "None    right: an array (1, 2)\n    nothing comes back: is a `return` missing?",
         ),
-        (lambda probabilities: "high", "str 'high'"),
+        (
+            lambda probabilities: "high",
+            "str 'high'    right: an array (1, 2)\n    another form is asked for: see Returns",
+        ),
         (lambda probabilities: probabilities, "shape (1, 1, 2)"),
         (lambda: 3, "raises TypeError"),
     ],

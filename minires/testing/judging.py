@@ -194,7 +194,12 @@ def _outcome(own, case):
         return own.outcome(case)
     except Misfit as misfit:
         nothing = misfit.yours in ("None", "NoneType")
-        hint = "nothing comes back: is a `return` missing?" if nothing else ""
+        if nothing:
+            hint = "nothing comes back: is a `return` missing?"
+        elif str(misfit.yours).startswith("shape"):
+            hint = ""  # the property's own says more
+        else:
+            hint = "another form is asked for: see Returns in the docstring"
         return Wrong(Words("None") if nothing else misfit.yours, misfit.right, hint)
     except Exception as error:  # the judged code's own: say which input raised it
         words = f"{type(error).__name__}: {error}".rstrip(": ")
