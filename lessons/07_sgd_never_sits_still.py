@@ -131,7 +131,7 @@ for (life, bell), weight in zip(panels, six, strict=True):
     life.set_yticks([-2, 0, 2])
     life.grid(False)
     bell.grid(False)
-    bell.set_xlim(0, 2)
+    bell.set_xlim(0, 1.5)
 figure.supylabel("distance of the weight from its mean, in σ")
 panels[-1, 0].set_xlabel("update of fine-tuning")
 panels[-1, 1].set_xlabel("share per σ")
