@@ -308,7 +308,7 @@ rejected(check_metric, bins_weigh_alike, "ece")
 # ## What would break this?
 #
 # **A σ that is too large.** Turn the dial of the lower picture further up. A sampled network then
-# has nothing to do with digits any more:
+# errs more and more often, and averaging wins back less and less of it:
 
 # %%
 for factor in (1, 3, 10):
