@@ -308,7 +308,7 @@ rejected(check_metric, bins_weigh_alike, "ece")
 # ## What would break this?
 #
 # **A σ that is too large.** Turn the dial of the lower picture further up. A sampled network then
-# errs more and more often, and averaging wins back less and less of it:
+# errs more and more often. Averaging helps, but in the end not enough:
 
 # %%
 for factor in (1, 3, 10):
