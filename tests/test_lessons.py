@@ -355,6 +355,8 @@ def test_a_kernel_runs_every_notebook(pages):
         assert text.count("smallest counterexample") == len(of(lesson.cells(), "wrong"))
         errors = [output for output in outputs if output.get("name") == "stderr"]
         assert errors == [], lesson.title
+        printed = [[output.get("name") for output in cell.outputs] for cell in code]
+        assert all(names.count("stdout") <= 1 for names in printed), lesson.title
 
 
 @pytest.mark.slow

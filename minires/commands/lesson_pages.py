@@ -106,6 +106,7 @@ def run_notebook(notebook: Any, name: str) -> float:
     """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     started = time.monotonic()
     try:
@@ -117,6 +118,7 @@ def run_notebook(notebook: Any, name: str) -> float:
     for cell in notebook.cells:
         if cell.cell_type == "code":  # a progress bar that has gone leaves an empty line
             cell.outputs = [output for output in cell.outputs if not _empty(output)]
+    CoalesceStreamsPreprocessor().preprocess(notebook, {})  # what is printed at once is one block
     return time.monotonic() - started
 
 
