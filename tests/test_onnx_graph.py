@@ -147,6 +147,30 @@ def test_values_are_freed_after_their_last_use(path, rng):
         minires.onnx.load(path, memory=(COPIES + 1) * size - 1)
 
 
+def test_a_step_may_need_copies_of_its_input_but_a_view_needs_none(path):
+    images = np.ones((1, 8, 128, 128), np.float32)
+    write(path, [node("Flatten", "x", "y")], shape=images.shape)
+    minires.onnx.load(path, memory=COPIES * images.nbytes).run(images)
+    write(path, [node("Tanh", "x", "y")], shape=images.shape)
+    enough = (1 + COPIES) * images.nbytes
+    minires.onnx.load(path, memory=enough).run(images)
+    with pytest.raises(minires.onnx.SecurityError, match="memory"):
+        minires.onnx.load(path, memory=enough - 1).run(images)
+
+
+def test_weights_that_steps_only_look_at_are_not_counted_again(path, rng):
+    """The caller holds θ anyway: two views of its arrays take no memory of the run."""
+    arrays = {"v": normal(rng, 500, 1000), "w": normal(rng, 1000, 500)}
+    arrays |= {"s": np.array([3, -1]), "a": np.array([1000, 500]), "b": np.array([500, 1000])}
+    nodes = [node("Reshape", "x s", "r"), node("Reshape", "v a", "m"), node("MatMul", "r m", "p")]
+    nodes += [node("Reshape", "w b", "n"), node("MatMul", "p n", "y")]
+    write(path, nodes, arrays, shape=(3, 1000, 1, 1))
+    size = 500 * 1000 * 4
+    network = minires.onnx.load(path, memory=int(2.1 * size))
+    assert network.theta.nbytes == 2 * size
+    network.run(normal(rng, 3, 1000, 1, 1))
+
+
 # --- the traps of real files (padding and pooling: see test_onnx_differential) ------------
 
 

@@ -113,6 +113,7 @@ LARGE, IMAGE = node("Expand", "x large", "e"), node("Expand", "x image", "e")
 TIME, SPACE, UNKNOWN = "work=…) raises", "memory=…) raises", "not implemented"
 FILES = {  # name → nodes, where it ends, words of the error
     "a long chain": ([LARGE, *chain(4_000, "Tanh")], "run", TIME),
+    "many steps on one number": (chain(5_000, "Tanh", "x"), "run", TIME),
     "a chain of constants": (
         [filled("large", "e"), *chain(5_000, "Tanh")[:-1], node("Add", "x n4998", "y")],
         "load", TIME,
@@ -202,6 +203,7 @@ SHAPES = {
     "many parts": (1, 1, 1, 100_000),
     "many groups": (1, 1, 1, 1),
     "windows as large as the image": (1, 1, 1, 1),
+    "many steps on one number": (1, 1, 1, 1),
     "tiny products": (1, 1, 1),
     "products of matrices": (1, 1),
     "products of whole numbers": (1, 1),

@@ -236,6 +236,9 @@ HUGE = {  # nodes of a small file that asks for a lot, and what is said of it; N
     ),
     "expand": ("memory", [node("Expand", "x many", "y")]),
     "concat": ("memory", [*doublings("x", 60, 2), node("Relu", "all", "y")]),
+    "concat of one array": (
+        "memory", [node("Expand", "x large", "e"), node("Concat", "e " * 50, "y", axis=3)],
+    ),
     "convolution": ("memory", [node("Conv", "x w", "y", pads=[1 << 30] * 4)]),
     "strides": ("memory", [node("Conv", "x w", "y", pads=[1 << 30] * 4, strides=[1 << 30] * 2)]),
     "pooling": ("memory", [node("MaxPool", "x", "y", kernel_shape=[9_000] * 2, pads=[8_999] * 4)]),
