@@ -3,7 +3,7 @@
 #
 # **After this lesson you can** read the table and the error bars of `minires run`.
 #
-# *12 minutes of yours, about 60 seconds of the computer's*
+# *12 minutes of yours, about 10 seconds of the computer's*
 #
 # A neural network is a function with many adjustable numbers, its *weights* θ. Training changes
 # them step by step: look at a few images, see which way the error (the *loss*) falls, go a small

@@ -3,7 +3,7 @@
 #
 # **After this lesson you can** train a small network from nothing.
 #
-# *15 minutes of yours, about 10 seconds of the computer's*
+# *15 minutes of yours, about 5 seconds of the computer's*
 #
 # A network gives one number per class, the *logits* z. **Softmax** makes probabilities of them, and
 # the **loss** asks how probable the right class was:

@@ -3,7 +3,7 @@
 #
 # **After this lesson you can** write a convolution and its two gradients in twenty lines.
 #
-# *15 minutes of yours, about 15 seconds of the computer's*
+# *15 minutes of yours, about 10 seconds of the computer's*
 #
 # A digit is the same digit three pixels further right. A dense layer does not know that: each pixel
 # has weights of its own. A **convolution** does. It lays a small *kernel* of weights on the image,

@@ -3,7 +3,7 @@
 #
 # **After this lesson you can** derive and code the running mean and variance (eqs. 2-3).
 #
-# *12 minutes of yours, about 10 seconds of the computer's*
+# *12 minutes of yours, about 5 seconds of the computer's*
 #
 # While a network is fine-tuned, every update leaves slightly different weights θ. The method needs
 # the mean and the variance of each weight over 500 updates. The paper's LeNet has 3.3 million
