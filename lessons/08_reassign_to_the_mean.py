@@ -4,7 +4,7 @@
 # **After this lesson you can** say why the mean is better than the last θ, and find where it is
 # worse.
 #
-# *15 minutes of yours, about 35 seconds of the computer's*
+# *15 minutes of yours, about 30 seconds of the computer's*
 #
 # The paper's first approach takes one line: after fine-tuning, put the mean θ̄ of all updates in
 # the place of the last θ. Lesson 1 showed that this helps. Why should it?

@@ -4,7 +4,7 @@
 # **After this lesson you can** sample networks from a mean and a variance, average what they
 # predict, and judge whether their confidence can be trusted.
 #
-# *15 minutes of yours, about 25 seconds of the computer's*
+# *15 minutes of yours, about 20 seconds of the computer's*
 #
 # An **ensemble** is a group of networks that predict together. Usually each of them must be trained
 # for itself, and that is expensive. The paper's second approach needs no further training.

@@ -4,7 +4,7 @@
 # **After this lesson you can** explain why averaged weights need new batch-norm statistics, and
 # measure them again.
 #
-# *15 minutes of yours, about 20 seconds of the computer's*
+# *15 minutes of yours, about 15 seconds of the computer's*
 #
 # Newer networks, such as MobileNet in the paper, have **batch norm** behind each convolution. In
 # training it takes the mean m and variance v of each channel *over the batch*, and makes
