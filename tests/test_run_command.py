@@ -20,7 +20,7 @@ from minires import arrays, reestimate_stats
 from minires import data as data_tools
 from minires.arrays import limits
 from minires.arrays.files import load_arrays, load_json, save_arrays
-from minires.commands import cli
+from minires.commands import cli, run
 from minires.kernels import kernels_in_use
 from minires.networks import NETWORKS
 from minires.networks.layers import BatchNorm
@@ -78,6 +78,11 @@ def test_the_table_and_nothing_else_is_on_stdout(finished):
     assert "61,706 weights" in lines[0]
     assert lines[1].endswith(f"results, weights and figure.png are in {out}")
     assert lines[2].startswith(f"next: open the picture {out / 'figure.png'}; give --seeds 3")
+
+
+def test_who_has_three_seeds_is_not_told_to_take_three():
+    assert "--seeds 3" in run._what_next(experiment.Config(seeds=2))
+    assert "minires sweep" in run._what_next(experiment.Config(seeds=3))
 
 
 def test_the_files_of_a_run(finished):

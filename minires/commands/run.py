@@ -137,10 +137,16 @@ def run(options: Any) -> int:
         seconds = time.monotonic() - started
         say(
             f"{seconds:.0f} s; results, weights and figure.png are in {out}",
-            f"next: open the picture {out / 'figure.png'}; give --seeds 3 to see how much is "
-            "chance; `minires lessons` explains each step",
+            f"next: open the picture {out / 'figure.png'}; {_what_next(config)}; `minires lessons` "
+            "explains each step",
         )
     return 0
+
+
+def _what_next(config):
+    if config.seeds < 3:
+        return "give --seeds 3 to see how much is chance"
+    return "`minires sweep` tries more learning rates and seeds"
 
 
 def _place(device):
