@@ -168,6 +168,8 @@ def test_a_counterexample_of_two_halves_shows_what_was_given():
         "smallest counterexample: counts 1 and 1, means [1] and [0], variances [0] and [0]"
         "    yours: 0    right: 0.25\n"
     ) in text_of(check_merge, mistakes.forgets_the_distance)
+    told = "counts 2 and 1, means [0.5] and [1], variances [0.25] and [0]    yours: 0.75"
+    assert told in text_of(check_merge, mistakes.halves_weigh_the_same)
     text = text_of(check_merge, lambda *halves: (halves[0] + halves[3], halves[1]))
     assert "yours: 2 things    right: three things: count, mean, variance" in text
 
