@@ -131,6 +131,15 @@ def test_winograd_and_its_gradients(case, activation, window, tile_bytes):
         check(case, activation, window, rough=20)
 
 
+@pytest.mark.parametrize("window", [(3, 2), (2, 3)])
+def test_tiles_of_winograd_hold_whole_windows_of_a_pooling(rng, window):
+    """The smallest tile would be one row of pieces: four rows of pixels."""
+    x, w = rng.standard_normal((1, 2, 18, 17, 16)), rng.standard_normal((1, 3, 3, 16, 16))
+    case = x, w, None, rng, ((1, 1), ((1, 1), (1, 1)), (1, 1))
+    with mock.patch.object(cpu, "PIECES_BYTES", 1):
+        check(case, "relu", window, rough=20)
+
+
 @pytest.mark.parametrize("channels", [3, 16])
 def test_what_is_no_number_stays_so(rng, channels):
     """Through convolution, ReLU and pooling, wherever it lies in a window."""
