@@ -9,6 +9,10 @@
     members = moments.sample(10, rng)                           # (10, P)
     ensemble = model.predict(members, images).mean(axis=0)      # (N, classes)
 
+`train` and `fine_tune` do this for a `Task`; `layers` and `Model` make networks of your own;
+`minires.data` gives images, `minires.onnx` reads and writes ONNX files, `minires.testing` judges
+code, and `with minires.kernels("plain"):` computes without the compiled kernels.
+
 Source   Liu, Tripathi, Kurup and Shah, "Make (Nearly) Every Neural Network Better: Generating
          Neural Network Ensembles by Weight Parameter Resampling", arXiv:1807.00847
 """
@@ -38,14 +42,14 @@ __version__ = "0.2.0"
 
 
 def __getattr__(name):
-    """`minires.onnx` and `minires.testing` are read when they are first asked for."""
-    if name in ("onnx", "testing"):
+    """`minires.data`, `.onnx` and `.testing` are read when they are first asked for."""
+    if name in ("data", "onnx", "testing"):
         return _importlib.import_module(f"minires.{name}")
     raise AttributeError(f"module 'minires' has no attribute {name!r}")
 
 
 def __dir__():
-    return [*__all__, "kernels", "onnx", "testing", "__version__"]
+    return [*__all__, "data", "kernels", "onnx", "testing", "__version__"]
 
 
 __all__ = [

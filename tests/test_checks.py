@@ -35,9 +35,12 @@ def images_of(rng, count=20):
     [
         (np.zeros(40, int), r"20 images, but labels are \(40,\): expected \(20,\), one label per"),
         (np.zeros(12, int), r"20 images, but labels are \(12,\)"),
-        (np.zeros(20), "labels are float64, expected integers"),
+        (np.zeros(20), r"labels are float64 \(20,\), expected integers: use labels.astype"),
         (np.full(20, 3), "labels go from 3 to 3, expected 0 to 2"),
-        (np.full(20, -1), "labels go from -1 to -1"),
+        (np.full(20, 3), "labels go from 3 to 3, .*: do they count from 1. Then subtract 1"),
+        (np.full(20, 4), "labels go from 4 to 4, .*: the network needs 5 classes"),
+        (np.full(20, -1), "labels go from -1 to -1, expected 0 to 2$"),
+        (np.zeros((20, 3)), r"labels are float64 \(20, 3\), .*: use labels.argmax"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_before_training(rng, labels, complaint):

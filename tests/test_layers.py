@@ -259,6 +259,10 @@ def test_what_is_no_layer_is_refused():
         TypeError, match=r"Sequential: argument 2 is <class .*Flatten'>, expected a"
     ):
         Sequential(Dense(3), Flatten)
+    with pytest.raises(TypeError, match=r"write Flatten\(…\), with brackets"):
+        Sequential(Flatten)
+    with pytest.raises(TypeError, match=r"write Sequential\(\*layers\), with a star"):
+        Sequential([Flatten(), Dense(3)])
 
 
 def test_layers_show_their_settings():

@@ -114,7 +114,7 @@ def test_a_prediction_that_is_not_a_number_is_wrong():
         (HAND * 2, HAND_LABELS, "row 0 of the probabilities sums to 2 .*are these logits"),
         (HAND - [[0.7, 0, -0.7]], HAND_LABELS, "row 0 .* its smallest number is -0.1"),
         (np.where(HAND > 0.7, np.inf, HAND), HAND_LABELS, "row 1 of the probabilities sums to inf"),
-        (HAND, [0.0, 1.0, 2.0, 0.0], "labels are float64, expected integers"),
+        (HAND, [0.0, 1.0, 2.0, 0.0], "labels are float64 .4,., expected integers: use"),
         (HAND.astype(int), HAND_LABELS, "probabilities are int64"),
     ],
 )

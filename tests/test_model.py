@@ -16,6 +16,7 @@ from minires.networks.layers import (
     Dropout,
     Flatten,
     GlobalMeanPool,
+    Layer,
     MaxPool,
     MeanPool,
     ReLU,
@@ -129,6 +130,21 @@ def test_one_layer_twice_shares_its_weights(rng):
     assert_close(gradient[:20], both[:20] + both[20:40], 1e-13)
     assert_close(gradient[20:], both[40:], 1e-13)
     assert_close(model.logits(theta, images), apart.logits(twice, images), 1e-14)
+
+
+def test_what_makes_no_model_is_told_in_words():
+    with pytest.raises(TypeError, match=r"Model: network is \[Dense.*\], expected a layer"):
+        Model((2, 3, 1), [Dense(3)])
+    assert Model(6, Sequential(Dense(3))).input_shape == (6,)
+
+    class Forgetful(Layer):
+        def connect(self, shape, layout):
+            layout.add(self, "weight", shape, None)
+
+    with pytest.raises(TypeError, match=r"Forgetful.connect returned None, expected a tuple"):
+        Model(6, Sequential(Forgetful(), Dense(3)))
+    with pytest.raises(ValueError, match=r"dtype is .*float16.*, expected float32 or float64"):
+        Model(6, Sequential(Dense(3))).init(np.random.default_rng(0), dtype=np.float16)
 
 
 def test_one_layer_in_two_places_that_need_other_shapes():
@@ -428,7 +444,7 @@ def test_labels_that_do_not_fit(rng):
     images, labels = data(rng, model)
     with pytest.raises(ValueError, match=r"labels \(5,\) for logits \(6, 4\): expected \(6,\)"):
         model.loss_and_gradient(theta, images, labels[:5])
-    with pytest.raises(ValueError, match="labels from 4 to 4 for 4 classes"):
+    with pytest.raises(ValueError, match=r"labels go from 4 to 4, expected 0 to 3: do they"):
         model.loss_and_gradient(theta, images, np.full(6, 4))
 
 

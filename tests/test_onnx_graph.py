@@ -123,15 +123,24 @@ def test_training_updates_the_statistics_in_place(network, rng):
 
 def test_wrong_arguments_are_named(network, rng):
     images = normal(rng, 2, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"expected \(any, 3, 8, 8\) in the layout NCHW"):
+    with pytest.raises(ValueError, match=r"expected \(any, 3, 8, 8\) in the layout NCHW: pass"):
         network.run(images.transpose(0, 2, 3, 1))
+    with pytest.raises(ValueError, match=r"in the layout NCHW$"):
+        network.run(images[..., :5])
+    turned = images.transpose(0, 2, 3, 1)
+    with pytest.raises(ValueError, match=r"pass images.transpose") as error:
+        network.run(turned)
+    remedy = str(error.value).rpartition("images.transpose")[2]
+    assert turned.transpose(*map(int, remedy.strip("()").split(", "))).shape == images.shape
+    size = f"{network.theta.size:,} weights, {network.stats.size:,} statistics"
+    assert repr(network).endswith(f": input 3×8×8 (NCHW), {size}, {network.classes} classes>")
     with pytest.raises(ValueError, match="expected float32"):
         network.run(images.astype(np.uint8))
     with pytest.raises(ValueError, match="theta is"):
         network.logits(network.theta[:-1], images)
     with pytest.raises(ValueError, match="input 'x' is missing"):
         network.run({"z": images})
-    with pytest.raises(ValueError, match="labels from"):
+    with pytest.raises(ValueError, match="labels go from"):
         network.loss_and_gradient(network.theta, images, np.array([0, 5]), network.stats.copy())
 
 

@@ -262,12 +262,13 @@ def test_the_face_offers_what_it_lists_and_nothing_else():
         "         and v.__name__ == f'minires.{n}'}\n"
         "public = {n for n in vars(minires) if not n.startswith('_')}\n"
         "print(sorted(public - inner - set(minires.__all__)), set(minires.__all__) - public,\n"
-        "      'minires.onnx' in __import__('sys').modules, minires.onnx.__name__)\n"
+        "      'minires.onnx' in __import__('sys').modules, minires.onnx.__name__,\n"
+        "      minires.data.scale.__name__)  # error messages name it\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[] set() False minires.onnx"
+    assert done.stdout.strip() == "[] set() False minires.onnx scale"
     assert set(minires.__all__) <= set(dir(minires))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = minires.nothing
@@ -294,6 +295,8 @@ def test_the_parts_of_a_first_program_are_at_hand(rng):
 def test_objects_show_what_they_are():
     model = minires.Model((2, 3, 1), Sequential(Flatten(), Dense(3)))
     assert repr(model) == "<Model: input 2×3×1, 21 weights, 3 classes, 2 layers>"
+    task = minires.Task(model, np.zeros((4, 2, 3, 1), np.float32), [0] * 4, batch=2)
+    assert repr(task) == f"<Task: 4 images for {model!r}, batch 2, seed 0>"
     moments = minires.Moments((3,), stride=2)
     assert repr(moments) == ("<Moments: shape (3,), ddof 0, burn_in 0, stride 2, seen 0, count 0>")
     assert repr(minires.EMA(0.9)) == "<EMA: decay 0.9, 0 updates>"
@@ -333,6 +336,28 @@ def test_the_version_is_said_once_and_alike(capsys):
     assert capsys.readouterr().out == f"minires {minires.__version__}\n"
     assert f'version = "{minires.__version__}"' in (ROOT / "pyproject.toml").read_text("utf-8")
     assert f"version: {minires.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
+def test_a_file_that_is_missing_or_closed_is_told_with_a_remedy(monkeypatch, capsys, tmp_path):
+    missing = str(tmp_path / "no such.onnx")
+    assert cli.main(["evaluate", missing, "--images", str(tmp_path)]) == 2
+    assert (
+        f"minires: there is no file or folder {missing}: check its name" in capsys.readouterr().err
+    )
+
+    def refuse(options):
+        raise PermissionError(13, "Permission denied", "closed/net.onnx")
+
+    monkeypatch.setattr("minires.commands.info.run", refuse)
+    assert cli.main(["info"]) == 2
+    assert capsys.readouterr().err == (
+        "minires: closed/net.onnx: no permission to read or write it: name another place\n"
+    )
+
+
+def test_the_bare_command_shows_the_commands(capsys):
+    assert cli.main([]) == 2
+    assert "train, fine-tune with moments, compare" in capsys.readouterr().out
 
 
 def test_type_checkers_are_told_that_there_are_hints():

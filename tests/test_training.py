@@ -148,14 +148,19 @@ def test_training_learns(task, optimizer):
 
 
 def test_a_rate_too_high_is_an_error_that_says_so(task):
+    """And the overflow that comes before it is no warning of its own."""
     images, labels = task
-    with (
-        np.errstate(all="ignore"),
-        pytest.raises(
-            FloatingPointError, match=r"training: the loss is .* of 200: lower the rate, 1e\+30"
-        ),
+    with pytest.raises(
+        FloatingPointError, match=r"training: the loss is .* of 200: lower the rate, 1e\+30"
     ):
         run(small(), (images * 1e4, labels), 200, rate=1e30)
+
+
+def test_a_rate_in_place_of_an_optimizer_says_what_to_pass(task):
+    model, (images, labels) = small(), task
+    theta = model.init(np.random.default_rng(0))
+    with pytest.raises(TypeError, match=r"train: optimizer is 0\.1, expected .* minires\.SGD"):
+        train(Task(model, images, labels, 8), theta, model.init_stats(), 0.1, updates=1)
 
 
 def test_the_rate_to_lower_is_the_one_that_was_given(task):

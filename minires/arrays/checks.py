@@ -220,7 +220,7 @@ def labels_for(where: str, labels: Any, count: int, classes: int, like: Any = No
         labels = np.asarray(labels)
     labels = (np if like is None else xp_of(like)).asarray(labels)
     if labels.dtype.kind not in "iu":
-        raise ValueError(f"{where}: labels are {labels.dtype}, expected integers")
+        raise ValueError(labels_are_no_integers(where, labels))
     if labels.shape != (count,):
         raise ValueError(
             f"{where}: {count} images, but labels are {labels.shape}: expected ({count},), "
@@ -229,10 +229,35 @@ def labels_for(where: str, labels: Any, count: int, classes: int, like: Any = No
     if labels.size:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
-            raise ValueError(
-                f"{where}: labels go from {low} to {high}, expected 0 to {classes - 1}"
-            )
+            raise ValueError(labels_out_of_range(where, low, high, classes))
     return labels
+
+
+def labels_are_no_integers(where: str, labels: Any) -> str:
+    """The complaint about labels of another kind, and the remedy.
+
+    where    the function that was called
+    labels   what was given: an array
+    Returns  one line
+    """
+    remedy = "labels.argmax(axis=-1)" if labels.ndim > 1 else "labels.astype(int)"
+    return f"{where}: labels are {labels.dtype} {labels.shape}, expected integers: use {remedy}"
+
+
+def labels_out_of_range(where: str, low: int, high: int, classes: int) -> str:
+    """The complaint about labels that are no class, and the remedy if there is one.
+
+    where      the function that was called
+    low, high  the smallest and the largest label
+    classes    C
+    Returns    one line
+    """
+    remedy = ""
+    if low >= 1 and high == classes:
+        remedy = ": do they count from 1? Then subtract 1"
+    elif high >= classes:
+        remedy = f": the network needs {high + 1} classes for them"
+    return f"{where}: labels go from {low} to {high}, expected 0 to {classes - 1}{remedy}"
 
 
 def batch_of(where: str, batch: Any) -> int | None:

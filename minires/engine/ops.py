@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import Array, xp_of
+from minires.arrays import Array, checks, xp_of
 from minires.engine.autodiff import Tensor, data_of, op, takes_out
 from minires.kernels import kernels_of
 from minires.kernels.memory import empty
@@ -444,16 +444,15 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, smoothing: float = 0.
     count, classes = logits.shape[-2:]
     labels = xp.asarray(labels)
     if labels.dtype.kind not in "iu":
-        raise ValueError(f"softmax_cross_entropy: labels are {labels.dtype}, expected integers")
+        raise ValueError(checks.labels_are_no_integers("softmax_cross_entropy", labels))
     if labels.shape not in ((count,), logits.shape[:-1]):
         raise ValueError(
-            f"softmax_cross_entropy: labels {labels.shape} for logits {logits.shape}: "
-            f"expected {(count,)} or {logits.shape[:-1]}"
+            f"softmax_cross_entropy: labels {labels.shape} for logits {logits.shape}: expected "
+            + " or ".join(map(str, dict.fromkeys(((count,), logits.shape[:-1]))))
         )
     if xp is np and labels.size and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(
-            f"softmax_cross_entropy: labels from {labels.min()} to {labels.max()} "
-            f"for {classes} classes"
+            checks.labels_out_of_range("softmax_cross_entropy", labels.min(), labels.max(), classes)
         )
     shifted = logits - logits.max(axis=-1, keepdims=True)
     log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))

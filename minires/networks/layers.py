@@ -484,9 +484,14 @@ class _Chain(Layer):
 def _layers_of(container, layers):
     for place, layer in enumerate(layers):
         if not isinstance(layer, Layer):
+            remedy = ""
+            if isinstance(layer, (list, tuple)):
+                remedy = f": write {container.kind}(*layers), with a star before the list"
+            elif isinstance(layer, type):
+                remedy = f": write {layer.__name__}(…), with brackets"
             raise TypeError(
                 f"{container.kind}: argument {place + 1} is {layer!r}, expected a layer, such as "
-                "Dense(10)"
+                f"Dense(10){remedy}"
             )
     return tuple(layers)
 

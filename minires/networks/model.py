@@ -89,9 +89,15 @@ class Layout:
         layer    the part
         shape    of its input, without the batch
         Returns  the shape of its output
+        Raises   TypeError when the part answers with anything but a shape
         """
         with self._scope(layer):
             output = layer.connect(shape, self)
+            if not isinstance(output, tuple):
+                raise TypeError(
+                    f"{layer.kind}.connect returned {output!r}, expected a tuple: the shape of "
+                    "its output without the batch"
+                )
             self.rows.append((".".join(self._path), layer, shape, output))
         return output
 
@@ -230,12 +236,19 @@ class Model:
     network       the layer that maps (…, N, H, W, C) to logits (…, N, classes). Layers hold no
                   weights, so they may stand in other models too
     smoothing     label smoothing of the training loss, 0 <= smoothing < 1
+    Raises        TypeError when `network` is no layer; ValueError when a setting does not fit
     """
 
     fixed_batch = None  # any number of images can be given
 
     def __init__(self, input_shape: Shape, network: Layer, smoothing: float = 0.0):
-        shape = (checks.whole_number("Model", "input_shape", n, 1) for n in input_shape)
+        if not isinstance(network, Layer):
+            raise TypeError(
+                f"Model: network is {network!r}, expected a layer, such as "
+                "Sequential(Flatten(), Dense(10))"
+            )
+        shape = input_shape if np.ndim(input_shape) else (input_shape,)
+        shape = (checks.whole_number("Model", "input_shape", n, 1) for n in shape)
         self.input_shape: Shape = tuple(shape)
         self.smoothing = checks.number_in("Model", "smoothing", smoothing, 0, 1)
         # How many images `logits` and `predict` take at once.
@@ -286,8 +299,10 @@ class Model:
         device    "cpu" or "gpu": where they are kept. They are made on the host, so both
                   get the same
         Returns   theta (P,) or (R, P); on a GPU `aligned`, so that it may be a part of an array
-        Raises    TypeError when rng is no Generator
+        Raises    TypeError when rng is no Generator; ValueError for another dtype
         """
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise ValueError(f"Model.init: dtype is {dtype!r}, expected float32 or float64")
         if replicas is not None:
             replicas = checks.whole_number("Model.init", "replicas", replicas, 1)
             rng = checks.generator_of("Model.init", rng).spawn(replicas)

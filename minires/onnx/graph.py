@@ -305,6 +305,14 @@ class Network:
         if self.declared_shape is not None:
             self.try_size(self.declared_shape[1:])
 
+    def __repr__(self) -> str:
+        size = "×".join("any" if n is None else str(n) for n in self.input_shape or ())
+        return (
+            f"<Network from {self.path}: input {size or 'of any shape'}"
+            f"{f' ({self.input_layout})' if self.input_layout else ''}, "
+            f"{self.theta.size:,} weights, {self.stats.size:,} statistics, {self.classes} classes>"
+        )
+
     # --- loading ---------------------------------------------------------------------------
 
     def _keep(self, output):
@@ -882,6 +890,15 @@ class Network:
             )
         return theta, stats
 
+    def _transposed(self, shape, wanted):
+        """The remedy for images whose channels are on the other side, else nothing."""
+        order = {"NCHW": (0, 3, 1, 2), "NHWC": (0, 2, 3, 1)}.get(self.input_layout)
+        if order is None or len(shape) != 4 or len(wanted) != 4:
+            return ""
+        turned = [shape[axis] for axis in order]
+        fits = all(w in (None, n) for w, n in zip(wanted[1:], turned[1:], strict=True))
+        return f": pass images.transpose{order}" if fits else ""
+
     def _check_input(self, declared, array):
         """Raise unless an array fits an input; the batch may differ where the graph allows it."""
         shape = declared.shape
@@ -897,6 +914,7 @@ class Network:
             raise ValueError(
                 f"the input {declared.name!r} is {array.shape}, expected ({text})"
                 + (f" in the layout {self.input_layout}" if self.input_layout else "")
+                + self._transposed(array.shape, wanted)
             )
         if (array.dtype.kind == "f") != (declared.dtype.kind == "f"):
             raise ValueError(

@@ -92,6 +92,12 @@ class Task:
     seed: int | Sequence[int] = 0
     quiet: bool = False
 
+    def __repr__(self) -> str:
+        return (
+            f"<Task: {len(self.images):,} images for {self.model!r}, batch {self.batch}, "
+            f"seed {self.seed}>"
+        )
+
     def __post_init__(self):
         checks.is_array("Task", "images", self.images)
         count, classes = len(self.images), self.model.classes
@@ -166,9 +172,12 @@ def train(
                   networks are returned in `lost`, and the others train on
     Returns       Trained
     Raises        FloatingPointError, if `raise_lost`, when a loss or the final θ is not finite;
-                  ValueError when an image holds a NaN, or an argument does not fit
+                  ValueError when an image holds a NaN, or an argument does not fit; TypeError
+                  when `optimizer` is none
     """
     updates = checks.whole_number("train", "updates", updates, 0)
+    if not (hasattr(optimizer, "step") and hasattr(optimizer, "rate")):
+        raise TypeError(f"train: optimizer is {optimizer!r}, expected one such as minires.SGD(0.1)")
     order, dropout = order_and_dropout(len(task.images), task.batch, task.seed, phase)
     order = list(itertools.islice(order, updates))
     if xp_of(theta) is np or runs_as_written():
@@ -180,7 +189,8 @@ def train(
     steps = kind(task, theta, stats, optimizer, order, dropout, schedule, moments, watch)
     with _progress(phase, task, updates) as bar, steps:
         for number in range(updates):
-            loss = steps.take()
+            with np.errstate(over="ignore", invalid="ignore"):  # the check of losses says it better
+                loss = steps.take()
             if number in looks:
                 losses = to_host(steps.losses[seen : number + 1])
                 if check.losses(losses, seen) == losses[0].size:
