@@ -247,7 +247,7 @@ def test_other_settings_are_refused(place, folder, capsys, changed, message):
     [
         (["--profile", "smoke", "--rates", "0.1"], "--rates: for --profile pretrained only"),
         (["--profile", "smoke", "--among"], "--among: for --profile pretrained only"),
-        (["--profile", "pretrained", "--images", "a"], "needs --model"),
+        (["--profile", "pretrained", "--images", "a"], "needs --model and --test-images"),
         (["--profile", "pretrained", "--epochs", "2"], "--epochs: for the other profiles only"),
         (
             ["--profile", "pretrained", "--model", "m", "--images", "a", "--test-images", "b",

@@ -46,7 +46,11 @@ def main(arguments: list | None = None) -> int:
     Returns     the exit code: 0, 2 for bad input, 130 after Ctrl-C
     """
     prepare_streams()
-    options = parser().parse_args(arguments)
+    commands = parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        commands.print_help()
+        return 2
+    options = commands.parse_args(arguments)
     try:
         return options.run(options)
     except KeyboardInterrupt:
@@ -67,6 +71,11 @@ def _told(error):
             f"the GPU's memory is full ({error}): lower --batch, --members or --replicas, end "
             "other programs that use the card, or run on the CPU"
         )
+    name = getattr(error, "filename", None)
+    if isinstance(error, FileNotFoundError) and name:
+        return f"there is no file or folder {name}: check its name, or give its whole path"
+    if isinstance(error, PermissionError) and name:
+        return f"{name}: no permission to read or write it: name another place"
     return error
 
 

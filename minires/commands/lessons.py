@@ -378,6 +378,8 @@ def _build(options):
         replace=options.replace,
     )
     print(f"{options.out} is ready")
+    if options.student:
+        print("open its notebooks in VS Code, or: pip install jupyterlab; jupyter lab")
     return 0
 
 

@@ -83,9 +83,10 @@ def check_options(options: Any) -> None:
         raise ValueError(
             f"{given(OTHERS) or '--outside'}: for the other profiles only: leave it out"
         )
-    for name in ("model", "images", "test_images"):
-        if getattr(options, name) is None:
-            raise ValueError(f"--profile pretrained needs --{name.replace('_', '-')}")
+    needed = ("model", "images", "test_images")
+    lacking = [f"--{n.replace('_', '-')}" for n in needed if getattr(options, n) is None]
+    if lacking:
+        raise ValueError(f"--profile pretrained needs {' and '.join(lacking)}")
     check_counts(options, "seeds", "updates", "batch")
     if options.rates is not None and not all(0 < rate < math.inf for rate in options.rates):
         raise ValueError(f"--rates are {options.rates}, expected numbers above 0")
