@@ -171,3 +171,8 @@ def test_text_that_is_no_text_is_named(tmp_path):
         np.savez(path, name=np.array(numbers, np.uint32).view(f"U{len(numbers)}"))
         with pytest.raises(ValueError, match=r"x\.npz is damaged"):
             load_arrays(path)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"x\.npz: there is no folder .*new: make it first"):
+        save_arrays(tmp_path / "new" / "x.npz", a=np.zeros(3))

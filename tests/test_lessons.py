@@ -221,6 +221,7 @@ def test_a_file_that_does_not_run_is_told_with_its_line(content, told, tmp_path,
 def test_no_notebook_is_written_over_unasked(tmp_path, capsys):
     build = ["lessons", "build", "6", "--student", "--out", str(tmp_path)]
     assert main(build) == 0
+    assert "open its notebooks in VS Code, or: pip install jupyterlab" in capsys.readouterr().out
     notebook = tmp_path / "06_running_moments.ipynb"
     first = notebook.read_bytes()
     notebook.write_text("answers", "utf-8")
@@ -424,6 +425,7 @@ def test_run_keeps_pictures_where_no_window_opens(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(commands, "folder", lambda: tmp_path)
     assert main(["lessons", "run", "1", "--pictures", str(tmp_path / "pictures")]) == 0
     assert (tmp_path / "pictures" / "01_short_1.png").stat().st_size > 1000
+    assert "lesson 1, without its text, which is in " in capsys.readouterr().out
     assert main(["lessons", "run", "7"]) == 2
     assert "there is no lesson 7" in capsys.readouterr().err
 

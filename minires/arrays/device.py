@@ -135,7 +135,7 @@ def describe_gpus() -> list[str] | str:
     try:
         runtime = _import_cupy().cuda.runtime
     except RuntimeError as error:
-        return str(error)
+        return str(error).removeprefix("a GPU was asked for, but ")  # nobody asked here
     cards = [runtime.getDeviceProperties(number) for number in range(runtime.getDeviceCount())]
     return [
         f"{card['name'].decode()}, {card['totalGlobalMem'] / 2**30:.0f} GiB, "

@@ -25,8 +25,11 @@ def complete(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     path     the file's final name
     mode     "wb" or "w" (UTF-8)
     Yields   the open file
+    Raises   FileNotFoundError when its folder does not exist
     """
     path = Path(path)
+    if not path.parent.exists():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}: make it first")
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -45,7 +48,8 @@ def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
 
     path     the file's name, used as it is
     arrays   by name
-    Raises   TypeError for other objects than numbers and text: nothing is pickled
+    Raises   TypeError for other objects than numbers and text: nothing is pickled;
+             FileNotFoundError when the folder does not exist
     """
     for name, array in arrays.items():
         if np.asarray(array).dtype.hasobject:

@@ -259,6 +259,12 @@ def _run(options):
         place.mkdir(parents=True, exist_ok=True)
         pyplot.switch_backend("agg")
         shown, pyplot.show = pyplot.show, _Saver(place, chosen)
+    print(
+        f"lesson {chosen.number}, without its text, which is in {chosen.path}",
+        "(an exercise shows what is said to right answers and, with ✗, to wrong ones)",
+        sep="\n",
+        flush=True,
+    )
     try:
         runpy.run_path(str(chosen.path), run_name="__main__")
     except ModuleNotFoundError as error:
