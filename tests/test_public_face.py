@@ -357,7 +357,9 @@ def test_a_file_that_is_missing_or_closed_is_told_with_a_remedy(monkeypatch, cap
 
 def test_the_bare_command_shows_the_commands(capsys):
     assert cli.main([]) == 2
-    assert "train, fine-tune with moments, compare" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "train, fine-tune with moments, compare" in printed.err
 
 
 def test_type_checkers_are_told_that_there_are_hints():

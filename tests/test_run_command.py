@@ -416,7 +416,7 @@ def test_the_number_of_threads_reaches_those_that_draw(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["walk"], ["run", "--bogus"], ["run", "--epochs", "two"], ["run", "--data", "cats"],
+    [["walk"], ["run", "--bogus"], ["run", "--epochs", "two"], ["run", "--data", "cats"],
      ["run", "--optimizer", "lion"]],
 )  # fmt: skip
 def test_arguments_that_do_not_exist(capsys, arguments):

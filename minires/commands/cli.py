@@ -48,7 +48,7 @@ def main(arguments: list | None = None) -> int:
     prepare_streams()
     commands = parser()
     if not (sys.argv[1:] if arguments is None else arguments):
-        commands.print_help()
+        commands.print_help(sys.stderr)
         return 2
     options = commands.parse_args(arguments)
     try:
