@@ -47,12 +47,14 @@ def minires_inference(name="mobilenet_v2", size=SIZE, batch=BATCH):
 
 def minires_step(name="mobilenet_v2", size=SIZE, batch=BATCH):
     """A function that does one training step with minires."""
+    import minires
+
     model, theta, stats, images, rng = _minires(name, size, batch)
-    labels = rng.integers(0, model.classes, batch)
+    labels, optimizer = rng.integers(0, model.classes, batch), minires.SGD(1e-5)
 
     def step():
         _, gradient = model.loss_and_gradient(theta, images, labels, stats=stats, rng=rng)
-        theta.__isub__(1e-5 * gradient)
+        optimizer.step(theta, gradient)
 
     return step
 

@@ -511,3 +511,20 @@ def test_without_batch_norm_there_are_no_statistics_to_choose(place, capsys):
     assert "statistics" not in capsys.readouterr().out
     rows = json.loads((place / "out" / "results.json").read_text())["networks"]
     assert [row["name"] for row in rows] == ["base", "fine-tuned", "EMA", "mean"]
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "worse"), [(0.3, 0.1, True), (0.19, 0.1, False), (-1.0, 0.1, False)]
+)
+def test_a_mean_that_is_worse_is_told_from_one_that_may_be_chance(difference, error, worse):
+    base = {"name": "base", "nll_difference": 0.0, "nll_difference_error": 0.0}
+    mean = {"name": "mean", "nll_difference": difference, "nll_difference_error": error}
+    assert improve_results.is_worse([base, mean]) is worse
+
+
+def test_a_mean_that_is_worse_is_said(place, monkeypatch, capsys):
+    command(*words(place, updates=2))
+    assert "lower rate" not in capsys.readouterr().out
+    monkeypatch.setattr(improve_results, "is_worse", lambda rows: True)
+    command(*words(place, updates=2, out="other"))
+    assert "a lower rate than 0.05" in capsys.readouterr().out

@@ -103,6 +103,15 @@ def score_all(outcomes: dict[str, Outcomes]) -> list[dict]:
     return rows
 
 
+def is_worse(rows: list[dict]) -> bool:
+    """Whether the mean model's NLL is above the base's by more than two standard errors.
+
+    rows   as from `score_all`
+    """
+    mean = next(row for row in rows if row["name"] == "mean")
+    return mean["nll_difference"] > 2 * mean["nll_difference_error"]
+
+
 def score_table(rows: list[dict]) -> str:
     """The scores as text; ± is one standard error, Δ the paired difference to the base.
 
@@ -214,5 +223,10 @@ def report(job: Any, settings: dict, state: State, rows: list[dict], out: Path) 
     )
     if state.stats.size:
         print(f"batch-norm statistics of averaged networks: {options.batch_norm}, unless named")
+    if is_worse(rows):
+        print(
+            "the mean model is worse than the base, by more than two standard errors of NLL: give "
+            f"a lower rate than {options.rate:g}, or no --rate, and minires names some to try"
+        )
     members = counted(options.members, "member")
     say(f"mean.onnx, {members}, moments.npz, results.json, figure.png: in {out}")
