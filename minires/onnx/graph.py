@@ -308,7 +308,7 @@ class Network:
     def __repr__(self) -> str:
         size = "×".join("any" if n is None else str(n) for n in self.input_shape or ())
         return (
-            f"<Network from {self.path}: input {size or 'of any shape'}"
+            f"<Network from {shown(self.path)}: input {size or 'of any shape'}"
             f"{f' ({self.input_layout})' if self.input_layout else ''}, "
             f"{self.theta.size:,} weights, {self.stats.size:,} statistics, {self.classes} classes>"
         )
