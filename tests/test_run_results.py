@@ -29,10 +29,9 @@ def scores(folder):
     """{method: {"accuracy": (S,) in percent, "nll": (S,)}}."""
     found = {}
     for record in load_json(folder / "results.json")["records"]:
-        parts = record["method"], record.get("statistics")
-        if record["method"] == "ensemble":
-            parts = "ensemble", record["members"], record.get("statistics")
-        found.setdefault(" ".join(str(part) for part in parts if part), []).append(record)
+        members = str(record["members"]) if record["method"] == "ensemble" else ""
+        parts = record["method"], members, record.get("batch_norm", "")
+        found.setdefault(" ".join(filter(None, parts)), []).append(record)
     for method, records in found.items():
         records.sort(key=lambda record: record["seed"])
         found[method] = {
@@ -70,3 +69,16 @@ def test_the_sentences_about_lenet_are_true():
     mean, finetuned = found["mean"], found["finetuned"]
     assert (mean["nll"] < finetuned["nll"]).all()
     assert (mean["accuracy"] > finetuned["accuracy"]).tolist() == [True, True, False]
+
+
+def test_the_sentences_about_mobilenet_are_true():
+    found = scores(ROOT / "docs" / "results" / "run-mobilenet-v2")
+    images = {
+        policy: 100 * (found[f"mean {policy}"]["accuracy"] - found["finetuned"]["accuracy"])
+        for policy in ("averaged", "recomputed", "last")
+    }
+    gains = np.concatenate([images["averaged"], images["recomputed"]])
+    assert f"by {gains.min():.0f} to {gains.max():.0f} images" in README
+    for policy in ("averaged", "recomputed"):
+        assert (found[f"mean {policy}"]["nll"] < found["finetuned"]["nll"]).all()
+    assert (images["last"] < 0).all()
