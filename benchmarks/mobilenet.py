@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from compare import THREADS, child_peak, interleave, own_peak, report, scaling
@@ -181,31 +182,37 @@ def threads(rounds):
     scaling(functions, rounds)
 
 
+def kernels_of(step):
+    """The kernels in C that a step calls: how many, the shapes of their products, bytes moved.
+
+    A shape is (rows, inner, columns, whether it is a gradient of weights). Bytes are those of the
+    arrays of a megabyte and more, once for each kernel: smaller ones stay in the caches.
+    """
+    from minires.kernels import cpu
+
+    with mock.patch.object(cpu, "call", wraps=cpu.call) as call:
+        step()
+    shapes, moved = [], 0
+    for (name, _, *arguments), _ in call.call_args_list:
+        sizes = [array.nbytes for array in arguments if isinstance(array, np.ndarray)]
+        moved += sum(size for size in sizes if size >= 1 << 20)
+        if name.startswith("convolve"):
+            # In the order of `struct windows` of kernels/c/convolution.c.
+            numbers = next(argument for argument in arguments if isinstance(argument, tuple))
+            images, channels, kernel = numbers[2], numbers[5], numbers[6:8]
+            output, out_channels = numbers[16:18], numbers[18]
+            rows, inner = images * math.prod(output), math.prod(kernel) * channels
+            shapes.append((rows, inner, out_channels, "weight" in name))
+    return len(call.call_args_list), shapes, moved
+
+
 def floor(rounds):
     """What a training step cannot do without: its products, and moving its arrays once a kernel."""
     import torch
 
-    from minires.kernels import cpu
-
-    step, called, call = minires_step(), [], cpu.call
+    step = minires_step()
     step()
-
-    def noted(name, dtype, *arguments):
-        called.append((name, arguments))
-        call(name, dtype, *arguments)
-
-    cpu.call = noted
-    step()
-    cpu.call = call
-    shapes, moved = [], 0
-    for name, arguments in called:
-        sizes = [array.nbytes for array in arguments if isinstance(array, np.ndarray)]
-        moved += sum(size for size in sizes if size >= 1 << 20)  # smaller ones stay in the caches
-        if name.startswith("convolve"):
-            numbers = next(argument for argument in arguments if isinstance(argument, tuple))
-            images, kernel, channels = numbers[2], numbers[6:8], numbers[5]
-            rows, inner = images * math.prod(numbers[16:18]), math.prod(kernel) * channels
-            shapes.append((rows, inner, numbers[18], "weight" in name))
+    count, shapes, moved = kernels_of(step)
     torch.set_num_threads(THREADS)
     matrices = {}
     for shape in shapes:
@@ -218,19 +225,18 @@ def floor(rounds):
             torch.mm(*matrices[shape])
 
     source, target = np.ones((2, 1 << 26), np.float32)
-    pairs = zip(*(np.split(array, THREADS) for array in (target, source)), strict=True)
-    pairs = list(pairs)
+    parts = np.split(target, THREADS), np.split(source, THREADS)
     with ThreadPoolExecutor(THREADS) as pool:
 
         def copy():
-            list(pool.map(lambda pair: np.copyto(*pair), pairs))
+            list(pool.map(np.copyto, *parts))
 
         functions = {"a training step": step, "PyTorch's products alone": products, "a copy": copy}
         times = interleave(functions, rounds, calls=2)
     medians = {name: statistics.median(values) for name, values in times.items()}
     speed = 2 * source.nbytes / medians["a copy"]
     multiplied = sum(math.prod(shape[:3]) for shape in shapes)
-    print(f"\nMobileNetV2 training step, batch {BATCH}, {THREADS} threads: {len(called)} kernels")
+    print(f"\nMobileNetV2 training step, batch {BATCH}, {THREADS} threads: {count} kernels")
     for name in ("a training step", "PyTorch's products alone"):
         print(f"  {name:<28}{medians[name] * 1e3:>8.0f} ms")
     print(f"  {'moving its arrays alone':<28}{moved / speed * 1e3:>8.0f} ms")

@@ -57,7 +57,8 @@ def test_a_device_that_does_not_exist():
 
 def test_a_gpu_without_cupy_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(RuntimeError, match=r"CuPy is not installed: pip install 'minires\[gpu13\]"):
+    says = r"^a GPU was asked for, but CuPy is not installed: pip install 'minires\[gpu13\]"
+    with pytest.raises(RuntimeError, match=says):
         arrays.to_device(np.ones(2), "gpu")
     assert arrays.describe_gpus().startswith("CuPy is not installed")
 

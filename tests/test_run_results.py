@@ -1,16 +1,14 @@
 """The README's tables of `minires run` are those of the rows in docs/results."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
+from test_pretrained_results import README as PRINTED
+from test_pretrained_results import ROOT, flat
 
 from minires.arrays.files import load_json
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = sorted((ROOT / "docs" / "results").glob("run-*"))
-README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text("utf-8").replace("**", ""))
+README = flat(PRINTED.replace("**", ""))
 NAMES = {
     "pretrained": "pre-trained",
     "finetuned": "fine-tuned",
@@ -52,7 +50,7 @@ def line_of(found, method):
         if method == "finetuned":
             cells[-1] = ""
     numbers = " | ".join(cells).replace("-", "−")
-    return re.sub(r"\s+", " ", f"| {NAMES[method]} | {numbers} |")
+    return flat(f"| {NAMES[method]} | {numbers} |")
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -107,26 +107,32 @@ def module_for(device: str) -> ModuleType:
     """
     if device not in ("cpu", "gpu"):
         raise ValueError(f"device is {device!r}, expected 'cpu' or 'gpu'")
-    return np if device == "cpu" else _import_cupy()
+    if device == "cpu":
+        return np
+    try:
+        return _import_cupy()
+    except RuntimeError as error:
+        raise RuntimeError(f"a GPU was asked for, but {error}") from error
 
 
 def _import_cupy():
+    """CuPy. Raises RuntimeError with the reason and the remedy where no GPU can be used."""
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         raise RuntimeError(
-            "a GPU was asked for, but CuPy is not installed: "
+            "CuPy is not installed: "
             "pip install 'minires[gpu13]' (CUDA 13) or 'minires[gpu12]' (CUDA 12)"
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise RuntimeError(
-            f"a GPU was asked for, but the CUDA driver finds none ({error}): "
+            f"the CUDA driver finds none ({error}): "
             "install or update the NVIDIA driver, or use the CPU"
         ) from error
     if count == 0:
-        raise RuntimeError("a GPU was asked for, but this machine has none: use the CPU")
+        raise RuntimeError("this machine has none: use the CPU")
     return cupy
 
 
@@ -135,7 +141,7 @@ def describe_gpus() -> list[str] | str:
     try:
         runtime = _import_cupy().cuda.runtime
     except RuntimeError as error:
-        return str(error).removeprefix("a GPU was asked for, but ")  # nobody asked here
+        return str(error)
     cards = [runtime.getDeviceProperties(number) for number in range(runtime.getDeviceCount())]
     return [
         f"{card['name'].decode()}, {card['totalGlobalMem'] / 2**30:.0f} GiB, "
