@@ -1,10 +1,11 @@
 /* Products of plain matrices: c (M, L) = a (M, K) · b (K, L), each with any steps.
 
-   K is cut into pieces of a few dozen rows of b. A piece of one panel is small enough to stay in
-   the nearest cache while all rows of a pass over it, and c takes the sums of the pieces up. So
-   weights are read from memory once, in the order in which they lie. */
+   K is cut into pieces of some rows of b. A piece of one panel is small enough to stay in a core's
+   own cache while all rows of a pass over it, and c takes the sums of the pieces up. So weights are
+   read from memory once, and c only as often as there are pieces. */
 
-#define PIECE 128       /* rows of b */
+#define PIECE 1024      /* rows of b */
+#define TURNED_INNER 128 /* from so many rows of a transposed b on it pays to turn the results */
 #define PACK_ROWS 16    /* of a: as many reads pay for one more copy of b */
 #define PART_WORK (1 << 21) /* multiplications in a tile: less is not worth a thread */
 #define MOST_PARTS 64
@@ -115,6 +116,7 @@ static void beside_tile(const void *pointer, int64_t tile, char *scratch) {
     int64_t last = least(first + job->part, s->rows);
     const real *packed = job->packed + matrix * s->inner * round_up(s->columns, VL);
     real *c = job->c + matrix * s->rows * s->columns, *group = (real *)scratch;
+    const int far = lies_far(job->c, s->count * s->rows, s->columns);
     struct runs runs = {&zero, 1, s->inner, MR};
     const real *row[MR];
     for (int64_t m = 0; m < MR; m++) row[m] = group + m;
@@ -128,7 +130,7 @@ static void beside_tile(const void *pointer, int64_t tile, char *scratch) {
                     group[k * MR + m] = a[least(m, last - i - 1) * s->a_row];
         EACH_PANEL(v, vectors, s->columns) {
             struct results to = {.c = c + i * s->columns + v * VL, .ldc = s->columns,
-                                 .rows = last - i, .columns = s->columns - v * VL};
+                                 .rows = last - i, .columns = s->columns - v * VL, .far = far};
             product(row, runs, packed + s->inner * v * VL, vectors * VL, to, vectors);
         }
     }
@@ -226,7 +228,7 @@ EXPORT int matmul(const real *a, const real *b, real *c, const struct matrices *
     if (s->rows <= FEW_ROWS && s->b_column == 1 && s->inner * s->columns >= FEW_WORK)
         return matmul_few(a, b, c, s, threads);
     struct whole_job whole = {.s = *s, .a = a, .b = b, .c = c};
-    if (s->b_column != 1 && s->rows >= VL && s->inner >= PIECE) {
+    if (s->b_column != 1 && s->rows >= VL && s->inner >= TURNED_INNER) {
         whole.from = a;
         whole.matrix = s->a_matrix, whole.row = s->a_column, whole.column = s->a_row;
         whole.columns = s->rows;

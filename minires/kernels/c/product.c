@@ -130,6 +130,9 @@ static int64_t whole_panels(int64_t vectors, int64_t all) {
     for (int64_t v = 0, all = divide_up(columns, VL), vectors = panel_vectors(all); v < all; \
          v += vectors, vectors = panel_vectors(all - v))
 
+/* A panel's part of a row is too short for the processor to see which one it will need next. */
+#define AHEAD 24
+
 /* Lay rows × columns numbers out panel by panel, columns filled up with zeros. Number (k, o) is
    b[k · row + o · column]. A panel of `vectors` from vector v begins at rows · v · VL. */
 static void pack_panel(const real *b, int64_t row, int64_t column, int64_t rows, int64_t columns,
@@ -139,7 +142,10 @@ static void pack_panel(const real *b, int64_t row, int64_t column, int64_t rows,
         real *line = to + k * width;
         const real *from = b + k * row;
         if (column == 1 && inside == width)
-            for (int64_t v = 0; v < vectors; v++) store(line + v * VL, load(from + v * VL));
+            for (int64_t v = 0; v < vectors; v++) {
+                __builtin_prefetch(from + AHEAD * row + v * VL);
+                store(line + v * VL, load(from + v * VL));
+            }
         else {
             for (int64_t o = 0; o < inside; o++) line[o] = from[o * column];
             for (int64_t o = inside; o < width; o++) line[o] = 0;
