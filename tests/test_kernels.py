@@ -242,14 +242,15 @@ def optimizers(rng, geometry, networks, activation):
 def moments(rng, geometry, networks, activation):
     thetas = 1e3 + normal(rng, 4, networks[1], math.prod(geometry[1]))
 
-    def program(k, thetas, counts):
+    def program(k, thetas, counts, weight):
         first = k.copy(thetas[0])
-        offset, m2 = (k.copy(thetas[1]).astype(np.float64) for _ in range(2))
+        offset, m2, mean = (k.copy(thetas[1]).astype(np.float64) for _ in range(3))
         for theta, n in zip(thetas, counts, strict=True):
             k.fold_moments(theta, first, offset, m2, n.reshape(1))
-        return first, offset, m2
+            k.fold_average(mean, theta, weight.astype(np.float64))
+        return first, offset, m2, mean
 
-    return program, (thetas, np.array([1, 2, 0, 3]))
+    return program, (thetas, np.array([1, 2, 0, 3]), np.array([0.25]))
 
 
 PROGRAMS = {
@@ -265,7 +266,7 @@ PROGRAMS = {
     ),
     products: ("matmul", "sum_rows"),
     optimizers: ("step_sgd", "step_adam"),
-    moments: ("fold_moments",),
+    moments: ("fold_moments", "fold_average"),
 }  # fmt: skip
 ALONE = {"uniform"}  # the only one whose results differ: see its own test
 

@@ -353,6 +353,7 @@ def test_steps_and_moments_have_the_bits_of_the_formula(case):
     for n in (2, 7, 10_000):
         changed = both("fold_moments", (theta, first, offset, m2**2), np.array([n]))
         assert changed == 2 * bool(theta.size)
+    assert both("fold_average", (offset, theta), rng.uniform(size=1)) == bool(theta.size)
 
 
 @not_a_number
@@ -362,11 +363,12 @@ def test_updates_carry_what_is_no_number(rng):
     both("step_sgd", (theta, gradient, first), np.array([0.1]), 0.9, 1e-3)
     both("step_adam", (theta, gradient, first, second**2), np.array([0.1]), [1e-8], 0.9, 0.99)
     both("fold_moments", (theta, first, gradient, second**2), np.array([3]))
+    both("fold_average", (gradient, theta), np.array([0.1]))
 
 
 # --- results that are written past the caches ---------------------------------------------
 
-FAR = 1 << 24  # FAR_BYTES of c/vectors.h
+FAR = 1 << 23  # FAR_BYTES of c/vectors.h
 
 
 @pytest.mark.parametrize("channels", [48, 50])

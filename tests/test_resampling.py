@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minires import arrays
+from minires import arrays, kernels
 from minires.resampling.averages import average, prefix_averages
 from minires.resampling.baselines import EMA
 from minires.resampling.moments import Moments
@@ -154,6 +154,24 @@ def test_ema_copies(rng):
     theta[:] = 7
     ema.mean[:] = 9
     np.testing.assert_array_equal(ema.mean, np.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ema_has_the_bits_of_its_formula_in_any_layout(rng, dtype):
+    thetas = rng.standard_normal((3, 40, 500)).astype(dtype)
+    single, turned, plain, mean = EMA(0.9), EMA(0.9), EMA(0.9), None
+    for count, theta in enumerate(thetas, 1):
+        single.update(theta)
+        turned.update(np.asfortranarray(theta))
+        with kernels("plain"):
+            plain.update(theta)
+        mean = theta.astype(np.float64) if mean is None else mean
+        mean = mean + single.weight(count) * (theta - mean)
+    for ema in (single, turned, plain):
+        np.testing.assert_array_equal(ema.mean, mean.astype(dtype))
+    dot = EMA(0.5)
+    dot.update(np.array(3.0))
+    assert dot.mean == 3
 
 
 def test_ema_refuses_what_does_not_fit():

@@ -236,7 +236,7 @@ def _updates(some):
     xp = arrays.xp_of(theta)
     rates, epsilon = xp.asarray([0.1, 0.2], theta.dtype), xp.asarray([1e-3], theta.dtype)
     offset, deviation = (some(2, 3000).astype(np.float64) for _ in range(2))
-    number = xp.asarray([3], np.int64)
+    number, weight = xp.asarray([3], np.int64), xp.asarray([0.01])
 
     def changed(kernel, vectors, *numbers):
         copies = [vector.copy() for vector in vectors]
@@ -251,6 +251,7 @@ def _updates(some):
         "fold_moments": lambda k: changed(
             k.fold_moments, (theta, first, offset, deviation**2), number
         ),
+        "fold_average": lambda k: changed(k.fold_average, (offset, theta), weight),
     }
 
 

@@ -34,7 +34,7 @@ KERNELS = (
     *("depthwise", "depthwise_weight_gradient", "depthwise_input_gradient", "separable"),
     *("max_pool", "max_pool_gradient", "mean_pool", "mean_pool_gradient"),
     *("norm_moments", "norm_factors", "normalize", "norm_sums", "norm_slopes", "norm_gradient"),
-    *("uniform", "step_sgd", "step_adam", "fold_moments"),
+    *("uniform", "step_sgd", "step_adam", "fold_moments", "fold_average"),
 )
 CHOICES = ("plain", "cpu")
 VARIABLE = "MINIRES_KERNELS"

@@ -624,3 +624,10 @@ extern "C" __global__ void fold_moments(INDEX count, const REAL* theta, REAL* fi
         m2[k] += d * d * ((number - 1) / number);
     }
 }
+
+// m ← m + w (θ − m), in double
+extern "C" __global__ void fold_average(INDEX count, double* mean, const REAL* theta,
+                                        const double* weight)
+{
+    EACH(k, count) mean[k] += weight[0] * ((double)theta[k] - mean[k]);
+}

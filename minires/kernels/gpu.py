@@ -555,3 +555,9 @@ def fold_moments(theta, first, offset, m2, n):
     """As `plain.fold_moments`: one launch, or one for each network of an `aligned` θ."""
     for vectors in _launches(theta, first, offset, m2, n):
         _launch("fold_moments", vectors[0].size, *vectors)
+
+
+def fold_average(mean, theta, weight):
+    """As `plain.fold_average`: one launch, or one for each network of an `aligned` θ."""
+    for vectors in _launches(mean, theta, weight):
+        _launch("fold_average", vectors[0].size, *vectors, dtype=theta.dtype)

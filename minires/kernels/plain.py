@@ -522,3 +522,13 @@ def fold_moments(theta: Array, first: Array, offset: Array, m2: Array, n: Array)
         d = theta.astype(np.float64) - first - offset
         offset += d / n
         m2 += d * d * ((n - 1) / n)
+
+
+def fold_average(mean: Array, theta: Array, weight: Array) -> None:
+    """m ← m + w (θ − m), in float64
+
+    mean     m, of any shape, float64; changed
+    theta    θ, like mean, float32 or float64
+    weight   w, (1,) float64 on the device
+    """
+    mean += weight[0] * (theta - mean)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import checks, xp_of
+from minires.arrays import can_be_stepped, checks, xp_of
 from minires.kernels.vectors import apply_formula
 from minires.resampling.moments import Moments
 
@@ -43,16 +43,18 @@ class EMA:
     def update(self, theta: Any) -> None:
         """Add the weights after one more update to the average.
 
-        theta    float32 or float64, contiguous, any shape, always the same
+        theta    float32 or float64, any shape, always the same
         Raises   ValueError when shape, dtype or device differ from the first one's
         """
         self.ready(theta)
+        theta = xp_of(theta).asarray(theta, order=None if can_be_stepped(theta) else "C")
         self.count += 1
 
-        def formula(theta, mean, weight):
+        def formula(mean, theta, weight):
             mean += weight * (theta - mean)
 
-        apply_formula(formula, theta, self._mean, numbers=[self.weight(self.count)])
+        numbers = [self.weight(self.count)]
+        apply_formula(formula, self._mean, theta, numbers=numbers, kernel="fold_average")
 
     def weight(self, count: int) -> float:
         """w, the weight of an update.
@@ -72,7 +74,7 @@ class EMA:
         if theta.dtype not in (np.float32, np.float64):
             raise ValueError(f"EMA.update: theta is {theta.dtype}, expected float32 or float64")
         if self._mean is None:
-            self._mean = theta.astype(np.float64)
+            self._mean = theta.astype(np.float64, order="C")
             self._dtype = theta.dtype
         if theta.shape != self._mean.shape or theta.dtype != self._dtype:
             raise ValueError(

@@ -319,9 +319,7 @@ class _RecordedEMA:
         return np.array([self.ema.weight(count) for count in range(first, first + updates)])
 
     def update(self, weight):
-        rows = zip(self.theta, self.mean, strict=True) if self.theta.ndim == 2 else None
-        for theta, mean in rows or [(self.theta, self.mean)]:  # one by one, to save memory
-            mean += weight * (theta - mean)
+        kernels_of(self.theta).fold_average(self.mean, self.theta, weight)
 
     def count(self):
         self.ema.count += 1

@@ -1,7 +1,8 @@
 /* What is done to all weights after every batch: a step of an optimizer, a fold into the moments.
 
    θ is a vector (R, P) of R networks. Each formula is one pass over it, which memory alone
-   limits: every number is read and written once. Formulas: minires/optimizers.py, moments.py.
+   limits: every number is read and written once. Formulas: training/optimizers.py,
+   resampling/moments.py and baselines.py.
 
    Here a product and the sum behind it are rounded one after the other, as NumPy does it: so
    every weight has the very bits that the formula gives when it is typed into Python. */
@@ -25,9 +26,9 @@ struct update_job {
     int64_t size, each;            /* numbers in all, and how many share a rate */
     double momentum, decay;        /* or 1 − β₁ and 1 − β₂ */
     double epsilon;
-    double *offset, *m2;
+    double *offset, *m2, *mean;
     const real *origin;
-    double n;
+    double n, weight;
 };
 
 /* Numbers `first` … `last`−1 of a tile that share a rate; calls of it walk through the tile. */
@@ -114,6 +115,22 @@ EXPORT int fold_moments(const real *theta, const real *first, double *offset, do
     struct update_job job = {.theta = (real *)theta, .origin = first, .offset = offset, .m2 = m2,
                              .size = size, .n = n};
     return run_tiles(moments_fold_tile, &job, divide_up(size, BLOCK), 0, threads);
+}
+
+/* m ← m + w (θ − m),   in double */
+static void average_fold_tile(const void *job, int64_t tile, char *scratch) {
+    const struct update_job *own = job;
+    const double weight = own->weight;
+    const real *restrict theta = own->theta;
+    double *restrict mean = own->mean;
+    for (int64_t k = tile * BLOCK; k < least((tile + 1) * BLOCK, own->size); k++)
+        mean[k] += weight * ((double)theta[k] - mean[k]);
+}
+
+EXPORT int fold_average(double *mean, const real *theta, int64_t size, double weight,
+                        int64_t threads) {
+    struct update_job job = {.theta = (real *)theta, .mean = mean, .size = size, .weight = weight};
+    return run_tiles(average_fold_tile, &job, divide_up(size, BLOCK), 0, threads);
 }
 
 #if defined __GNUC__ && !defined __clang__
