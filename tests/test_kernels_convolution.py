@@ -269,7 +269,10 @@ def test_few_rows_may_lie_apart_in_memory():
     assert_close(cpu.matmul(apart, part), apart @ part, 1e-13, scale=30)
 
 
-@pytest.mark.parametrize("shape", [(40, 300, 25), (19, 130, 400), (3, 700, 1500), (3, 20, 7)])
+@pytest.mark.parametrize(
+    "shape",
+    [(40, 300, 25), (19, 130, 400), (3, 700, 1500), (3, 20, 7), (19, 2100, 60), (9, 1500, 60)],
+)
 def test_products_of_matrices_with_any_steps(shape):
     """Rows and columns lie apart; nothing but the result is written to."""
     rows, inner, columns = shape
@@ -285,6 +288,14 @@ def test_products_of_matrices_with_any_steps(shape):
         assert_close(product, a @ b, 1e-13, scale=np.sqrt(inner))
         assert (around[:32] == 7).all()
         assert (around[-32:] == 7).all()
+
+
+@pytest.mark.parametrize("columns", [1040, 1041])
+def test_a_large_weight_gradient_is_written_past_the_caches(columns):
+    """Only whole vectors can be: 1041 columns are written as usual. Nine megabytes each."""
+    rng = np.random.default_rng(0)
+    x, g = (rng.standard_normal((5, size)).astype(np.float32) for size in (2101, columns))
+    compare(same_bits(lambda: cpu.matmul(x.T, g)), plain.matmul(x.T, g), 5)
 
 
 def _with_steps(rng, shape, steps):
