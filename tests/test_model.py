@@ -145,6 +145,8 @@ def test_what_makes_no_model_is_told_in_words():
         Model(6, Sequential(Forgetful(), Dense(3)))
     with pytest.raises(ValueError, match=r"dtype is .*float16.*, expected float32 or float64"):
         Model(6, Sequential(Dense(3))).init(np.random.default_rng(0), dtype=np.float16)
+    with pytest.raises(ValueError, match=r"init_stats: dtype is .*float16"):
+        Model(6, Sequential(Dense(3))).init_stats(dtype=np.float16)
 
 
 def test_one_layer_in_two_places_that_need_other_shapes():

@@ -1,12 +1,18 @@
-"""The rows of the study in docs/results: small, whole seeds, and enough for the page."""
+"""The rows of the study in docs/results: small, whole seeds, enough for the page and the README.
+
+Three verdicts are computed here again from the rows, by other code than the study's.
+"""
 
 import gzip
+import itertools
 import json
+import statistics
 
 import pytest
 from test_pretrained_results import README, ROOT, flat
 
 from minires.study import report
+from minires.study.claims import verdicts
 from minires.study.grid import PROFILES
 from minires.study.store import load_sweep
 
@@ -34,10 +40,11 @@ def test_the_rows_are_small_and_hold_whole_seeds(folder):
 def test_the_rows_make_the_page(folder):
     sweep = load_sweep(folder)
     page = report.write_page(sweep)
-    for record in rows_of(folder):
-        if record["cell"]["l2"] == 0.25 and record["cell"]["l1"] == 0.3:
-            accuracy = record["methods"]["mean"]["accuracy"]
-            assert f"{100 * accuracy:.2f}" in page
+    means, last = (scores_of(rows_of(folder), name, 0.0) for name in ("mean", "finetuned"))
+    assert means
+    for setting, seeds in means.items():  # networks that collapsed are left out
+        sound = [score for seed, score in seeds.items() if last[setting][seed] > 0.5]
+        assert f"{100 * statistics.fmean(sound):.2f}" in page
 
 
 def test_what_the_readme_says_of_the_first_seed():
@@ -54,3 +61,124 @@ def test_what_the_readme_says_of_the_first_seed():
     text = flat(README)
     assert f"plain fine-tuning goes from {plain[0]} to {plain[1]} %" in text
     assert f"the mean model from {mean[0]} to {mean[1]} %" in text
+
+
+# --- three verdicts again, in plain Python from the lines of the file ---------------------------
+
+GUESS, MARGIN, VISIBLE, ALPHA = 0.1, 0.0005, 0.001, 0.05
+SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
+
+
+def scores_of(rows, method, lost):
+    """{(ℓ₁, ℓ₂, dropout): {seed: accuracy}} of all fine-tuning by SGD after SGD.
+
+    lost   the score of a run that diverged
+    """
+    table = {}
+    for row in rows:
+        cell = row["cell"]
+        if cell["optimizer"] == cell["finetune_optimizer"] == "sgd":
+            found = row["methods"][method]["accuracy"] if "methods" in row else lost
+            setting = cell["l1"], cell["l2"], cell["dropout"]
+            table.setdefault(setting, {})[cell["seed"]] = found
+    return table
+
+
+def differences(first, second):
+    """[[first − second of each seed], …] of the settings in which no seed lacks a score."""
+    return [
+        [first[setting][seed] - second[setting][seed] for seed in sorted(first[setting])]
+        for setting in first
+        if None not in (*first[setting].values(), *second[setting].values())
+    ]
+
+
+def middle_half(cells):
+    """For each seed the mean without the lowest and the highest quarter of the cells."""
+    cut = len(cells) // 4
+    by_seed = (sorted(values)[cut : len(cells) - cut] for values in zip(*cells, strict=True))
+    return [statistics.fmean(values) for values in by_seed]
+
+
+def chance(values, above=0.0):
+    """How probable are signed ranks so large, if each sign is a coin's? (Wilcoxon, one-sided)"""
+    excess = [round(value - above, 12) for value in values]
+    sizes = sorted(abs(value) for value in excess if value)
+    rank = {size: sizes.index(size) + (sizes.count(size) + 1) / 2 for size in sizes}
+    ranks = [rank[abs(value)] for value in excess if value]
+    seen = sum(rank[abs(value)] for value in excess if value > 0)
+    sums = [
+        sum(itertools.compress(ranks, signs))
+        for signs in itertools.product((0, 1), repeat=len(ranks))
+    ]
+    return sum(each >= seen - 1e-9 for each in sums) / len(sums)
+
+
+def chance_below(values, bound=0.0):
+    return chance([-value for value in values], -bound)
+
+
+def any_sure(p_values):
+    """Whether the smallest of some p-values is below α with Holm's, here Bonferroni's, factor."""
+    return min(p_values) * len(p_values) < ALPHA
+
+
+def judge(parts, single_cells):
+    """parts: [(p-value for, p-value against), …]; single_cells: a list of p-values against each"""
+    proved = [pro < ALPHA for pro, _ in parts]
+    against = sorted(con for _, con in parts)
+    limits = [ALPHA / (len(parts) - place) for place in range(len(parts))]
+    refuted = []  # Holm: the smallest first, until one is not below its limit
+    for con, limit in zip(against, limits, strict=True):
+        if con >= limit:
+            break
+        refuted.append(con)
+    if any(con in refuted and not sure for (_, con), sure in zip(parts, proved, strict=True)):
+        return NOT_SUPPORTED
+    mixed = any(map(any_sure, single_cells))
+    return SUPPORTED if all(proved) and not mixed else INCONCLUSIVE
+
+
+def dropout_helps(rows):
+    """C5"""
+    scores = scores_of(rows, "finetuned", GUESS)
+    with_it, without = (
+        {(l1, l2): seeds for (l1, l2, dropout), seeds in scores.items() if dropout == wanted}
+        for wanted in (0.5, 0.0)
+    )
+    cells = differences(with_it, without)
+    gain = middle_half(cells)
+    parts = [(chance(gain), chance_below(gain, MARGIN))]
+    return gain, judge(parts, [[chance_below(cell) for cell in cells]])
+
+
+def mean_equals_three(rows):
+    """C7"""
+    cells = differences(scores_of(rows, "ensemble_3", None), scores_of(rows, "mean", None))
+    gain = middle_half(cells)
+    within = max(chance(gain, -MARGIN), chance_below(gain, MARGIN))
+    not_zero = min(1, 2 * min(chance(gain), chance_below(gain)))
+    beyond = [min(1, 2 * min(chance(cell, MARGIN), chance_below(cell, -MARGIN))) for cell in cells]
+    return gain, judge([(within, not_zero)], [beyond])
+
+
+def ten_gain_little(rows):
+    """C8"""
+    cells = differences(scores_of(rows, "ensemble_10", None), scores_of(rows, "mean", None))
+    gain = middle_half(cells)
+    better = chance(gain), chance_below(gain)
+    little = chance_below(gain, VISIBLE), chance(gain, VISIBLE)
+    single = [[chance_below(cell) for cell in cells], [chance(cell, VISIBLE) for cell in cells]]
+    return gain, judge([better, little], single)
+
+
+@pytest.mark.parametrize(
+    ("claim", "judged"), [("C5", dropout_helps), ("C7", mean_equals_three), ("C8", ten_gain_little)]
+)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_verdict_from_the_rows_by_other_code(folder, claim, judged):
+    (verdict,) = [each for each in verdicts(load_sweep(folder)) if each.claim == claim]
+    gain, outcome = judged(rows_of(folder))
+    assert verdict.outcome == (outcome if len(gain) >= 5 else INCONCLUSIVE)
+    size = f"{100 * statistics.median(gain) + 0.0:+.3f} points".replace("-", "−")
+    assert size.replace("−0.000", "+0.000") in verdict.reason

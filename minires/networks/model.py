@@ -301,8 +301,7 @@ class Model:
         Returns   theta (P,) or (R, P); on a GPU `aligned`, so that it may be a part of an array
         Raises    TypeError when rng is no Generator; ValueError for another dtype
         """
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise ValueError(f"Model.init: dtype is {dtype!r}, expected float32 or float64")
+        _check_dtype("init", dtype)
         if replicas is not None:
             replicas = checks.whole_number("Model.init", "replicas", replicas, 1)
             rng = checks.generator_of("Model.init", rng).spawn(replicas)
@@ -324,7 +323,9 @@ class Model:
         dtype     float32 or float64
         device    "cpu" or "gpu": where they are kept
         Returns   stats (S,) or (R, S)
+        Raises    ValueError for another dtype
         """
+        _check_dtype("init_stats", dtype)
         stats = np.empty(self.stats_size, dtype)
         for entry in self.layout.statistics:
             entry.view(stats)[...] = entry.initializer(None, entry.shape, 1, 1)
@@ -538,3 +539,8 @@ _FORMAT = "minires weights 1"
 
 def _times(shape):
     return "×".join(map(str, shape))
+
+
+def _check_dtype(where, dtype):
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise ValueError(f"Model.{where}: dtype is {dtype!r}, expected float32 or float64")
