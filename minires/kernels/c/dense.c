@@ -116,7 +116,6 @@ static void beside_tile(const void *pointer, int64_t tile, char *scratch) {
     int64_t last = least(first + job->part, s->rows);
     const real *packed = job->packed + matrix * s->inner * round_up(s->columns, VL);
     real *c = job->c + matrix * s->rows * s->columns, *group = (real *)scratch;
-    const int far = lies_far(job->c, s->count * s->rows, s->columns);
     struct runs runs = {&zero, 1, s->inner, MR};
     const real *row[MR];
     for (int64_t m = 0; m < MR; m++) row[m] = group + m;
@@ -130,7 +129,7 @@ static void beside_tile(const void *pointer, int64_t tile, char *scratch) {
                     group[k * MR + m] = a[least(m, last - i - 1) * s->a_row];
         EACH_PANEL(v, vectors, s->columns) {
             struct results to = {.c = c + i * s->columns + v * VL, .ldc = s->columns,
-                                 .rows = last - i, .columns = s->columns - v * VL, .far = far};
+                                 .rows = last - i, .columns = s->columns - v * VL};
             product(row, runs, packed + s->inner * v * VL, vectors * VL, to, vectors);
         }
     }

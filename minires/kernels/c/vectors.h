@@ -21,7 +21,7 @@ static inline void store(real *to, vec value) { *(vec_anywhere *)to = value; }
 /* A result this large leaves the caches before anybody reads it. So it is written past them, which
    also spares the processor from reading the memory that it is about to overwrite. That goes for
    whole vectors at multiples of their size alone. */
-#define FAR_BYTES ((int64_t)1 << 23)
+#define FAR_BYTES ((int64_t)1 << 24)
 
 static inline int lies_far(const real *to, int64_t rows, int64_t channels) {
     return rows * channels * (int64_t)sizeof(real) >= FAR_BYTES && channels % VL == 0 &&
