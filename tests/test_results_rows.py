@@ -63,10 +63,10 @@ def middle_half(columns):
 
 
 def differences(records, first, second):
-    """[[first − second of each fine-tuned cell] of each seed]; None if something is missing."""
+    """[[first − second of each cell with SGD in both phases] of each seed]; None if one lacks."""
     by_seed = {}
     for record in records:
-        if record["cell"]["l2"] is None:
+        if (record["cell"]["optimizer"], record["cell"]["finetune_optimizer"]) != ("sgd", "sgd"):
             continue
         if "methods" not in record:
             return None
@@ -93,7 +93,9 @@ def some_cell_disagrees(columns, p_against):
 
 
 def outcome(shown, contradicted, mixed):
-    if any(p < ALPHA for p in holm(contradicted)):
+    """What is shown is not contradicted: a difference may surely be small, and surely not zero."""
+    against = zip(shown, holm(contradicted), strict=True)
+    if any(pro >= ALPHA and con < ALPHA for pro, con in against):
         return "not supported"
     return "supported" if all(p < ALPHA for p in shown) and not mixed else "inconclusive"
 

@@ -1,10 +1,6 @@
-"""The rows of the study in docs/results: small, whole seeds, enough for the page and the README.
-
-Three verdicts are computed here again from the rows, by other code than the study's.
-"""
+"""The rows of the study in docs/results: whole seeds, enough for the page and for the README."""
 
 import gzip
-import itertools
 import json
 import re
 import statistics
@@ -30,30 +26,12 @@ def rows_of(folder):
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_the_rows_are_small_and_hold_whole_seeds(folder):
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 5_000_000
+def test_the_rows_hold_whole_seeds(folder):
     cells = [record["cell"] for record in rows_of(folder)]
     wanted = [cell for cell in PROFILES[folder.name].cells() if cell.seed == 0]
     seeds = {cell["seed"] for cell in cells}
     assert seeds == set(range(len(seeds)))
     assert len(cells) == len(wanted) * len(seeds)
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_the_rows_make_the_page(folder):
-    sweep = load_sweep(folder)
-    page = report.write_page(sweep)
-    means, last = (scores_of(rows_of(folder), name, 0.0) for name in ("mean", "finetuned"))
-    assert means
-    for setting, seeds in means.items():  # networks that collapsed are left out
-        sound = [score for seed, score in seeds.items() if last[setting][seed] > 0.5]
-        assert f"{100 * statistics.fmean(sound):.2f}" in page
-
-
-# --- three verdicts again, in plain Python from the lines of the file ---------------------------
-
-GUESS, MARGIN, VISIBLE, ALPHA = 0.1, 0.0005, 0.001, 0.05
-SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
 
 def scores_of(rows, method, lost):
@@ -71,104 +49,15 @@ def scores_of(rows, method, lost):
     return table
 
 
-def differences(first, second):
-    """[[first − second of each seed], …] of the settings in which no seed lacks a score."""
-    return [
-        [first[setting][seed] - second[setting][seed] for seed in sorted(first[setting])]
-        for setting in first
-        if None not in (*first[setting].values(), *second[setting].values())
-    ]
-
-
-def middle_half(cells):
-    """For each seed the mean without the lowest and the highest quarter of the cells."""
-    cut = len(cells) // 4
-    by_seed = (sorted(values)[cut : len(cells) - cut] for values in zip(*cells, strict=True))
-    return [statistics.fmean(values) for values in by_seed]
-
-
-def chance(values, above=0.0):
-    """How probable are signed ranks so large, if each sign is a coin's? (Wilcoxon, one-sided)"""
-    excess = [round(value - above, 12) for value in values]
-    sizes = sorted(abs(value) for value in excess if value)
-    rank = {size: sizes.index(size) + (sizes.count(size) + 1) / 2 for size in sizes}
-    ranks = [rank[abs(value)] for value in excess if value]
-    seen = sum(rank[abs(value)] for value in excess if value > 0)
-    sums = [
-        sum(itertools.compress(ranks, signs))
-        for signs in itertools.product((0, 1), repeat=len(ranks))
-    ]
-    return sum(each >= seen - 1e-9 for each in sums) / len(sums)
-
-
-def chance_below(values, bound=0.0):
-    return chance([-value for value in values], -bound)
-
-
-def any_sure(p_values):
-    """Whether the smallest of some p-values is below α with Holm's, here Bonferroni's, factor."""
-    return min(p_values) * len(p_values) < ALPHA
-
-
-def judge(parts, single_cells):
-    """parts: [(p-value for, p-value against), …]; single_cells: a list of p-values against each"""
-    proved = [pro < ALPHA for pro, _ in parts]
-    against = sorted(con for _, con in parts)
-    limits = [ALPHA / (len(parts) - place) for place in range(len(parts))]
-    refuted = []  # Holm: the smallest first, until one is not below its limit
-    for con, limit in zip(against, limits, strict=True):
-        if con >= limit:
-            break
-        refuted.append(con)
-    if any(con in refuted and not sure for (_, con), sure in zip(parts, proved, strict=True)):
-        return NOT_SUPPORTED
-    mixed = any(map(any_sure, single_cells))
-    return SUPPORTED if all(proved) and not mixed else INCONCLUSIVE
-
-
-def dropout_helps(rows):
-    """C5"""
-    scores = scores_of(rows, "finetuned", GUESS)
-    with_it, without = (
-        {(l1, l2): seeds for (l1, l2, dropout), seeds in scores.items() if dropout == wanted}
-        for wanted in (0.5, 0.0)
-    )
-    cells = differences(with_it, without)
-    gain = middle_half(cells)
-    parts = [(chance(gain), chance_below(gain, MARGIN))]
-    return gain, judge(parts, [[chance_below(cell) for cell in cells]])
-
-
-def mean_equals_three(rows):
-    """C7"""
-    cells = differences(scores_of(rows, "ensemble_3", None), scores_of(rows, "mean", None))
-    gain = middle_half(cells)
-    within = max(chance(gain, -MARGIN), chance_below(gain, MARGIN))
-    not_zero = min(1, 2 * min(chance(gain), chance_below(gain)))
-    beyond = [min(1, 2 * min(chance(cell, MARGIN), chance_below(cell, -MARGIN))) for cell in cells]
-    return gain, judge([(within, not_zero)], [beyond])
-
-
-def ten_gain_little(rows):
-    """C8"""
-    cells = differences(scores_of(rows, "ensemble_10", None), scores_of(rows, "mean", None))
-    gain = middle_half(cells)
-    better = chance(gain), chance_below(gain)
-    little = chance_below(gain, VISIBLE), chance(gain, VISIBLE)
-    single = [[chance_below(cell) for cell in cells], [chance(cell, VISIBLE) for cell in cells]]
-    return gain, judge([better, little], single)
-
-
-@pytest.mark.parametrize(
-    ("claim", "judged"), [("C5", dropout_helps), ("C7", mean_equals_three), ("C8", ten_gain_little)]
-)
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_a_verdict_from_the_rows_by_other_code(folder, claim, judged):
-    (verdict,) = [each for each in verdicts(load_sweep(folder)) if each.claim == claim]
-    gain, outcome = judged(rows_of(folder))
-    assert verdict.outcome == (outcome if len(gain) >= 5 else INCONCLUSIVE)
-    size = f"{100 * statistics.median(gain) + 0.0:+.3f} points".replace("-", "−")
-    assert size.replace("−0.000", "+0.000") in verdict.reason
+def test_the_rows_make_the_page(folder):
+    sweep = load_sweep(folder)
+    page = report.write_page(sweep)
+    means, last = (scores_of(rows_of(folder), name, 0.0) for name in ("mean", "finetuned"))
+    assert means
+    for setting, seeds in means.items():  # networks that collapsed are left out
+        sound = [score for seed, score in seeds.items() if last[setting][seed] > 0.5]
+        assert f"{100 * statistics.fmean(sound):.2f}" in page
 
 
 # --- the README -----------------------------------------------------------------------------
