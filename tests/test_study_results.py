@@ -1,7 +1,6 @@
 """The rows of the study in docs/results: whole seeds, enough for the page and for the README."""
 
-import gzip
-import json
+import itertools
 import re
 import statistics
 
@@ -9,25 +8,17 @@ import pytest
 from matplotlib import image
 from test_pretrained_results import FOLDERS as PRETRAINED
 from test_pretrained_results import README, ROOT, flat
+from test_results_rows import RESULTS, SWEEPS, lines
 
 from minires.study import figures, pretrained_findings, report
 from minires.study.claims import verdicts
 from minires.study.grid import PROFILES
 from minires.study.store import load_sweep
 
-RESULTS = ROOT / "docs" / "results"
-FOLDERS = [RESULTS / name for name in PROFILES if (RESULTS / name).exists()]
 
-
-def rows_of(folder):
-    """The rows as any program can read them."""
-    with gzip.open(folder / "cells.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", SWEEPS, ids=lambda folder: folder.name)
 def test_the_rows_hold_whole_seeds(folder):
-    cells = [record["cell"] for record in rows_of(folder)]
+    cells = [record["cell"] for record in lines(folder)]
     wanted = [cell for cell in PROFILES[folder.name].cells() if cell.seed == 0]
     seeds = {cell["seed"] for cell in cells}
     assert seeds == set(range(len(seeds)))
@@ -49,11 +40,11 @@ def scores_of(rows, method, lost):
     return table
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", SWEEPS, ids=lambda folder: folder.name)
 def test_the_rows_make_the_page(folder):
     sweep = load_sweep(folder)
     page = report.write_page(sweep)
-    means, last = (scores_of(rows_of(folder), name, 0.0) for name in ("mean", "finetuned"))
+    means, last = (scores_of(lines(folder), name, 0.0) for name in ("mean", "finetuned"))
     assert means
     for setting, seeds in means.items():  # networks that collapsed are left out
         sound = [score for seed, score in seeds.items() if last[setting][seed] > 0.5]
@@ -88,7 +79,7 @@ def test_the_readme_gives_the_verdicts_of_the_rows():
     assert [claim for claim, *_ in rows] == [f"C{number}" for number in range(1, 18)]
     found = {
         folder.name: {each.claim: each for each in verdicts(load_sweep(folder))}
-        for folder in FOLDERS
+        for folder in SWEEPS
     }
     for claim, outcome, numbers, where in rows:
         if claim == "C15":
@@ -120,7 +111,7 @@ def mean_score(rows, method, metric, **wanted):
 
 def sentences_of_full():
     """What the README says of the paper's own network, from as many seeds as there are."""
-    rows = rows_of(RESULTS / "full")
+    rows = lines(RESULTS / "full")
     cell = {"optimizer": "sgd", "finetune_optimizer": "sgd", "l1": 0.2}
     tuned, mean = (
         [
@@ -144,21 +135,20 @@ def sentences_of_full():
 
 def lines_of_baselines(folder):
     """The page's table of other methods, as the README has it."""
-    sweep = load_sweep(folder)
-    ((setting, records),) = figures.baseline_settings(sweep).items()
-    lines = []
-    for name, *scores, _, ece in report._baseline_table(sweep, setting, records)["rows"]:
+    (group,) = report.baselines_of(load_sweep(folder), {"baselines": []})
+    (table,) = group["tables"]
+    found = []
+    for name, *scores, _, ece in table["rows"]:
         bold = "**" if name == "mean model" else ""
-        lines.append(
-            f"| {' | '.join(f'{bold}{x}{bold}' if x else '' for x in (name, *scores, ece))} |"
-        )
-    return lines
+        cells = (f"{bold}{cell}{bold}" if cell else "" for cell in (name, *scores, ece))
+        found.append(f"| {' | '.join(cells)} |")
+    return found
 
 
 def test_the_readme_has_the_table_of_other_methods():
     for line in lines_of_baselines(RESULTS / "lite"):
         assert line in README
-    rows = rows_of(RESULTS / "lite")
+    rows = lines(RESULTS / "lite")
     last = [row["methods"].get("finetuned", row["methods"]["pretrained"]) for row in rows]
     lost = [scores for scores in last if scores["accuracy"] < 0.5]
     assert f"{len(lost)} of {len(rows)} runs did" in README
@@ -174,7 +164,9 @@ def test_the_readmes_figures_are_those_of_the_rows(tmp_path):
     """Not bit for bit: another version of Matplotlib draws a letter a little differently."""
     names = {path.name for path in (ROOT / "docs" / "study").glob("*.png")}
     assert names == set(re.findall(r"docs/study/([\w.-]+\.png)", README))
-    figures.write_pngs(figures.draw_all(load_sweep(RESULTS / "lite")), tmp_path)
+    drawn = itertools.chain(*figures.draw_all(load_sweep(RESULTS / "lite")).values())
+    shown = [panel for panel in drawn if f"{panel.name}.png" in names]
+    figures.write_pngs({"README": shown}, tmp_path)
     for name in names:
         kept, drawn = (pixels(folder / name) for folder in (ROOT / "docs" / "study", tmp_path))
         high, wide = (min(sizes) for sizes in zip(kept.shape[:2], drawn.shape[:2], strict=True))

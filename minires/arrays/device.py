@@ -97,6 +97,14 @@ def can_be_stepped(theta: Any) -> bool:
     return own.flags.c_contiguous
 
 
+def stepped(theta: Any) -> Any:
+    """θ if it `can_be_stepped`, else a copy in C order that can.
+
+    theta    of any shape
+    """
+    return xp_of(theta).asarray(theta, order=None if can_be_stepped(theta) else "C")
+
+
 def module_for(device: str) -> ModuleType:
     """The module whose arrays live on a device.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import can_be_stepped, checks, xp_of
+from minires.arrays import checks, stepped, xp_of
 from minires.kernels.vectors import apply_formula
 from minires.resampling.moments import Moments
 
@@ -47,7 +47,7 @@ class EMA:
         Raises   ValueError when shape, dtype or device differ from the first one's
         """
         self.ready(theta)
-        theta = xp_of(theta).asarray(theta, order=None if can_be_stepped(theta) else "C")
+        theta = stepped(theta)
         self.count += 1
 
         def formula(mean, theta, weight):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import can_be_stepped, checks, to_device, to_host, xp_of
+from minires.arrays import checks, stepped, to_device, to_host, xp_of
 from minires.arrays.files import content_of, load_arrays, save_arrays
 from minires.kernels.vectors import apply_formula
 
@@ -131,7 +131,7 @@ class Moments:
         Raises   ValueError
         """
         checks.is_array("Moments.update", "theta", theta)
-        theta = xp_of(theta).asarray(theta, order=None if can_be_stepped(theta) else "C")
+        theta = stepped(theta)
         self._check(theta, "update")
         return theta
 

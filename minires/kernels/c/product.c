@@ -131,7 +131,7 @@ static int64_t whole_panels(int64_t vectors, int64_t all) {
          v += vectors, vectors = panel_vectors(all - v))
 
 /* A panel's part of a row is too short for the processor to see which one it will need next. */
-#define AHEAD 24
+#define AHEAD 24 /* rows */
 
 /* Lay rows × columns numbers out panel by panel, columns filled up with zeros. Number (k, o) is
    b[k · row + o · column]. A panel of `vectors` from vector v begins at rows · v · VL. */
