@@ -33,8 +33,10 @@ An argument means the same in all kernels, and a formula's indices are an array'
         loss, gradient = model.loss_and_gradient(theta, images, labels, rng=rng)
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -86,22 +88,36 @@ def windows(
     return xp_of(x).lib.stride_tricks.as_strided(x, shape, strides)
 
 
-def spread(shares: Array, size: Pair, stride: Pair, padding: Borders, dilation: Pair) -> Array:
+def taps(view: Array) -> list[Array]:
+    """The pixels u, v of all windows, a view for each u, v in reading order.
+
+    view     (…, OH, OW, kh, kw, C), from `windows`
+    Returns  kh · kw times (…, OH, OW, C); within one of them no pixel occurs twice
+    """
+    return [view[..., u, v, :] for u, v in np.ndindex(*view.shape[-3:-1])]
+
+
+def spread(
+    shares: Iterable[Array], g: Array, shape: tuple[int, ...], kernel: Pair, stride: Pair,
+    padding: Borders, dilation: Pair,
+) -> Array:  # fmt: skip
     """The way back from windows to pixels: each pixel adds up its shares from all windows.
 
-    x[…, i·s + u·d − p, j·s + v·d − p, c] = Σ shares[…, i, j, u, v, c]
+    x[…, i·s + u·d − p, j·s + v·d − p, c] = Σ_uv shares[u, v][…, i, j, c]
 
-    shares   (…, OH, OW, kh, kw, C)
-    size     (H, W) of the images
+    shares   of each tap u, v in reading order: (…, OH, OW, C); made one after the other, they take
+             no more memory than one
+    g        of which the result has dtype and device
+    shape    (…, H, W, C) of the images
     Returns  (…, H, W, C)
     """
-    ((top, bottom), (left, right)), (high, wide) = padding, size
-    shape = (*shares.shape[:-5], top + high + bottom, left + wide + right, shares.shape[-1])
-    padded, kernel = xp_of(shares).zeros(shape, shares.dtype), shares.shape[-3:-1]
+    *lead, high, wide, channels = shape
+    (top, bottom), (left, right) = padding
+    padded_shape = (*lead, top + high + bottom, left + wide + right, channels)
+    padded = xp_of(g).zeros(padded_shape, g.dtype)
     view = windows(padded, kernel, stride, NO_BORDER, dilation)
-    for u, v in np.ndindex(*kernel):
-        pixels = view[..., u, v, :]  # no pixel occurs twice among those of one tap
-        pixels += shares[..., u, v, :]
+    for pixels, share in zip(taps(view), shares, strict=True):
+        pixels += share
     return padded[..., top : top + high, left : left + wide, :]
 
 
@@ -198,11 +214,12 @@ def convolve_input_gradient(
     g: Array, w: Array, shape: tuple[int, ...], stride: Pair, padding: Borders, dilation: Pair
 ) -> Array:
     """∂L/∂x: the share of pixel u, v of window i, j is Σ_o g[r,n,i,j,o] · w[r,u,v,c,o]."""
-    xp, x_gradient = xp_of(g), xp_of(g).empty((len(w), *shape), g.dtype)
-    for r, part in pieces(len(w), shape[0], math.prod(g.shape[2:4]) * w[0, ..., 0].nbytes):
-        shares = xp.tensordot(g[r, part], w[r], axes=(-1, -1))
-        x_gradient[r, part] = spread(shares, shape[1:3], stride, padding, dilation)
-    return x_gradient
+    kernel, rows = w.shape[1:3], g.reshape(len(g), -1, g.shape[-1])
+    shares = (
+        (rows @ w[:, u, v].swapaxes(-1, -2)).reshape(*g.shape[:-1], w.shape[3])
+        for u, v in np.ndindex(*kernel)
+    )
+    return spread(shares, g, (len(w), *shape), kernel, stride, padding, dilation)
 
 
 def convolve_and_pool(
@@ -218,12 +235,11 @@ def convolve_and_pool(
              its window was the largest, counted in reading order, the first among equals
     """
     y = convolve(x, w, None, stride, padding, dilation, None)
-    view = windows(y, window, window, NO_BORDER, (1, 1))
-    largest = view[..., 0, 0, :]
-    winners = xp_of(y).zeros(largest.shape, np.uint8)
-    for number, (u, v) in enumerate(np.ndindex(*window)):
-        winners[view[..., u, v, :] > largest] = number
-        largest = xp_of(y).maximum(largest, view[..., u, v, :])
+    first, *others = taps(windows(y, window, window, NO_BORDER, (1, 1)))
+    winners, largest = xp_of(y).zeros(first.shape, np.uint8), first
+    for number, pixels in enumerate(others, 1):
+        winners[pixels > largest] = number
+        largest = xp_of(y).maximum(largest, pixels)
     # The largest of all plus the bias is the largest of (each plus the bias); so for f.
     return activate(largest, bias, activation), winners
 
@@ -235,9 +251,9 @@ def unpool(g: Array, winners: Array, window: Pair, size: Pair) -> Array:
     size     (OH, OW), before the pooling
     Returns  (R, N, OH, OW, O)
     """
-    taps = xp_of(g).arange(math.prod(window), dtype=np.uint8).reshape(*window, 1)
-    shares = g[..., None, None, :] * (winners[..., None, None, :] == taps)
-    return spread(shares, size, window, NO_BORDER, (1, 1))
+    shares = (g * (winners == tap) for tap in range(math.prod(window)))
+    shape = (*g.shape[:-3], *size, g.shape[-1])
+    return spread(shares, g, shape, window, window, NO_BORDER, (1, 1))
 
 
 # --- depthwise convolution ----------------------------------------------------------------
@@ -271,11 +287,9 @@ def depthwise_input_gradient(
     g: Array, w: Array, shape: tuple[int, ...], stride: Pair, padding: Borders, dilation: Pair
 ) -> Array:
     """∂L/∂x: the share of pixel u, v of window i, j is g[r,n,i,j,c] · w[r,u,v,c]."""
-    x_gradient = xp_of(g).empty((len(w), *shape), g.dtype)
-    for r, part in pieces(len(w), shape[0], math.prod(g.shape[2:4]) * w[0].nbytes):
-        shares = g[r, part, :, :, None, None] * w[r]
-        x_gradient[r, part] = spread(shares, shape[1:3], stride, padding, dilation)
-    return x_gradient
+    kernel = w.shape[1:3]
+    shares = (g * w[:, None, None, None, u, v] for u, v in np.ndindex(*kernel))
+    return spread(shares, g, (len(w), *shape), kernel, stride, padding, dilation)
 
 
 def separable(
@@ -320,7 +334,8 @@ def in_three_steps(
 
 def max_pool(x: Array, window: Pair, stride: Pair, padding: Borders, dilation: Pair) -> Array:
     """y[m,i,j,c] = max_uv x[m, i·s + u·d − p, j·s + v·d − p, c], where the padding is −∞"""
-    return windows(x, window, stride, padding, dilation, -np.inf).max(axis=(-3, -2))
+    view = windows(x, window, stride, padding, dilation, -np.inf)
+    return functools.reduce(xp_of(x).maximum, taps(view), -np.inf)
 
 
 def max_pool_gradient(
@@ -328,12 +343,15 @@ def max_pool_gradient(
 ) -> Array:
     """∂L/∂x: window i, j gives g[m,i,j,c] to its largest pixel, the first among equals."""
     view = windows(x, window, stride, padding, dilation, -np.inf)
-    shares, left = xp_of(g).empty(view.shape, g.dtype), g
-    for u, v in np.ndindex(*window):
-        won = view[..., u, v, :] == y
-        shares[..., u, v, :] = left * won
-        left = left * ~won
-    return spread(shares, x.shape[1:3], stride, padding, dilation)
+
+    def shares():
+        is_open = xp_of(y).ones(y.shape, bool)  # nobody has won yet
+        for pixels in taps(view):
+            won = (pixels == y) & is_open
+            is_open &= ~won
+            yield g * won
+
+    return spread(shares(), g, x.shape, window, stride, padding, dilation)
 
 
 def mean_pool(
@@ -354,9 +372,8 @@ def mean_pool_gradient(
 
     divisor   as in `mean_pool`
     """
-    shares = (g / divisor)[..., None, None, :]
-    shares = xp_of(g).broadcast_to(shares, (*g.shape[:3], *window, g.shape[3]))
-    return spread(shares, shape[1:3], stride, padding, dilation)
+    shares = itertools.repeat(g / divisor, math.prod(window))
+    return spread(shares, g, shape, window, stride, padding, dilation)
 
 
 # --- batch norm ---------------------------------------------------------------------------
