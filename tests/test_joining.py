@@ -9,7 +9,7 @@ from helpers import assert_close, generator, seeds
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minires import lenet, mobilenet_v2
+from minires import kernels, lenet, mobilenet_v2
 from minires.arrays import threads
 from minires.engine import ops
 from minires.engine.autodiff import gradients
@@ -23,12 +23,14 @@ from minires.networks.layers import (
     DepthwiseConv2D,
     Dropout,
     Flatten,
+    Layer,
     MaxPool,
     MeanPool,
     ReLU,
     ReLU6,
     Residual,
     Sequential,
+    ones,
 )
 from minires.networks.model import ForwardPass, Model
 
@@ -330,3 +332,85 @@ def test_any_network_joined_and_folded_is_the_network_as_written(case, tile_byte
     assert_close(loss, expected_loss, 1e-10)
     assert_close(gradient, expected, 1e-7)  # batch norms over two values magnify rounding
     assert_close(stats, expected_stats, 1e-10)
+
+
+class ScaledResidual(Residual):
+    """Somebody's own container, with a weight of its own."""
+
+    def connect(self, shape, layout):
+        layout.add(self, "alpha", (), ones)
+        return super().connect(shape, layout)
+
+    def apply(self, x, forward):
+        alpha = forward[self, "alpha"]
+        return ops.add(
+            x, ops.multiply(alpha.reshape(*alpha.shape, 1, 1, 1, 1), self.inner(x, forward))
+        )
+
+    def inner(self, x, forward):
+        for number in range(len(self.layers)):
+            x = self.layers[number].apply(x, forward)
+        return x
+
+
+class Scaled(Layer):
+    """Somebody's own layer, with a statistic."""
+
+    def connect(self, shape, layout):
+        layout.add_statistic(self, "factor", shape[-1:], ones)
+        return shape
+
+    def apply(self, x, forward):
+        return ops.multiply(x, 3 * forward.statistic(self, "factor"))
+
+
+class Doubled(Conv2D):
+    """A convolution that computes something else."""
+
+    def apply(self, x, forward):
+        return ops.multiply(super().apply(x, forward), 2.0)
+
+
+class Block(Sequential):
+    """A convolution and what stands behind it, under a name."""
+
+    def __init__(self):
+        super().__init__(Conv2D(2, 3), BatchNorm(), ReLU())
+
+
+def shared_convolution():
+    layer = Conv2D(2, 3)
+    layer.name = "shared"
+    return Sequential(layer, BatchNorm(), layer, BatchNorm(), layer)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ScaledResidual(Conv2D(2, 3), ReLU(), Conv2D(2, 3), BatchNorm()),
+        Scaled,
+        lambda: Sequential(Doubled(2, 3), BatchNorm(), ReLU(), MaxPool(2)),
+        Block,
+        shared_convolution,
+    ],
+)
+def test_layers_of_other_kinds_predict_and_train_as_they_are_written(rng, make):
+    model = Model((8, 8, 2), Sequential(make(), BatchNorm(), Flatten(), Dense(3)))
+    theta = model.init(rng, dtype=np.float64) * 1.5
+    stats = model.init_stats(dtype=np.float64) * rng.uniform(0.5, 2, model.stats_size)
+    images, labels = rng.standard_normal((4, 8, 8, 2)), [0, 1, 2, 0]
+    found, own = model.logits(theta, images, stats), stats.copy()
+    loss, gradient = model.loss_and_gradient(theta, images, labels, own)
+    with kernels("plain"):
+        expected, other = model.logits(theta, images, stats), stats.copy()
+        plain_loss, plain = model.loss_and_gradient(theta, images, labels, other)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(loss, plain_loss, rtol=1e-10)
+    np.testing.assert_allclose(gradient, plain, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(own, other, rtol=1e-10)
+
+
+def test_what_cannot_be_folded_says_so(rng):
+    model = Model((4, 4, 2), Sequential(Scaled(), BatchNorm(), Flatten(), Dense(3)))
+    with pytest.raises(TypeError, match="fold: "):
+        model.fold(model.init(rng), model.init_stats())

@@ -477,3 +477,35 @@ def test_a_global_mean_network(rng):
         for step in (1e-6, -1e-6)
     )
     assert gradient @ direction == pytest.approx((high - low) / 2e-6, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    "stacked",
+    [
+        lambda theta: np.broadcast_to(theta, (3, theta.size)),
+        lambda theta: np.stack([theta, 2 * theta])[::-1],
+        lambda theta: np.asfortranarray(np.stack([theta, 2 * theta])),
+        lambda theta: np.stack([theta, 2 * theta] * 2)[::2],
+        lambda theta: np.stack([theta, 2 * theta]).repeat(2, axis=1)[:, ::2],
+    ],
+)
+def test_networks_may_lie_in_memory_in_any_way(rng, stacked):
+    model = tiny()
+    theta = stacked(model.init(rng, dtype=np.float64))
+    images, labels = rng.standard_normal((4, 8, 9, 2)), [0, 1, 2, 3]
+    expected = model.loss_and_gradient(np.ascontiguousarray(theta), images, labels)
+    found = model.loss_and_gradient(theta, images, labels)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_an_error_leaves_the_statistics_as_they_were(rng):
+    model = Model((4, 4, 1), Sequential(layers.BatchNorm(), Dropout(0.5), Flatten(), Dense(3)))
+    theta, stats = model.init(rng), model.init_stats()
+    images = rng.standard_normal((4, 4, 4, 1)).astype(np.float32)
+    for labels, given in (([0, 1, 2, 3], rng), ([0, 1], rng), ([0, 1, 2, 0], None)):
+        with pytest.raises(ValueError, match=r"labels|rng"):
+            model.loss_and_gradient(theta, images, labels, stats, given)
+        np.testing.assert_array_equal(stats, model.init_stats())
+    model.loss_and_gradient(theta, images, [0, 1, 2, 0], stats, rng)
+    assert (stats != model.init_stats()).any()

@@ -4,10 +4,12 @@ The array's own type picks the backend. `xp_of(array)` is the module that made i
 line of mathematics runs on both.
 """
 
+import contextlib
 import importlib
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -82,10 +84,30 @@ def empty_beside(theta: Any) -> Any:
     theta    (P,) or (R, P)
     Returns  like theta
     """
-    if theta.ndim < 2 or theta.flags.c_contiguous:
+    has_gaps = (
+        theta.ndim == 2
+        and theta.strides[1] == theta.itemsize
+        and theta.strides[0] > theta.shape[1] * theta.itemsize
+    )
+    if not has_gaps:  # nor where R networks are one, or the axes are in another order
         return xp_of(theta).empty(theta.shape, theta.dtype)
     rows = xp_of(theta).empty((len(theta), theta.strides[0] // theta.itemsize), theta.dtype)
     return rows[:, : theta.shape[1]]
+
+
+@contextlib.contextmanager
+def restored_on_error(array: Any) -> Iterator[None]:
+    """Within the block an array may be written to; an error, or Ctrl-C, brings back what was there.
+
+    array   NumPy or CuPy, or None
+    """
+    before = None if array is None else array.copy()
+    try:
+        yield
+    except BaseException:
+        if array is not None:
+            array[...] = before
+        raise
 
 
 def can_be_stepped(theta: Any) -> bool:

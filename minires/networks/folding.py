@@ -22,12 +22,27 @@ from minires.networks.layers import (
     Affine,
     AuxiliaryHead,
     BatchNorm,
+    Branches,
     Conv2D,
     DepthwiseConv2D,
     Layer,
     MaxPool,
+    Residual,
+    Sequential,
     _Chain,
 )
+
+CONTAINERS = (Sequential, Residual, Branches, AuxiliaryHead)
+
+
+def _is(layer: Layer, *kinds: type) -> bool:
+    """Whether a layer is of one of these kinds, or of a class that overrides nothing of it."""
+    own = type(layer)
+    return any(
+        issubclass(own, kind) and own.connect is kind.connect and own.apply is kind.apply
+        for kind in kinds
+    )
+
 
 # --- joining ------------------------------------------------------------------------------
 
@@ -48,12 +63,12 @@ class JoinedConv2D(Layer):
         layer    the one after the convolution
         Returns  whether it was taken in
         """
-        is_relu = isinstance(layer, Activation) and layer.function in ("relu", "relu6")
+        is_relu = _is(layer, Activation) and layer.function in ("relu", "relu6")
         if is_relu and self.activation is None:
             self.activation = layer.function
             return True
         # The largest of all, then cut at zero, is the same in either order.
-        tiles = isinstance(layer, MaxPool) and layer.stride == layer.window and layer.padding == 0
+        tiles = _is(layer, MaxPool) and layer.stride == layer.window and layer.padding == 0
         if tiles and self.pool is None and math.prod(layer.window) <= MOST_POOLED:
             self.pool = layer.window
             return True
@@ -103,7 +118,7 @@ def _join_separable(layers):
         middle = joined[-1] if joined else None
         if (
             _is_pointwise(layer)
-            and isinstance(middle, DepthwiseConv2D)
+            and _is(middle, DepthwiseConv2D)
             and middle.dilation == (1, 1)
             and middle.has_bias
         ):
@@ -118,9 +133,10 @@ def joined_network(network: Layer) -> Layer:
     """The same network, pooling and activations done together with the convolutions before them.
 
     network  a layer, with all its parts
-    Returns  a layer that takes the very same weights from the same layout
+    Returns  a layer that takes the very same weights from the same layout; a container of another
+             kind, which may do anything with its parts, stays what it is
     """
-    if not network.parts:
+    if not _is(network, *CONTAINERS):
         return network
     twin = copy.copy(network)
     is_chain = isinstance(network, _Chain)
@@ -129,12 +145,25 @@ def joined_network(network: Layer) -> Layer:
         before = layers[-1] if layers and is_chain else None
         if isinstance(before, JoinedConv2D) and before.takes(layer):
             continue
-        layers.append(JoinedConv2D(layer) if isinstance(layer, Conv2D) else layer)
+        layers.append(JoinedConv2D(layer) if _is(layer, Conv2D) else layer)
     twin.layers = tuple(_join_separable(layers) if is_chain else layers)
     return twin
 
 
 # --- folding ------------------------------------------------------------------------------
+
+
+def can_fold(network: Layer, layout: Any) -> bool:
+    """Whether all layers with parts or with statistics are known here.
+
+    network  a layer, with all its parts
+    layout   of the network
+    """
+    if network.parts:
+        return _is(network, *CONTAINERS) and all(can_fold(part, layout) for part in network.parts)
+    return _is(network, BatchNorm) or not any(
+        entry in layout.statistics for entry in layout.of(network).values()
+    )
 
 
 def folded_network(network: Layer) -> tuple[Layer, list[tuple[Layer, tuple]]]:
@@ -150,7 +179,8 @@ def folded_network(network: Layer) -> tuple[Layer, list[tuple[Layer, tuple]]]:
 
 def _folded(layer, origins):
     if not layer.parts:
-        twin = Affine(layer.activation) if isinstance(layer, BatchNorm) else copy.copy(layer)
+        twin = Affine(layer.activation) if _is(layer, BatchNorm) else copy.copy(layer)
+        twin.name = None  # a layer that stands twice has two twins
         origins.append((twin, (layer,)))
         return twin
     twin = copy.copy(layer)
@@ -161,7 +191,7 @@ def _folded(layer, origins):
         if isinstance(layer, _Chain) and waiting and _merges(part, waiting[0]):
             norm = waiting.pop(0)
             merged = copy.copy(part)
-            merged.has_bias, merged.activation = True, norm.activation
+            merged.has_bias, merged.activation, merged.name = True, norm.activation, None
             origins.append((merged, (part, norm)))
             layers.append(merged)
         else:
@@ -171,8 +201,8 @@ def _folded(layer, origins):
 
 
 def _merges(layer, follows):
-    convolution = isinstance(layer, Conv2D | DepthwiseConv2D) and layer.activation is None
-    return convolution and isinstance(follows, BatchNorm)
+    convolution = _is(layer, Conv2D, DepthwiseConv2D) and layer.activation is None
+    return convolution and _is(follows, BatchNorm)
 
 
 def fold_weights(
@@ -203,7 +233,7 @@ def fold_weights(
             across = factor.reshape(*factor.shape[:-1], *ones, factor.shape[-1])
             xp_of(theta).multiply(weight, across, out=new["weight"].view(result))
             new["bias"].view(result)[...] = offset
-        elif isinstance(first, BatchNorm):
+        elif _is(first, BatchNorm):
             factor, offset = _factor_and_offset(first, layout, theta, stats)
             new["scale"].view(result)[...] = factor
             new["shift"].view(result)[...] = offset

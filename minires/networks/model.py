@@ -18,14 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import aligned, checks, empty_beside, to_device, to_host, xp_of
+from minires.arrays import (
+    aligned,
+    checks,
+    empty_beside,
+    restored_on_error,
+    to_device,
+    to_host,
+    xp_of,
+)
 from minires.arrays.files import load_arrays, save_arrays
 from minires.arrays.text import table
 from minires.engine import ops
 from minires.engine.autodiff import gradients, variable
 from minires.kernels import runs_as_written
 from minires.kernels.memory import empty
-from minires.networks.folding import fold_weights, folded_network, joined_network
+from minires.networks.folding import can_fold, fold_weights, folded_network, joined_network
 from minires.networks.layers import Layer, Shape
 from minires.networks.protocol import Array
 
@@ -64,7 +72,7 @@ class Entry:
         Returns  (…, *shape)
         """
         part = vector[..., self.start : self.start + self.size]
-        return part.reshape(*vector.shape[:-1], *self.shape)
+        return part.reshape((*vector.shape[:-1], *self.shape))
 
 
 class Layout:
@@ -341,7 +349,8 @@ class Model:
         theta    (P,), or (R, P) for R networks at once; float32 or float64
         images   (N, H, W, C), dtype of theta; or (R, N, H, W, C), one batch per network
         labels   (N,) or (R, N) integers, or a list of them
-        stats    (S,) or (R, S), updated in place; needed with batch norm only
+        stats    (S,) or (R, S), updated in place, unless there is an error; needed with batch norm
+                 only
         rng      a Generator, or a list of R; needed with dropout only
         Returns  loss: a number, or (R,); gradient: like theta
         Raises   ValueError when a shape, a dtype or a label does not fit
@@ -351,12 +360,13 @@ class Model:
             checks.generator_of("loss_and_gradient", rng)
         gradient = empty_beside(theta)
         forward = ForwardPass(self.layout, theta, stats, "train", rng, gradient)
-        logits = self.apply(images, forward)
-        loss = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
-        for weight, logits in forward.auxiliary:
-            head = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
-            loss = loss + weight * head
-        gradients(loss, forward.variables.values())
+        with restored_on_error(stats):
+            logits = self.apply(images, forward)
+            loss = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
+            for weight, logits in forward.auxiliary:
+                head = ops.softmax_cross_entropy(logits, labels, smoothing=self.smoothing)
+                loss = loss + weight * head
+            gradients(loss, forward.variables.values())
         return loss.data[()], gradient  # a number, not an array of no axes
 
     def measure(self, theta: Array, images: Array, stats: Array, momentum: float) -> None:
@@ -396,7 +406,7 @@ class Model:
         stats = self._check("logits", theta, images, stats)
         step = checks.batch_of("logits", batch) or self.batch
         model, forward = self, ForwardPass(self.layout, theta, stats)
-        if self.stats_size and not runs_as_written():
+        if self.stats_size and not runs_as_written() and can_fold(self.network, self.layout):
             model, theta = self.fold(theta, stats)
             forward = ForwardPass(model.layout, theta)
         count = images.shape[-4]
@@ -475,8 +485,11 @@ class Model:
         theta    (P,) or (R, P)
         stats    (S,) or (R, S)
         Returns  a Model, and its weights (P',) or (R, P'): see `minires.networks.folding`
-        Raises   ValueError when theta or stats does not fit
+        Raises   ValueError when theta or stats does not fit; TypeError when a layer with parts or
+                 statistics is not of a kind of this library
         """
+        if not can_fold(self.network, self.layout):
+            raise TypeError("fold: layers with parts or statistics are not all of minires' kinds")
         checks.theta_for("fold", theta, self.size)
         stats = checks.stats_for("fold", stats, theta, self.stats_size)
         folded, origins = self._folded

@@ -11,7 +11,7 @@ Both know the same layers in the same order; the arrays lie differently:
     convolution   (O, C, kh, kw)      (kh, kw, C, O)
     depthwise     (C, 1, kh, kw)      (kh, kw, C)
     dense         (out, in)           (in, out)
-    behind Flatten  in = C·H·W        in = H·W·C: the rows are in another order
+    behind Flatten  in = C·H·W        in = H·W·C: the rows are in another order (batch norm too)
     batch norm    weight, bias, running_mean, running_var    scale, shift, mean, variance
 """
 
@@ -63,6 +63,12 @@ def _pairs(model, state):
 
 def _laid_out(layer, name, shape, flattened):
     """Functions from PyTorch's array to ours, and back."""
+    if isinstance(layer, layers.BatchNorm) and flattened is not None:
+        high, wide, depth = flattened
+        return (
+            lambda a: a.reshape(depth, high, wide).transpose(1, 2, 0).reshape(shape),
+            lambda a: a.reshape(high, wide, depth).transpose(2, 0, 1).reshape(shape),
+        )
     if name != "weight":
         return np.asarray, np.asarray
     if isinstance(layer, layers.DepthwiseConv2D):
