@@ -660,3 +660,94 @@ def test_a_fixed_batch_too_large_to_be_tried_stays(path, rng):
     few = minires.onnx.load(path, memory=1 << 20)
     assert few.fixed_batch == 40
     assert few.run(normal(rng, 40, 3, 64, 64)).shape == (40, 5)
+
+
+# --- whole numbers and truth values whose axes are stored in another order -------------------
+
+
+def behind_a_convolution(rng):
+    """Nodes that make c (N, 4, 8, 8), stored with the channels last; and their arrays."""
+    return [node("Conv", "x w", "c", pads=[1, 1, 1, 1])], {"w": normal(rng, 4, 3, 3, 3)}
+
+
+def test_gather_with_transposed_indices(path, rng):
+    nodes, arrays = behind_a_convolution(rng)
+    arrays |= {"i": np.array([[0, 1, 2], [3, 0, 1]])}
+    nodes += [node("Transpose", "i", "it", perm=[1, 0]), node("Gather", "c it", "y", axis=1)]
+    write(path, nodes, arrays)
+    agrees(path, normal(rng, 2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("made_by", ["Greater", "Cast"])
+def test_where_between_whole_numbers_with_a_condition_of_images(path, rng, made_by):
+    nodes, arrays = behind_a_convolution(rng)
+    arrays |= {"zero": np.float32(0), "p": np.arange(8), "q": -np.arange(64).reshape(8, 8)}
+    if made_by == "Greater":
+        nodes += [node("Greater", "c zero", "g"), node("Transpose", "g", "t", perm=[0, 1, 3, 2])]
+    else:
+        nodes += [node("Relu", "c", "r"), node("Cast", "r", "t", to=TensorProto.BOOL)]
+    nodes += [node("Where", "t p q", "z"), node("Cast", "z", "y", to=TensorProto.FLOAT)]
+    write(path, nodes, arrays)
+    agrees(path, normal(rng, 2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_whole_weights_that_are_transposed_before_they_are_scaled(path, rng, axis):
+    arrays = {
+        "row": np.array([-1, 12]),
+        "w": rng.integers(-9, 9, (12, 12)).astype(np.int8),
+        "scale": rng.uniform(1, 3, 12).astype(np.float32),
+        "zero": rng.integers(-3, 3, 12).astype(np.int8),
+    }
+    nodes = [
+        node("Reshape", "x row", "f"),
+        node("Transpose", "w", "wt", perm=[1, 0]),
+        node("DequantizeLinear", "wt scale zero", "d", axis=axis),
+        node("MatMul", "f d", "y"),
+    ]
+    write(path, nodes, arrays, shape=(None, 3, 2, 2))
+    images = normal(rng, 2, 3, 2, 2)
+    scale, zero = (arrays[name].reshape((-1, 1) if axis == 0 else -1) for name in ("scale", "zero"))
+    weights = scale * (arrays["w"].T.astype(int) - zero)
+    found = minires.onnx.load(path).run(images)
+    np.testing.assert_allclose(found, images.reshape(2, 12) @ weights, rtol=1e-4, atol=1e-4)
+
+
+def test_whole_numbers_to_a_broken_power(path, rng):
+    arrays = {"k": np.array([0, 1, 4, 9, 10]), "half": np.float32(0.5), "w": normal(rng, 192, 5)}
+    arrays |= {"row": np.array([-1, 192])}
+    nodes = [
+        node("Pow", "k half", "p"), node("Cast", "p", "pf", to=TensorProto.FLOAT),
+        node("Reshape", "x row", "f"), node("MatMul", "f w", "m"), node("Mul", "m pf", "y"),
+    ]  # fmt: skip
+    write(path, nodes, arrays)
+    agrees(path, normal(rng, 2, 3, 8, 8))
+    arrays["k"][0] = -4
+    write(path, nodes, arrays)
+    with pytest.raises(minires.onnx.FormatError, match=r"below 0 is raised to 0\.5"):
+        minires.onnx.load(path)
+
+
+# --- separable convolutions that do not fit ---------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["first", "last", "bias", "window"])
+def test_separable_convolutions_whose_channels_differ_are_refused(path, rng, fault):
+    """The kernel that does all three would read behind the arrays."""
+    arrays = {
+        "w1": normal(rng, 8 if fault == "first" else 16, 3, 1, 1),
+        "w2": normal(rng, 16, 1, 3, 3),
+        "b2": normal(rng, 9 if fault == "bias" else 16),
+        "w3": normal(rng, 4, 9 if fault == "last" else 16, 1, 1),
+    }
+    window = {"kernel_shape": [5, 5] if fault == "window" else [3, 3]}
+    nodes = [
+        node("Conv", "x w1", "a"),
+        node("Conv", "a w2 b2", "b", group=16, pads=[1, 1, 1, 1], **window),
+        node("Conv", "b w3", "c"),
+        node("GlobalAveragePool", "c", "g"),
+        node("Flatten", "g", "y"),
+    ]
+    write(path, nodes, arrays)
+    with pytest.raises(minires.onnx.FormatError):
+        minires.onnx.load(path)

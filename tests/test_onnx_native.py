@@ -16,6 +16,7 @@ from minires.networks import (  # noqa: E402
     mobilenet_v1,
     mobilenet_v2,
 )
+from minires.networks.model import Model  # noqa: E402
 from minires.networks.state_dict import from_state_dict, to_state_dict  # noqa: E402
 from minires.onnx import MismatchError  # noqa: E402
 
@@ -256,3 +257,43 @@ def test_another_network_is_none_of_ours(tmp_path, rng):
           {"w": rng.standard_normal((192, 4)).astype(np.float32)})  # fmt: skip
     with pytest.raises(MismatchError):
         minires.onnx.native(minires.onnx.load(path))
+
+
+def test_batch_norm_behind_a_flatten_takes_pytorchs_order_of_the_pixels(rng):
+    network = layers.Sequential(
+        layers.Conv2D(3, 3, padding=0), layers.Flatten(), layers.BatchNorm(), layers.Dense(7)
+    )
+    model = Model((6, 7, 1), network)
+    theta, stats = weights(model, rng)
+    like = {
+        "0.weight": np.zeros((3, 1, 3, 3)), "0.bias": np.zeros(3),
+        **{f"2.{name}": np.zeros(60) for name in ("weight", "bias", "running_mean", "running_var")},
+        "3.weight": np.zeros((7, 60)), "3.bias": np.zeros(7),
+    }  # fmt: skip
+    state = to_state_dict(model, theta, stats, like)
+    again = from_state_dict(model, state)
+    np.testing.assert_array_equal(again[0], theta)
+    np.testing.assert_array_equal(again[1], stats)
+    # By hand: channels first, as PyTorch's modules compute.
+    images = rng.standard_normal((5, 6, 7, 1)).astype(np.float32)
+    patches = np.lib.stride_tricks.sliding_window_view(images[..., 0], (3, 3), axis=(1, 2))
+    y = np.einsum("nijuv,ouv->noij", patches, state["0.weight"][:, 0])
+    y = (y + state["0.bias"][:, None, None]).reshape(5, 60)
+    y = (y - state["2.running_mean"]) / np.sqrt(state["2.running_var"] + 1e-3)
+    y = y * state["2.weight"] + state["2.bias"]
+    expected = y @ state["3.weight"].T + state["3.bias"]
+    np.testing.assert_allclose(model.logits(theta, images, stats), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [layers.MaxPool, layers.DepthwiseConv2D])
+def test_a_layer_at_two_places_is_written_for_both_sizes(tmp_path, rng, make):
+    twice = make(3, 2, "same")
+    network = layers.Sequential(
+        twice, twice, layers.Conv2D(3, 3), layers.Flatten(), layers.Dense(3)
+    )
+    model = Model((15, 14, 2), network)
+    theta, path = model.init(rng), tmp_path / "twice.onnx"
+    minires.onnx.export(model, theta, None, path)
+    images = rng.standard_normal((4, 15, 14, 2)).astype(np.float32)
+    (found,) = runtime(path)(images=np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(found, model.logits(theta, images), rtol=1e-4, atol=1e-4)

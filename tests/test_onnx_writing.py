@@ -338,3 +338,27 @@ def test_a_constant_in_another_file_comes_into_the_new_one(tmp_path, rng, unchan
     images = normal(rng, 2, 3, 8, 8)
     (found,) = runtime(new)(x=images)
     np.testing.assert_allclose(found, network.run(images, theta=theta), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.bool_])
+def test_floats_made_of_other_numbers_are_written_as_floats(path, rng, kind):
+    """As whole numbers they could not keep what training makes of them."""
+    arrays = {
+        "w": normal(rng, 8, 3),
+        "k": np.array([1, 0, 1]).astype(kind),
+        "row": np.array([-1, 192]),
+    }
+    arrays["w"] = normal(rng, 192, 3)
+    nodes = [
+        node("Reshape", "x row", "f"),
+        node("MatMul", "f w", "m"),
+        node("Cast", "k", "kf", to=TensorProto.FLOAT),
+        node("Mul", "m kf", "y"),
+    ]
+    write(path, nodes, arrays)
+    network = minires.onnx.load(path)
+    theta = network.theta + 0.4
+    minires.onnx.save(network, path.with_name("new.onnx"), theta=theta)
+    images = normal(rng, 2, 3, 8, 8)
+    (found,) = runtime(path.with_name("new.onnx"))(x=images)
+    np.testing.assert_allclose(found, network.run(images, theta=theta), rtol=1e-4, atol=1e-4)

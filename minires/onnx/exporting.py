@@ -66,7 +66,10 @@ class _Writer:
     def __init__(self, model, theta, stats):
         self.model, self.theta, self.stats = model, theta, stats
         self.nodes, self.arrays = [], {}
-        self.size = {id(layer): before for _, layer, before, _ in model.layout.rows}
+        # Sizes of each layer's inputs in the order in which it comes: it may stand at two places.
+        self.sizes = {}
+        for _, layer, before, _ in model.layout.rows:
+            self.sizes.setdefault(id(layer), []).append(before[:2])
 
     def add(self, operator, inputs, output=None, **settings):
         output = output or f"{operator.lower()}_{len(self.nodes)}"
@@ -154,7 +157,7 @@ class _Writer:
         return self.add(ACTIVATIONS[name], [x])
 
     def window(self, layer, kernel):
-        size = self.size[id(layer)][:2]
+        size = self.sizes[id(layer)].pop(0)
         (top, bottom), (left, right) = borders(
             layer.padding, size, kernel, layer.stride, layer.dilation
         )

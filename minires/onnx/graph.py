@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.arrays import Array, device_of, to_device, to_host, xp_of
+from minires.arrays import Array, device_of, restored_on_error, to_device, to_host, xp_of
 from minires.arrays.text import shown, table
 from minires.engine import ops
 from minires.engine.autodiff import data_of, gradients, variable
@@ -213,8 +213,8 @@ class Separable(Step):
         for part in self.parts:
             each.append((part, rest[: len(part.inputs) - 1]))
             rest = rest[len(part.inputs) - 1 :]
-        channels = each[0][1][0].shape[1 if len(self.parts) > 2 else 0]
-        if x.rank != 4 or x.shape[1] != channels or x.data.dtype != run.dtype:
+        fits = x.rank == 4 and x.data.dtype == run.dtype and self._fit(each, x.shape[1])
+        if not fits:
             for part, more in each:  # the part that does not fit raises an error
                 (x,) = part(run, [x, *more])
             return [x]
@@ -239,6 +239,18 @@ class Separable(Step):
             given, activations = [None, *given], [None, *activations]
         y = kernels_of(images).separable(images[None], *given, *how, activations)
         return [Value(y[0], CHANNELS_LAST)]
+
+    @staticmethod
+    def _fit(each, channels):
+        """Whether the arrays of every part fit what comes in: the kernel trusts their shapes."""
+        for part, (w, *rest) in each:
+            outputs, depth, *kernel = w.shape
+            bias = rest[0].shape if len(rest) % 4 else (outputs,)
+            stated = part.node["kernel_shape"] or kernel
+            if (depth * part.node["group"], bias, stated) != (channels, (outputs,), kernel):
+                return False
+            channels = outputs
+        return True
 
 
 @contextlib.contextmanager
@@ -356,7 +368,10 @@ class Network:
                     # Each may become a weight or a constant of its own, so a view counts as a copy.
                     run.held += value.array.nbytes
             if node.operator == "Constant" or (
-                node.operator in VIEWS and node.inputs[0] in self.root
+                node.operator in VIEWS
+                and node.inputs[0] in self.root
+                # Floats made of whole numbers or truth values could not be stored as these again.
+                and self.static[node.inputs[0]].is_float == self.static[node.outputs[0]].is_float
             ):
                 first = node.outputs[0]
                 self.root[first] = first if not inputs else self.root[inputs[0]]
@@ -985,12 +1000,13 @@ class Network:
         mode = "train" if training else "predict"
         run = Run(theta.dtype, theta, self.limits, mode, rng, len(images))
         inputs = {self.input_name: images}
-        (output,), variables = self._forward(run, theta, stats, inputs, gradient, self._skipped)
-        rows = self._as_rows(output)
-        if classes is not None:
-            rows = ops.take(rows, index=(slice(None), xp_of(theta).asarray(classes)))
-        loss = ops.softmax_cross_entropy(rows, labels, smoothing=smoothing)
-        gradients(loss, variables)
+        with restored_on_error(stats):
+            (output,), variables = self._forward(run, theta, stats, inputs, gradient, self._skipped)
+            rows = self._as_rows(output)
+            if classes is not None:
+                rows = ops.take(rows, index=(slice(None), xp_of(theta).asarray(classes)))
+            loss = ops.softmax_cross_entropy(rows, labels, smoothing=smoothing)
+            gradients(loss, variables)
         return loss.data[()], gradient  # a number, not an array of no axes
 
     def measure(self, theta: Array, images: Array, stats: Array, momentum: float) -> None:

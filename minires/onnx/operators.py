@@ -638,7 +638,7 @@ def dequantize(run: Run, node: Node, x: Value, scale: Value, zero: Value | None 
         raise unsupported(node, f"blocks, or an input that is {x.array.dtype}")
     shape = [1] * x.rank
     if scale.size > 1 and x.rank:
-        shape[x.axis(node["axis"])] = scale.size
+        shape[x.place(node["axis"])] = scale.size
     run.reserve(x.shape, itemsize=8)
     whole = x.array.astype(np.int64)
     if zero is not None:
@@ -904,6 +904,10 @@ def pow_(run: Run, node: Node, x: Value, y: Value) -> Value:
     if not x.is_float:
         if exponent < 0:
             raise ValueError(f"a whole number is raised to {exponent}")
+        if not float(exponent).is_integer():
+            if (x.array < 0).any():
+                raise ValueError(f"a whole number below 0 is raised to {exponent}")
+            return Value(np.power(x.array, float(exponent)).astype(x.array.dtype), x.order)
         return Value(np.power(x.array, x.array.dtype.type(exponent)), x.order)
     return Value(_raise_to(x.data, exponent=exponent), x.order)
 
@@ -945,7 +949,7 @@ def where(run: Run, node: Node, condition: Value, x: Value, y: Value) -> Value:
     x, y        floats or whole numbers; all three broadcast
     """
     if not x.is_float:
-        return Value(np.where(condition.array, data_of(x.plain), data_of(y.plain)))
+        return Value(np.where(*(data_of(value.plain) for value in (condition, x, y))))
     chosen = run.constant(condition.plain)
     # Each is set to 0 where the other is chosen, so numbers that are not chosen may be infinite.
     parts = [_masked(v.plain, mask=m) for v, m in ((x, chosen), (y, 1 - chosen))]
@@ -1594,7 +1598,7 @@ def gather(run: Run, node: Node, x: Value, indices: Value) -> Value:
 
     indices   whole numbers, below 0 from the end
     """
-    axis, chosen = x.axis(node["axis"]), indices.array
+    axis, chosen = x.axis(node["axis"]), data_of(indices.plain)
     place = x.order.index(axis)
     size = x.data.shape[place]
     if chosen.dtype.kind not in "iu" or (chosen < -size).any() or (chosen >= size).any():
