@@ -327,3 +327,14 @@ def test_the_formula_as_it_is_written_is_what_the_fast_kernel_does(rng, make):
     for written, fast in zip(found["plain"], found["cpu"], strict=True):
         np.testing.assert_allclose(written, fast, rtol=1e-12)
     assert not np.array_equal(found["cpu"][0], start)
+
+
+@every_setting
+def test_read_only_weights_stay_as_they_are(tmp_path, kind, options):
+    """A file that is mapped into memory would otherwise end the process."""
+    np.save(tmp_path / "theta.npy", np.ones(1000, np.float32))
+    for theta in (np.load(tmp_path / "theta.npy", mmap_mode="r"), np.ones(1000, np.float32)):
+        theta.flags.writeable = False
+        with pytest.raises(ValueError, match="read-only"):
+            kind(**options).step(theta, np.ones(1000, np.float32))
+        assert (theta == 1).all()

@@ -211,8 +211,11 @@ class Strided:
         self.array = array
 
 
-def _pointer(kind):
-    """A ctypes argument: None, or a contiguous array of one type."""
+READ_ONLY = "the array for the result is read-only: give a copy of it"
+
+
+def _pointer(kind, is_const):
+    """A ctypes argument: None, or a contiguous array of one type, which C may write to or not."""
 
     class Pointer:
         @staticmethod
@@ -226,6 +229,8 @@ def _pointer(kind):
             try:  # three times as fast as asking for the interface, and a call has many arrays
                 return ctypes.byref(ctypes.c_char.from_buffer(array))
             except (TypeError, ValueError, BufferError):  # read-only, with gaps, or empty
+                if not is_const and not array.flags.writeable:
+                    raise ValueError(READ_ONLY) from None
                 return ctypes.c_void_p(array.__array_interface__["data"][0])
 
     return Pointer
@@ -241,10 +246,8 @@ class _Numbers:
 
 def _argument_types(parameters, dtype):
     """The ctypes of a C function's parameters, as its declaration in the source has them."""
-    kinds = {
-        "real *": _pointer(dtype),
-        "double *": _pointer(np.dtype(np.float64)),
-        "uint8_t *": _pointer(np.dtype(np.uint8)),
+    arrays = {"real": dtype, "double": np.dtype(np.float64), "uint8_t": np.dtype(np.uint8)}
+    numbers = {
         "int64_t": ctypes.c_int64,
         "real": np.ctypeslib.as_ctypes_type(dtype),
         "double": ctypes.c_double,
@@ -254,9 +257,10 @@ def _argument_types(parameters, dtype):
         words = parameter.replace("const ", "").split()
         if words[0] == "struct":
             types.append(_Numbers)
-            continue
-        kind = words[0] + (" *" if "*" in parameter else "")
-        types.append(kinds[kind])
+        elif "*" in parameter:
+            types.append(_pointer(arrays[words[0]], "const " in parameter))
+        else:
+            types.append(numbers[words[0]])
     return types
 
 

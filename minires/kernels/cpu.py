@@ -32,7 +32,8 @@ def call(name: str, dtype: np.dtype, *arguments: Any) -> None:
     name        of the function
     dtype       float32 or float64: which of the two libraries
     arguments   all but the last, which is the number of threads
-    Raises      MemoryError when the system has none left for its intermediate results
+    Raises      MemoryError when the system has none left for its intermediate results; ValueError
+                when the result's array is read-only
     """
     try:
         failed = compiled.functions(dtype)[name](*arguments, get_threads())
@@ -40,6 +41,8 @@ def call(name: str, dtype: np.dtype, *arguments: Any) -> None:
         # ctypes reports whatever ends the conversion of an argument as this error, Ctrl-C too.
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from None
+        if compiled.READ_ONLY in str(error):
+            raise ValueError(f"{name}: {compiled.READ_ONLY}") from None
         raise
     if failed:
         raise MemoryError(f"{name}: no memory for intermediate results")
