@@ -285,3 +285,12 @@ def test_another_networks_weights_are_refused_though_the_number_fits(rng, tmp_pa
     Moments((3,)).save(tmp_path / "moments.npz")
     with pytest.raises(ValueError, match=r"moments\.npz lacks layout, theta, stats"):
         wide.load(tmp_path / "moments.npz")
+
+
+def test_an_average_restored_to_its_beginning_has_forgotten_everything():
+    ema = EMA(0.9)
+    empty = ema.state()
+    ema.update(np.array([np.nan, 1.0], np.float32))
+    ema.restore(empty)
+    ema.update(np.ones(3))
+    np.testing.assert_array_equal(ema.mean, np.ones(3))

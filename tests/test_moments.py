@@ -551,3 +551,17 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(saved, rng, monkeypa
         fold(rng.standard_normal((4, 30))).save(saved)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_state_is_a_snapshot(rng):
+    """What is folded in later, here or by another one that went on from it, does not change it."""
+    history = rng.standard_normal((10, 4))
+    moments, expected = fold(history[:3]), fold(history[:3])
+    state = moments.state()
+    for theta in history[3:]:
+        moments.update(theta)
+    again, other = Moments.from_state(state), Moments.from_state(state)
+    other.update(history[9])
+    assert again.count == 3
+    np.testing.assert_array_equal(again.mean, expected.mean)
+    np.testing.assert_array_equal(again.variance, expected.variance)

@@ -134,6 +134,8 @@ class EMA:
             if mean.dtype != np.float64 or not bool((abs(mean) <= np.finfo(dtype).max).all()):
                 raise ValueError(f"EMA.restore: mean is {mean.dtype}, or beyond {dtype}")
             self._mean, self._dtype = mean.copy(), np.dtype(dtype)
+        else:
+            self._mean = self._dtype = None
         self.count = count
 
 

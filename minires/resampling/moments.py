@@ -273,7 +273,7 @@ class Moments:
     def state(self) -> dict[str, Any]:
         """All that is needed to go on later, bit for bit.
 
-        Returns  dict of arrays on the host, which may be kept in a file with other things
+        Returns  dict of new arrays on the host, which may be kept in a file with other things
         Raises   FloatingPointError when a weight is not finite
         """
         content = {"format": np.array(_FORMAT), "shape": np.array(self.shape, np.int64)}
@@ -281,7 +281,7 @@ class Moments:
         if self.count:
             self._finite(self._offset + self._first)
             self._finite(self._m2)
-            content |= {name: to_host(getattr(self, "_" + name)) for name in _ARRAYS}
+            content |= {name: to_host(getattr(self, "_" + name)).copy() for name in _ARRAYS}
         return content
 
     @classmethod
@@ -305,7 +305,7 @@ class Moments:
     def from_state(cls, content: dict[str, Any]) -> "Moments":
         """Go on from what `state` gave. Its content is checked first.
 
-        content  dict of arrays on the host
+        content  dict of arrays on the host; they are copied
         Returns  Moments
         Raises   KeyError, TypeError or ValueError when the content is not that of moments
         """
@@ -325,7 +325,7 @@ class Moments:
                 raise ValueError(f"{name} is {array.dtype}")
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} is not finite")
-            setattr(moments, "_" + name, array)
+            setattr(moments, "_" + name, array.copy())
         moments._check_possible()
         return moments
 
