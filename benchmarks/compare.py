@@ -48,22 +48,30 @@ def report(title, times, reference, unit="ms", per=1):
 
 
 def scaling(functions, rounds, calls=1):
-    """Time minires on one thread and on `THREADS`, and print how many times faster that is."""
+    """Time minires and PyTorch on one thread and on `THREADS`; print how many times faster that is.
+
+    With them a product of PyTorch: how much faster these cores can be at all.
+    """
+    import torch
+
     import minires
 
     def on(count, function):
         def call():
+            torch.set_num_threads(count)
             with minires.arrays.threads(count):
                 function()
 
         return call
 
+    a, b = torch.randn(2, 2048, 2048)
+    functions = functions | {"a product alone (PyTorch)": lambda: torch.mm(a, b)}
     print(f"\n{THREADS} threads against one (medians, ms)")
     for name, function in functions.items():
         pair = {count: on(count, function) for count in (1, THREADS)}
         times = interleave(pair, rounds, calls)
         one, many = (statistics.median(times[count]) * 1e3 for count in (1, THREADS))
-        print(f"  {name:<28}{one:>9.1f}{many:>9.1f}{one / many:>8.2f} times faster")
+        print(f"  {name:<32}{one:>9.1f}{many:>9.1f}{one / many:>8.2f} times faster")
 
 
 def one_process():

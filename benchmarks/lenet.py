@@ -144,7 +144,12 @@ def main():
         print(own_peak())
         return
     if options.scaling:
-        functions = {"step with moments": minires_step([]), "10,000 images": minires_evaluation()}
+        functions = {
+            "step with moments": minires_step([]),
+            "10,000 images": minires_evaluation(),
+            "PyTorch: step": torch_step(),
+            "PyTorch: 10,000 images": torch_evaluation(128),
+        }
         scaling(functions, options.rounds)
         return
     moments_seconds = []

@@ -178,6 +178,9 @@ def threads(rounds):
         "MobileNetV2 predicts": minires_inference(),
         "MobileNetV2 trains": minires_step(),
         "Inception-V3 predicts": minires_inference(**settings),
+        "PyTorch: MobileNetV2 predicts": torch_inference(),
+        "PyTorch: MobileNetV2 trains": torch_step(),
+        "PyTorch: Inception-V3 predicts": torch_inference(**settings),
     }
     scaling(functions, rounds)
 
