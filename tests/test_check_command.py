@@ -1,6 +1,7 @@
 """`minires check`: properties from a shell."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,12 @@ def test_a_terminal_that_is_not_unicode_shows_ascii(answers):
     assert done.returncode == 1
     assert done.stdout.decode("cp1252").startswith("x the variance is numpy.var")
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize("where", ["the file", "the code"])
+def test_code_that_ends_the_program_is_not_right(tmp_path, monkeypatch, capsys, where):
+    monkeypatch.chdir(tmp_path)
+    code = "class Running:\n    def __init__(self, shape):\n        exit()\n"
+    (tmp_path / "run.py").write_text(code if where == "the code" else "exit()\n", "utf-8")
+    assert main(["check", "moments", "run.py:Running"]) == 2
+    assert re.search("run.py.*(SystemExit|ends the program)", capsys.readouterr().err)

@@ -642,3 +642,32 @@ def test_the_sample_of_photographs(data_dir):
     pictures = imagenet.load(folder / "val", folder / "synsets.txt")
     assert len(pictures.classes) == 1000
     np.testing.assert_array_equal(pictures.labels, np.arange(0, 1000, 2))
+
+
+def test_labels_of_pictures_with_the_same_name_in_other_folders(tmp_path):
+    for folder in ("s1", "s2"):
+        (tmp_path / "val" / folder).mkdir(parents=True)
+        (tmp_path / "val" / folder / "one.png").write_bytes(encoded(photograph()))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("./s2\\one.png,n02000001\ns1/one.png,n01000007\n")
+    pictures = imagenet.load(tmp_path / "val", labels=labels)
+    assert [pictures.classes[k] for k in pictures.labels] == ["n01000007", "n02000001"]
+    for content in ("one,n01000007\n", "one,n01000007\none,n02000001\ns1/one,n01000007\n"):
+        labels.write_text(content)
+        with pytest.raises(ValueError, match=r"does not say which class .* Write each"):
+            imagenet.load(tmp_path / "val", labels=labels)
+
+
+def test_two_classes_for_one_picture_are_refused(tmp_path):
+    (tmp_path / "one.png").write_bytes(encoded(photograph()))
+    (tmp_path / "labels").write_text("one.png n01000007\none.png n02000001\n")
+    with pytest.raises(ValueError, match=r"which class one\.png"):
+        imagenet.load(tmp_path, labels=tmp_path / "labels")
+
+
+def test_an_accent_may_be_a_character_of_its_own(tmp_path):
+    """As macOS writes names."""
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "e\u0301.v2.png").write_bytes(encoded(photograph()))
+    (tmp_path / "labels").write_text("\u00e9.v2.png n01000007\n", "utf-8")
+    assert imagenet.load(tmp_path / "val", labels=tmp_path / "labels").classes == ["n01000007"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -528,3 +529,14 @@ def test_a_mean_that_is_worse_is_said(place, monkeypatch, capsys):
     monkeypatch.setattr(improve_results, "is_worse", lambda rows: True)
     command(*words(place, updates=2, out="other"))
     assert "a lower rate than 0.05" in capsys.readouterr().out
+
+
+def test_an_ensemble_can_be_as_wrong_as_its_members_and_no_more(monkeypatch):
+    sure = np.array([[1, 0], [0, 1]], np.float32)  # of the wrong class, and of the right one
+    found = {"base": sure, "member 1": sure.copy(), "member 2": sure.copy()}
+    monkeypatch.setattr(
+        improve_results, "predictions", lambda *_, **__: [(np.array([1, 1]), found, None)]
+    )
+    examination = mock.Mock(outcomes=evaluate.Outcomes.of)
+    outcomes = improve_results.compare(examination, {}, None, np.arange(2), 2)
+    np.testing.assert_array_equal(outcomes["ensemble of 2"].nll, outcomes["base"].nll)

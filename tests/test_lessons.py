@@ -488,3 +488,42 @@ def test_an_installed_package_becomes_its_wheel_again(tmp_path):
             "minires-1.0.dist-info/RECORD",
         }
         assert b"minires/__init__.py,sha256=" in archive.read("minires-1.0.dist-info/RECORD")
+
+
+@pytest.mark.parametrize("add", [True, False])
+def test_helpers_and_imports_may_stand_in_cells_of_their_own(tmp_path, capsys, add):
+    lesson = commands.lesson(6)
+    notebook = lesson_pages.notebook_of(lesson, teacher=False)
+    solution = next(c for c in lesson.cells() if c.kind == "solution").source
+    place = next(
+        n for n, c in enumerate(notebook.cells) if "exercise" in c.metadata.get("tags", ())
+    )
+    notebook.cells[place].source = solution + "\nhelper(math.pi)"
+    notebook.cells[place].source += "\nchecked = helper(math.pi)"
+    if add:
+        helper = "import math\n\ndef helper(x):\n    return x\n\nprint('not to be run')"
+        notebook.cells.insert(place, nbformat.v4.new_code_cell(helper))
+        notebook.cells.insert(place, nbformat.v4.new_code_cell("half a (line"))
+    path = tmp_path / "mine.ipynb"
+    path.write_text(nbformat.writes(notebook), "utf-8")
+    assert main(["lessons", "check", "6", str(path)]) == (1 if add else 2)
+    captured = capsys.readouterr()
+    assert ("1 of 2 right" in captured.out) == add
+    assert ("name 'helper' is not defined" in captured.err) != add
+    assert "not to be run" not in captured.out
+
+
+def test_answers_that_end_the_program_are_not_right(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("print('hello')\nexit()\n", "utf-8")
+    assert main(["lessons", "check", "3", str(path)]) == 2
+    assert "mine.py, line 2: SystemExit" in capsys.readouterr().err
+    lesson = commands.lesson(3)
+    assert main(answers_of(lesson, "solution", path)) == 0
+    first = commands.defined(of(lesson.cells(), "exercise")[0].source)[0]
+    path.write_text(path.read_text("utf-8") + f"\n\ndef {first}(*_):\n    exit()\n", "utf-8")
+    capsys.readouterr()
+    assert main(["lessons", "check", "3", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "it ends the program" in printed
+    assert "2 of 3 right" in printed

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -551,3 +552,57 @@ def test_the_table_is_what_the_pictures_say(found):
     change = found.score("mean", 0.1, "nll").mean() - found.score("finetuned", 0.1, "nll").mean()
     assert row[7].replace("−", "-").startswith(f"{change:+.4f}")
     assert len(rows) == 1 + 2 * (len(found.methods) - 1)
+
+
+def test_a_sweep_goes_on_from_its_rows(place, folder, tmp_path, capsys):
+    rows = tmp_path / "rows"
+    assert cli.main(["report", str(folder), "--rows", str(rows)]) == 0
+    assert cli.main(words(place, rows, "--dry-run", seeds=3)) == 0
+    assert "2 of 7 cells to do" in capsys.readouterr().out
+    (rows / "unfinished_seed_0_rate_0.1.npz.123.part").write_text("left behind")
+    assert cli.main(words(place, rows, seeds=2)) == 0
+    assert not list(rows.glob("*.part"))
+    assert load(rows) == load(folder)
+    other = load(folder)
+    other.settings["updates"] = 8
+    with pytest.raises(ValueError, match="another sweep"):
+        pretrained_findings.save_rows(other, rows)
+
+
+def test_a_batch_of_more_pictures_than_there_are_is_refused(place, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(words(place, out, batch=25, updates=None)) == 2
+    assert "--batch is 25, but there are only 24 pictures" in capsys.readouterr().err
+    assert not list(out.glob("*.json"))
+
+
+def test_only_what_is_missing_must_fit_on_the_disk(folder, monkeypatch):
+    from minires.arrays import limits
+    from minires.commands import pretrained as command
+
+    asked = []
+    monkeypatch.setattr(limits, "check_disk", lambda *numbers: asked.append(numbers[1:4]))
+    settings = json.loads((folder / "sweep.json").read_text())
+    for preset in ("keras", "tf-slim"):
+        command.check_space(folder, settings, [1, 2], preset)
+    (shared, each, count), (wide, *_) = asked
+    pixels = 3 * settings["size"] ** 2 * sum(settings["images"].values())
+    assert wide - shared == 3 * pixels  # float32 instead of bytes
+    assert count == 2
+    assert each > 0
+
+
+def test_the_page_s_command_is_the_sweep_s(place, found):
+    """Parsed again, it asks for the same settings."""
+    out = Path("runs/my results")
+    command = shlex.split(pretrained_report.command(found, out))
+    assert command[:1] == ["minires"]
+    assert "…" in command  # --synsets: five outputs, three classes
+    command.remove("…")
+    given = cli.parser().parse_args(command[1:])
+    assert (given.out, given.preset, given.among) == (out, "keras", True)
+    assert (given.updates, given.batch, given.seeds, given.rates) == (7, 5, 2, [0.01, 0.1])
+    other = {**found.settings, "preset": "Preparation(…)", "classes": ["a"] * 5}
+    assert "…" in pretrained_report.command(replace(found, settings=other))
+    other["preset"] = "keras"
+    assert "…" not in pretrained_report.command(replace(found, settings=other))

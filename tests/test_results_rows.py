@@ -235,3 +235,19 @@ def test_results_are_small_whole_and_say_what_made_them(folder, tmp_path):
     assert all({"minires", "kernels", "processor", "date"} <= set(each) for each in made)
     save_rows(sweep, tmp_path)
     assert load_sweep(tmp_path) == sweep
+
+
+@pytest.mark.parametrize("holds", ["rows", "cells", "rows without settings"])
+def test_rows_are_not_written_over_another_sweep(tmp_path, holds):
+    save_rows(synthetic_sweep(seeds=2), tmp_path)
+    if holds == "cells":
+        (tmp_path / "cells.jsonl.gz").unlink()
+        (tmp_path / "cells").mkdir()
+        (tmp_path / "cells" / "one.json").write_text("{}")
+    if holds != "rows":
+        (tmp_path / "sweep.json").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    other = load_sweep(SWEEPS[0])
+    with pytest.raises(ValueError, match="holds another sweep: name another folder with --rows"):
+        save_rows(other, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before

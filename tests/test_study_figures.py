@@ -216,6 +216,14 @@ def test_baselines_stand_in_rows_with_deep_ensembles_of_their_own_setting(sweep,
     assert not figures.deep_ensembles_of(sweep, setting._replace(l2=9.0))
 
 
+def test_smaller_deep_ensembles_are_no_measurement_of_the_large_one(sweep):
+    setting = next(iter(figures.baseline_settings(sweep)))
+    whole = figures.deep_ensembles_of(sweep, setting)
+    rest = {**whole[0], "members": 1, "accuracy": 0.5}
+    more = replace(sweep, deep_ensembles=[rest, *sweep.deep_ensembles])
+    assert figures.deep_ensembles_of(more, setting) == whole
+
+
 # --- drawings -----------------------------------------------------------------------------
 
 

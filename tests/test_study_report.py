@@ -2,10 +2,12 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from markupsafe import escape
@@ -546,3 +548,12 @@ def test_browser_the_button_changes_the_theme(visit):
     for width in (360, 1280):
         before, after = visit[0][f"at {width}"]["themes"]
         assert before != after
+
+
+def test_the_command_of_a_candidate_is_that_of_all(tmp_path):
+    sweep = synthetic_sweep(seeds=1)
+    settings = {**sweep.settings, "profile": "slim-512"}
+    command = dict(report.facts_of(replace(sweep, settings=settings), Path("my runs/slim-512")))
+    words = shlex.split(command["command"])
+    given = cli.parser().parse_args(words[1:])
+    assert (given.profile, given.only, given.out) == ("which-lenet", ["slim-512"], Path("my runs"))

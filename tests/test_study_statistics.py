@@ -376,6 +376,14 @@ def test_complete_would_rather_have_seeds_enough_than_cells():
     assert complete(cells).shape == (1, 5)
 
 
+def test_complete_parts_cells_with_equally_many_seeds():
+    cells = np.ones((2, 10))
+    cells[0, :4] = cells[1, 4:8] = np.nan
+    assert complete(cells).shape == (1, 6)
+    cells[0, :5] = cells[1, 5:] = np.nan
+    assert complete(cells).shape == (1, 5)
+
+
 def test_complete_takes_cells_of_many_numbers_whole():
     cells = np.ones((4, 3, 6))
     cells[1, 2, :] = np.nan

@@ -76,6 +76,8 @@ def run(options: Any) -> int:
     except Falsified as falsified:
         print(falsified)
         return 1
+    except SystemExit as error:
+        raise ValueError(f"check: {options.code} ends the program: exit({error})") from error
     return 0
 
 
@@ -115,7 +117,7 @@ def _run_file(path):
     write, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"check: {path} does not run: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(folder)

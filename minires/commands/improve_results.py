@@ -74,7 +74,9 @@ def compare(
     ):
         members = [found.pop(name) for name in list(found) if name.startswith("member")]
         if members:
-            found[f"ensemble of {len(members)}"] = np.mean(members, axis=0, dtype=np.float64)
+            mean = np.mean(members, axis=0, dtype=np.float64)
+            # In the members' type, so that the least probability, and the largest NLL, are theirs.
+            found[f"ensemble of {len(members)}"] = mean.astype(members[0].dtype)
         for name, probabilities in found.items():
             parts[name].append(examination.outcomes(probabilities, labels))
     if not parts:

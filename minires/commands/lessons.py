@@ -318,6 +318,8 @@ def _check(options):
             print(f"{error}\n")
         except NotImplementedError:
             print("not written yet: it raises NotImplementedError\n")
+        except SystemExit:
+            print("it ends the program: it calls exit\n")
         else:
             right += 1
             print()
@@ -334,14 +336,8 @@ def _answers(path, chosen):
             cells = _jupytext().read(path).cells
         except Exception as error:  # a damaged notebook can raise anything
             raise ValueError(f"{path} cannot be read as a notebook: {error}") from error
-        wanted = {"setup", "exercise"}
-        sources = [
-            cell.source
-            for cell in cells
-            if cell.cell_type == "code" and wanted & set(cell.metadata.get("tags", ()))
-        ]
         try:
-            source = "\n\n".join(map(_definitions, sources))
+            source = "\n\n".join(_definitions(cell) for cell in cells if cell.cell_type == "code")
         except SyntaxError as error:
             raise ValueError(f"{path}: {error.msg}: {(error.text or '').strip()}") from error
     else:
@@ -352,7 +348,7 @@ def _answers(path, chosen):
     names = {"__name__": "answers"}
     try:
         exec(compile(source, str(path), "exec"), names)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         trace = traceback.extract_tb(error.__traceback__)
         line = next((e.lineno for e in reversed(trace) if e.filename == str(path)), None)
         line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else line
@@ -361,11 +357,28 @@ def _answers(path, chosen):
     return {name: value for name, value in names.items() if not name.startswith("__")}
 
 
-def _definitions(source):
-    """A notebook cell without the calls on lines of their own, such as checks."""
-    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
-    tree = ast.parse("\n".join(lines))
-    tree.body = [node for node in tree.body if not isinstance(node, ast.Expr)]
+HELPERS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+
+
+def _definitions(cell):
+    """What answers need of a notebook's cell, as source.
+
+    Of a cell for answers, all but the calls on lines of their own, such as checks. Of any other,
+    which somebody may have added, functions, classes and imports: the rest may take minutes.
+    """
+    is_own = bool({"setup", "exercise"} & set(cell.metadata.get("tags", ())))
+    lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+    try:
+        tree = ast.parse("\n".join(lines))
+    except SyntaxError:
+        if is_own:
+            raise
+        return ""
+    tree.body = [
+        node
+        for node in tree.body
+        if isinstance(node, HELPERS) or (is_own and not isinstance(node, ast.Expr))
+    ]
     return ast.unparse(tree)
 
 

@@ -94,7 +94,7 @@ def check_options(options: Any) -> None:
 
 def run(options: Any) -> int:
     """Carry the command out: check everything, then compute what is missing, then print."""
-    from minires.arrays.results import locked_folder, settle
+    from minires.arrays.results import locked_folder, settle, tidy
     from minires.study import pretrained, pretrained_findings
     from minires.study.store import SETTINGS
 
@@ -104,6 +104,11 @@ def run(options: Any) -> int:
     examination = open_examination(options)
     network, pictures = examination.network, examination.pictures
     check_batch(options, network)
+    if options.batch > len(pictures):
+        raise ValueError(
+            f"--batch is {options.batch}, but there are only {counted(len(pictures), 'picture')} "
+            f"to fine-tune on: --batch {len(pictures)}, or fewer"
+        )
     others = {
         name: other_pictures(options, path, pictures.classes)
         for name, path in (("test", options.test_images), ("choose", options.choose_images))
@@ -116,10 +121,13 @@ def run(options: Any) -> int:
     settings = _settings(options, examination, {"train": pictures, **others}, plan)
     with locked_folder(out):
         settle(out, SETTINGS, settings, write=False)
-        check_space(out, settings, cells)
+        done = pretrained.read_cells(out)[1] if (out / SETTINGS).exists() else {}
+        missing = [cell for cell in cells if cell not in done]
+        check_space(out, settings, missing, examination.preset)
         if options.dry_run:
-            return _dry_run(out, examination, plan, cells, settings)
+            return _dry_run(examination, plan, cells, missing, settings)
         settle(out, SETTINGS, settings)
+        tidy(out, SETTINGS, "cells/*", "means/*", "unfinished_*", "data/*")
         shown = {
             name: _photographs(out, name, each, examination, options)
             for name, each in {"train": pictures, **others}.items()
@@ -190,17 +198,22 @@ def _settings(options, examination, shown, plan):
     }
 
 
-def check_space(folder: Path, settings: dict, cells: list) -> None:
+def check_space(folder: Path, settings: dict, cells: list, preset: Any) -> None:
     """Refuse a sweep whose results the disk cannot hold.
 
     folder     of the sweep
     settings   what its sweep.json will say
     cells      those that are missing
+    preset     name or Preparation of the pictures
     Raises     OSError, which says how many cells would fit
     """
     from minires.arrays.limits import check_disk
+    from minires.data import imagenet
+    from minires.study import pretrained
 
-    pixels = 3 * settings["size"] ** 2 * sum(settings["images"].values())
+    each = pretrained.dtype_of(imagenet.preparation(preset)).itemsize
+    pixels = 3 * settings["size"] ** 2 * sum(settings["images"].values()) * each
+    pixels -= sum(path.stat().st_size for path in (folder / "data").glob("*"))
     vectors = settings["weights"] + settings["statistics"]
     each = 4 * vectors + 200 * settings["images"]["test"]
     check_disk(folder, pixels + 40 * vectors, each, len(cells), "cells")
@@ -209,7 +222,7 @@ def check_space(folder: Path, settings: dict, cells: list) -> None:
 # --- what it would cost -------------------------------------------------------------------
 
 
-def _dry_run(out, examination, plan, cells, settings):
+def _dry_run(examination, plan, cells, missing, settings):
     """Print the cells, and how long those that are missing would take; nothing is kept."""
     from minires.study import pretrained
     from minires.study.sweep import duration
@@ -228,8 +241,6 @@ def _dry_run(out, examination, plan, cells, settings):
     began = time.perf_counter()
     examination.predict(theta, images, stats)
     each = (time.perf_counter() - began) / plan.batch
-    done = pretrained.read_cells(out)[1] if (out / "sweep.json").exists() else {}
-    missing = [cell for cell in cells if cell not in done]
     compared = 3 + 2 * bool(stats.size)
     shown = (compared + pretrained.MEMBERS) * settings["images"]["test"]
     shown += compared * settings["images"].get("choose", 0)

@@ -327,18 +327,41 @@ def _read_labels(path, names, where, listed):
 def _labels_by_name(path, rows, names, where, listed):
     """The class name of each picture, from rows (picture, class, …)."""
 
-    def stem(name):
-        return os.path.splitext(name.replace("\\", "/").rpartition("/")[2])[0]
+    def plain(name):
+        """Without its suffix; a letter and its accent are one character."""
+        name = unicodedata.normalize("NFC", name.strip().replace("\\", "/")).removeprefix("./")
+        start, dot, suffix = name.rpartition(".")
+        return start if (dot + suffix).lower() in _SUFFIXES else name
 
-    # A class may have more words behind it: "n03995372 85 1 499 272".
-    known = {stem(row[0].strip()): (row[1].split() or [""])[0] for row in rows}
-    missing = [name for name in names if stem(name) not in known]
+    def stem(name):
+        return plain(name).rpartition("/")[2]
+
+    by_path, by_stem = {}, {}  # {name: classes}; files may leave the folders out
+    for picture, word, *_ in rows:
+        # A class may have more words behind it: "n03995372 85 1 499 272".
+        word = (word.split() or [""])[0]
+        by_path.setdefault(plain(picture), set()).add(word)
+        by_stem.setdefault(stem(picture), set()).add(word)
+    sharing = Counter(map(stem, names))
+    known, missing = {}, []
+    for name in names:
+        alone = by_stem.get(stem(name), ()) if sharing[stem(name)] == 1 else ()
+        found = by_path.get(plain(name)) or alone
+        if len(found) > 1 or (not found and stem(name) in by_stem):
+            raise ValueError(
+                f"imagenet: {path} does not say which class {name} in {where} has: several "
+                f"pictures, or lines, are called {stem(name)!r}. Write each with its folder"
+            )
+        if found:
+            known[name] = next(iter(found))
+        else:
+            missing.append(name)
     if missing:
         raise ValueError(
             f"imagenet: {path} does not say the class of {missing[0]} in {where} (and of "
             f"{len(missing) - 1} more)"
         )
-    words = [known[stem(name)] for name in names]
+    words = [known[name] for name in names]
     if not all(word.isdecimal() for word in words):
         return words
     if listed is None:

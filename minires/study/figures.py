@@ -621,8 +621,10 @@ def baseline_settings(sweep: Sweep) -> dict[Setting, list]:
 
 
 def deep_ensembles_of(sweep: Sweep, setting: Setting) -> list[dict]:
-    """The entries of deep ensembles that belong to a setting."""
-    return [entry for entry in sweep.deep_ensembles if Setting(**entry["cell"]) == setting]
+    """The deep ensembles of a setting that have as many members as its largest one."""
+    own = [entry for entry in sweep.deep_ensembles if Setting(**entry["cell"]) == setting]
+    most = max((entry["members"] for entry in own), default=0)
+    return [entry for entry in own if entry["members"] == most]
 
 
 def baselines(sweep: Sweep) -> list[Panel]:

@@ -47,7 +47,7 @@ from minires.arrays.results import check
 from minires.arrays.text import progress, say
 from minires.networks.running_statistics import reestimate_stats
 from minires.study.cells import made_by
-from minires.study.store import SETTINGS, name_of_sweep
+from minires.study.store import ROWS, SETTINGS, name_of_sweep, read_rows
 from minires.training import loop
 from minires.training.fine_tuning import FineTuning
 from minires.training.optimizers import SGD
@@ -89,6 +89,14 @@ class Photographs:
         return self.as_input(self.pixels[chosen])
 
 
+def dtype_of(preparation: Any) -> np.dtype:
+    """The type of decoded pixels: bytes, or float32 where TF-slim's way interpolates by itself.
+
+    preparation   minires.data.imagenet.Preparation
+    """
+    return np.dtype(np.float32 if preparation.interpolation == "legacy" else np.uint8)
+
+
 def decode(
     path: Path, pictures: Any, preparation: Any, size: int, notes: Any, threads: Any = None
 ) -> tuple:
@@ -109,11 +117,10 @@ def decode(
     names = path.with_name(f"{path.stem}_labels.npy")
     if not (path.exists() and names.exists()):
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = preparation.interpolation != "legacy"  # that one interpolates by itself, in float
         plain = replace(preparation, divisor=1.0, mean=(0, 0, 0), std=(1, 1, 1), channels="rgb")
         shape = (len(pictures), size, size, 3)
         part, kept = path.with_name(f"{path.name}.part"), []
-        pixels = np.lib.format.open_memmap(part, "w+", np.uint8 if whole else np.float32, shape)
+        pixels = np.lib.format.open_memmap(part, "w+", dtype_of(preparation), shape)
         plan = [np.arange(n, min(n + 64, shape[0])) for n in range(0, shape[0], 64)]
         with progress(total=shape[0], unit="image", desc=f"decoding {path.stem}") as bar:
             for batch in imagenet.batches(pictures, plan, plain, size, notes, threads):
@@ -445,7 +452,7 @@ def _in_words(record):
 
 
 def read_cells(folder: Path) -> tuple[str, dict]:
-    """The name of the sweep in a folder, and its cells.
+    """The name of the sweep in a folder, and its cells: those in files, and those in rows.
 
     Returns  name; {Cell: record}, in order
     Raises   FileNotFoundError when it holds no sweep; ValueError, which names a damaged file
@@ -455,6 +462,10 @@ def read_cells(folder: Path) -> tuple[str, dict]:
     for path in sorted((folder / "cells").glob("*.json")):
         record = checked(path, load_json(path), name)
         found[Cell(**record["cell"])] = record
+    if (folder / ROWS).exists():
+        for number, row in enumerate(read_rows(folder / ROWS), 1):
+            record = checked(f"{folder / ROWS}, line {number}", row, name)
+            found.setdefault(Cell(**record["cell"]), record)
     return name, dict(sorted(found.items(), key=lambda item: item[0].order))
 
 

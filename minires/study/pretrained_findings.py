@@ -34,7 +34,7 @@ from minires.arrays.files import load_json, save_json
 from minires.arrays.results import check
 from minires.arrays.text import counted
 from minires.study.figures import number
-from minires.study.pretrained import PROFILE, Cell, checked, read_cells
+from minires.study.pretrained import PROFILE, Cell, read_cells
 from minires.study.propositions import (
     SUPPORTED,
     Claim,
@@ -45,7 +45,7 @@ from minires.study.propositions import (
     unknown,
 )
 from minires.study.statistics import ALPHA, p_mcnemar, student_interval
-from minires.study.store import ROWS, SETTINGS, name_of_sweep, read_rows, write_rows
+from minires.study.store import ROWS, SETTINGS, make_folder_of, name_of_sweep, write_rows
 from minires.training.metrics import calibration_error
 
 METRICS = ("accuracy", "nll")
@@ -176,12 +176,7 @@ def load(folder: str | Path) -> Findings:
     settings = load_json(folder / SETTINGS)
     kinds = {"images": {"*": int}, "updates": int, "batch": int, "model": str, "classes": [str]}
     check(folder / SETTINGS, settings, {**kinds, "*": object})
-    name, found = read_cells(folder)
-    if (folder / ROWS).exists():
-        for number, row in enumerate(read_rows(folder / ROWS), 1):
-            record = checked(f"{folder / ROWS}, line {number}", row, name)
-            found.setdefault(Cell(**record["cell"]), record)
-    found = dict(sorted(found.items(), key=lambda item: item[0].order))
+    _, found = read_cells(folder)
     base = found.pop(Cell(), None)
     if base is None:
         raise ValueError(f"{folder} holds no base yet: let the sweep finish its first cell")
@@ -204,10 +199,10 @@ def save_rows(found: Findings, folder: str | Path) -> None:
     The same sweep gives the same bytes. `minires report` makes the page from them.
 
     folder   made if it does not exist
+    Raises   ValueError when it holds another sweep
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = name_of_sweep(found.settings)
+    folder, name = Path(folder), name_of_sweep(found.settings)
+    make_folder_of(name, folder)
     lost = {cell: {"cell": vars(cell), "diverged": why} for cell, why in found.diverged.items()}
     records = sorted({**found.records, **lost}.items(), key=lambda item: item[0].order)
     rows = [found.base, *(record for _, record in records)]

@@ -7,11 +7,13 @@ An argument means the same in all of this file:
     found   `pretrained_findings.Findings`
 """
 
+import shlex
 from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
 
+from minires.data.imagenet import PRESETS
 from minires.study import figures
 from minires.study.pretrained_findings import (
     HEADS,
@@ -172,22 +174,32 @@ def facts(found: Findings, folder: Path | None = None) -> list:
         ("time", f"{seconds / 3600:.1f} hours"),
         ("machine", f"{made['processor']}, {made['date']}"),
         ("made by", f"minires {made['minires']}, NumPy {made['numpy']}, kernels {made['kernels']}"),
+        ("preparation", settings["preset"]),
         ("command", command(found, folder)),
     ]  # fmt: skip
 
 
 def command(found: Findings, folder: Path | None = None) -> str:
-    """What to type for the same sweep, where the files lie in the folder at hand."""
+    """What to type for the same sweep, where the files lie in the folder at hand.
+
+    "…" stands for options that the settings do not name: a preparation that is no preset, and the
+    order of the classes where the network has more of them than the pictures.
+    """
     settings = found.settings
-    folders = settings["folders"]
+    folders = {name: shlex.quote(where) for name, where in settings["folders"].items()}
+    preset = settings["preset"]
+    is_open = preset not in PRESETS or settings["outputs"] > len(settings["classes"])
     words = [
-        f"minires sweep --profile pretrained --model {settings['model']}",
+        f"minires sweep --profile pretrained --model {shlex.quote(settings['model'])}",
         f"--images {folders['train']} --test-images {folders['test']}",
         *([f"--choose-images {folders['choose']}"] if "choose" in folders else []),
+        *([f"--preset {preset}"] if preset in PRESETS else []),
+        *(["…"] if is_open else []),
         *(["--among"] if settings["among"] else []),
+        *([f"--device {settings['device']}"] if settings["device"] != "cpu" else []),
         f"--rates {','.join(map(figures.number, found.rates))}",
         f"--updates {settings['updates']} --batch {settings['batch']}",
         f"--seeds {1 + max((cell.seed for cell in found.records), default=0)}",
-        *([f"--out {folder}"] if folder is not None else []),
+        *([f"--out {shlex.quote(str(folder))}"] if folder is not None else []),
     ]
     return " ".join(words)

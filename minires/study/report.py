@@ -13,6 +13,7 @@ An argument means the same in all of this file:
 """
 
 import re
+import shlex
 from dataclasses import fields, replace
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +25,7 @@ from markupsafe import Markup
 
 from minires.arrays.text import shown
 from minires.study import figures
-from minires.study.grid import OPTIMIZERS
+from minires.study.grid import CANDIDATES, OPTIMIZERS
 from minires.study.scores import by_setting
 from minires.study.store import Sweep
 
@@ -290,8 +291,12 @@ def _command(settings, folder):
     """The command that computes the same sweep."""
     from minires.study.grid import PROFILES
 
-    profile = PROFILES.get(settings.get("profile"))
-    words = ["minires sweep", f"--profile {settings.get('profile')}"]
+    name = str(settings.get("profile"))
+    profile = PROFILES.get(name)
+    words = ["minires sweep", f"--profile {name}"]
+    if name in {candidate.name for candidate in CANDIDATES}:  # a part of a larger command
+        words = ["minires sweep --profile which-lenet", f"--only {name}"]
+        folder = None if folder is None else Path(folder).parent
     whole = {"train": 60_000, "test": 10_000} if settings.get("data") == "mnist" else {}
     for name in ("data", "train", "test", "epochs", "updates", "batch"):
         usual = getattr(profile, name, None)
@@ -301,7 +306,9 @@ def _command(settings, folder):
             words.append(f"--{name} {settings[name]}")
     if settings.get("device", "cpu") != "cpu":
         words.append(f"--device {settings['device']}")
-    return " ".join([*words, *([f"--out {folder}"] if folder is not None else [])])
+    if folder is not None:
+        words.append(f"--out {shlex.quote(str(folder))}")
+    return " ".join(words)
 
 
 def _count(value):
@@ -395,7 +402,7 @@ def _baseline_table(sweep, setting, records):
         if method == "mean":
             ours.append(len(rows))
         if method == "deep_ensemble":
-            name += f" of {max(entry['members'] for entry in deep)}"
+            name += f" of {deep[0]['members']}"
         paired = method not in ("finetuned", "deep_ensemble")
         rows.append([
             name,

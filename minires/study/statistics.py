@@ -270,8 +270,9 @@ def best_of_the_others(values: np.ndarray) -> np.ndarray:
 def complete(cells: np.ndarray) -> np.ndarray:
     """The largest part of a sweep, finished or not, in which nothing is missing.
 
-    For a seed, a cell counts only if all its values were measured. The part has enough seeds for a
-    test, if possible, and then as many values as possible.
+    For a seed, a cell counts only if all its values were measured. Cells are left out one by one,
+    each time the one without which most seeds are whole. Of all these parts the one is taken that
+    has enough seeds for a test, if possible, and then most values.
 
     cells     (C, …, S), NaN where something was not measured
     Returns   (C', …, S') without NaN; C' or S' may be 0
@@ -279,12 +280,16 @@ def complete(cells: np.ndarray) -> np.ndarray:
     measured = np.isfinite(cells)
     measured = measured.all(axis=tuple(range(1, cells.ndim - 1)))  # (C, S)
     best, chosen = (0, 0), cells[:0, ..., :0]
-    for least in sorted(set(measured.sum(axis=1)) - {0}):
-        kept = measured.sum(axis=1) >= least
-        seeds = measured[kept].all(axis=0)
-        rank = min(seeds.sum(), LEAST_SEEDS), kept.sum() * seeds.sum()
+    kept = np.flatnonzero(measured.any(axis=1))
+    while len(kept):
+        lacking = ~measured[kept]
+        seeds = ~lacking.any(axis=0)
+        rank = min(seeds.sum(), LEAST_SEEDS), len(kept) * seeds.sum()
         if rank > best:
             best, chosen = rank, cells[kept][..., seeds]
+        whole_without = (lacking.sum(axis=0) == lacking).sum(axis=1)
+        worst = np.lexsort((lacking.sum(axis=1), whole_without))[-1]
+        kept = np.delete(kept, worst)
     return chosen
 
 

@@ -318,10 +318,10 @@ def save_rows(sweep: Sweep, folder: str | Path) -> None:
     kept only for seeds that are still too few for a deep ensemble of DEEP_MEMBERS.
 
     folder   made if it does not exist
+    Raises   ValueError when it holds another sweep
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = name_of_sweep(sweep.settings)
+    folder, name = Path(folder), name_of_sweep(sweep.settings)
+    make_folder_of(name, folder)
     records = [*sweep.records, *sweep.diverged]
     records.sort(key=lambda record: Cell(**record["cell"]).order)
     write_rows(folder / ROWS, name, records, ensure_ascii=False)
@@ -331,6 +331,21 @@ def save_rows(sweep: Sweep, folder: str | Path) -> None:
     else:
         (folder / WAITING).unlink(missing_ok=True)
     save_json(folder / SETTINGS, sweep.settings)
+
+
+def make_folder_of(name: str, folder: Path) -> None:
+    """Make a folder for the rows of a sweep, unless it is there.
+
+    name     of the sweep, from `name_of_sweep`
+    Raises   ValueError when it holds another sweep, or cells without their settings
+    """
+    if (folder / SETTINGS).exists():
+        fits = name_of_sweep(load_json(folder / SETTINGS)) == name
+    else:
+        fits = not (folder / ROWS).exists() and not any(folder.glob("cells/*"))
+    if not fits:
+        raise ValueError(f"{folder} holds another sweep: name another folder with --rows")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _deep_ensembles(folder, records, sweep):
