@@ -1,6 +1,6 @@
-"""Download MNIST, check it, and say where it lies.
+"""Download MNIST, check it, and say that all is there.
 
-    python data_tools/fetch_mnist.py            into the cache
+    python data_tools/fetch_mnist.py            into the cache, unless MINIRES_DATA names a folder
     python data_tools/fetch_mnist.py FOLDER     check the four files of a folder
 
 The checks compare the SHA-256 of what is inside each file with the published one.
@@ -15,8 +15,7 @@ def main(arguments):
     """Load the data set once: what is missing is downloaded, what is damaged is refused."""
     folder = arguments[0] if arguments else None
     dataset = data.load("mnist", data_dir=folder)
-    where = folder or data.cache_folder()
-    print(f"{len(dataset.train_images):,} + {len(dataset.test_images):,} images: {where}")
+    print(f"{len(dataset.train_images):,} + {len(dataset.test_images):,} images are there")
 
 
 if __name__ == "__main__":

@@ -243,8 +243,9 @@ rejected(check_topological_backward, Value, level_by_level)
 # So no operation of this engine changes its inputs.
 #
 # **Walking back twice.** Gradients are *added*. A second walk that does not start from zero gives
-# twice the gradient. (In PyTorch this is why one calls `zero_grad`.) The engine here refuses: a
-# tape is emptied while it is walked.
+# too much: 72 instead of 16 for the weight above, since the values between have kept their
+# gradients, too. (PyTorch keeps those of the weights only, and gives twice as much. This is why one
+# calls `zero_grad`.) The engine here refuses: a tape is emptied while it is walked.
 #
 # **Memory.** Every value must be kept until the walk back has passed it. That is why training needs
 # much more memory than prediction.

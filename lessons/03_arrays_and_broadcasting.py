@@ -63,7 +63,7 @@ for name, gradient in zip(("x", "bias"), gradients(softplus(x + bias), [x, bias]
 # In mathematics smaller h is better. On a computer with 16 digits (float64), which step gives the
 # smallest error of the *one-sided* quotient?
 #
-# - **a)** h = 10⁻¹⁵, the smallest that still changes x
+# - **a)** h = 10⁻¹⁵, nearly the smallest that still changes x
 # - **b)** h = 10⁻⁸
 # - **c)** h = 10⁻³
 #

@@ -154,6 +154,8 @@ class Running:
     update(theta)   take in the weights after one more update; theta is not changed
     mean            θ̄, an array like theta
     variance        σ², an array like theta, divided by n
+
+    If it has a `count`, this is the number of updates so far.
     """
 
     def __init__(self, shape):

@@ -145,14 +145,22 @@ plt.show()
 #
 # Does that spoil the method? The mean needs no bell: lesson 8's argument uses only the mean and the
 # spread. The *samples* of lesson 9 do use the bell, and each weight on its own. But weights move
-# *side by side*. Here is how much. If each of these 14,000 weights moved independently of the
-# others, it would take about 400 of 500 directions to hold 90 % of all the motion. Count:
+# *side by side*. Here is how much: how many directions hold 90 % of all steps? To compare, we put
+# the steps of each weight in an order of its own. So it makes the same steps as before, but no two
+# weights make them together.
 
 # %%
-motion = np.linalg.svd(lives - moments.mean, compute_uv=False) ** 2
-share = np.cumsum(motion) / motion.sum()
-print(f"directions for 90 % of the motion: {np.searchsorted(share, 0.9) + 1} of {UPDATES}")
-print(f"the first direction alone holds {share[0]:.0%}")
+steps = np.diff(lives, axis=0)
+alone = np.random.default_rng(0).permuted(steps, axis=0)
+for name, values in ("as they were", steps), ("each weight for itself", alone):
+    motion = np.linalg.svd(values - values.mean(axis=0), compute_uv=False) ** 2
+    share = np.cumsum(motion) / motion.sum()
+    count = np.searchsorted(share, 0.9) + 1
+    print(f"{name}: {count} of {len(steps)} directions, the first one holds {share[0]:.0%}")
+
+# %% [markdown]
+# (Of the places θ, not the steps, some seven directions hold 90 %. That shows nothing: whatever
+# drifts slowly has few directions, also if each weight drifts for itself.)
 
 # %% [markdown]
 # ## Exercise: the collector

@@ -214,7 +214,8 @@ plt.show()
 #
 # If the valley is a parabola, the loss along the line from θ to θ̄ tells h/2 · d², where d is the
 # distance. We can check the sentence "average loss = loss of the mean + what the jumps cost": the
-# cost can be measured *on the other side*. A parabola is as high at θ̄ − d as it is at θ̄ + d.
+# cost can be measured *on the other side*. A parabola is as high at θ̄ − d as it is at θ̄ + d, on
+# average over all the d: a slope cancels.
 
 # %%
 mirrored = loss_of((2 * own_mean - path[-40:]).astype(np.float32))
@@ -224,8 +225,8 @@ print(f"average loss of their mirror images       {mirrored.mean():.4f}")
 
 # %% [markdown]
 # If the valley were a perfect parabola, the last two lines would be equal. Their difference tells
-# how much this simple picture leaves out: a slope that is still there, and walls that are not
-# equally steep. It is a model, not the truth.
+# how much this simple picture leaves out: walls that are not equally steep. It is a model, not the
+# truth.
 #
 # ## Where the mean is worse
 #

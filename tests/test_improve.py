@@ -540,3 +540,10 @@ def test_an_ensemble_can_be_as_wrong_as_its_members_and_no_more(monkeypatch):
     examination = mock.Mock(outcomes=evaluate.Outcomes.of)
     outcomes = improve_results.compare(examination, {}, None, np.arange(2), 2)
     np.testing.assert_array_equal(outcomes["ensemble of 2"].nll, outcomes["base"].nll)
+
+
+def test_members_of_an_earlier_command_do_not_stay(place, tmp_path, capsys):
+    for members in (3, 2):
+        command(*words(place, tmp_path / "out", members=members))
+        found = {path.name for path in (tmp_path / "out").glob("member_*.onnx")}
+        assert found == {f"member_{number}.onnx" for number in range(1, members + 1)}

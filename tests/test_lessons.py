@@ -436,7 +436,7 @@ def test_run_keeps_pictures_where_no_window_opens(tmp_path, monkeypatch, capsys)
 def test_without_a_network_the_stick_says_what_is_missing(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def pip(*arguments):
+    def pip(*arguments, **_):
         asked.append(arguments)
         if arguments[0] == "wheel":
             (tmp_path / "wheels" / f"minires-{minires.__version__}-py3-none-any.whl").touch()
@@ -527,3 +527,50 @@ def test_answers_that_end_the_program_are_not_right(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "it ends the program" in printed
     assert "2 of 3 right" in printed
+
+
+# --- wheels for other computers ---------------------------------------------------------------
+
+
+def make_wheel(folder, name, *needs, extra=""):
+    """A wheel with nothing in it but what it needs."""
+    path, info = folder / f"{name}-1-py3-none-any.whl", f"{name}-1.dist-info"
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 1"]
+    lines += [f"Provides-Extra: {extra}"] if extra else []
+    lines += [f"Requires-Dist: {need}" for need in needs]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
+        tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        archive.writestr(f"{info}/WHEEL", tags)
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def test_wheels_are_those_that_the_other_computer_needs(tmp_path, monkeypatch):
+    """Whatever this one is: pip alone would ask it, not the other."""
+    pytest.importorskip("pip")
+    index = tmp_path / "index"
+    index.mkdir()
+    needs = {
+        "onwindows": "platform_system == 'Windows'", "onwin32": "sys_platform == 'win32'",
+        "onlinux": "sys_platform == 'linux'", "ondarwin": "platform_system == 'Darwin'",
+        "onarm": "platform_machine in 'arm64 aarch64'", "onold": "python_version < '3.12'",
+    }  # fmt: skip
+    for name in needs:
+        make_wheel(index, name)
+    own = make_wheel(
+        index, "own", *(f"{n}; {m} and extra == 'teach'" for n, m in needs.items()), extra="teach"
+    )
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setattr(lesson_bundle, "NEEDS", ())
+    for platform, version, expected in (
+        ("windows", "3.11", {"onwindows", "onwin32", "onold"}),
+        ("macos", "3.13", {"ondarwin", "onarm"}),
+        ("linux", "3.12", {"onlinux"}),
+        ("musllinux_1_2_aarch64", "3.11", {"onlinux", "onarm", "onold"}),
+    ):
+        wheels = tmp_path / platform
+        assert lesson_bundle._download(own, wheels, platform, version) == ""
+        found = {path.name.partition("-")[0] for path in wheels.iterdir()}
+        assert found == {"own", *expected}, platform

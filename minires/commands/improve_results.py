@@ -177,7 +177,7 @@ def plot(rows: list[dict], losses: list[float], path: Path) -> None:
 
 
 def write_networks(job: Any, state: State, networks: dict, out: Path) -> None:
-    """Write moments.npz, mean.onnx and member_1.onnx, … into a folder.
+    """Write moments.npz, mean.onnx and member_1.onnx, … into a folder; no other members stay there.
 
     job        `minires.commands.improve.Job`
     state      State after the last update
@@ -187,10 +187,14 @@ def write_networks(job: Any, state: State, networks: dict, out: Path) -> None:
     import minires.onnx
 
     state.moments.save(out / "moments.npz")
+    written = []
     for name, (theta, stats) in networks.items():
         if name == "mean" or name.startswith("member"):
-            path = out / f"{name.replace(' ', '_')}.onnx"
-            minires.onnx.save(job.examination.network, path, theta=theta, stats=stats)
+            written.append(out / f"{name.replace(' ', '_')}.onnx")
+            minires.onnx.save(job.examination.network, written[-1], theta=theta, stats=stats)
+    # Members of an earlier command with more of them are from another distribution.
+    for path in set(out.glob("member_*.onnx")).difference(written):
+        path.unlink()
 
 
 def report(job: Any, settings: dict, state: State, rows: list[dict], out: Path) -> None:

@@ -10,6 +10,8 @@ import base64
 import csv
 import hashlib
 import io
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,23 @@ PLATFORMS = {
 }
 # Besides the packages of minires[teach], a class needs a program that opens notebooks.
 NEEDS = ("jupyterlab",)
+# What packages ask about a computer before they name the packages that they need there; by the
+# beginning of its platform tags.
+SYSTEMS = {
+    "win": {"os_name": "nt", "sys_platform": "win32", "platform_system": "Windows"},
+    "macosx": {"os_name": "posix", "sys_platform": "darwin", "platform_system": "Darwin"},
+    "": {"os_name": "posix", "sys_platform": "linux", "platform_system": "Linux"},
+}
+# pip takes wheels for another computer, but asks this one what it needs. So it is given the answers
+# of the other.
+PIP_ELSEWHERE = """
+import json, sys
+from pip._internal.cli.main import main
+from pip._vendor.packaging import markers
+here, answers = markers.default_environment, json.loads(sys.argv[1])
+markers.default_environment = lambda: {**here(), **answers}
+sys.exit(main(sys.argv[2:]))
+"""
 # These files in an installed package were written by the installer; a wheel does not have them.
 OWN_FILES = {"INSTALLER", "REQUESTED", "direct_url.json", "RECORD"}
 
@@ -127,19 +146,29 @@ def _repack(distribution, place):
 def _download(wheel, wheels, platform, version):
     """Download what a computer of one kind needs. Returns why it failed, or ""."""
     tags = PLATFORMS.get(platform, [platform])
+    system = next(own for start, own in SYSTEMS.items() if tags[0].startswith(start))
+    machine = re.search("x86_64|amd64|arm64|aarch64|$", tags[0])[0]
+    answers = system | {
+        "platform_machine": "AMD64" if machine == "amd64" else machine,
+        "python_version": version,
+        "python_full_version": f"{version}.0",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
     return _pip(
         "download", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:",
         "--python-version", version, "--implementation", "cp",
         *[part for tag in tags for part in ("--platform", tag)],
-        "-d", str(wheels), f"{wheel}[teach]", *NEEDS,
+        "-d", str(wheels), f"{wheel}[teach]", *NEEDS, answers=answers,
     )  # fmt: skip
 
 
-def _pip(*arguments):
-    """Run pip. Returns "" or why it failed, in one line."""
+def _pip(*arguments, answers=None):
+    """Run pip, perhaps with another computer's answers. Returns "" or, in a line, why it failed."""
+    program = ["-m", "pip"] if answers is None else ["-c", PIP_ELSEWHERE, json.dumps(answers)]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, check=False
+            [sys.executable, *program, *arguments], capture_output=True, text=True, check=False
         )
     except OSError as error:
         return str(error)

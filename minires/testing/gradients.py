@@ -1,6 +1,7 @@
 """Properties of gradients: any function, and the parts of an engine."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -699,7 +700,8 @@ def check_topological_backward(value_class: type, backward: Callable | None = No
 
         check_topological_backward(Value)
 
-    Random expressions of + and ·, with values that are used several times.
+    Random expressions of + and ·, with values that are used several times. A function `backward`
+    must also take a chain of thousands of values, which one that calls itself cannot.
 
     value_class  as above
     backward     a function of the output, instead of the method
@@ -712,6 +714,26 @@ def check_topological_backward(value_class: type, backward: Callable | None = No
 def topological_backward_suite(value_class: type, backward: Callable | None = None) -> Callable:
     """`check_topological_backward` for pytest: one test a property."""
     return suite_of("topological_backward", topological_backward_properties(value_class, backward))
+
+
+def count_lines(function: Callable) -> int:
+    """Call a function, and count the lines of Python that run until it returns.
+
+    function   without arguments
+    """
+    count, before = 0, sys.gettrace()
+
+    def trace(frame, event, argument):
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return count
 
 
 def topological_backward_properties(
@@ -785,6 +807,21 @@ def topological_backward_properties(
         (backward or value_class.backward)(y)
         return compare(float(x.grad), depth + 1.0, 1e-6 * depth)
 
+    def doubled(times):
+        """2ⁿ paths lead from y to x. Whoever walks them all does thousands of lines of code."""
+        y = x = value_class(1.0)
+        for _ in range(times):
+            y = y + y
+        lines = count_lines(lambda: (backward or value_class.backward)(y))
+        wrong = compare(float(x.grad), 2.0**times, 1e-6 * 2.0**times)
+        if wrong is None and lines > 2**times:
+            wrong = Wrong(Words(f"{lines:,} lines of code were run"), Words("some hundreds"),
+                          "each value hands on once, when its gradient is complete")  # fmt: skip
+        return wrong
+
+    deep = Property("a chain of 3,000 values", (3000,), long,
+                    lambda depth: f"x + x + … + x, {depth + 1} times",
+                    "no function that calls itself: a list of what is still to do")  # fmt: skip
     return [
         Property("the value is that of plain numbers", expressions(), value, tell,
                  unit="expressions", examples=40),
@@ -798,5 +835,8 @@ def topological_backward_properties(
                  "walk in reversed topological order: a value hands on when its gradient is "
                  "complete, and once", "expressions", 60),
         Property("one value used 50 times", (50,), long,
-                 lambda depth: f"x + x + … + x, {depth + 1} times", "grad += …, in linear time"),
+                 lambda depth: f"x + x + … + x, {depth + 1} times", "grad += …, not grad = …"),
+        Property("not every path by itself", (12,), doubled,
+                 lambda times: f"y = x, then {times} times y = y + y"),
+        *([deep] if backward else []),
     ]  # fmt: skip

@@ -447,6 +447,17 @@ class EveryPath(right.Value):
         visit(self)
 
 
+@_wrong("topological_backward", "every path by itself")
+class PathByPath(right.Value):
+    def backward(self):
+        def walk(value, gradient):
+            value.grad += gradient
+            for parent, slope in value.parents:
+                walk(parent, gradient * slope)
+
+        walk(self, 1.0)
+
+
 @_wrong("topological_backward", "the output's own gradient stays 0")
 class NoSeed(right.Value):
     def backward(self):
@@ -804,6 +815,12 @@ def uniform_noise(mean, variance, k, rng, scale=1.0):
     return mean + scale * np.sqrt(variance) * noise
 
 
+@_wrong("sampler", "large noise is cut off")
+def clipped_noise(mean, variance, k, rng, scale=1.0):
+    noise = np.clip(rng.standard_normal((k, *mean.shape)), -2.5, 2.5)
+    return mean + scale * np.sqrt(variance) * noise
+
+
 @_wrong("sampler", "noise that is never negative")
 def positive_noise(mean, variance, k, rng, scale=1.0):
     return mean + scale * np.sqrt(variance) * np.abs(rng.standard_normal((k, *mean.shape)))
@@ -1093,6 +1110,12 @@ def collected_sample_variance(theta, step, updates, burn_in=0, stride=1):
     return mean, variance * n / max(n - 1, 1)
 
 
+@_wrong("collector", "the variance is divided by all updates")
+def collected_over_all(theta, step, updates, burn_in=0, stride=1):
+    mean, variance = right.collect(theta, step, updates, burn_in, stride)
+    return mean, variance * ((updates - burn_in) // stride) / updates
+
+
 @_wrong("line", "a and b are exchanged")
 def exchanged_ends(a, b, places):
     return right.points(b, a, places)
@@ -1152,19 +1175,32 @@ def every_float(nodes, arrays):
     return [name for name in used if arrays[name].dtype.kind == "f"]
 
 
+def _by_place(nodes):
+    """The names at the places of weights, in order, again and again."""
+    return [
+        inputs[i]
+        for operator, inputs in nodes
+        for i in right._WEIGHTS.get(operator, ())
+        if i < len(inputs)
+    ]
+
+
 @_wrong("weights_of", "a shared array counts twice")
 def shared_twice(nodes, arrays):
-    places = right._WEIGHTS
-    used = [inputs[i] for operator, inputs in nodes for i in places.get(operator, ())]
-    return [name for name in used if name in arrays]
+    return [name for name in _by_place(nodes) if name in arrays]
 
 
 @_wrong("weights_of", "results of nodes too")
 def results_too(nodes, arrays):
-    places = right._WEIGHTS
-    return list(
-        dict.fromkeys(inputs[i] for operator, inputs in nodes for i in places.get(operator, ()))
-    )
+    return list(dict.fromkeys(_by_place(nodes)))
+
+
+@_wrong("weights_of", "a bias is taken for granted")
+def always_a_bias(nodes, arrays):
+    for operator, inputs in nodes:
+        for place in right._WEIGHTS.get(operator, ()):
+            assert inputs[place]
+    return right.weights_of(nodes, arrays)
 
 
 @_wrong("weights_of", "the biases are forgotten")

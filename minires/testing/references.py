@@ -754,7 +754,7 @@ def weights_of(nodes, arrays):
     found = []
     for operator, inputs in nodes:
         for place in _WEIGHTS.get(operator, ()):
-            if inputs[place] in arrays and inputs[place] not in found:
+            if place < len(inputs) and inputs[place] in arrays and inputs[place] not in found:
                 found.append(inputs[place])
     return found
 

@@ -117,6 +117,8 @@ def collector_properties(collect: Callable) -> list[Property]:
                  "walks", 40),
         Property("every stride-th counts", cases(burn_in=2, stride=3), outcome(0), tell, rule,
                  "walks", 40),
+        Property("the variance is that of those that count", cases(burn_in=2, stride=3), outcome(1),
+                 tell, "divide by how many count, not by `updates`", "walks", 40),
         Property("all updates are made", cases(burn_in=2, stride=2), all_steps, tell,
                  "`updates` calls of step", "walks", 20),
     ]  # fmt: skip
@@ -270,9 +272,10 @@ def check_weights_of(weights_of: Callable) -> Summary:
 
         check_weights_of(weights_of)
 
-    Inputs 1 and 2 of Conv and of Gemm are weights, input 1 of MatMul, and inputs 1 and 2 (scale
-    and shift) of BatchNormalization, whose inputs 3 and 4 are statistics. Inputs count from 0. Only
-    names in `arrays` are arrays of the file. Each comes once, in the order of its first use.
+    Inputs 1 and 2 of Conv and of Gemm are weights (2, the bias, may be missing), input 1 of MatMul,
+    and inputs 1 and 2 (scale and shift) of BatchNormalization, whose inputs 3 and 4 are statistics.
+    Inputs count from 0. Only names in `arrays` are arrays of the file. Each comes once, in the
+    order of its first use.
 
     weights_of   the code to be judged, as above
     Returns      Summary
@@ -296,20 +299,21 @@ def weights_of_properties(weights_of: Callable) -> list[Property]:
     """The properties that `check_weights_of` tries."""
     st = strategies()
 
-    def cases(*operators, shared=False, computed=False):
+    def cases(*operators, shared=False, computed=False, bare=False):
         one = st.tuples(
             st.sampled_from(operators),
             st.integers(0, 2) if shared else st.just(0),  # 1, 2: uses the arrays of the first node
             st.integers(0, 2) if computed else st.just(0),  # 1: input 1 is another node's result
+            st.booleans() if bare else st.just(False),  # without a bias
         )
         return st.lists(one, min_size=1, max_size=3).map(tuple)
 
     def build(case):
         nodes, arrays = [], {}
-        for number, (operator, again, computed) in enumerate(case):
+        for number, (operator, again, computed, bare) in enumerate(case):
             owner = 0 if again and case[0][0] == operator else number
             inputs = [f"x{number}"]
-            for slot in range(1, _INPUTS[operator]):
+            for slot in range(1, _INPUTS[operator] - bare):
                 if computed == 1 and slot == 1:
                     inputs.append(f"x{number}")
                     continue
@@ -323,9 +327,9 @@ def weights_of_properties(weights_of: Callable) -> list[Property]:
         nodes, arrays = build(case)
         right = []
         for operator, inputs in nodes:
-            for slot in _SLOTS.get(operator, ()):
-                if inputs[slot] in arrays and inputs[slot] not in right:
-                    right.append(inputs[slot])
+            for name in (inputs[slot] for slot in _SLOTS.get(operator, ()) if slot < len(inputs)):
+                if name in arrays and name not in right:
+                    right.append(name)
         yours = list(weights_of([(o, list(i)) for o, i in nodes], dict(arrays)))
         if yours == right:
             return None
@@ -352,6 +356,8 @@ def weights_of_properties(weights_of: Callable) -> list[Property]:
         Property("statistics, bounds and shapes are no weights",
                  cases("BatchNormalization", "Clip", "Reshape", "Relu"), outcome, tell, rule,
                  "graphs", 40),
+        Property("a bias may be missing", cases("Conv", "Gemm", bare=True), outcome, tell,
+                 "a node may have fewer inputs: see how many there are", "graphs", 40),
         Property("an array that is used twice comes once", cases("Conv", "Gemm", shared=True),
                  outcome, tell, rule, "graphs", 40),
         Property("what a node computes is no array of the file",
