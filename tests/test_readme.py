@@ -82,3 +82,9 @@ def test_pictures_and_links_of_a_page_exist():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_counts_the_wrong_answers():
+    from minires.testing.mistakes import MISTAKES
+
+    assert f"{len(MISTAKES)} wrong answers," in (ROOT / "README.md").read_text("utf-8")
