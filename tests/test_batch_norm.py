@@ -380,3 +380,12 @@ def test_without_batch_norm_there_is_one_policy(rng):
     model = lenet(channels=(2, 3), hidden=4)
     stats = model.init_stats()
     assert list(batch_norm_policies(model, model.init(rng), stats, stats, [])) == ["last"]
+
+
+def test_unequal_numbers_of_networks_and_dtypes_are_refused():
+    x, four = np.ones((2, 3, 4), np.float32), np.ones(4, np.float32)
+    many = np.ones((4, 4), np.float32)
+    with pytest.raises(ValueError, match=r"has 2 networks, shift .* has 4"):
+        batch_norm(x, many, many, mean=four, variance=four)
+    with pytest.raises(ValueError, match="shift is float64: convert one of them"):
+        batch_norm(x, four, np.ones(4), mean=four, variance=four)

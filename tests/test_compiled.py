@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minires.kernels import compiled, cpu, plain
+from minires.kernels import compiled, cpu, memory, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = """
@@ -213,3 +213,70 @@ def test_ctrl_c_while_an_argument_is_converted_is_ctrl_c():
         cpu.call("sum_rows", np.dtype(np.float64), Interrupted(), None, None, None)
     with pytest.raises(ctypes.ArgumentError, match="not a contiguous array"):
         cpu.call("sum_rows", np.dtype(np.float64), np.zeros(3, np.float32), None, None, None)
+
+
+def test_what_an_editor_keeps_beside_the_sources_is_none(cache):
+    before = compiled.sources()
+    (compiled.PARTS / ".part.c.swp").write_bytes(b"\xff\xfe")
+    (compiled.PARTS / ".#part.c").symlink_to("nobody@nowhere")
+    (compiled.PARTS / "part.c~").write_text("old")
+    assert compiled.sources() == before
+
+
+def test_a_user_without_a_home_gets_a_reason(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("MINIRES_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compiled.Path, "home", nowhere)
+    with pytest.raises(compiled.Unavailable, match=r"no folder for a cache .* MINIRES_CACHE"):
+        compiled.cache_folder()
+
+
+@needs_compiler
+def test_a_library_that_is_loaded_goes_on_when_the_other_cannot_be_built(cache, monkeypatch):
+    monkeypatch.setattr(compiled, "_loaded", {})
+    single, double = np.dtype(np.float32), np.dtype(np.float64)
+    found = compiled.functions(single)
+    assert found
+    monkeypatch.setattr(compiled, "compilers", list)
+    with pytest.warns(RuntimeWarning, match="there is no C compiler"):
+        assert compiled.functions(double) is None
+    assert compiled.functions(single) is found
+
+
+def test_a_float32_average_needs_no_library_for_doubles(monkeypatch, rng):
+    asked = []
+    monkeypatch.setattr(compiled, "functions", lambda dtype: asked.append(dtype))
+    mean, theta = np.zeros(5), rng.standard_normal(5).astype(np.float32)
+    cpu.fold_average(mean, theta, np.array([0.5]))
+    assert asked == [np.float32]
+    np.testing.assert_allclose(mean, theta / 2, rtol=1e-6)
+
+
+@needs_compiler
+def test_a_source_that_changes_while_it_is_compiled_is_not_kept(cache, monkeypatch):
+    compile_, (first, *_) = compiled._compile, compiled.compilers()
+    monkeypatch.setattr(compiled, "compilers", lambda: [first])
+
+    def changing(*arguments):
+        compile_(*arguments)
+        compiled.SOURCE.write_text(SMALL + "\n")
+
+    monkeypatch.setattr(compiled, "_compile", changing)
+    with pytest.raises(compiled.Unavailable, match="changed while it was compiled"):
+        compiled.build("float")
+    assert not list(compiled.cache_folder().glob("*.txt"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("module", [compiled, memory])
+def test_a_child_has_locks_of_its_own(module):
+    """A thread that holds the lock at a fork is not in the child, and would never open it."""
+    held = module._lock
+    with held:
+        module._after_fork()
+        assert module._lock is not held
+        with module._lock:  # would wait for ever if it were the old one
+            pass

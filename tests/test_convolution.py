@@ -589,3 +589,27 @@ def test_errors_say_what_is_wrong(x, w, b, options, message):
 def test_types_must_agree():
     with pytest.raises(ValueError, match="x is float32, w is float64: convert one of them"):
         conv2d(np.ones((1, 8, 8, 2), np.float32), np.ones((3, 3, 2, 2)))
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
+@pytest.mark.parametrize("channels", [3, 16])  # with 16, by Winograd's transforms
+def test_images_without_rows_have_gradients_without_rows(size, channels):
+    x = variable(np.ones((2, *size, channels), np.float32))
+    w = variable(np.ones((3, 3, channels, 16), np.float32))
+    y = conv2d(x, w, padding=2)
+    assert y.shape == (2, size[0] + 2, size[1] + 2, 16)
+    x_gradient, w_gradient = gradients(y, [x, w])
+    assert x_gradient.shape == x.shape
+    assert not w_gradient.any()
+
+
+def test_a_border_beyond_all_memory_is_refused():
+    x, w = np.ones((1, 8, 8, 1), np.float32), np.ones((3, 3, 1, 1), np.float32)
+    with pytest.raises(MemoryError, match="fit into no memory"):
+        conv2d(x, w, dilation=2**61, padding=2**61)
+
+
+def test_a_bias_of_another_dtype_is_refused():
+    x, w = np.ones((1, 8, 8, 1), np.float32), np.ones((3, 3, 1, 1), np.float32)
+    with pytest.raises(ValueError, match="b is float64: convert one of them"):
+        conv2d(x, w, np.ones(1))

@@ -378,6 +378,49 @@ class Block(Sequential):
         super().__init__(Conv2D(2, 3), BatchNorm(), ReLU())
 
 
+class Gate(Layer):
+    """Somebody's own layer that holds another one, and does not say so."""
+
+    def __init__(self):
+        self.inner = Conv2D(2, 1)
+
+    def connect(self, shape, layout):
+        return layout.connect(self.inner, shape)
+
+    def apply(self, x, forward):
+        return ops.multiply(x, ops.sigmoid(self.inner.apply(x, forward)))
+
+
+class Hidden(Gate):
+    """The same, where no attribute shows it."""
+
+    def __init__(self):
+        inner = Conv2D(2, 1)
+        self.ask = lambda: inner
+
+    def connect(self, shape, layout):
+        return layout.connect(self.ask(), shape)
+
+    def apply(self, x, forward):
+        return ops.multiply(x, ops.sigmoid(self.ask().apply(x, forward)))
+
+
+class Tied(Layer):
+    """Adds the bias of another layer."""
+
+    def __init__(self, *others):
+        self.others = others
+
+    def apply(self, x, forward):
+        bias = forward[self.others[0], "bias"]
+        return ops.add(x, bias.reshape(*bias.shape[:-1], 1, 1, 1, bias.shape[-1]))
+
+
+def tied():
+    convolution = Conv2D(2, 3)
+    return Sequential(convolution, BatchNorm(), Tied(convolution))
+
+
 def shared_convolution():
     layer = Conv2D(2, 3)
     layer.name = "shared"
@@ -392,6 +435,9 @@ def shared_convolution():
         lambda: Sequential(Doubled(2, 3), BatchNorm(), ReLU(), MaxPool(2)),
         Block,
         shared_convolution,
+        Gate,
+        Hidden,
+        tied,
     ],
 )
 def test_layers_of_other_kinds_predict_and_train_as_they_are_written(rng, make):
@@ -407,10 +453,39 @@ def test_layers_of_other_kinds_predict_and_train_as_they_are_written(rng, make):
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(loss, plain_loss, rtol=1e-10)
     np.testing.assert_allclose(gradient, plain, rtol=1e-8, atol=1e-12)
-    np.testing.assert_allclose(own, other, rtol=1e-10)
+    np.testing.assert_allclose(own, other, rtol=1e-10, atol=1e-12)
 
 
 def test_what_cannot_be_folded_says_so(rng):
     model = Model((4, 4, 2), Sequential(Scaled(), BatchNorm(), Flatten(), Dense(3)))
     with pytest.raises(TypeError, match="fold: "):
         model.fold(model.init(rng), model.init_stats())
+
+
+class Wider(Layer):
+    """More channels than it says."""
+
+    def apply(self, x, forward):
+        return np.concatenate([x] * 100, axis=-1)
+
+
+class Shorter(Layer):
+    """Fewer rows than it says."""
+
+    def apply(self, x, forward):
+        return x[..., :2, :, :]
+
+
+@pytest.mark.parametrize(("lying", "message"), [(Wider(), "channels"), (Shorter(), "exceed")])
+@pytest.mark.parametrize("expands", [True, False])
+def test_separable_convolutions_refuse_what_each_of_them_refuses(rng, lying, message, expands):
+    first = [Conv2D(4, 1)] if expands else []
+    model = Model(
+        (6, 6, 4),
+        Sequential(
+            lying, *first, DepthwiseConv2D(3, padding="valid"), Conv2D(4, 1), Flatten(), Dense(2)
+        ),
+    )
+    images = rng.standard_normal((2, 6, 6, 4)).astype(np.float32)
+    with pytest.raises(ValueError, match=message):
+        model.logits(model.init(rng), images)

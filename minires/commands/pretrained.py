@@ -93,7 +93,10 @@ def check_options(options: Any) -> None:
 
 
 def run(options: Any) -> int:
-    """Carry the command out: check everything, then compute what is missing, then print."""
+    """Carry the command out: check everything, then compute what is missing, then print.
+
+    Raises   ValueError for a batch of more pictures than there are
+    """
     from minires.arrays.results import locked_folder, settle, tidy
     from minires.study import pretrained, pretrained_findings
     from minires.study.store import SETTINGS

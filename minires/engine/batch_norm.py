@@ -79,6 +79,15 @@ def batch_norm(
     mean, variance = (v.astype(x.dtype, copy=False) for v in (mean, variance))
     # When R networks see the same x, there is one batch and R results.
     replicas, count = max(len(rows), shift.size // channels), rows.shape[1]
+    if len(rows) not in (1, replicas):
+        raise ValueError(
+            f"batch_norm: x {x.shape} has {len(rows)} networks, shift {shift.shape} has {replicas}"
+        )
+    for name, array in (("scale", scale), ("shift", shift)):
+        if array is not None and array.dtype != x.dtype:
+            raise ValueError(
+                f"batch_norm: x is {x.dtype}, {name} is {array.dtype}: convert one of them"
+            )
 
     def of_channels(vector):
         return xp.broadcast_to(vector.reshape(-1, 1, channels), (replicas, 1, channels))

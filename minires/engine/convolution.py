@@ -98,6 +98,8 @@ def _arrange(name, axes, x, w, b, stride, padding, dilation, activation):
     """
     if x.dtype != w.dtype:
         raise ValueError(f"{name}: x is {x.dtype}, w is {w.dtype}: convert one of them")
+    if b is not None and b.dtype != x.dtype:
+        raise ValueError(f"{name}: x is {x.dtype}, b is {b.dtype}: convert one of them")
     lead, own = w.shape[:-axes], w.shape[-axes:]
     if b is not None and b.shape != (*lead, own[-1]):
         raise ValueError(f"{name}: b is {b.shape}, w {w.shape} needs {(*lead, own[-1])}")

@@ -14,6 +14,7 @@ is noticed and compiled again.
 import ctypes
 import hashlib
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -26,6 +27,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,9 @@ FLAGS = (
 # Flags for all that this processor can do, in the words of two kinds of compilers; the last entry
 # works with every compiler.
 MACHINE = (("-march=native",), ("-mcpu=native",), ())
+# Where "contract" would change the bits of an update, the source forbids it. clang obeys only with
+# this flag, which other compilers refuse.
+OBEY = (("-ffp-contract=fast-honor-pragmas",), ())
 REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 TIMEOUT = 300  # seconds for one compilation
 
@@ -69,8 +74,12 @@ def cache_folder() -> Path:
     Raises   Unavailable when it cannot be made, or when other users could put a library into it
     """
     base = os.environ.get("MINIRES_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    folder = Path(base or Path.home() / ".cache") / "minires" / "kernels"
     remedy = "name another folder with MINIRES_CACHE"
+    try:
+        base = base or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise Unavailable(f"there is no folder for a cache ({error}): {remedy}") from error
+    folder = Path(base) / "minires" / "kernels"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
@@ -84,8 +93,9 @@ def cache_folder() -> Path:
 
 
 def sources() -> list[Path]:
-    """The files that a library is made of."""
-    return [SOURCE, *sorted(PARTS.iterdir())]
+    """The files that a library is made of; not those that an editor keeps beside them."""
+    own = (part for part in PARTS.iterdir() if not part.name.startswith("."))
+    return [SOURCE, *sorted(part for part in own if part.suffix in (".c", ".h"))]
 
 
 def processor() -> str:
@@ -109,7 +119,9 @@ def _key(command, flags):
     where = shutil.which(command[0])
     status = os.stat(where) if where else None
     compiler = (command, where, status and (status.st_size, status.st_mtime_ns))
-    for part in (repr(compiler), repr(flags), processor(), sys.platform):
+    if "ziglang" in command:
+        compiler += (metadata.version("ziglang"),)
+    for part in (repr(compiler), repr((flags, MACHINE, OBEY)), processor(), sys.platform):
         digest.update(part.encode() + b"\0")
     for path in sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -122,8 +134,9 @@ def _compile(command, real, flags, path):
     Raises   Unavailable with the compiler's first error
     """
     said = ""
-    for machine in MACHINE:
-        full = [*command, *FLAGS, *flags, *machine, f"-Dreal={real}", "-o", str(path), str(SOURCE)]
+    for machine, obey in itertools.product(MACHINE, OBEY):
+        options = (*FLAGS, *obey, *flags, *machine, f"-Dreal={real}", "-o", str(path))
+        full = [*command, *options, str(SOURCE)]
         try:
             done = subprocess.run(
                 [*full, "-lm"], capture_output=True, text=True, timeout=TIMEOUT, check=False
@@ -132,7 +145,7 @@ def _compile(command, real, flags, path):
             raise Unavailable(f"the C compiler {command[0]!r} does not run ({error})") from error
         if done.returncode == 0:
             return
-        said = said or done.stderr
+        said = said or ("" if obey else done.stderr)
     lines = [line for line in said.splitlines() if "error:" in line.lower()] or said.splitlines()
     reason = lines[0].strip() if lines else f"exit status {done.returncode}"
     raise Unavailable(f"the C compiler {shlex.join(command)!r} fails: {reason}")
@@ -179,6 +192,8 @@ def build(real: str, flags: Sequence[str] = ()) -> Path:
                 made = Path(work) / "kernels.so"
                 _compile(command, real, flags, made)
                 content = made.read_bytes()
+            if key != f"{real}-{_key(command, (*FLAGS, *flags))}":
+                raise Unavailable("the source of the kernels changed while it was compiled")
             digest = hashlib.sha256(content).hexdigest()
             _write(folder, f"{key}-{digest[:16]}.so", content)
             _write(folder, f"{key}.txt", digest.encode())
@@ -293,6 +308,16 @@ _lock = threading.Lock()
 _loaded = {}  # dtype → functions, or None where there are none
 
 
+def _after_fork():
+    """In the child no thread is left that could open a lock again."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def functions(dtype: np.dtype) -> dict[str, Callable] | None:
     """The compiled functions for arrays of one type.
 
@@ -313,7 +338,8 @@ def functions(dtype: np.dtype) -> dict[str, Callable] | None:
             flags = shlex.split(os.environ.get("MINIRES_CFLAGS", ""))
             found = load(build(REAL[dtype], flags), dtype)
         except Unavailable as error:
-            _loaded.update(dict.fromkeys(REAL))
+            for kind in REAL:  # what is loaded already goes on
+                _loaded.setdefault(kind, None)
             warnings.warn(
                 f"the fast kernels are not used, NumPy computes instead, more slowly: {error}",
                 RuntimeWarning,

@@ -123,6 +123,9 @@ PIECES_BYTES, TILE_BYTES = 1 << 20, 1 << 19
 
 def _windows(sources, replicas, shape, kernel, stride, padding, dilation):
     """The first numbers of `struct windows`; and the size of the output, (OH, OW)."""
+    padded = math.prod(n + sum(border) for n, border in zip(shape[1:3], padding, strict=True))
+    if padded * shape[0] * shape[3] >= 1 << 56:  # whole numbers of 64 bits could not count it
+        raise MemoryError(f"images {shape[1:]} with a border of {padding} fit into no memory")
     before, after = zip(*padding, strict=True)
     output = plain.output_size(shape[1:3], kernel, stride, padding, dilation)
     numbers = sources, replicas, *shape, *kernel, *stride, *before, *after, *dilation, *output
@@ -150,6 +153,8 @@ def _convolve(x, w, bias, stride, padding, dilation, activation, window=None, tr
     shape = replicas, x.shape[1], size[0] // pool[0], size[1] // pool[1], out_channels
     y = empty(shape, dtype)
     winners = None if window is None else empty(shape, np.uint8)
+    if not y.size:
+        return y, winners
     arrays = (None if a is None else contiguous(a, dtype) for a in (x, w, bias))
     if winograd.applies(x.shape[-3:], (*kernel, x.shape[-1], out_channels), stride, dilation):
         numbers += out_channels, *pool, ACTIVATIONS[activation], PIECES_BYTES
@@ -168,7 +173,10 @@ def convolve_weight_gradient(x, g, kernel, stride, padding, dilation, out=None):
     shape = (*kernel, channels, out_channels)
     if out is None or not out.flags.c_contiguous:  # of R networks: a part of each one's vector
         out = empty((replicas, *shape), dtype)
-    numbers, _ = _windows(len(x), replicas, x.shape[1:], kernel, stride, padding, dilation)
+    numbers, size = _windows(len(x), replicas, x.shape[1:], kernel, stride, padding, dilation)
+    if min(size) < 1:
+        out[...] = 0
+        return out
     numbers += out_channels, 1, 1, 0
     arrays = contiguous(x, dtype), contiguous(g, dtype), out
     if winograd.applies(x.shape[-3:], shape, stride, dilation):
@@ -461,7 +469,8 @@ def fold_moments(theta, first, offset, m2, n):
         call("fold_moments", theta.dtype, theta, first, offset, m2, *numbers)
 
 
-@in_c
 def fold_average(mean, theta, weight):
     """As `plain.fold_average`: one pass, of 20 bytes per float32 weight; both contiguous."""
-    call("fold_average", theta.dtype, mean, theta, theta.size, float(weight[0]))
+    if compiled.functions(theta.dtype) is None:
+        return plain.fold_average(mean, theta, weight)
+    return call("fold_average", theta.dtype, mean, theta, theta.size, float(weight[0]))

@@ -8,6 +8,7 @@ becomes a *gap*. Gaps side by side become one, so that pieces of any size find r
 
 import bisect
 import math
+import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -23,6 +24,16 @@ MOST_IDLE = 1 << 30  # bytes of unused slabs that are kept, at most
 
 _lock = threading.Lock()
 _slabs = []  # in the order in which they were made
+
+
+def _after_fork():
+    """In the child no thread is left that could open a lock again."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Slab:

@@ -17,6 +17,7 @@ from typing import Any
 from minires.arrays import xp_of
 from minires.engine.convolution import MOST_POOLED, borders
 from minires.kernels import kernels_of
+from minires.kernels.plain import output_size
 from minires.networks.layers import (
     Activation,
     Affine,
@@ -24,15 +25,24 @@ from minires.networks.layers import (
     BatchNorm,
     Branches,
     Conv2D,
+    Dense,
     DepthwiseConv2D,
+    Dropout,
+    Flatten,
+    GlobalMeanPool,
     Layer,
     MaxPool,
+    MeanPool,
     Residual,
     Sequential,
     _Chain,
 )
 
 CONTAINERS = (Sequential, Residual, Branches, AuxiliaryHead)
+LEAVES = (
+    Activation, Affine, BatchNorm, Conv2D, Dense, DepthwiseConv2D, Dropout, Flatten,
+    GlobalMeanPool, MaxPool, MeanPool,
+)  # fmt: skip
 
 
 def _is(layer: Layer, *kinds: type) -> bool:
@@ -83,20 +93,32 @@ class JoinedSeparable(_Chain):
 
     def apply(self, x, forward):
         *first, middle, last = self.layers
-        if forward.gradient is not None:
+        if forward.gradient is not None or x.ndim < 4:
             return super().apply(x, forward)
 
         def weights(layer, axes):
             weight, bias = forward[layer, "weight"], forward[layer, "bias"]
             return weight.reshape(-1, *weight.shape[-axes:]), bias.reshape(-1, bias.shape[-1])
 
+        expand = weights(first[0].convolution, 2) if first else None
+        filters, project = weights(middle, 3), weights(last.convolution, 2)
+        images, size = x.reshape(-1 if x.size else 1, *x.shape[-4:]), x.shape[-3:-1]
+        padding = borders(middle.padding, size, middle.kernel, middle.stride)
+        channels = (expand or filters)[0].shape[-2 if expand else -1]
+        fits = (
+            (x.shape[-1], x.dtype) == (channels, filters[0].dtype)
+            and len(images) in (1, len(filters[0]))
+            and min(output_size(size, middle.kernel, middle.stride, padding)) >= 1
+        )
+        if not fits:  # the layer that does not take it says so
+            return super().apply(x, forward)
         y = kernels_of(x).separable(
-            x.reshape(-1, *x.shape[-4:]),
-            weights(first[0].convolution, 2) if first else None,
-            weights(middle, 3),
-            weights(last.convolution, 2),
+            images,
+            expand,
+            filters,
+            project,
             middle.stride,
-            borders(middle.padding, x.shape[-3:-1], middle.kernel, middle.stride),
+            padding,
             [first[0].activation if first else None, middle.activation, last.activation],
         )
         return y.reshape(*forward.theta.shape[:-1], *y.shape[1:])
@@ -154,16 +176,38 @@ def joined_network(network: Layer) -> Layer:
 
 
 def can_fold(network: Layer, layout: Any) -> bool:
-    """Whether all layers with parts or with statistics are known here.
+    """Whether it is known where every layer finds its weights and statistics.
+
+    A layer of another kind may stand in the network if it has weights of its own at most: no parts,
+    no statistics, and no other layer whose weights it might ask for.
 
     network  a layer, with all its parts
     layout   of the network
     """
-    if network.parts:
-        return _is(network, *CONTAINERS) and all(can_fold(part, layout) for part in network.parts)
-    return _is(network, BatchNorm) or not any(
-        entry in layout.statistics for entry in layout.of(network).values()
-    )
+    leaves, waiting = set(), [network]
+    while waiting:
+        layer = waiting.pop()
+        if layer.parts:
+            if not _is(layer, *CONTAINERS):
+                return False
+            waiting += layer.parts
+            continue
+        leaves.add(layer)
+        if _is(layer, *LEAVES):
+            continue
+        has_statistics = any(entry in layout.statistics for entry in layout.of(layer).values())
+        if has_statistics or _knows_layers(layer):
+            return False
+    return leaves.issuperset(layout.owners)
+
+
+def _knows_layers(layer):
+    """Whether an attribute of a layer is a layer, or holds some."""
+    values = list(vars(layer).values())
+    for value in vars(layer).values():
+        values += value.values() if isinstance(value, dict) else ()
+        values += value if isinstance(value, list | tuple | set) else ()
+    return any(isinstance(value, Layer) for value in values)
 
 
 def folded_network(network: Layer) -> tuple[Layer, list[tuple[Layer, tuple]]]:

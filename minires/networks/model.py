@@ -168,6 +168,11 @@ class Layout:
         own[name] = entries[-1]
         return entries[-1]
 
+    @property
+    def owners(self) -> set[Layer]:
+        """The layers that have arrays."""
+        return set(self._of)
+
     def of(self, layer: Layer) -> dict[str, Entry]:
         """The arrays of one layer: {"weight": Entry, …}.
 
