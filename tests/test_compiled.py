@@ -195,7 +195,7 @@ def test_the_kernels_of_every_compiler_agree_with_plain(name, tmp_path):
         pytest.skip(f"there is no {name}")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
-         "tests/test_kernels.py", "tests/test_depthwise.py"],
+         "tests/test_kernels.py", "tests/test_depthwise.py", "tests/test_optimizers.py"],
         cwd=ROOT, capture_output=True, text=True, check=False,
         env={**os.environ, "CC": command, "MINIRES_CACHE": str(tmp_path), "MINIRES_KERNELS": "cpu"},
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """SGD and Adam, against their formulas written out in float64 and against PyTorch."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -338,3 +340,16 @@ def test_read_only_weights_stay_as_they_are(tmp_path, kind, options):
         with pytest.raises(ValueError, match="read-only"):
             kind(**options).step(theta, np.ones(1000, np.float32))
         assert (theta == 1).all()
+
+
+@every_setting
+def test_an_update_has_the_bits_of_the_formula(rng, kind, options):
+    """Whatever compiler made the kernels: none may round a product and a sum at once."""
+    start, gradients = rng.standard_normal(10_000), rng.standard_normal((3, 10_000))
+    results = []
+    for kernels in (None, "plain"):
+        theta, optimizer = start.astype(np.float32), kind(**options)
+        with minires.kernels(kernels) if kernels else contextlib.nullcontext():
+            run(optimizer, theta, gradients.astype(np.float32))
+        results.append(theta)
+    np.testing.assert_array_equal(*results)
