@@ -90,7 +90,9 @@ def batch_norm(
             )
 
     def of_channels(vector):
-        return xp.broadcast_to(vector.reshape(-1, 1, channels), (replicas, 1, channels))
+        vector = vector.reshape(-1, 1, channels)
+        whole = len(vector) == replicas  # to broadcast takes as long as a small kernel
+        return vector if whole else xp.broadcast_to(vector, (replicas, 1, channels))
 
     center, own_scale = of_channels(mean), None if scale is None else of_channels(scale)
     inverse, factor, offset = kernels.norm_factors(
