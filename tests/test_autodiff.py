@@ -590,3 +590,9 @@ def test_a_pullback_with_a_default_argument_is_not_handed_memory_to_write_to():
     x = variable(np.ones(3), out=np.full(3, 7.0))
     (gradient,) = gradients(scaled(x, factor=2.0), [x])
     np.testing.assert_array_equal(gradient, [2, 2, 2])
+
+
+def test_a_tensor_by_keyword_is_refused():
+    x, y = variable(np.ones(3)), variable(np.ones(3))
+    with pytest.raises(TypeError, match="multiply: give Tensors by position"):
+        ops.multiply(x, y=y)

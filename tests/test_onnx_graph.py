@@ -751,3 +751,64 @@ def test_separable_convolutions_whose_channels_differ_are_refused(path, rng, fau
     write(path, nodes, arrays)
     with pytest.raises(minires.onnx.FormatError):
         minires.onnx.load(path)
+
+
+# --- the end of a graph, and results ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "opset"),
+    [((0, 2, 2), 2, 13), ((0, 4), 0, 13), ((0, 4, 1, 1), -1, 13), ((0, 2, 2), 2, 11)],
+)
+def test_a_softmax_that_is_not_over_the_classes_is_refused(path, rng, shape, axis, opset):
+    arrays = {"w": normal(rng, 192, 4), "all": np.array([-1, 192])}
+    arrays |= {"s": np.array(shape), "rows": np.array([0, 4])}
+    nodes = [
+        node("Reshape", "x all", "f"), node("MatMul", "f w", "m"), node("Reshape", "m s", "g"),
+        node("Softmax", "g", "p", axis=axis), node("Reshape", "p rows", "y"),
+    ]  # fmt: skip
+    write(path, nodes, arrays, opset=opset)
+
+    def load_and_predict():
+        network = minires.onnx.load(path)
+        return network.predict(network.theta, normal(rng, 3, 3, 8, 8))
+
+    with pytest.raises(UnsupportedError, match="not one over all classes"):
+        load_and_predict()
+
+
+def test_results_are_the_caller_s(path, rng):
+    arrays = {"w": normal(rng, 3, 8, 8), "c": normal(rng, 4), "two": np.float32(2)}
+    nodes = [
+        node("Identity", "x", "a"), node("Identity", "w", "b"), node("Mul", "c two", "d"),
+        node("Mul", "x w", "e"),
+    ]  # fmt: skip
+    write(path, nodes, arrays, outputs=["a", "b", "d", "e"])
+    network, images = minires.onnx.load(path), normal(rng, 2, 3, 8, 8)
+    before, theta = images.copy(), network.theta.copy()
+    first = [array.copy() for array in network.run(images)]
+    for array in network.run(images):
+        array[...] = 9
+    np.testing.assert_array_equal(images, before)
+    np.testing.assert_array_equal(network.theta, theta)
+    for array, expected in zip(network.run(images), first, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_the_mean_of_whole_numbers_is_whole(path, rng):
+    nodes = [
+        node("Mul", "x ten", "t"), node("Cast", "t", "i", to=TensorProto.INT32),
+        node("Transpose", "i", "p", perm=[0, 3, 1, 2]),
+        node("ReduceMean", "p", "m", axes=[2, 3]), node("Cast", "m", "y", to=TensorProto.FLOAT),
+    ]  # fmt: skip
+    write(path, nodes, {"ten": np.float32(10)}, shape=(None, 5, 7, 3))
+    agrees(path, np.abs(normal(rng, 2, 5, 7, 3)))
+
+
+@pytest.mark.parametrize("scale", [0.7, 2.3])
+def test_a_scale_is_multiplied_as_it_is_stored(path, rng, scale):
+    arrays = {"s": np.array([1, 1, scale, scale], np.float32)}
+    write(path, [node("Resize", "x - s", "y", mode="linear")], arrays, shape=(None, 3, 10, 10))
+    images = normal(rng, 2, 3, 10, 10)
+    (expected,) = runtime(path)(x=images)
+    assert minires.onnx.load(path).run(images).shape == expected.shape

@@ -8,10 +8,10 @@ from helpers import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minires.networks.layers import Dense, Dropout, ReLU, Sequential
+from minires.networks.layers import BatchNorm, Dense, Dropout, Flatten, ReLU, Sequential
 from minires.networks.model import Model
 from minires.resampling.moments import Moments, literal_update
-from minires.training import loop, metrics
+from minires.training import loop, metrics, schedules
 from minires.training.loop import (
     STREAMS,
     Task,
@@ -261,3 +261,48 @@ def test_watched_weights_are_spread_over_the_layers(rng):
         if entry.start <= index < entry.start + entry.size
     ]
     assert names == ["dense_1.weight", "dense_2.weight"] * 3
+
+
+def test_after_an_interrupt_the_rate_is_the_optimizer_s_own(task):
+    class Interrupted(SGD):
+        steps = 0
+
+        def step(self, theta, gradient):
+            self.steps += 1
+            if self.steps == 5:
+                raise KeyboardInterrupt
+            super().step(theta, gradient)
+
+    optimizer, model = Interrupted(0.2), small()
+    theta, examples = model.init(stream(3, "initial weights")), Task(model, *task, 8, 3, quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(examples, theta, model.init_stats(), optimizer, 10, schedule=schedules.cosine(10))
+    assert optimizer.rate == 0.2
+
+
+def test_a_falling_rate_stays_at_its_end():
+    for make in (schedules.linear, schedules.cosine):
+        share = make(20, 0.1)
+        assert share(20) == pytest.approx(0.1)
+        assert share(59) == pytest.approx(0.1)
+
+
+def test_updates_that_are_not_made_have_no_weights(task):
+    model = small()
+    theta, examples = model.init(stream(3, "initial weights")), Task(model, *task, 8, 3, quiet=True)
+    stats = model.init_stats()
+    trained = train(examples, theta, stats, SGD(1e36), 50, watch=[0, 1], raise_lost=False)
+    assert trained.lost
+    assert np.isnan(trained.history[-1]).all()
+
+
+def test_layers_of_other_kinds_are_predicted_batch_by_batch(rng):
+    class Wrapped(Sequential):
+        def apply(self, x, forward):
+            return super().apply(x, forward)
+
+    model = Model((2, 3, 1), Sequential(Wrapped(BatchNorm()), Flatten(), Dense(3)))
+    theta, stats = model.init(rng), model.init_stats()
+    images = rng.standard_normal((5, 2, 3, 1)).astype(np.float32)
+    found = loop.predict(model, theta, images, stats, quiet=True)
+    np.testing.assert_allclose(found, model.predict(theta, images, stats), rtol=1e-6)

@@ -143,6 +143,8 @@ def op(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def recorded(*inputs, **settings):
+        if settings and any(isinstance(value, Tensor) for value in settings.values()):
+            raise TypeError(f"{function.__name__}: give Tensors by position, not by keyword")
         result, pullbacks, *first = function(*map(data_of, inputs), **settings)
         # Only the pullbacks that lead to a variable are kept, and with them only their arrays.
         pairs = zip(inputs, pullbacks, strict=False)

@@ -814,6 +814,8 @@ class Network:
         for step in self.joined if predicts and not runs_as_written() else self.steps:
             arguments = [values[name] if name else None for name in step.inputs]
             skip = step.node is before
+            if skip:
+                self._expect_rows(step.node, arguments[0])
             results = [arguments[0]] if skip else self._compute(step, run, arguments)
             for name, value in zip(step.outputs, results, strict=False):
                 if name and name not in self.layout:  # one output of a node may be a weight
@@ -828,6 +830,18 @@ class Network:
                     run.release(value)
         outputs = [values[value.name] for value in self.outputs]
         return outputs if gradient is None else (outputs, variables)
+
+    @staticmethod
+    def _expect_rows(node, x):
+        """Raise unless a final Softmax is one over the classes of an image, and nothing else."""
+        axis = x.axis(node["axis"])
+        size = math.prod(x.shape[axis:]) if node.version < 13 else x.shape[axis]
+        if x.rank > 1 and (axis == 0 or size != math.prod(x.shape[1:])):
+            raise unsupported(
+                node,
+                f"over axis {axis} of {x.shape}, at the end: it is not one over all classes of an "
+                "image; export the network with its logits",
+            )
 
     def _as_run(self, array, run):
         """An input as a run computes: floats in its type, on its device; others on the host."""
@@ -882,7 +896,7 @@ class Network:
             array = value.plain
             if declared.dtype is not None and declared.dtype.itemsize < 4 and value.is_float:
                 array = array.astype(declared.dtype)
-            array = xp_of(array).ascontiguousarray(array).reshape(array.shape)
+            array = xp_of(array).array(array, order="C")  # the caller's own, no view of weights
             run.hold(Value(array))  # many outputs may be views of one array
             arrays.append(array)
         return arrays[0] if len(arrays) == 1 else tuple(arrays)

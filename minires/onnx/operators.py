@@ -1087,7 +1087,10 @@ def _new_lengths(node, before, scales, sizes):
     """The new lengths of a Resize, and new / old, from `scales` or `sizes`."""
     if scales is not None and scales.size:
         scales = [float(number) for number in scales.on_host.reshape(-1)]
-        lengths = [math.floor(n * s) for n, s in zip(before, scales, strict=True)]
+        # In float32, as the scales are stored: 10 · 0.7 is 7, not 6.9999999.
+        lengths = [
+            math.floor(np.float32(n) * np.float32(s)) for n, s in zip(before, scales, strict=True)
+        ]
     elif sizes is not None and sizes.size:
         lengths = whole_numbers(sizes)
         scales = [new / max(old, 1) for new, old in zip(lengths, before, strict=True)]
@@ -1237,7 +1240,8 @@ def reduction(function: Callable, on_whole_numbers: Callable) -> Callable:
         if 0 in x.shape and function is ops.mean:
             raise ValueError(f"an array {x.shape} holds nothing to average")
         keep = bool(node["keepdims"])
-        if axes == [2, 3] and x.order == CHANNELS_LAST and function is ops.mean:
+        is_mean = function is ops.mean and x.is_float
+        if is_mean and axes == [2, 3] and x.order == CHANNELS_LAST:
             y = ops.global_mean(x.data)
             return Value(ops.reshape(y, shape=(*y.shape, 1, 1)) if keep else y)
         places = tuple(x.place(axis) for axis in axes)

@@ -83,7 +83,7 @@ class RecordedSteps:
         lead = theta.shape[:-1]
         self._watch = xp.asarray(np.asarray(watch, np.int64))
         self.losses = xp.empty((self.count, *lead), theta.dtype)
-        self.history = xp.empty((self.count, *lead, len(watch)), theta.dtype)
+        self.history = xp.full((self.count, *lead, len(watch)), np.nan, theta.dtype)
         self._number = xp.zeros(1, np.int64)
         self._tables = {"batch": xp.asarray(np.asarray(order, np.int64))}
         self.optimizer = optimizer

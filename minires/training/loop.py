@@ -20,6 +20,7 @@ import numpy as np
 from minires.arrays import checks, to_host, xp_of
 from minires.arrays.text import progress
 from minires.kernels import runs_as_written
+from minires.networks.folding import can_fold
 from minires.networks.model import Model
 from minires.resampling.moments import Moments
 from minires.training import capture, metrics
@@ -115,7 +116,8 @@ class Task:
 class Trained(NamedTuple):
     """What `train` returns. θ and the batch-norm statistics it changed in place.
 
-    history   the watched weights after every update, (updates, [R,] watched), on the host
+    history   the watched weights after every update, (updates, [R,] watched), on the host; NaN for
+              updates that were not made, since every network was lost
     lost      {number of the network, from 0: FloatingPointError} for every network whose loss
               or final weights are not finite; empty unless `raise_lost` was off
     """
@@ -246,7 +248,8 @@ class Steps:
         self.schedule, self.watch = schedule or constant, xp.asarray(np.asarray(watch, int))
         self.number = 0
         self.losses = xp.empty((len(order), *lead), theta.dtype)
-        self.history = xp.empty((len(order), *lead, len(watch)), theta.dtype)
+        # NaN for updates that are not made, where all networks are lost before the end.
+        self.history = xp.full((len(order), *lead, len(watch)), np.nan, theta.dtype)
 
     def __enter__(self):
         return self
@@ -265,9 +268,11 @@ class Steps:
             self.theta, task.images[batch], task.labels[batch], stats=self.stats, rng=self.rng
         )
         rate = optimizer.rate
-        optimizer.rate = rate * self.schedule(number)
-        optimizer.step(self.theta, gradient)
-        optimizer.rate = rate
+        try:  # also after Ctrl-C the rate is the optimizer's own again
+            optimizer.rate = rate * self.schedule(number)
+            optimizer.step(self.theta, gradient)
+        finally:
+            optimizer.rate = rate
         for average, vector in self.moments:
             average.update(vector)
         self.losses[number], self.history[number] = loss, self.theta[..., self.watch]
@@ -420,7 +425,8 @@ def predict(
 
     step = model.batch
     result = np.empty((*theta.shape[:-1], len(images), model.classes), theta.dtype)
-    if isinstance(model, Model) and model.stats_size and not runs_as_written():
+    has_norm = isinstance(model, Model) and model.stats_size and not runs_as_written()
+    if has_norm and can_fold(model.network, model.layout):
         model, theta = model.fold(theta, stats)  # once, not for every batch
         stats = None
     starts = range(0, len(images), step)

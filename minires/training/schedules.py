@@ -26,7 +26,7 @@ def constant(number: int) -> float:
 def linear(updates: int, final: float = 0.0) -> Schedule:
     """The rate falls along a straight line.
 
-    share(t) = 1 − (1 − final) t/T
+    share(t) = 1 − (1 − final) t/T, and `final` from t = T on
 
     updates  T: the share would be `final` at t = T; the last update is t = T − 1
     final    the share at the end, in [0, 1]
@@ -35,13 +35,13 @@ def linear(updates: int, final: float = 0.0) -> Schedule:
     """
     whole_number("linear", "updates", updates, 1)
     _share("linear", "final", final)
-    return lambda t: 1 - (1 - final) * (t / updates)
+    return lambda t: 1 - (1 - final) * (min(t, updates) / updates)
 
 
 def cosine(updates: int, final: float = 0.0) -> Schedule:
     """The rate falls along half a wave of the cosine: slowly, then fast, then slowly.
 
-    share(t) = final + (1 − final) (1 + cos(π t/T)) / 2
+    share(t) = final + (1 − final) (1 + cos(π t/T)) / 2, and `final` from t = T on
 
     updates  T: the share would be `final` at t = T; the last update is t = T − 1
     final    the share at the end, in [0, 1]
@@ -51,7 +51,7 @@ def cosine(updates: int, final: float = 0.0) -> Schedule:
     """
     whole_number("cosine", "updates", updates, 1)
     _share("cosine", "final", final)
-    return lambda t: final + (1 - final) * (1 + math.cos(math.pi * t / updates)) / 2
+    return lambda t: final + (1 - final) * (1 + math.cos(math.pi * min(t, updates) / updates)) / 2
 
 
 def cyclic(length: int, lowest: float = 0.01) -> Schedule:
