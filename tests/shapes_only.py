@@ -268,6 +268,10 @@ def zeros(shape, dtype=float):
 ones = zeros
 
 
+def full(shape, value, dtype=float):
+    return zeros(shape, dtype)
+
+
 def zeros_like(value):
     return zeros(value.shape, value.dtype)
 
