@@ -160,9 +160,8 @@ for name, values in ("as they were", steps), ("each weight for itself", alone):
 
 # %% [markdown]
 # (Of the places θ, not the steps, some seven directions hold 90 %. That shows nothing: whatever
-# drifts slowly has few directions, also if each weight drifts for itself.)
-
-# %% [markdown]
+# drifts slowly has few directions, even if each weight drifts for itself.)
+#
 # ## Exercise: the collector
 #
 # Two settings beyond the paper. A **burn-in** of 2 leaves out the first two updates, when θ still

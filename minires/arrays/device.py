@@ -89,7 +89,7 @@ def empty_beside(theta: Any) -> Any:
         and theta.strides[1] == theta.itemsize
         and theta.strides[0] > theta.shape[1] * theta.itemsize
     )
-    if not has_gaps:  # nor where R networks are one, or the axes are in another order
+    if not has_gaps:  # networks may also overlap, or their axes lie in another order
         return xp_of(theta).empty(theta.shape, theta.dtype)
     rows = xp_of(theta).empty((len(theta), theta.strides[0] // theta.itemsize), theta.dtype)
     return rows[:, : theta.shape[1]]

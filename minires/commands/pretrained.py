@@ -214,8 +214,8 @@ def check_space(folder: Path, settings: dict, cells: list, preset: Any) -> None:
     from minires.data import imagenet
     from minires.study import pretrained
 
-    each = pretrained.dtype_of(imagenet.preparation(preset)).itemsize
-    pixels = 3 * settings["size"] ** 2 * sum(settings["images"].values()) * each
+    pixels = 3 * settings["size"] ** 2 * sum(settings["images"].values())
+    pixels *= pretrained.dtype_of(imagenet.preparation(preset)).itemsize
     pixels -= sum(path.stat().st_size for path in (folder / "data").glob("*"))
     vectors = settings["weights"] + settings["statistics"]
     each = 4 * vectors + 200 * settings["images"]["test"]

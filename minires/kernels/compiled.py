@@ -113,7 +113,7 @@ def processor() -> str:
     return "\n".join(lines)
 
 
-def _key(command, flags):
+def _key(command, real, flags):
     """A name for the library that a compiler makes of the present source for this processor."""
     digest = hashlib.sha256()
     where = shutil.which(command[0])
@@ -121,11 +121,11 @@ def _key(command, flags):
     compiler = (command, where, status and (status.st_size, status.st_mtime_ns))
     if "ziglang" in command:
         compiler += (metadata.version("ziglang"),)
-    for part in (repr(compiler), repr((flags, MACHINE, OBEY)), processor(), sys.platform):
+    for part in (repr(compiler), repr((*FLAGS, *flags, MACHINE, OBEY)), processor(), sys.platform):
         digest.update(part.encode() + b"\0")
     for path in sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:24]
+    return f"{real}-{digest.hexdigest()[:24]}"
 
 
 def _compile(command, real, flags, path):
@@ -183,7 +183,7 @@ def build(real: str, flags: Sequence[str] = ()) -> Path:
     """
     commands, folder, problems = compilers(), cache_folder(), []
     for command in commands:
-        key = f"{real}-{_key(command, (*FLAGS, *flags))}"
+        key = _key(command, real, flags)
         path = _cached(folder, key)
         if path is not None:
             return path
@@ -192,7 +192,7 @@ def build(real: str, flags: Sequence[str] = ()) -> Path:
                 made = Path(work) / "kernels.so"
                 _compile(command, real, flags, made)
                 content = made.read_bytes()
-            if key != f"{real}-{_key(command, (*FLAGS, *flags))}":
+            if key != _key(command, real, flags):
                 raise Unavailable("the source of the kernels changed while it was compiled")
             digest = hashlib.sha256(content).hexdigest()
             _write(folder, f"{key}-{digest[:16]}.so", content)

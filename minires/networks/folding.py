@@ -104,7 +104,7 @@ class JoinedSeparable(_Chain):
         filters, project = weights(middle, 3), weights(last.convolution, 2)
         images, size = x.reshape(-1 if x.size else 1, *x.shape[-4:]), x.shape[-3:-1]
         padding = borders(middle.padding, size, middle.kernel, middle.stride)
-        channels = (expand or filters)[0].shape[-2 if expand else -1]
+        channels = expand[0].shape[-2] if expand else filters[0].shape[-1]
         fits = (
             (x.shape[-1], x.dtype) == (channels, filters[0].dtype)
             and len(images) in (1, len(filters[0]))

@@ -277,6 +277,7 @@ class Model:
             raise ValueError(f"Model: the network ends with {output}, expected (classes,)")
         self.classes: int = output[0]
         self._joined = joined_network(network)
+        self._can_fold = can_fold(network, self.layout)
 
     def apply(self, images: Array, forward: ForwardPass) -> Any:
         """One pass through the network: as it is written with plain kernels, else joined.
@@ -286,6 +287,11 @@ class Model:
         Returns  logits (…, N, classes)
         """
         return (self.network if runs_as_written() else self._joined).apply(images, forward)
+
+    @property
+    def folds(self) -> bool:
+        """Whether predictions fold batch norm into the weights: not with plain kernels."""
+        return self.stats_size > 0 and self._can_fold and not runs_as_written()
 
     @property
     def size(self) -> int:
@@ -411,7 +417,7 @@ class Model:
         stats = self._check("logits", theta, images, stats)
         step = checks.batch_of("logits", batch) or self.batch
         model, forward = self, ForwardPass(self.layout, theta, stats)
-        if self.stats_size and not runs_as_written() and can_fold(self.network, self.layout):
+        if self.folds:
             model, theta = self.fold(theta, stats)
             forward = ForwardPass(model.layout, theta)
         count = images.shape[-4]
@@ -493,7 +499,7 @@ class Model:
         Raises   ValueError when theta or stats does not fit; TypeError when a layer with parts or
                  statistics is not of a kind of this library
         """
-        if not can_fold(self.network, self.layout):
+        if not self._can_fold:
             raise TypeError("fold: layers with parts or statistics are not all of minires' kinds")
         checks.theta_for("fold", theta, self.size)
         stats = checks.stats_for("fold", stats, theta, self.stats_size)

@@ -20,7 +20,6 @@ import numpy as np
 from minires.arrays import checks, to_host, xp_of
 from minires.arrays.text import progress
 from minires.kernels import runs_as_written
-from minires.networks.folding import can_fold
 from minires.networks.model import Model
 from minires.resampling.moments import Moments
 from minires.training import capture, metrics
@@ -425,8 +424,7 @@ def predict(
 
     step = model.batch
     result = np.empty((*theta.shape[:-1], len(images), model.classes), theta.dtype)
-    has_norm = isinstance(model, Model) and model.stats_size and not runs_as_written()
-    if has_norm and can_fold(model.network, model.layout):
+    if isinstance(model, Model) and model.folds:
         model, theta = model.fold(theta, stats)  # once, not for every batch
         stats = None
     starts = range(0, len(images), step)
