@@ -613,3 +613,12 @@ def test_a_bias_of_another_dtype_is_refused():
     x, w = np.ones((1, 8, 8, 1), np.float32), np.ones((3, 3, 1, 1), np.float32)
     with pytest.raises(ValueError, match="b is float64: convert one of them"):
         conv2d(x, w, np.ones(1))
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
+def test_outputs_without_rows_give_the_weights_no_gradient(size):
+    x, g = np.ones((1, 2, *size, 3), np.float32), np.ones((1, 2, *size, 4), np.float32)
+    once, no_border = (1, 1), ((0, 0), (0, 0))
+    found = cpu.convolve_weight_gradient(x, g, once, once, no_border, once)
+    assert found.shape == (1, 1, 1, 3, 4)
+    assert not found.any()

@@ -812,3 +812,19 @@ def test_a_scale_is_multiplied_as_it_is_stored(path, rng, scale):
     images = normal(rng, 2, 3, 10, 10)
     (expected,) = runtime(path)(x=images)
     assert minires.onnx.load(path).run(images).shape == expected.shape
+
+
+def test_a_softmax_over_as_many_images_as_classes_is_refused(path, rng):
+    arrays = {"w": normal(rng, 192, 4), "all": np.array([-1, 192])}
+    nodes = [
+        node("Reshape", "x all", "f"), node("MatMul", "f w", "m"),
+        node("Softmax", "m", "y", axis=0),
+    ]  # fmt: skip
+    write(path, nodes, arrays, shape=(4, 3, 8, 8))
+
+    def load_and_predict():
+        network = minires.onnx.load(path)
+        return network.predict(network.theta, normal(rng, 4, 3, 8, 8))
+
+    with pytest.raises(UnsupportedError, match="not one over all classes"):
+        load_and_predict()
