@@ -32,8 +32,8 @@ PLATFORMS = {
 }
 # Besides the packages of minires[teach], a class needs a program that opens notebooks.
 NEEDS = ("jupyterlab",)
-# What packages ask about a computer before they name the packages that they need there; by the
-# beginning of its platform tags.
+# A package asks what kind of computer it is on before it says what it needs there. These are the
+# answers, by the beginning of the computer's platform tag.
 SYSTEMS = {
     "win": {"os_name": "nt", "sys_platform": "win32", "platform_system": "Windows"},
     "macosx": {"os_name": "posix", "sys_platform": "darwin", "platform_system": "Darwin"},

@@ -89,10 +89,10 @@ def windows(
 
 
 def taps(view: Array) -> list[Array]:
-    """The pixels u, v of all windows, a view for each u, v in reading order.
+    """For each tap u, v: that pixel of every window.
 
     view     (…, OH, OW, kh, kw, C), from `windows`
-    Returns  kh · kw times (…, OH, OW, C); within one of them no pixel occurs twice
+    Returns  kh · kw views (…, OH, OW, C), in reading order. In one view no pixel occurs twice
     """
     return [view[..., u, v, :] for u, v in np.ndindex(*view.shape[-3:-1])]
 
@@ -105,9 +105,9 @@ def spread(
 
     x[…, i·s + u·d − p, j·s + v·d − p, c] = Σ_uv shares[u, v][…, i, j, c]
 
-    shares   of each tap u, v in reading order: (…, OH, OW, C); made one after the other, they take
-             no more memory than one
-    g        of which the result has dtype and device
+    shares   an array (…, OH, OW, C) for each tap u, v, in reading order. They can be made one after
+             another, so that only one is in memory
+    g        ∂L/∂y: the result has its dtype, and lies on its device
     shape    (…, H, W, C) of the images
     Returns  (…, H, W, C)
     """

@@ -46,7 +46,7 @@ LEAVES = (
 
 
 def _is(layer: Layer, *kinds: type) -> bool:
-    """Whether a layer is of one of these kinds, or of a class that overrides nothing of it."""
+    """Whether a layer is of one of these kinds, its `connect` and `apply` not overridden."""
     own = type(layer)
     return any(
         issubclass(own, kind) and own.connect is kind.connect and own.apply is kind.apply
@@ -178,8 +178,8 @@ def joined_network(network: Layer) -> Layer:
 def can_fold(network: Layer, layout: Any) -> bool:
     """Whether it is known where every layer finds its weights and statistics.
 
-    A layer of another kind may stand in the network if it has weights of its own at most: no parts,
-    no statistics, and no other layer whose weights it might ask for.
+    A layer that is not of this library may have weights of its own. It may have no parts and no
+    statistics, and hold no other layer, whose weights it could ask for.
 
     network  a layer, with all its parts
     layout   of the network
