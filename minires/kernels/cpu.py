@@ -21,7 +21,6 @@ from minires.arrays import get_threads
 from minires.kernels import compiled, plain, winograd
 from minires.kernels.compiled import Strided
 from minires.kernels.memory import empty
-from minires.kernels.sums import merge_moments
 
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
 
@@ -274,33 +273,53 @@ def unpool(g, winners, window, size):
 # --- batch norm ---------------------------------------------------------------------------
 
 PART = 1 << 16  # values in one part of the rows; a thread takes one part at a time
-
-
-def _parts(rows, channels):
-    return max(1, min(rows, rows * channels // PART))
+LONGEST_VECTOR = 16  # numbers that a processor works on at once, at most
 
 
 def _rows(sources, shape, activation=None, with_moments=False):
-    """`struct rows` for (R, M, C) values, of `sources` replicas; and the shape of sums of parts."""
+    """`struct rows` for (R, M, C) values, of `sources` replicas; and k.
+
+    C works on whole vectors of channels, and on what is left number by number, ten times as
+    slowly. So k rows are taken for one of k · C channels, with k such that nothing is left.
+    """
     replicas, rows, channels = shape
-    parts = _parts(rows, channels)
+    k = LONGEST_VECTOR // math.gcd(channels, LONGEST_VECTOR)
+    k = k if rows % k == 0 else 1
+    rows, channels = rows // k, channels * k
+    parts = max(1, min(rows, rows * channels // PART))
     numbers = sources, replicas, rows, channels, parts, ACTIVATIONS[activation], with_moments
-    return numbers, (parts, replicas, 1, channels)
+    return numbers, k
+
+
+def _sums(numbers):
+    """Arrays for two sums over the rows: (2, parts, R, 1, k · C) of parts, (2, R, 1, k · C)."""
+    _, replicas, _, channels, parts, *_ = numbers
+    return np.empty((2, parts, replicas, 1, channels)), np.empty((2, replicas, 1, channels))
+
+
+def _of_channels(dtype, k, *arrays):
+    """Numbers for each channel, (R, 1, C), as C takes them: (R, 1, k · C)."""
+    return (contiguous(a if k == 1 else np.tile(a, k), dtype) for a in arrays)
+
+
+def _joined(sums, k):
+    """The k results for each channel, (…, 1, k · C), side by side: (…, k, C)."""
+    return sums.reshape(*sums.shape[:-2], k, -1)
 
 
 @in_c
 def norm_moments(rows):
     """As `plain.norm_moments`: in parts, whose results are merged in float64.
 
-    Each part takes two passes: first its mean, then the squared deviations from it. So a variance
-    that is much smaller than the mean keeps its digits.
+    A part takes one pass, over the distances from a value near its mean. So a variance that is
+    much smaller than the mean keeps its digits.
     """
-    numbers, shape = _rows(len(rows), rows.shape)
-    means, squares = np.empty((2, *shape))
-    call("norm_moments", rows.dtype, contiguous(rows, rows.dtype), numbers, means, squares)
-    ends = np.arange(shape[0] + 1) * rows.shape[1] // shape[0]
-    sizes = np.diff(ends).astype(float).reshape(-1, 1, 1, 1)
-    return merge_moments(rows.shape[1], sizes, means, squares)
+    numbers, k = _rows(len(rows), rows.shape)
+    partial, found = _sums(numbers)
+    call("norm_moments", rows.dtype, contiguous(rows, rows.dtype), numbers, *partial, *found)
+    means, variances = _joined(found, k)
+    mean = means.mean(axis=1, keepdims=True)
+    return mean, (variances + (means - mean) ** 2).mean(axis=1, keepdims=True)
 
 
 # A number for each channel: nothing to make faster.
@@ -310,10 +329,10 @@ norm_factors, norm_slopes = plain.norm_factors, plain.norm_slopes
 @in_c
 def normalize(rows, factor, offset, replicas, activation):
     """As `plain.normalize`."""
-    y = empty((replicas, *rows.shape[1:]), rows.dtype)
-    numbers, _ = _rows(len(rows), y.shape, activation)
-    arrays = (contiguous(array, y.dtype) for array in (rows, factor, offset))
-    call("normalize", y.dtype, *arrays, numbers, True, y)
+    dtype, y = rows.dtype, empty((replicas, *rows.shape[1:]), rows.dtype)
+    numbers, k = _rows(len(rows), y.shape, activation)
+    arrays = contiguous(rows, dtype), *_of_channels(dtype, k, factor, offset)
+    call("normalize", dtype, *arrays, numbers, True, y)
     return y
 
 
@@ -322,20 +341,20 @@ def norm_sums(g, rows, center, factor, offset, activation):
     """As `plain.norm_sums`, but returns g, not g': each pass computes g' again."""
     dtype = rows.dtype
     g = contiguous(g, dtype)
-    numbers, shape = _rows(len(rows), g.shape, activation)
-    sums, products = np.empty((2, *shape))
-    arrays = (contiguous(array, dtype) for array in (g, rows, center, factor, offset))
-    call("norm_sums", dtype, *arrays, numbers, sums, products)
-    return g, sums.sum(axis=0), products.sum(axis=0)
+    numbers, k = _rows(len(rows), g.shape, activation)
+    partial, found = _sums(numbers)
+    arrays = contiguous(rows, dtype), *_of_channels(dtype, k, center, factor, offset)
+    call("norm_sums", dtype, g, *arrays, numbers, *partial, *found)
+    return g, *_joined(found, k).sum(axis=-2, keepdims=True)
 
 
 @in_c
 def norm_gradient(g, rows, factor, offset, through_moments, activation):
     """As `plain.norm_gradient`."""
     dtype, x_gradient = rows.dtype, empty(g.shape, rows.dtype)
-    numbers, _ = _rows(len(rows), g.shape, activation, through_moments is not None)
-    slope, constant = through_moments or (factor, factor)
-    arrays = (contiguous(array, dtype) for array in (g, rows, factor, offset, slope, constant))
+    numbers, k = _rows(len(rows), g.shape, activation, through_moments is not None)
+    vectors = factor, offset, *(through_moments or (factor, factor))
+    arrays = contiguous(g, dtype), contiguous(rows, dtype), *_of_channels(dtype, k, *vectors)
     call("norm_gradient", dtype, *arrays, numbers, x_gradient)
     return x_gradient
 
@@ -346,9 +365,11 @@ def sum_rows(array):
     *lead, rows, channels = array.shape
     result = np.empty((*lead, channels), array.dtype)
     if result.size:
-        numbers, shape = _rows(0, (result.size // channels, rows, channels))
+        numbers, k = _rows(0, (result.size // channels, rows, channels))
+        (partial, _), (found, _) = _sums(numbers)
         source = contiguous(array, array.dtype)
-        call("sum_rows", array.dtype, source, numbers, np.empty(shape), result)
+        call("sum_rows", array.dtype, source, numbers, partial, found)
+        result[...] = _joined(found, k).sum(axis=-2).reshape(result.shape)
     return result
 
 

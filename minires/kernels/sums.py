@@ -15,21 +15,6 @@ def sum_rows(array: Array) -> Array:
     return kernels_of(array).sum_rows(array)
 
 
-def merge_moments(count: int, sizes: Array, means: Array, squares: Array) -> tuple[Array, Array]:
-    """The mean and the population variance of all values, from those of parts of them.
-
-    count    of all values
-    sizes    of the parts, (parts, 1, 1, 1)
-    means    their means, (parts, …)
-    squares  their sums of squared deviations, (parts, …)
-    Returns  mean and variance, each (…)
-    Source   Chan, Golub and LeVeque 1983, eq. 1.5
-    """
-    weights = sizes / count
-    mean = (weights * means).sum(axis=0)
-    return mean, (squares.sum(axis=0) / count) + (weights * (means - mean) ** 2).sum(axis=0)
-
-
 def sum_leading(array: Array, count: int) -> Array:
     """Sum over the first axes.
 

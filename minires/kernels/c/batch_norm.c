@@ -28,6 +28,10 @@ struct part {
     int64_t x, y; /* where these rows begin in x, of `sources` replicas, and in y, of all */
 };
 
+static int64_t rows_of_part(const struct rows *s, int64_t part) {
+    return (part + 1) * s->rows / s->parts - part * s->rows / s->parts;
+}
+
 static struct part part_of(const struct rows *s, int64_t tile) {
     struct part p = {.number = tile / s->replicas, .replica = tile % s->replicas};
     p.first = p.number * s->rows / s->parts;
@@ -37,72 +41,97 @@ static struct part part_of(const struct rows *s, int64_t tile) {
     return p;
 }
 
-/* sums[c] += Σ x[m, c] over `count` rows; with `mean`, Σ (x[m, c] − mean[c])². `few` has room for
-   the sums of SHORT rows. */
-static inline __attribute__((always_inline)) void add_rows_of(
-    const real *x, int64_t count, int64_t channels, const real *mean, double *sums, real *few) {
+/* sums[c] += Σ x[m, c] over `count` rows. `few` has room for the sums of SHORT rows. */
+static void add_rows(const real *x, int64_t count, int64_t channels, double *sums, real *few) {
     for (int64_t start = 0; start < count; start += SHORT) {
-        int64_t rows = least(SHORT, count - start), m = 0;
+        int64_t rows = least(SHORT, count - start);
         memset(few, 0, channels * sizeof *few);
-        const real *from = x + start * channels;
-        /* Row after row, as they lie in memory; four at a time. */
-        for (; m + 4 <= rows; m += 4, from += 4 * channels) {
+        for (int64_t m = 0; m < rows; m++, x += channels) {
             int64_t c = 0;
-            for (; c + VL <= channels; c += VL) {
-                vec sum = load(few + c), center = mean ? load(mean + c) : (vec){0};
-                for (int k = 0; k < 4; k++) {
-                    vec value = load(from + k * channels + c);
-                    if (mean) {
-                        value -= center;
-                        value *= value;
-                    }
-                    sum += value;
-                }
-                store(few + c, sum);
-            }
-            for (; c < channels; c++)
-                for (int k = 0; k < 4; k++) {
-                    real value = from[k * channels + c] - (mean ? mean[c] : 0);
-                    few[c] += mean ? value * value : value;
-                }
+            for (; c + VL <= channels; c += VL) store(few + c, load(few + c) + load(x + c));
+            for (; c < channels; c++) few[c] += x[c];
         }
-        for (; m < rows; m++, from += channels)
-            for (int64_t c = 0; c < channels; c++) {
-                real value = from[c] - (mean ? mean[c] : 0);
-                few[c] += mean ? value * value : value;
-            }
         for (int64_t c = 0; c < channels; c++) sums[c] += few[c];
     }
 }
 
-static void add_rows(const real *x, int64_t count, int64_t channels, const real *mean,
-                     double *sums, real *few) {
-    if (mean)
-        add_rows_of(x, count, channels, mean, sums, few);
-    else
-        add_rows_of(x, count, channels, NULL, sums, few);
-}
+/* mean = Σ x / M and squares = Σ (x − mean)², of the rows of one part, in one pass:
 
-/* mean = Σ x / M, squares = Σ (x − mean)², of the rows of one part. */
+     mean = c + Σ (x − c) / M        squares = Σ (x − c)² − ( Σ (x − c) )² / M
+
+   For any c that is true. In numbers of finite length the difference loses digits if c lies many
+   deviations away from the mean. So c is the mean of the first SHORT rows: then the second term is
+   at most M / SHORT times the result, however the values are arranged. */
 static void moments_tile(const void *job, int64_t tile, char *scratch) {
     const struct rows_job *own = job;
     int64_t channels = own->shape->channels;
     struct part p = part_of(own->shape, tile);
-    double *mean = own->sums + tile * channels, *squares = own->more + tile * channels;
-    real *center = (real *)scratch, *few = center + channels;
-    memset(mean, 0, channels * sizeof *mean);
+    int64_t count = p.last - p.first, first = least(SHORT, count);
+    double *sums = own->sums + tile * channels, *squares = own->more + tile * channels;
+    real *center = (real *)scratch, *few = center + channels, *few_squares = few + channels;
+    const real *x = own->x + p.x;
+    memset(sums, 0, channels * sizeof *sums);
+    add_rows(x, first, channels, sums, few);
+    for (int64_t c = 0; c < channels; c++) {
+        center[c] = sums[c] / first;
+        if (center[c] - center[c] != 0) /* not finite: the sums shall become so, not NaN at once */
+            center[c] = 0;
+    }
+    memset(sums, 0, channels * sizeof *sums);
     memset(squares, 0, channels * sizeof *squares);
-    add_rows(own->x + p.x, p.last - p.first, channels, NULL, mean, few);
-    for (int64_t c = 0; c < channels; c++)
-        center[c] = mean[c] /= p.last - p.first;
-    add_rows(own->x + p.x, p.last - p.first, channels, center, squares, few);
+    for (int64_t start = 0; start < count; start += SHORT) {
+        int64_t rows = least(SHORT, count - start);
+        memset(few, 0, 2 * channels * sizeof *few);
+        for (int64_t m = 0; m < rows; m++, x += channels) {
+            int64_t c = 0;
+            for (; c + VL <= channels; c += VL) {
+                vec away = load(x + c) - load(center + c);
+                store(few + c, load(few + c) + away);
+                store(few_squares + c, load(few_squares + c) + away * away);
+            }
+            for (; c < channels; c++) {
+                real away = x[c] - center[c];
+                few[c] += away;
+                few_squares[c] += away * away;
+            }
+        }
+        for (int64_t c = 0; c < channels; c++) {
+            sums[c] += few[c];
+            squares[c] += few_squares[c];
+        }
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        double away = sums[c] / count;
+        squares[c] -= away * sums[c];
+        if (squares[c] < 0) /* by rounding */
+            squares[c] = 0;
+        sums[c] = center[c] + away;
+    }
 }
 
+/* mean and variance (R, C) of all rows; `means` and `squares` (parts, R, C) are those of parts.
+
+     mean = Σ M_p · mean_p / M        variance = Σ ( squares_p + M_p · (mean_p − mean)² ) / M
+
+   Chan, Golub and LeVeque 1983, eq. 1.5 */
 EXPORT int norm_moments(const real *x, const struct rows *shape, double *means, double *squares,
-                        int64_t threads) {
+                        double *mean, double *variance, int64_t threads) {
     struct rows_job job = {.shape = shape, .x = x, .sums = means, .more = squares};
-    return run_tiles(moments_tile, &job, shape->parts * shape->replicas,
-                     2 * shape->channels * sizeof(real), threads);
+    int64_t size = shape->replicas * shape->channels;
+    if (run_tiles(moments_tile, &job, shape->parts * shape->replicas,
+                  3 * shape->channels * sizeof(real), threads))
+        return -1;
+    memset(mean, 0, size * sizeof *mean);
+    memset(variance, 0, size * sizeof *variance);
+    for (int64_t p = 0; p < shape->parts; p++)
+        for (int64_t k = 0; k < size; k++)
+            mean[k] += rows_of_part(shape, p) * means[p * size + k] / shape->rows;
+    for (int64_t p = 0; p < shape->parts; p++)
+        for (int64_t k = 0; k < size; k++) {
+            double away = means[p * size + k] - mean[k];
+            variance[k] += (squares[p * size + k] + rows_of_part(shape, p) * away * away) / shape->rows;
+        }
+    return 0;
 }
 
 /* y = f( factor · x + offset ) */
@@ -153,6 +182,13 @@ static inline vec passed_vec(vec g, vec a, int64_t activation) {
     return g;
 }
 
+/* sum[k] = Σ_p parts[p, k] */
+static void add_parts(const double *parts, int64_t count, int64_t size, double *sum) {
+    memset(sum, 0, size * sizeof *sum);
+    for (int64_t p = 0; p < count; p++)
+        for (int64_t k = 0; k < size; k++) sum[k] += parts[p * size + k];
+}
+
 /* Σ g' and Σ g' · (x − center), of the rows of one part. */
 static void norm_sums_tile(const void *job, int64_t tile, char *scratch) {
     const struct rows_job *own = job;
@@ -168,30 +204,22 @@ static void norm_sums_tile(const void *job, int64_t tile, char *scratch) {
     real *few = (real *)scratch, *few_products = few + channels;
     const real *x = own->x + p.x, *g = own->g + p.y;
     for (int64_t start = p.first; start < p.last; start += SHORT) {
-        int64_t rows = least(SHORT, p.last - start), m = 0;
+        int64_t rows = least(SHORT, p.last - start);
         memset(few, 0, 2 * channels * sizeof *few);
-        while (m < rows) { /* row after row, as they lie in memory; four at a time */
-            int64_t some = m + 4 <= rows ? 4 : 1, c = 0;
+        for (int64_t m = 0; m < rows; m++, x += channels, g += channels) {
+            int64_t c = 0;
             for (; c + VL <= channels; c += VL) {
-                vec sum = load(few + c), product = load(few_products + c);
-                vec middle = load(center + c), slope = load(factor + c), start = load(offset + c);
-                for (int64_t k = c; k < some * channels; k += channels) {
-                    vec own_x = load(x + k);
-                    vec own_g = passed_vec(load(g + k), slope * own_x + start, activation);
-                    sum += own_g;
-                    product += own_g * (own_x - middle);
-                }
-                store(few + c, sum);
-                store(few_products + c, product);
+                vec own_x = load(x + c), a = load(factor + c) * own_x + load(offset + c);
+                vec own_g = passed_vec(load(g + c), a, activation);
+                store(few + c, load(few + c) + own_g);
+                store(few_products + c,
+                      load(few_products + c) + own_g * (own_x - load(center + c)));
             }
-            for (; c < channels; c++)
-                for (int64_t k = c; k < some * channels; k += channels) {
-                    real own_g = passed(g[k], factor[c] * x[k] + offset[c], activation);
-                    few[c] += own_g;
-                    few_products[c] += own_g * (x[k] - center[c]);
-                }
-            m += some;
-            x += some * channels, g += some * channels;
+            for (; c < channels; c++) {
+                real own_g = passed(g[c], factor[c] * x[c] + offset[c], activation);
+                few[c] += own_g;
+                few_products[c] += own_g * (x[c] - center[c]);
+            }
         }
         for (int64_t c = 0; c < channels; c++) {
             sums[c] += few[c];
@@ -202,11 +230,16 @@ static void norm_sums_tile(const void *job, int64_t tile, char *scratch) {
 
 EXPORT int norm_sums(const real *g, const real *x, const real *center, const real *factor,
                      const real *offset, const struct rows *shape, double *sums, double *products,
-                     int64_t threads) {
+                     double *sum, double *product, int64_t threads) {
     struct rows_job job = {.shape = shape, .x = x, .g = g, .center = center, .factor = factor,
                            .offset = offset, .sums = sums, .more = products};
-    return run_tiles(norm_sums_tile, &job, shape->parts * shape->replicas,
-                     2 * shape->channels * sizeof(real), threads);
+    int64_t size = shape->replicas * shape->channels;
+    if (run_tiles(norm_sums_tile, &job, shape->parts * shape->replicas,
+                  2 * shape->channels * sizeof(real), threads))
+        return -1;
+    add_parts(sums, shape->parts, size, sum);
+    add_parts(products, shape->parts, size, product);
+    return 0;
 }
 
 /* ∂x = factor · g', and slope · x + constant if the moments are the batch's own. */
@@ -282,23 +315,17 @@ static void sum_rows_tile(const void *job, int64_t tile, char *scratch) {
     struct part p = part_of(own->shape, tile);
     double *sums = own->sums + tile * own->shape->channels;
     memset(sums, 0, own->shape->channels * sizeof *sums);
-    add_rows(own->x + p.y, p.last - p.first, own->shape->channels, NULL, sums,
+    add_rows(own->x + p.y, p.last - p.first, own->shape->channels, sums,
              (real *)scratch);
 }
 
-/* partial   (parts, R, C), for intermediate results */
-EXPORT int sum_rows(const real *x, const struct rows *shape, double *partial, real *result,
+/* partial (parts, R, C) is for the sums of parts, sums (R, C) for those of all rows */
+EXPORT int sum_rows(const real *x, const struct rows *shape, double *partial, double *sums,
                     int64_t threads) {
     struct rows_job job = {.shape = shape, .x = x, .sums = partial};
-    int64_t size = shape->replicas * shape->channels;
     if (run_tiles(sum_rows_tile, &job, shape->parts * shape->replicas,
                   shape->channels * sizeof(real), threads))
         return -1;
-    for (int64_t k = 0; k < size; k++) {
-        double sum = 0;
-        for (int64_t part = 0; part < shape->parts; part++)
-            sum += partial[part * size + k];
-        result[k] = sum;
-    }
+    add_parts(partial, shape->parts, shape->replicas * shape->channels, sums);
     return 0;
 }
