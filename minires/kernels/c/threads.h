@@ -6,6 +6,7 @@
    caller does all tiles alone; the result is the same. */
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -19,7 +20,11 @@
 #endif
 
 #define MOST_THREADS 256
-#define SPINS 2000 /* rounds to look out for the next job before sleeping: some 20 microseconds */
+/* Rounds to look out before sleeping, some 200 to 500 microseconds: for the next job, which Python
+   begins some tens of microseconds later, and for the last tile of this one. To wake a thread
+   takes as long as a small job. Where others want the core, they get it. */
+#define SPINS 160
+#define PAUSES 64
 
 typedef void tile_function(const void *job, int64_t tile, char *scratch);
 
@@ -29,7 +34,7 @@ static struct {
     pthread_cond_t begin, end;
     int helpers;            /* threads started */
     int wanted;             /* helpers that the present job may have */
-    int working;            /* helpers that have begun it */
+    _Atomic int working;    /* helpers that have begun it */
     int open;               /* whether it may still be begun */
     _Atomic int64_t number; /* of the present job */
     _Atomic int64_t next;   /* tile */
@@ -117,8 +122,9 @@ static void take_tiles(char *scratch) {
 
 static void pause_briefly(void) {
 #if defined __x86_64__ || defined __i386__
-    __builtin_ia32_pause();
+    for (int k = 0; k < PAUSES; k++) __builtin_ia32_pause();
 #endif
+    sched_yield();
 }
 
 static void *help(void *argument) {
@@ -200,7 +206,10 @@ static int run_tiles(tile_function *function, const void *job, int64_t tiles,
     pthread_mutex_unlock(&pool.lock);
     take_tiles(scratch);
     pthread_mutex_lock(&pool.lock);
-    pool.open = 0;
+    pool.open = 0; /* so `working` cannot grow any more */
+    pthread_mutex_unlock(&pool.lock);
+    for (int spin = 0; spin < SPINS && atomic_load(&pool.working) > 0; spin++) pause_briefly();
+    pthread_mutex_lock(&pool.lock);
     while (pool.working > 0)
         pthread_cond_wait(&pool.end, &pool.lock);
     pthread_mutex_unlock(&pool.lock);
