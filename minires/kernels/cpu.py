@@ -273,38 +273,20 @@ def unpool(g, winners, window, size):
 # --- batch norm ---------------------------------------------------------------------------
 
 PART = 1 << 16  # values in one part of the rows; a thread takes one part at a time
-LONGEST_VECTOR = 16  # numbers that a processor works on at once, at most
 
 
 def _rows(sources, shape, activation=None, with_moments=False):
-    """`struct rows` for (R, M, C) values, of `sources` replicas; and k.
-
-    C works on whole vectors of channels, and on what is left number by number, ten times as
-    slowly. So k rows are taken for one of k · C channels, with k such that nothing is left.
-    """
+    """`struct rows` for (R, M, C) values, of `sources` replicas."""
     replicas, rows, channels = shape
-    k = LONGEST_VECTOR // math.gcd(channels, LONGEST_VECTOR)
-    k = k if rows % k == 0 else 1
-    rows, channels = rows // k, channels * k
     parts = max(1, min(rows, rows * channels // PART))
-    numbers = sources, replicas, rows, channels, parts, ACTIVATIONS[activation], with_moments
-    return numbers, k
+    return sources, replicas, rows, channels, parts, ACTIVATIONS[activation], with_moments
 
 
-def _sums(numbers):
-    """Arrays for two sums over the rows: (2, parts, R, 1, k · C) of parts, (2, R, 1, k · C)."""
+def _sums(numbers, count=2):
+    """Arrays for sums over the rows: (count, parts, R, 1, C) of the parts, (count, R, 1, C)."""
     _, replicas, _, channels, parts, *_ = numbers
-    return np.empty((2, parts, replicas, 1, channels)), np.empty((2, replicas, 1, channels))
-
-
-def _of_channels(dtype, k, *arrays):
-    """Numbers for each channel, (R, 1, C), as C takes them: (R, 1, k · C)."""
-    return (contiguous(a if k == 1 else np.tile(a, k), dtype) for a in arrays)
-
-
-def _joined(sums, k):
-    """The k results for each channel, (…, 1, k · C), side by side: (…, k, C)."""
-    return sums.reshape(*sums.shape[:-2], k, -1)
+    shape = replicas, 1, channels
+    return np.empty((count, parts, *shape)), np.empty((count, *shape))
 
 
 @in_c
@@ -314,12 +296,11 @@ def norm_moments(rows):
     A part takes one pass, over the distances from a value near its mean. So a variance that is
     much smaller than the mean keeps its digits.
     """
-    numbers, k = _rows(len(rows), rows.shape)
-    partial, found = _sums(numbers)
-    call("norm_moments", rows.dtype, contiguous(rows, rows.dtype), numbers, *partial, *found)
-    means, variances = _joined(found, k)
-    mean = means.mean(axis=1, keepdims=True)
-    return mean, (variances + (means - mean) ** 2).mean(axis=1, keepdims=True)
+    numbers = _rows(len(rows), rows.shape)
+    partial, (mean, variance) = _sums(numbers)
+    source = contiguous(rows, rows.dtype)
+    call("norm_moments", rows.dtype, source, numbers, *partial, mean, variance)
+    return mean, variance
 
 
 # A number for each channel: nothing to make faster.
@@ -329,10 +310,10 @@ norm_factors, norm_slopes = plain.norm_factors, plain.norm_slopes
 @in_c
 def normalize(rows, factor, offset, replicas, activation):
     """As `plain.normalize`."""
-    dtype, y = rows.dtype, empty((replicas, *rows.shape[1:]), rows.dtype)
-    numbers, k = _rows(len(rows), y.shape, activation)
-    arrays = contiguous(rows, dtype), *_of_channels(dtype, k, factor, offset)
-    call("normalize", dtype, *arrays, numbers, True, y)
+    y = empty((replicas, *rows.shape[1:]), rows.dtype)
+    numbers = _rows(len(rows), y.shape, activation)
+    arrays = (contiguous(array, y.dtype) for array in (rows, factor, offset))
+    call("normalize", y.dtype, *arrays, numbers, True, y)
     return y
 
 
@@ -341,20 +322,20 @@ def norm_sums(g, rows, center, factor, offset, activation):
     """As `plain.norm_sums`, but returns g, not g': each pass computes g' again."""
     dtype = rows.dtype
     g = contiguous(g, dtype)
-    numbers, k = _rows(len(rows), g.shape, activation)
-    partial, found = _sums(numbers)
-    arrays = contiguous(rows, dtype), *_of_channels(dtype, k, center, factor, offset)
-    call("norm_sums", dtype, g, *arrays, numbers, *partial, *found)
-    return g, *_joined(found, k).sum(axis=-2, keepdims=True)
+    numbers = _rows(len(rows), g.shape, activation)
+    partial, (total, product) = _sums(numbers)
+    arrays = (contiguous(array, dtype) for array in (g, rows, center, factor, offset))
+    call("norm_sums", dtype, *arrays, numbers, *partial, total, product)
+    return g, total, product
 
 
 @in_c
 def norm_gradient(g, rows, factor, offset, through_moments, activation):
     """As `plain.norm_gradient`."""
     dtype, x_gradient = rows.dtype, empty(g.shape, rows.dtype)
-    numbers, k = _rows(len(rows), g.shape, activation, through_moments is not None)
-    vectors = factor, offset, *(through_moments or (factor, factor))
-    arrays = contiguous(g, dtype), contiguous(rows, dtype), *_of_channels(dtype, k, *vectors)
+    numbers = _rows(len(rows), g.shape, activation, through_moments is not None)
+    slope, constant = through_moments or (factor, factor)
+    arrays = (contiguous(array, dtype) for array in (g, rows, factor, offset, slope, constant))
     call("norm_gradient", dtype, *arrays, numbers, x_gradient)
     return x_gradient
 
@@ -363,14 +344,12 @@ def norm_gradient(g, rows, factor, offset, through_moments, activation):
 def sum_rows(array):
     """As `plain.sum_rows`: in parts, so that no sum in float32 has many terms."""
     *lead, rows, channels = array.shape
-    result = np.empty((*lead, channels), array.dtype)
-    if result.size:
-        numbers, k = _rows(0, (result.size // channels, rows, channels))
-        (partial, _), (found, _) = _sums(numbers)
-        source = contiguous(array, array.dtype)
-        call("sum_rows", array.dtype, source, numbers, partial, found)
-        result[...] = _joined(found, k).sum(axis=-2).reshape(result.shape)
-    return result
+    if not math.prod(lead) * channels:
+        return np.empty((*lead, channels), array.dtype)
+    numbers = _rows(0, (math.prod(lead), rows, channels))
+    (partial,), (sums,) = _sums(numbers, 1)
+    call("sum_rows", array.dtype, contiguous(array, array.dtype), numbers, partial, sums)
+    return sums.reshape(*lead, channels).astype(array.dtype)
 
 
 # --- depthwise convolution ----------------------------------------------------------------

@@ -41,16 +41,13 @@ static struct part part_of(const struct rows *s, int64_t tile) {
     return p;
 }
 
-/* sums[c] += Σ x[m, c] over `count` rows. `few` has room for the sums of SHORT rows. */
+/* sums[c] += Σ x[m, c] over `count` rows. `few`, for the sums of SHORT rows, has whole vectors. */
 static void add_rows(const real *x, int64_t count, int64_t channels, double *sums, real *few) {
     for (int64_t start = 0; start < count; start += SHORT) {
         int64_t rows = least(SHORT, count - start);
-        memset(few, 0, channels * sizeof *few);
-        for (int64_t m = 0; m < rows; m++, x += channels) {
-            int64_t c = 0;
-            for (; c + VL <= channels; c += VL) store(few + c, load(few + c) + load(x + c));
-            for (; c < channels; c++) few[c] += x[c];
-        }
+        memset(few, 0, round_up(channels, VL) * sizeof *few);
+        for (int64_t m = 0; m < rows; m++, x += channels)
+            EACH_VECTOR(c, some, channels, store(few + c, load(few + c) + load_some(x + c, some)));
         for (int64_t c = 0; c < channels; c++) sums[c] += few[c];
     }
 }
@@ -64,12 +61,13 @@ static void add_rows(const real *x, int64_t count, int64_t channels, double *sum
    at most M / SHORT times the result, however the values are arranged. */
 static void moments_tile(const void *job, int64_t tile, char *scratch) {
     const struct rows_job *own = job;
-    int64_t channels = own->shape->channels;
+    int64_t channels = own->shape->channels, width = round_up(channels, VL);
     struct part p = part_of(own->shape, tile);
     int64_t count = p.last - p.first, first = least(SHORT, count);
     double *sums = own->sums + tile * channels, *squares = own->more + tile * channels;
-    real *center = (real *)scratch, *few = center + channels, *few_squares = few + channels;
+    real *center = (real *)scratch, *few = center + width, *few_squares = few + width;
     const real *x = own->x + p.x;
+    memset(center, 0, width * sizeof *center);
     memset(sums, 0, channels * sizeof *sums);
     add_rows(x, first, channels, sums, few);
     for (int64_t c = 0; c < channels; c++) {
@@ -81,20 +79,13 @@ static void moments_tile(const void *job, int64_t tile, char *scratch) {
     memset(squares, 0, channels * sizeof *squares);
     for (int64_t start = 0; start < count; start += SHORT) {
         int64_t rows = least(SHORT, count - start);
-        memset(few, 0, 2 * channels * sizeof *few);
-        for (int64_t m = 0; m < rows; m++, x += channels) {
-            int64_t c = 0;
-            for (; c + VL <= channels; c += VL) {
-                vec away = load(x + c) - load(center + c);
+        memset(few, 0, 2 * width * sizeof *few);
+        for (int64_t m = 0; m < rows; m++, x += channels)
+            EACH_VECTOR(c, some, channels, {
+                vec away = load_some(x + c, some) - load(center + c);
                 store(few + c, load(few + c) + away);
                 store(few_squares + c, load(few_squares + c) + away * away);
-            }
-            for (; c < channels; c++) {
-                real away = x[c] - center[c];
-                few[c] += away;
-                few_squares[c] += away * away;
-            }
-        }
+            });
         for (int64_t c = 0; c < channels; c++) {
             sums[c] += few[c];
             squares[c] += few_squares[c];
@@ -119,7 +110,7 @@ EXPORT int norm_moments(const real *x, const struct rows *shape, double *means, 
     struct rows_job job = {.shape = shape, .x = x, .sums = means, .more = squares};
     int64_t size = shape->replicas * shape->channels;
     if (run_tiles(moments_tile, &job, shape->parts * shape->replicas,
-                  3 * shape->channels * sizeof(real), threads))
+                  3 * round_up(shape->channels, VL) * sizeof(real), threads))
         return -1;
     memset(mean, 0, size * sizeof *mean);
     memset(variance, 0, size * sizeof *variance);
@@ -146,15 +137,11 @@ static void normalize_tile(const void *job, int64_t tile, char *scratch) {
     const real *x = own->x + p.x;
     real *y = own->result + p.y;
     const int far = lies_far(own->result, s->replicas * s->rows, s->channels);
-    for (int64_t m = p.first; m < p.last; m++, x += s->channels, y += s->channels) {
-        int64_t c = 0;
-        for (; c + VL <= s->channels; c += VL) {
-            vec a = load(factor + c) * load(x + c) + load(offset + c);
-            (far ? store_far : store)(y + c, activated_vec(a, s->activation));
-        }
-        for (; c < s->channels; c++)
-            y[c] = activated(factor[c] * x[c] + offset[c], s->activation);
-    }
+    for (int64_t m = p.first; m < p.last; m++, x += s->channels, y += s->channels)
+        EACH_VECTOR(c, some, s->channels, {
+            vec a = load_some(factor + c, some) * load_some(x + c, some) + load_some(offset + c, some);
+            store_result(y + c, activated_vec(a, s->activation), some, far);
+        });
 }
 
 EXPORT int normalize(const real *x, const real *factor, const real *offset,
@@ -166,13 +153,7 @@ EXPORT int normalize(const real *x, const real *factor, const real *offset,
 
 /* g' = g where f is steep at a = factor · x + offset, and 0 · g where it is flat: of NaN and
    infinity that is NaN. To compute a again is cheaper than to read y = f(a). */
-static inline real passed(real g, real a, int64_t activation) {
-    if (activation != LINEAR)
-        g *= a > 0 && (activation == RELU || a < 6);
-    return g;
-}
-
-static inline vec passed_vec(vec g, vec a, int64_t activation) {
+static inline vec passed(vec g, vec a, int64_t activation) {
     if (activation != LINEAR) {
         vec_mask through = a > 0;
         if (activation == RELU6)
@@ -194,33 +175,26 @@ static void norm_sums_tile(const void *job, int64_t tile, char *scratch) {
     const struct rows_job *own = job;
     const struct rows *s = own->shape;
     struct part p = part_of(s, tile);
-    int64_t channels = s->channels, activation = s->activation;
+    int64_t channels = s->channels, width = round_up(channels, VL);
     const real *center = own->center + p.replica * channels;
     const real *factor = own->factor + p.replica * channels;
     const real *offset = own->offset + p.replica * channels;
     double *sums = own->sums + tile * channels, *products = own->more + tile * channels;
     memset(sums, 0, channels * sizeof *sums);
     memset(products, 0, channels * sizeof *products);
-    real *few = (real *)scratch, *few_products = few + channels;
+    real *few = (real *)scratch, *few_products = few + width;
     const real *x = own->x + p.x, *g = own->g + p.y;
     for (int64_t start = p.first; start < p.last; start += SHORT) {
         int64_t rows = least(SHORT, p.last - start);
-        memset(few, 0, 2 * channels * sizeof *few);
-        for (int64_t m = 0; m < rows; m++, x += channels, g += channels) {
-            int64_t c = 0;
-            for (; c + VL <= channels; c += VL) {
-                vec own_x = load(x + c), a = load(factor + c) * own_x + load(offset + c);
-                vec own_g = passed_vec(load(g + c), a, activation);
+        memset(few, 0, 2 * width * sizeof *few);
+        for (int64_t m = 0; m < rows; m++, x += channels, g += channels)
+            EACH_VECTOR(c, some, channels, {
+                vec own_x = load_some(x + c, some), away = own_x - load_some(center + c, some);
+                vec a = load_some(factor + c, some) * own_x + load_some(offset + c, some);
+                vec own_g = passed(load_some(g + c, some), a, s->activation);
                 store(few + c, load(few + c) + own_g);
-                store(few_products + c,
-                      load(few_products + c) + own_g * (own_x - load(center + c)));
-            }
-            for (; c < channels; c++) {
-                real own_g = passed(g[c], factor[c] * x[c] + offset[c], activation);
-                few[c] += own_g;
-                few_products[c] += own_g * (x[c] - center[c]);
-            }
-        }
+                store(few_products + c, load(few_products + c) + own_g * away);
+            });
         for (int64_t c = 0; c < channels; c++) {
             sums[c] += few[c];
             products[c] += few_products[c];
@@ -235,7 +209,7 @@ EXPORT int norm_sums(const real *g, const real *x, const real *center, const rea
                            .offset = offset, .sums = sums, .more = products};
     int64_t size = shape->replicas * shape->channels;
     if (run_tiles(norm_sums_tile, &job, shape->parts * shape->replicas,
-                  2 * shape->channels * sizeof(real), threads))
+                  2 * round_up(shape->channels, VL) * sizeof(real), threads))
         return -1;
     add_parts(sums, shape->parts, size, sum);
     add_parts(products, shape->parts, size, product);
@@ -257,19 +231,14 @@ static void norm_gradient_tile(const void *job, int64_t tile, char *scratch) {
     real *result = own->result + p.y;
     const int far = lies_far(own->result, s->replicas * s->rows, channels);
     for (int64_t m = p.first; m < p.last; m++) {
-        int64_t c = 0;
-        for (; c + VL <= channels; c += VL) {
-            vec own_x = load(x + c), a = load(factor + c) * own_x + load(offset + c);
-            vec sum = load(factor + c) * passed_vec(load(g + c), a, s->activation);
+        EACH_VECTOR(c, some, channels, {
+            vec own_x = load_some(x + c, some), own_factor = load_some(factor + c, some);
+            vec a = own_factor * own_x + load_some(offset + c, some);
+            vec sum = own_factor * passed(load_some(g + c, some), a, s->activation);
             if (s->with_moments)
-                sum += load(slope + c) * own_x + load(constant + c);
-            (far ? store_far : store)(result + c, sum);
-        }
-        for (; c < channels; c++) {
-            result[c] = factor[c] * passed(g[c], factor[c] * x[c] + offset[c], s->activation);
-            if (s->with_moments)
-                result[c] += slope[c] * x[c] + constant[c];
-        }
+                sum += load_some(slope + c, some) * own_x + load_some(constant + c, some);
+            store_result(result + c, sum, some, far);
+        });
         x += channels, g += channels, result += channels;
     }
 }
@@ -294,11 +263,13 @@ struct activation_job {
 
 static void activation_tile(const void *job, int64_t tile, char *scratch) {
     const struct activation_job *own = job;
-    int64_t k = tile * ACTIVATION_BLOCK, last = least(k + ACTIVATION_BLOCK, own->size);
+    int64_t first = tile * ACTIVATION_BLOCK, count = least(ACTIVATION_BLOCK, own->size - first);
+    const real *g = own->g + first, *y = own->y + first;
     (void)scratch;
-    for (; k + VL <= last; k += VL)
-        store(own->result + k, passed_vec(load(own->g + k), load(own->y + k), own->activation));
-    for (; k < last; k++) own->result[k] = passed(own->g[k], own->y[k], own->activation);
+    EACH_VECTOR(k, some, count, {
+        vec through = passed(load_some(g + k, some), load_some(y + k, some), own->activation);
+        store_some(own->result + first + k, through, some);
+    });
 }
 
 /* g · f'(a), where y = f(a) says as well as a does where f is steep */
@@ -324,7 +295,7 @@ EXPORT int sum_rows(const real *x, const struct rows *shape, double *partial, do
                     int64_t threads) {
     struct rows_job job = {.shape = shape, .x = x, .sums = partial};
     if (run_tiles(sum_rows_tile, &job, shape->parts * shape->replicas,
-                  shape->channels * sizeof(real), threads))
+                  round_up(shape->channels, VL) * sizeof(real), threads))
         return -1;
     add_parts(partial, shape->parts, shape->replicas * shape->channels, sums);
     return 0;

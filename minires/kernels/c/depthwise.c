@@ -50,43 +50,33 @@ struct filter {
    `near` outputs are one tap apart: `count` of them meet count + right − left − 1 pixels of a row,
    and each is read once. */
 #define MOST_OUTPUTS 8
+static inline __attribute__((always_inline)) void filter_vector(
+    const struct filter *f, const real *x, const int64_t left, const int64_t right,
+    const int count, const int near, const int64_t c, const int64_t some, real *y) {
+    vec sum[MOST_OUTPUTS], pixel[MOST_OUTPUTS + 2];
+    UNROLL for (int p = 0; p < count; p++)
+        sum[p] = f->bias ? load_some(f->bias + c, some) : (vec){0};
+    for (int64_t u = f->up; u < f->down; u++) {
+        const real *met = x + (u - f->up) * f->row + c;
+        const real *w = f->w + (u * f->columns + left) * f->tap + c;
+        if (near)
+            UNROLL for (int p = 0; p < count + 2; p++) pixel[p] = load_some(met + p * f->pixel, some);
+        UNROLL for (int64_t v = 0; v < right - left; v++) {
+            vec weight = load_some(w + v * f->tap, some);
+            UNROLL for (int p = 0; p < count; p++) {
+                vec own = near ? pixel[p + v] : load_some(met + v * f->pixel + p * f->step, some);
+                sum[p] += own * weight;
+            }
+        }
+    }
+    UNROLL for (int p = 0; p < count; p++)
+        store_some(y + p * f->channels + c, activated_vec(sum[p], f->activation), some);
+}
+
 static inline __attribute__((always_inline)) void filter_pixels(
     const struct filter *f, const real *x, const int64_t left, const int64_t right,
     const int count, const int near, real *y) {
-    int64_t channels = f->channels;
-    for (int64_t c = 0; c < channels; c += VL) {
-        if (c + VL > channels) {
-            if (channels < VL)
-                break;
-            c = channels - VL; /* some channels twice: the same numbers again */
-        }
-        vec sum[MOST_OUTPUTS], pixel[MOST_OUTPUTS + 2];
-        UNROLL for (int p = 0; p < count; p++)
-            sum[p] = f->bias ? load(f->bias + c) : (vec){0};
-        for (int64_t u = f->up; u < f->down; u++) {
-            const real *met = x + (u - f->up) * f->row + c;
-            const real *w = f->w + (u * f->columns + left) * f->tap + c;
-            if (near)
-                UNROLL for (int p = 0; p < count + 2; p++) pixel[p] = load(met + p * f->pixel);
-            UNROLL for (int64_t v = 0; v < right - left; v++) {
-                vec weight = load(w + v * f->tap);
-                UNROLL for (int p = 0; p < count; p++)
-                    sum[p] += (near ? pixel[p + v] : load(met + v * f->pixel + p * f->step)) * weight;
-            }
-        }
-        UNROLL for (int p = 0; p < count; p++)
-            store(y + p * channels + c, activated_vec(sum[p], f->activation));
-    }
-    if (channels < VL)
-        for (int p = 0; p < count; p++)
-            for (int64_t c = 0; c < channels; c++) {
-                real sum = f->bias ? f->bias[c] : 0;
-                for (int64_t u = f->up; u < f->down; u++)
-                    for (int64_t v = left; v < right; v++)
-                        sum += x[(u - f->up) * f->row + (v - left) * f->pixel + p * f->step + c] *
-                               f->w[(u * f->columns + v) * f->tap + c];
-                y[p * channels + c] = activated(sum, f->activation);
-            }
+    EACH_VECTOR(c, some, f->channels, filter_vector(f, x, left, right, count, near, c, some, y));
 }
 
 /* One row of outputs (OW, C) from rows of pixels (·, W, C), of which x is what tap `up` meets.
@@ -202,23 +192,14 @@ static void depthwise_input_tile(const void *job, int64_t tile, char *scratch) {
             real *out = y + (a * d->width + b) * channels;
             int64_t taps = met_by(b, d->stride[1], d->before[1], d->dilation[1], columns,
                                   d->output[1], vs, js);
-            int64_t c = 0;
-            for (; c + VL <= channels; c += VL) {
+            EACH_VECTOR(c, some, channels, {
                 vec sum = {0};
                 for (int64_t k = 0; k < rows; k++)
                     for (int64_t l = 0; l < taps; l++)
-                        sum += load(g + (is[k] * d->output[1] + js[l]) * channels + c) *
-                               load(w + (us[k] * columns + vs[l]) * channels + c);
-                store(out + c, sum);
-            }
-            for (; c < channels; c++) {
-                real sum = 0;
-                for (int64_t k = 0; k < rows; k++)
-                    for (int64_t l = 0; l < taps; l++)
-                        sum += g[(is[k] * d->output[1] + js[l]) * channels + c] *
-                               w[(us[k] * columns + vs[l]) * channels + c];
-                out[c] = sum;
-            }
+                        sum += load_some(g + (is[k] * d->output[1] + js[l]) * channels + c, some) *
+                               load_some(w + (us[k] * columns + vs[l]) * channels + c, some);
+                store_some(out + c, sum, some);
+            });
         }
     }
 }
@@ -252,40 +233,29 @@ static void add_products(const real *x, int64_t step, const real *g, int64_t g_s
                          int64_t count, int64_t channels, double *total) {
     if (count <= 0)
         return;
-    int64_t c = 0;
-    for (; c + VL <= channels; c += VL) {
+    EACH_VECTOR(c, some, channels, {
         vec sum = {0};
         for (int64_t j = 0; j < count; j++)
-            sum += load(x + j * step + c) * load(g + j * g_step + c);
-        add_to_doubles(total + c, sum);
-    }
-    for (; c < channels; c++) {
-        real sum = 0;
-        for (int64_t j = 0; j < count; j++)
-            sum += x[j * step + c] * g[j * g_step + c];
-        total[c] += sum;
-    }
+            sum += load_some(x + j * step + c, some) * load_some(g + j * g_step + c, some);
+        add_to_doubles(total + c, sum, some);
+    });
 }
 
 /* The same for all 3 × 3 taps at once, over `rows` rows of `count` outputs whose taps all meet
-   pixels; whole vectors of channels only. Returns how many channels were done. */
-static int64_t add_products_3x3(const real *x, int64_t next_row, int64_t row, int64_t pixel,
-                                int64_t step, const real *g, int64_t g_row, int64_t rows,
-                                int64_t count, int64_t channels, double *total) {
-    int64_t c = 0;
-    for (; c + VL <= channels; c += VL) {
-        vec sum[9];
-        UNROLL for (int k = 0; k < 9; k++) sum[k] = (vec){0};
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t j = 0; j < count; j++) {
-                vec own = load(g + i * g_row + j * channels + c);
-                const real *met = x + i * next_row + j * step + c;
-                UNROLL for (int k = 0; k < 9; k++)
-                    sum[k] += load(met + k / 3 * row + k % 3 * pixel) * own;
-            }
-        UNROLL for (int k = 0; k < 9; k++) add_to_doubles(total + k * channels + c, sum[k]);
-    }
-    return c;
+   pixels, in one vector of channels. */
+static inline __attribute__((always_inline)) void add_products_3x3(
+    const real *x, int64_t next_row, int64_t row, int64_t pixel, int64_t step, const real *g,
+    int64_t g_row, int64_t rows, int64_t count, int64_t channels, const int64_t some, double *total) {
+    vec sum[9];
+    UNROLL for (int k = 0; k < 9; k++) sum[k] = (vec){0};
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < count; j++) {
+            vec own = load_some(g + i * g_row + j * channels, some);
+            const real *met = x + i * next_row + j * step;
+            UNROLL for (int k = 0; k < 9; k++)
+                sum[k] += load_some(met + k / 3 * row + k % 3 * pixel, some) * own;
+        }
+    UNROLL for (int k = 0; k < 9; k++) add_to_doubles(total + k * channels, sum[k], some);
 }
 
 static void depthwise_weight_tile(const void *job, int64_t tile, char *scratch) {
@@ -310,16 +280,16 @@ static void depthwise_weight_tile(const void *job, int64_t tile, char *scratch) 
         const real *x = own->x + (source * d->images + image) * d->height * row;
         const real *g = own->g + ((r * d->images + image) * d->output[0] + i) * out_row;
         taps_met(i, d->stride[0], d->before[0], d->dilation[0], d->height, d->kernel[0], &up, &down);
-        int64_t top = i * d->stride[0] - d->before[0], done = 0;
+        int64_t top = i * d->stride[0] - d->before[0];
         int fused = d->kernel[0] == 3 && d->kernel[1] == 3 && up == 0 && down == 3 && inner < end;
-        if (fused)
-            done = channels / VL * VL;
         if (fused && k >= summed) { /* this row, and those below it that are fused too */
             int64_t rows = least(least(highest - i, stop - k), most(1, LONG / (end - inner)));
-            add_products_3x3(
-                x + top * row + (inner * stride - before) * channels, d->stride[0] * row,
-                d->dilation[0] * row, dilation * channels, stride * channels, g + inner * channels,
-                out_row, rows, end - inner, channels, total);
+            const real *met = x + top * row + (inner * stride - before) * channels;
+            const real *inner_g = g + inner * channels;
+            EACH_VECTOR(c, some, channels,
+                        add_products_3x3(met + c, d->stride[0] * row, d->dilation[0] * row,
+                                         dilation * channels, stride * channels, inner_g + c, out_row,
+                                         rows, end - inner, channels, some, total + c));
             summed = k + rows;
         }
         for (int64_t u = up; u < down; u++)
@@ -330,19 +300,11 @@ static void depthwise_weight_tile(const void *job, int64_t tile, char *scratch) 
                                   (v * dilation - before) * channels;
                 int64_t step = stride * channels;
                 double *sum = total + (u * d->kernel[1] + v) * channels;
-                if (!fused) {
-                    add_products(met + first * step, step, g + first * channels, channels,
-                                 last - first, channels, sum);
-                    continue;
-                }
-                /* what add_products_3x3 has left: the outer outputs, and of the inner ones the
-                   last channels */
                 add_products(met + first * step, step, g + first * channels, channels,
-                             inner - first, channels, sum);
-                add_products(met + end * step, step, g + end * channels, channels, last - end,
-                             channels, sum);
-                add_products(met + inner * step + done, step, g + inner * channels + done,
-                             channels, end - inner, channels - done, sum + done);
+                             (fused ? inner : last) - first, channels, sum);
+                if (fused) /* the inner outputs are done */
+                    add_products(met + end * step, step, g + end * channels, channels, last - end,
+                                 channels, sum);
             }
     }
 }

@@ -20,27 +20,22 @@ struct pooling_job {
                 if (pixel = row * (w)->width + column, column >= 0 && column < (w)->width)
 
 /* y = the larger of x and y, number by number; a NaN is larger than all. */
-static void keep_larger(const real *x, int64_t count, real *y) {
-    int64_t c = 0;
-    for (; c + VL <= count; c += VL) {
-        vec value = load(x + c), largest = load(y + c);
-        store(y + c, chosen((value > largest) | (value != value), value, largest));
-    }
-    for (; c < count; c++) y[c] = (x[c] > y[c]) | (x[c] != x[c]) ? x[c] : y[c];
+static inline __attribute__((always_inline)) void keep_larger(const real *x, int64_t count, real *y) {
+    EACH_VECTOR(c, some, count, {
+        vec value = load_some(x + c, some), largest = load_some(y + c, some);
+        store_some(y + c, chosen((value > largest) | (value != value), value, largest), some);
+    });
 }
 
 /* y += x */
-static void add_to(const real *x, int64_t count, real *y) {
-    int64_t c = 0;
-    for (; c + VL <= count; c += VL) store(y + c, load(y + c) + load(x + c));
-    for (; c < count; c++) y[c] += x[c];
+static inline __attribute__((always_inline)) void add_to(const real *x, int64_t count, real *y) {
+    EACH_VECTOR(c, some, count,
+                store_some(y + c, load_some(y + c, some) + load_some(x + c, some), some));
 }
 
 /* y = x / divisor */
-static void divide(const real *x, int64_t count, real divisor, real *y) {
-    int64_t c = 0;
-    for (; c + VL <= count; c += VL) store(y + c, load(x + c) / divisor);
-    for (; c < count; c++) y[c] = x[c] / divisor;
+static inline __attribute__((always_inline)) void divide(const real *x, int64_t count, real divisor, real *y) {
+    EACH_VECTOR(c, some, count, store_some(y + c, load_some(x + c, some) / divisor, some));
 }
 
 /* y = the largest of a window */
@@ -66,7 +61,8 @@ static void max_pool_gradient_tile(const void *pointer, int64_t image, char *scr
     int64_t first = image * w->output[0] * w->output[1] * channels;
     const real *g = job->g + first, *y = job->y + first;
     real *to = job->result + image * size;
-    real *left = (real *)scratch; /* of g: 0 once a pixel has won it */
+    real *left = (real *)scratch; /* of g, whole vectors: 0 once a pixel has won it */
+    const vec none = {0};
     memset(to, 0, size * sizeof(real));
     for (int64_t i = 0; i < w->output[0]; i++)
         for (int64_t j = 0; j < w->output[1]; j++, g += channels, y += channels) {
@@ -74,18 +70,13 @@ static void max_pool_gradient_tile(const void *pointer, int64_t image, char *scr
             EACH_PIXEL(w, i, j, pixel) {
                 const real *from = x + pixel * channels;
                 real *into = to + pixel * channels;
-                int64_t c = 0;
-                for (; c + VL <= channels; c += VL) {
-                    vec_mask wins = load(from + c) == load(y + c);
+                EACH_VECTOR(c, some, channels, {
+                    vec_mask wins = load_some(from + c, some) == load_some(y + c, some);
                     vec share = load(left + c);
-                    store(into + c, load(into + c) + chosen(wins, share, (vec){0}));
-                    store(left + c, chosen(wins, (vec){0}, share));
-                }
-                for (; c < channels; c++)
-                    if (from[c] == y[c]) {
-                        into[c] += left[c];
-                        left[c] = 0;
-                    }
+                    vec sum = load_some(into + c, some) + chosen(wins, share, none);
+                    store_some(into + c, sum, some);
+                    store(left + c, chosen(wins, none, share));
+                });
             }
         }
 }
@@ -136,8 +127,8 @@ EXPORT int max_pool(const real *x, real *y, const struct windows *w, int64_t thr
 EXPORT int max_pool_gradient(const real *g, const real *x, const real *y, real *result,
                              const struct windows *w, int64_t threads) {
     struct pooling_job job = {.w = *w, .x = x, .g = g, .y = y, .result = result};
-    return run_tiles(max_pool_gradient_tile, &job, w->images, w->channels * sizeof(real),
-                     pooling_threads(w, threads));
+    return run_tiles(max_pool_gradient_tile, &job, w->images,
+                     round_up(w->channels, VL) * sizeof(real), pooling_threads(w, threads));
 }
 
 EXPORT int mean_pool(const real *x, const real *divisor, real *y, const struct windows *w,
@@ -167,21 +158,19 @@ static void unpool_tile(const void *pointer, int64_t tile, char *scratch) {
     int64_t top = i * w->pool[0], line = w->width * channels;
     real *to = job->result + (image * w->height + top) * line;
     int64_t covered = wide * w->pool[1] * channels;
+    const vec none = {0};
     (void)scratch;
     for (int64_t u = 0; u < w->pool[0]; u++) {
         for (int64_t j = 0; j < wide; j++)
             for (int64_t v = 0; v < w->pool[1]; v++) {
                 real *pixel = to + u * line + (j * w->pool[1] + v) * channels;
-                int64_t number = u * w->pool[1] + v, c = 0;
-                for (; c + VL <= channels; c += VL) {
-                    vec_bytes bytes;
-                    memcpy(&bytes, winners + j * channels + c, VL);
-                    vec_mask won = __builtin_convertvector(bytes, vec_mask) ==
-                                   (whole)number - (vec_mask){0};
-                    store(pixel + c, chosen(won, load(g + j * channels + c), (vec){0}));
-                }
-                for (; c < channels; c++)
-                    pixel[c] = winners[j * channels + c] == number ? g[j * channels + c] : 0;
+                const vec_mask number = (whole)(u * w->pool[1] + v) - (vec_mask){0};
+                EACH_VECTOR(c, some, channels, {
+                    vec_bytes bytes = load_bytes(winners + j * channels + c, some);
+                    vec_mask won = __builtin_convertvector(bytes, vec_mask) == number;
+                    vec share = load_some(g + j * channels + c, some);
+                    store_some(pixel + c, chosen(won, share, none), some);
+                });
             }
         memset(to + u * line + covered, 0, (line - covered) * sizeof(real));
     }

@@ -33,22 +33,6 @@ struct runs {
     int64_t count, length, step;
 };
 
-static inline void store_some(real *to, vec value, int64_t count) {
-    if (count >= VL)
-        store(to, value);
-    else if (count > 0)
-        memcpy(to, &value, count * sizeof(real));
-}
-
-static inline vec load_some(const real *from, int64_t count) {
-    vec value = {0};
-    if (count >= VL)
-        return load(from);
-    if (count > 0)
-        memcpy(&value, from, count * sizeof(real));
-    return value;
-}
-
 static inline __attribute__((always_inline)) void
 block(const real *const *a, struct runs runs, const real *b, int64_t ldb,
       struct results to, const int vectors) {
@@ -84,10 +68,7 @@ block(const real *const *a, struct runs runs, const real *b, int64_t ldb,
                 if (to.bias)
                     value += load(to.bias + v * VL);
                 value = activated_vec(value, to.activation);
-                if (to.far)
-                    store_far(c, value);
-                else
-                    store_some(c, value, left);
+                store_result(c, value, left, to.far);
             }
 }
 

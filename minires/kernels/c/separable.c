@@ -119,12 +119,12 @@ static void add_parts_tile(const void *pointer, int64_t tile, char *scratch) {
     (void)scratch;
     for (int64_t p = tile * SUM_PIXELS; p < least((tile + 1) * SUM_PIXELS, pixels); p++) {
         const real *bias = job->project_bias + p / each * round_up(channels, VL);
-        for (int64_t c = 0; c < channels; c++) {
-            real sum = bias[c];
+        EACH_VECTOR(c, some, channels, {
+            vec sum = load(bias + c);
             for (int64_t part = 0; part < job->parts; part++)
-                sum += job->partial[(part * pixels + p) * channels + c];
-            job->y[p * channels + c] = activated(sum, s->activations[2]);
-        }
+                sum += load_some(job->partial + (part * pixels + p) * channels + c, some);
+            store_some(job->y + p * channels + c, activated_vec(sum, s->activations[2]), some);
+        });
     }
 }
 

@@ -18,6 +18,50 @@ typedef real vec_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(size
 static inline vec load(const real *from) { return *(const vec_anywhere *)from; }
 static inline void store(real *to, vec value) { *(vec_anywhere *)to = value; }
 
+/* The first `count` numbers of a vector, all of them if it has fewer: the others are not read, and
+   are 0, or are not written. `mask` has a bit or a lane for each 4 bytes. */
+#if defined __AVX512F__
+#include <immintrin.h>
+#define FIRST(count) ((__mmask16)((1u << (count) * (sizeof(real) / 4)) - 1))
+static inline vec load_few(const real *from, int64_t count) {
+    return (vec)_mm512_maskz_loadu_ps(FIRST(count), from);
+}
+static inline void store_few(real *to, vec value, int64_t count) {
+    _mm512_mask_storeu_ps(to, FIRST(count), (__m512)value);
+}
+#elif defined __AVX__
+#include <immintrin.h>
+static const int32_t lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+#define FIRST(count) \
+    _mm256_loadu_si256((const __m256i *)(lanes + 8 - (count) * (int64_t)(sizeof(real) / 4)))
+static inline vec load_few(const real *from, int64_t count) {
+    return (vec)_mm256_maskload_ps((const float *)from, FIRST(count));
+}
+static inline void store_few(real *to, vec value, int64_t count) {
+    _mm256_maskstore_ps((float *)to, FIRST(count), (__m256)value);
+}
+#else
+static inline vec load_few(const real *from, int64_t count) {
+    vec value = {0};
+    memcpy(&value, from, count * sizeof(real));
+    return value;
+}
+static inline void store_few(real *to, vec value, int64_t count) {
+    memcpy(to, &value, count * sizeof(real));
+}
+#endif
+
+static inline vec load_some(const real *from, int64_t count) {
+    return count >= VL ? load(from) : count > 0 ? load_few(from, count) : (vec){0};
+}
+
+static inline void store_some(real *to, vec value, int64_t count) {
+    if (count >= VL)
+        store(to, value);
+    else if (count > 0)
+        store_few(to, value, count);
+}
+
 /* A result this large leaves the caches before anybody reads it. So it is written past them, which
    also spares the processor from reading the memory that it is about to overwrite. That goes for
    whole vectors at multiples of their size alone. */
@@ -40,6 +84,29 @@ static inline void store_far(real *to, vec value) {
 #endif
 }
 
+/* Do something with every vector of `count` numbers: `c` is its first one, and `some` how many it
+   has, VL or, in the last vector, fewer. What is done is written once and compiled twice: where
+   `some` is VL, `load_some` is `load`. */
+#define EACH_VECTOR(c, some, count, ...)                 \
+    {                                                    \
+        int64_t c = 0;                                   \
+        for (; c + VL <= (count); c += VL) {             \
+            const int64_t some = VL;                     \
+            __VA_ARGS__;                                 \
+        }                                                \
+        if (c < (count)) {                               \
+            const int64_t some = (count) - c;            \
+            __VA_ARGS__;                                 \
+        }                                                \
+    }
+
+static inline void store_result(real *to, vec value, int64_t count, int far) {
+    if (far)
+        store_far(to, value);
+    else
+        store_some(to, value, count);
+}
+
 static inline vec spread(real value) { return value - (vec){0}; } /* VL times the same */
 
 /* Before a loop whose length the compiler knows: it is written out, and its sums are registers. */
@@ -52,14 +119,6 @@ static inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * 
 
 /* Activations: what cpu.py calls None, "relu", "relu6". A NaN stays a NaN. */
 enum { LINEAR, RELU, RELU6 };
-
-static inline real activated(real x, int64_t activation) {
-    if (activation != LINEAR)
-        x = x < 0 ? 0 : x;
-    if (activation == RELU6)
-        x = x > 6 ? 6 : x;
-    return x;
-}
 
 /* A whole number as wide as `real`. Comparing gives VL of them: all bits set, or none. */
 typedef __typeof__(__builtin_choose_expr(sizeof(real) == 4, (int32_t)0, (int64_t)0)) whole;
@@ -78,11 +137,22 @@ static inline vec activated_vec(vec x, int64_t activation) {
     return x;
 }
 
-/* to[l] += value[l], in double */
+/* to[l] += value[l], in double, for the first `count` of them */
 typedef double vec_doubles __attribute__((vector_size(VECTOR_BYTES / sizeof(real) * sizeof(double)),
                                           aligned(sizeof(double)), may_alias));
-static inline void add_to_doubles(double *to, vec value) {
-    *(vec_doubles *)to += __builtin_convertvector(value, vec_doubles);
+static inline void add_to_doubles(double *to, vec value, int64_t count) {
+    if (count >= VL)
+        *(vec_doubles *)to += __builtin_convertvector(value, vec_doubles);
+    else
+        for (int64_t l = 0; l < count; l++) to[l] += value[l];
 }
 
 typedef uint8_t vec_bytes __attribute__((vector_size(VECTOR_BYTES / sizeof(real)))); /* VL bytes */
+static inline vec_bytes load_bytes(const uint8_t *from, int64_t count) {
+    vec_bytes bytes = {0};
+    if (count >= VL)
+        memcpy(&bytes, from, VL);
+    else
+        memcpy(&bytes, from, count);
+    return bytes;
+}
