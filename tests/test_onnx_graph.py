@@ -728,6 +728,19 @@ def test_whole_numbers_to_a_broken_power(path, rng):
         minires.onnx.load(path)
 
 
+def test_an_exponent_with_more_axes_and_a_border_that_cuts_off_too_much_are_refused(path, rng):
+    arrays = {"two": np.full((1, 1, 1, 1, 1), 2, np.float32), "row": np.array([0, -1])}
+    write(path, [node("Reshape", "x row", "f"), node("Pow", "f two", "y")], arrays)
+    with pytest.raises(minires.onnx.UnsupportedError, match="only a single number"):
+        minires.onnx.load(path)
+    nodes = [node("Pad", "x pads", "p"), node("Reshape", "p row", "y")]
+    write(path, nodes, arrays | {"pads": np.array([0, 0, -5, 0, 0, 0, 1, -7])})
+    agrees(path, normal(rng, 2, 3, 8, 8))
+    write(path, nodes, arrays | {"pads": np.array([0, 0, -5, 0, 0, 0, -4, 0])})
+    with pytest.raises(minires.onnx.FormatError, match="more of .* than there is"):
+        minires.onnx.load(path)
+
+
 # --- separable convolutions that do not fit ---------------------------------------------------
 
 

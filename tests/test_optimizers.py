@@ -232,6 +232,27 @@ def test_a_state_is_a_copy_and_is_copied(rng, kind):
         np.testing.assert_array_equal(state[name], value)
 
 
+def test_a_state_from_before_momentum_was_set_can_be_restored(rng):
+    gradients = rng.standard_normal((4, 20)).astype(np.float32)
+    first, theta = SGD(0.1), np.ones(20, np.float32)
+    run(first, theta, gradients[:2])
+    first.momentum = 0.9
+    second, copied = SGD(0.1, momentum=0.9), theta.copy()
+    second.restore(first.state())
+    assert second.count == 2
+    for optimizer, vector in ((first, theta), (second, copied)):
+        run(optimizer, vector, gradients[2:])
+    np.testing.assert_array_equal(copied, theta)
+    with pytest.raises(ValueError, match="holds"):
+        SGD(0.1).restore(first.state())
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_a_list_of_rates_is_refused(kind):
+    with pytest.raises(TypeError, match=r"np\.array\(rates\)"):
+        kind([0.1, 0.2])
+
+
 @pytest.mark.parametrize("kind", [SGD, Adam])
 def test_a_rate_of_another_type_gives_the_same_bits(rng, kind):
     theta, gradient = rng.standard_normal((2, 1000)).astype(np.float32)

@@ -269,7 +269,7 @@ def mean(x: Array, *, axis: Axes = None, keepdims: bool = False) -> Array:
     """
     xp = xp_of(x)
     y = xp.asarray(x.mean(axis=axis, keepdims=keepdims))
-    share = y.size / x.size
+    share = y.size / max(1, x.size)
     return y, (lambda g: _spread(g * x.dtype.type(share), axis, keepdims, x.shape, xp),)
 
 

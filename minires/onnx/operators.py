@@ -898,7 +898,7 @@ def pow_(run: Run, node: Node, x: Value, y: Value) -> Value:
     x   floats or whole numbers
     y   the exponent, one number
     """
-    if y.size != 1:
+    if y.size != 1 or y.rank > x.rank:
         raise unsupported(node, f"exponents {y.shape}; only a single number is implemented")
     exponent = y.on_host.reshape(()).item()
     if not x.is_float:
@@ -1538,8 +1538,10 @@ def pad(
     data = x.data
     for place, (before, after) in enumerate(widths):
         if min(before, after) < 0:  # a negative border cuts off
-            stop = data.shape[place] + min(after, 0)
-            data = _part(data, place, max(-before, 0), max(stop, 0))
+            first, stop = max(-before, 0), data.shape[place] + min(after, 0)
+            if stop < first:
+                raise ValueError(f"pads {pads} cut off more of {x.shape} than there is")
+            data = _part(data, place, first, stop)
     widths = [(max(before, 0), max(after, 0)) for before, after in widths]
     wide = [size + sum(w) for size, w in zip(data.shape, widths, strict=True)]
     run.reserve(wide, itemsize=x.array.itemsize)

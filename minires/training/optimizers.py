@@ -26,6 +26,7 @@ class _Optimizer:
 
     vectors: tuple[str, ...] = ()  # names of the state vectors; each is None until the first step
     squares: tuple[str, ...] = ()  # those of them that are never negative
+    optional: tuple[str, ...] = ()  # those that may be missing; then they start at 0
     settings: tuple[str, ...] = ()  # names of its arguments, for `repr`
 
     def __repr__(self) -> str:
@@ -52,6 +53,7 @@ class _Optimizer:
         count = np.asarray(state.get("count", 0)).item()
         checks.whole_number(f"{type(self).__name__}.restore", "count", count, 0)
         expected = {"rate", "count"} | (set(self.vectors) if count else set())
+        expected -= set(self.optional) - set(state)
         if set(state) != expected:
             raise ValueError(
                 f"{type(self).__name__}.restore: state holds {sorted(state)}, "
@@ -70,7 +72,7 @@ class _Optimizer:
         rate = _rate_of(f"{type(self).__name__}.restore", state["rate"])
         self.rate, self.count = rate.copy() if np.ndim(rate) else float(rate), count
         for name in self.vectors:
-            setattr(self, name, state[name].copy() if count else None)
+            setattr(self, name, state[name].copy() if name in state else None)
 
     def step(self, theta: Any, gradient: Any) -> None:
         """Change θ in place by one step.
@@ -130,6 +132,7 @@ class SGD(_Optimizer):
     """
 
     settings = ("rate", "momentum", "weight_decay")
+    optional = ("velocity",)  # if momentum was 0 until now
 
     def __init__(self, rate: Any, momentum: float = 0.0, weight_decay: float = 0.0):
         self.rate = _rate_of("SGD", rate)
@@ -240,6 +243,11 @@ class Adam(_Optimizer):
 
 def _rate_of(where, rate):
     """Check that a learning rate, or each of several, is a finite number from 0 up; return it."""
+    if isinstance(rate, (list, tuple)):
+        raise TypeError(
+            f"{where}: rate is {rate!r}, expected a number, or an array (R, 1) for R networks: "
+            "write np.array(rates)[:, None]"
+        )
     for number in np.ravel(to_host(rate)) if np.ndim(rate) else [rate]:
         checks.number_in(where, "rate", number, 0)
     return rate
