@@ -737,7 +737,7 @@ def test_an_exponent_with_more_axes_and_a_border_that_cuts_off_too_much_are_refu
     write(path, nodes, arrays | {"pads": np.array([0, 0, -5, 0, 0, 0, 1, -7])})
     agrees(path, normal(rng, 2, 3, 8, 8))
     write(path, nodes, arrays | {"pads": np.array([0, 0, -5, 0, 0, 0, -4, 0])})
-    with pytest.raises(minires.onnx.FormatError, match="more of .* than there is"):
+    with pytest.raises(minires.onnx.FormatError, match="than there is"):
         minires.onnx.load(path)
 
 
