@@ -462,6 +462,14 @@ def measure(part, xp, sizes, seconds=SECONDS):
             return
 
 
+def attempt(part, xp, sizes):
+    """The rows of a stage; if it ends in an error, a last one that says so."""
+    try:
+        yield from measure(part, xp, sizes)
+    except Exception as error:  # whatever it is, the other stages can still be measured
+        yield Row(f"  {part}: {type(error).__name__}", "FAILED", str(error)[:200], failed=True)
+
+
 def line(row):
     ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
     cells = f"{row.what:<44}{row.ours:>14}  {row.reference:<30}{ratio:>8}  {row.verdict()}"
@@ -489,12 +497,16 @@ class Results:
                 continue
             if "row" in entry:
                 self.rows.setdefault(entry["part"], []).append(Row(**entry["row"]))
+            elif entry.get("begins"):  # what an earlier attempt measured does not count
+                self.rows[entry["part"]] = []
+                self.finished.discard(entry["part"])
             else:
                 self.finished.add(entry["part"])
 
-    def add(self, part, row=None):
-        """Write a row; or that a stage is finished."""
+    def add(self, part, row=None, begins=False):
+        """Write a row; or that a stage begins; or that it is finished."""
         entry = {"card": self.card, "part": part} | ({"row": asdict(row)} if row else {})
+        entry |= {"begins": True} if begins else {}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -506,7 +518,9 @@ def run_stages(parts, results, xp, sizes, again=False):
         known = part in results.finished and not again
         start = time.perf_counter()
         print(f"--- {part}" + (" (measured before)" if known else ""), flush=True)
-        for row in results.rows[part] if known else measure(part, xp, sizes):
+        if not known:
+            results.add(part, begins=True)
+        for row in results.rows.get(part, []) if known else attempt(part, xp, sizes):
             print(line(row), flush=True)
             right &= not row.failed
             if not known:

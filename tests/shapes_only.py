@@ -257,7 +257,8 @@ def asarray(value, dtype=None, order=None):
     return ascontiguousarray(value) if order == "C" else value
 
 
-def ascontiguousarray(value):
+def ascontiguousarray(value, dtype=None):
+    value = value if dtype is None else value.astype(dtype, copy=False)
     return value if value.flags.c_contiguous else value.copy()
 
 

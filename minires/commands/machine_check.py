@@ -6,6 +6,7 @@ and played again against steps that are not, TF32 off and on, and whether all me
 It takes less than a minute, most of it to compile.
 """
 
+import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minires import arrays
-from minires.kernels import gpu, kernels_of, plain, use_kernels
+from minires.kernels import gpu, kernels_of, plain, runs_as_written, use_kernels
 from minires.networks.lenet import lenet
 from minires.networks.mobilenet import mobilenet_v2
 from minires.resampling.moments import Moments
@@ -75,7 +76,7 @@ def findings(device: str) -> Iterator[Finding]:
         for name, model in networks.items():
             if not dropout:
                 yield _tried(f"gradient of {name}", _gradient_error, model, device)
-            elif device == "gpu":
+            elif device == "gpu" and not runs_as_written():  # plain steps are not recorded
                 yield _tried(f"recorded steps of {name}", _recorded_error, model)
     if device == "gpu":
         yield _tried("products without TF32", _product_error, "0")
@@ -260,8 +261,22 @@ def _in_use(device):
     return kernels_of(arrays.module_for(device).zeros(1))
 
 
+@contextlib.contextmanager
+def _tf32(choice):
+    """Within the block products are as MINIRES_TF32 = `choice` says."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = choice
+    try:
+        yield
+    finally:
+        del os.environ[VARIABLE]
+        if before is not None:
+            os.environ[VARIABLE] = before
+
+
 def _kernel_error(device, compute, dtype):
-    errors = map(_difference, compute(_in_use(device)), compute(plain))
+    with _tf32("0"):  # whether the kernels are right: TF32 would leave three digits
+        errors = map(_difference, compute(_in_use(device)), compute(plain))
     return Finding("", max(errors), ALLOWED[dtype.__name__])
 
 
@@ -325,7 +340,11 @@ def _trained(model, record):
     moments, task = Moments(theta.shape), loop.Task(model, images, labels, BATCH)
     settings = {"rng": rng, "moments": [(moments, theta)], "record": record}
     optimizer = SGD(0.05, momentum=0.9)
-    with capture.RecordedSteps(task, theta, stats, optimizer, order, **settings) as steps:
+    if runs_as_written():
+        steps = loop.Steps(task, theta, stats, optimizer, order, rng, moments=settings["moments"])
+    else:
+        steps = capture.RecordedSteps(task, theta, stats, optimizer, order, **settings)
+    with steps:
         for _ in order:
             steps.take()
     found = theta, stats, moments.mean, moments.variance, steps.losses
@@ -345,14 +364,8 @@ def _product_error(choice):
     """With TF32 three digits are left, if the card and cuBLAS use it at all."""
     rng = np.random.default_rng(2)
     a, b = rng.standard_normal((2, SIZE, SIZE)).astype(np.float32)
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = choice
-    try:
+    with _tf32(choice):
         product = gpu.matmul(*(arrays.to_device(array, "gpu") for array in (a, b)))
-    finally:
-        del os.environ[VARIABLE]
-        if before is not None:
-            os.environ[VARIABLE] = before
     error = _difference(product, a.astype(np.float64) @ b)
     unused = choice == "1" and error < 1e-5
     remark = "as exact as without: this card, or cuBLAS, does not use it" if unused else ""

@@ -438,11 +438,12 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, smoothing: float = 0.
     labels     (N,) or (…, N) integers in [0, C)
     smoothing  s, 0 ≤ s < 1
     Returns    (…), one loss for each network
-    Raises     ValueError when the shapes disagree or a label is out of range
+    Raises     ValueError when the shapes disagree or a label is out of range. Labels that are on a
+               GPU already are not looked at: that would wait for all its work
     """
     xp = xp_of(logits)
     count, classes = logits.shape[-2:]
-    labels = xp.asarray(labels)
+    labels = xp_of(labels).asarray(labels)
     if labels.dtype.kind not in "iu":
         raise ValueError(checks.labels_are_no_integers("softmax_cross_entropy", labels))
     if labels.shape not in ((count,), logits.shape[:-1]):
@@ -450,10 +451,12 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, smoothing: float = 0.
             f"softmax_cross_entropy: labels {labels.shape} for logits {logits.shape}: expected "
             + " or ".join(map(str, dict.fromkeys(((count,), logits.shape[:-1]))))
         )
-    if xp is np and labels.size and (labels.min() < 0 or labels.max() >= classes):
+    on_host = xp_of(labels) is np
+    if on_host and labels.size and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(
             checks.labels_out_of_range("softmax_cross_entropy", labels.min(), labels.max(), classes)
         )
+    labels = xp.asarray(labels)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
     target = (labels[..., None] == xp.arange(classes)).astype(logits.dtype)

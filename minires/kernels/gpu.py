@@ -82,6 +82,9 @@ def _launch(name, count, *arguments, dtype=None):
     dtype = np.dtype(dtype or arrays[0].dtype)
     if dtype not in (np.float32, np.float64):
         raise ValueError(f"{name}: arrays are {dtype}, expected float32 or float64")
+    for array, kind in zip(arrays, _declared(name), strict=True):
+        if array.dtype != (wanted := DTYPES.get(kind, dtype)):
+            raise ValueError(f"{name}: an array is {array.dtype}, expected {wanted}: convert it")
     real = {4: "float", 8: "double"}[dtype.itemsize]
     sizes = [array.size for array in arrays] + [n for n in arguments if isinstance(n, Index)]
     small = max(count, *sizes) < SMALL
@@ -99,6 +102,23 @@ def _launch(name, count, *arguments, dtype=None):
             given.append(dtype.type(value) if isinstance(value, float) else np.int32(value))
     kernel = _kernel(xp_of(arrays[0]), name, real, "int" if small else "long long")
     kernel((min(-(-count // THREADS), BLOCKS),), (THREADS,), tuple(given))
+
+
+DTYPES = {
+    "float": np.dtype(np.float32),
+    "double": np.dtype(np.float64),
+    "long long": np.dtype(np.int64),
+    "unsigned long long": np.dtype(np.uint64),
+    "unsigned char": np.dtype(np.uint8),
+}
+
+
+@functools.cache
+def _declared(name):
+    """The types of a kernel's arrays, as its declaration in `gpu.cu` has them, in this order."""
+    _, _, rest = source().partition(f"__global__ void {name}(")
+    parameters = rest[: rest.index("{")].split(",")
+    return [p.partition("*")[0].replace("const ", "").strip() for p in parameters if "*" in p]
 
 
 class Index(int):
@@ -125,8 +145,8 @@ def divisor(size: int) -> np.uint64:
     return np.uint64((1 << shift) // size + 1 << 8 | shift)
 
 
-def _contiguous(array):
-    return xp_of(array).ascontiguousarray(array)
+def _contiguous(array, dtype=None):
+    return xp_of(array).ascontiguousarray(array, dtype)
 
 
 class _Windows:
@@ -309,7 +329,7 @@ def depthwise(x, w, bias, stride, padding, dilation, activation):
 
 def depthwise_weight_gradient(x, g, kernel, stride, padding, dilation):
     """As `plain.depthwise_weight_gradient`: each thread adds up a few outputs' shares."""
-    x, g = _contiguous(x), _contiguous(g)
+    x, g = _contiguous(x), _contiguous(g, x.dtype)
     (sources, images), (replicas, *_, channels) = x.shape[:2], g.shape
     windows = _Windows(x.shape, kernel, stride, padding, dilation)
     high, wide = windows.output
@@ -327,7 +347,7 @@ def depthwise_weight_gradient(x, g, kernel, stride, padding, dilation):
 
 def depthwise_input_gradient(g, w, shape, stride, padding, dilation):
     """As `plain.depthwise_input_gradient`."""
-    g, w = _contiguous(g), _contiguous(w)
+    g, w = _contiguous(g, w.dtype), _contiguous(w)
     replicas, *kernel, _ = w.shape
     windows = _Windows(shape, kernel, stride, padding, dilation)
     x_gradient = xp_of(g).empty((replicas, *shape), g.dtype)
@@ -351,7 +371,7 @@ def max_pool(x, window, stride, padding, dilation):
 
 def max_pool_gradient(g, x, y, window, stride, padding, dilation):
     """As `plain.max_pool_gradient`."""
-    g, x, y = map(_contiguous, (g, x, y))
+    g, x, y = (_contiguous(array, x.dtype) for array in (g, x, y))
     windows = _Windows(x.shape, window, stride, padding, dilation)
     x_gradient = xp_of(x).empty(x.shape, x.dtype)
     _launch("max_pool_gradient", x.size, g, x, y, x_gradient, *windows.arguments)
@@ -369,7 +389,7 @@ def mean_pool(x, divisor, window, stride, padding, dilation):
 
 def mean_pool_gradient(g, divisor, shape, window, stride, padding, dilation):
     """As `plain.mean_pool_gradient`."""
-    g, divisor = _contiguous(g), _contiguous(divisor)
+    g, divisor = _contiguous(g, divisor.dtype), _contiguous(divisor)
     windows = _Windows(shape, window, stride, padding, dilation)
     x_gradient = xp_of(g).empty(shape, g.dtype)
     _launch("mean_pool_gradient", x_gradient.size, g, divisor, x_gradient, *windows.arguments)
@@ -427,7 +447,7 @@ def normalize(rows, factor, offset, replicas, activation):
 
 def norm_sums(g, rows, center, factor, offset, activation):
     """As `plain.norm_sums`, but returns g, not g': each pass computes g' again."""
-    g, *arrays = map(_contiguous, (g, rows, center, factor, offset))
+    g, *arrays = (_contiguous(a, rows.dtype) for a in (g, rows, center, factor, offset))
     replicas, count, channels = g.shape
     step = _rows_a_thread(g.shape)
     found = xp_of(g).empty((2, -(-count // step), replicas * channels), np.float64)

@@ -13,6 +13,8 @@ import numpy as np
 from minires.arrays import xp_of
 from minires.kernels import kernels_of, runs_as_written
 
+COUNTS = {"fold_moments"}  # kernels whose numbers count something; those of all others are like θ
+
 
 def apply_formula(
     formula: Callable, *vectors: Any, numbers: Sequence[Any] = (), settings: Sequence[float] = (),
@@ -32,16 +34,17 @@ def apply_formula(
     like = vectors[0]
     fast = kernel and not runs_as_written() and getattr(kernels_of(like), kernel)
     if fast:
-        fast(*vectors, *(_beside(like, number).reshape(-1) for number in numbers), *settings)
+        dtype = np.int64 if kernel in COUNTS else like.dtype
+        given = (_beside(like, number, dtype).reshape(-1) for number in numbers)
+        fast(*vectors, *given, *settings)
         return
     # Python's own numbers do not widen float32 to float64; an array of float64 would.
-    own = (_beside(like, n) if np.ndim(n) else float(n) for n in numbers)
+    own = (_beside(like, n, like.dtype) if np.ndim(n) else float(n) for n in numbers)
     formula(*vectors, *own, *settings)
 
 
-def _beside(theta, number):
+def _beside(theta, number, dtype):
     """One number, or one for each network, as an array on θ's device."""
     if xp_of(number) is np:
         number = np.asarray(number)
-    dtype = np.int64 if number.dtype.kind in "iu" else theta.dtype
     return xp_of(theta).asarray(number, dtype)

@@ -29,6 +29,7 @@ from minires.training.schedules import constant
 # So many updates are made one by one before one is recorded: the first compiles the kernels, the
 # second fills the pool.
 PLAIN = 2
+SEEDS = 1 << 63  # dropout's seeds are whole numbers below it
 
 
 class RecordedSteps:
@@ -90,6 +91,7 @@ class RecordedSteps:
         self._descent = (_RecordedSGD if isinstance(optimizer, SGD) else _RecordedAdam)(optimizer)
         optimizer.rate = to_host(optimizer.rate)
         optimizer.ready(theta, theta)
+        self._settings = self._descent.settings()
         self._averages = [
             (_RecordedEMA if isinstance(kept, EMA) else _RecordedMoments)(kept, vector)
             for kept, vector in moments
@@ -125,7 +127,7 @@ class RecordedSteps:
         # The first row is not used: the first update took its own seeds.
         seeds = np.zeros((self.count, calls, len(generators)), np.uint64)
         for place, generator in enumerate(generators):
-            seeds[1:, :, place] = generator.integers(1 << 63, size=(self.count - 1, calls))
+            seeds[1:, :, place] = generator.integers(SEEDS, size=(self.count - 1, calls))
         self._tables["seeds"] = self.xp.asarray(seeds)
         self._rows["seeds"] = self.xp.empty_like(self._tables["seeds"][:1])
 
@@ -205,6 +207,12 @@ class RecordedSteps:
         Returns  None: the loss may not be known yet, see `losses`
         """
         number = self.number
+        if self._settings != self._descent.settings():
+            # What was recorded has the old settings in it, or the old state's addresses.
+            self._graph = None
+            self.optimizer.ready(self.theta, self.theta)
+            self._settings = self._descent.settings()
+            self._fill_rates(number)
         if not np.array_equal(self._rate, self.optimizer.rate):
             self._fill_rates(number)
         if self._graph is not None:
@@ -225,9 +233,11 @@ class RecordedSteps:
             elif number == 0 and self._generators():
                 counting = [_Counting(generator) for generator in self._generators()]
                 self._update(counting if isinstance(self.rng, (list, tuple)) else counting[0])
-                calls = counting[0].calls
-                if calls:
-                    self._fill_seeds(calls)
+                if others := counting[0].others:
+                    self.record = False
+                    self.reason = f"a layer draws random numbers itself: rng.{others[0]}"
+                elif counting[0].calls:
+                    self._fill_seeds(counting[0].calls)
             else:
                 self._update(self._random())
 
@@ -256,9 +266,20 @@ class _Allocator:
 # because a recorded update executes no Python.
 
 
-class _RecordedSGD:
+class _Recorded:
+    """An optimizer whose steps are recorded."""
+
     def __init__(self, optimizer):
         self.optimizer = optimizer
+
+    def settings(self):
+        """What a recorded step has in it for good: numbers, and which vectors it changes."""
+        own = self.optimizer
+        numbers = (getattr(own, name) for name in own.settings if name != "rate")
+        return *numbers, *(id(getattr(own, name)) for name in own.vectors)
+
+
+class _RecordedSGD(_Recorded):
 
     def numbers(self, count):
         return (self.optimizer.rate,)
@@ -271,10 +292,7 @@ class _RecordedSGD:
         kernels_of(theta).step_sgd(theta, gradient, own.velocity, rate, *settings)
 
 
-class _RecordedAdam:
-    def __init__(self, optimizer):
-        self.optimizer = optimizer
-
+class _RecordedAdam(_Recorded):
     def numbers(self, count):
         return self.optimizer.corrected(count)
 
@@ -326,14 +344,20 @@ class _RecordedEMA:
 
 
 class _Counting:
-    """A Generator that counts how often it is asked for a seed."""
+    """A Generator that counts how often it is asked for a seed; `others` is what else was asked."""
 
     def __init__(self, generator):
-        self.generator, self.calls = generator, 0
+        self.generator, self.calls, self.others = generator, 0, []
 
-    def integers(self, high):
+    def integers(self, *given, **options):
+        if given != (SEEDS,) or options:
+            self.others.append("integers")
         self.calls += 1
-        return self.generator.integers(high)
+        return self.generator.integers(*given, **options)
+
+    def __getattr__(self, name):
+        self.others.append(name)
+        return getattr(self.generator, name)
 
 
 def epoch_ends(updates: int, images: int, batch: int) -> list[int]:
