@@ -292,18 +292,21 @@ def test_moments_of_a_batch_keep_a_variance_far_below_the_mean(rng):
     assert_close(variance[0], exact.var(axis=1), 1e-4)
 
 
-@pytest.mark.parametrize("channels", [3, 16, 24, 101])
+@pytest.mark.parametrize("channels", [1, 3, 16, 24, 101])
 @pytest.mark.parametrize("rows", [50, 300, 64 * 300])
 @pytest.mark.parametrize("away", [1, 32])
-def test_moments_keep_their_digits_however_the_rows_are_arranged(rng, away, rows, channels):
-    """The kernel measures distances from the first rows of a part: here these are far away."""
-    x = rng.standard_normal((1, rows, channels), dtype=np.float32)
-    x[0, :away] += 1000
+@pytest.mark.parametrize("deviation", [0, 1e-3])
+def test_moments_keep_their_digits_however_the_rows_are_arranged(
+    rng, deviation, away, rows, channels
+):
+    """The first rows are far from all others, which may be constant, as zeros after a ReLU are."""
+    x = np.float32(deviation) * rng.standard_normal((1, rows, channels), dtype=np.float32)
+    x[0, :away] += rng.uniform(1, 2, channels).astype(np.float32)
     for order in (slice(None), slice(None, None, -1)):
         exact = x[:, order].astype(float)
         mean, variance = cpu.norm_moments(x[:, order])
-        assert_close(mean[0], exact.mean(axis=1), 1e-7, scale=1000)
-        assert_close(variance[0], exact.var(axis=1), 1e-5)
+        assert_close(mean[0], exact.mean(axis=1), 1e-6)
+        assert_close(variance[0] / exact.var(axis=1), np.ones((1, channels)), 2e-6)
 
 
 @pytest.mark.parametrize("rows", [3, 7, 33, 1000])
@@ -311,9 +314,9 @@ def test_moments_keep_their_digits_however_the_rows_are_arranged(rng, away, rows
 def test_a_channel_that_is_the_same_everywhere_has_no_variance(rng, size, rows):
     channels = np.float32(size) * rng.standard_normal(160, dtype=np.float32)
     mean, variance = cpu.norm_moments(np.broadcast_to(channels, (1, rows, 160)))
-    assert_close(mean[0, 0], channels, 1e-7)
+    assert_close(mean[0, 0], channels, 1e-6)
     assert (variance >= 0).all()
-    assert variance.max() < 1e-14 * size**2
+    assert variance.max() < 1e-12 * size**2
 
 
 @given(case=norm_cases(), part=st.sampled_from([1, 500, 1 << 16]))

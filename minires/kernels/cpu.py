@@ -293,8 +293,8 @@ def _sums(numbers, count=2):
 def norm_moments(rows):
     """As `plain.norm_moments`: in parts, whose results are merged in float64.
 
-    A part takes one pass, over the distances from a value near its mean. So a variance that is
-    much smaller than the mean keeps its digits.
+    Each part takes two passes: first its mean, then the squared deviations from it. So a variance
+    that is much smaller than the mean keeps its digits.
     """
     numbers = _rows(len(rows), rows.shape)
     partial, (mean, variance) = _sums(numbers)

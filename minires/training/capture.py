@@ -280,7 +280,6 @@ class _Recorded:
 
 
 class _RecordedSGD(_Recorded):
-
     def numbers(self, count):
         return (self.optimizer.rate,)
 

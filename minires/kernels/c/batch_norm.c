@@ -52,51 +52,31 @@ static void add_rows(const real *x, int64_t count, int64_t channels, double *sum
     }
 }
 
-/* mean = Σ x / M and squares = Σ (x − mean)², of the rows of one part, in one pass:
-
-     mean = c + Σ (x − c) / M        squares = Σ (x − c)² − ( Σ (x − c) )² / M
-
-   For any c that is true. In numbers of finite length the difference loses digits if c lies many
-   deviations away from the mean. So c is the mean of the first SHORT rows: then the second term is
-   at most M / SHORT times the result, however the values are arranged. */
+/* mean = Σ x / M, then squares = Σ (x − mean)², of the rows of one part: it is still in the cache
+   when it is read again. */
 static void moments_tile(const void *job, int64_t tile, char *scratch) {
     const struct rows_job *own = job;
     int64_t channels = own->shape->channels, width = round_up(channels, VL);
     struct part p = part_of(own->shape, tile);
-    int64_t count = p.last - p.first, first = least(SHORT, count);
-    double *sums = own->sums + tile * channels, *squares = own->more + tile * channels;
-    real *center = (real *)scratch, *few = center + width, *few_squares = few + width;
+    int64_t count = p.last - p.first;
+    double *mean = own->sums + tile * channels, *squares = own->more + tile * channels;
+    real *center = (real *)scratch, *few = center + width;
     const real *x = own->x + p.x;
     memset(center, 0, width * sizeof *center);
-    memset(sums, 0, channels * sizeof *sums);
-    add_rows(x, first, channels, sums, few);
-    for (int64_t c = 0; c < channels; c++) {
-        center[c] = sums[c] / first;
-        if (center[c] - center[c] != 0) /* not finite: the sums shall become so, not NaN at once */
-            center[c] = 0;
-    }
-    memset(sums, 0, channels * sizeof *sums);
+    memset(mean, 0, channels * sizeof *mean);
     memset(squares, 0, channels * sizeof *squares);
+    add_rows(x, count, channels, mean, few);
+    for (int64_t c = 0; c < channels; c++)
+        center[c] = mean[c] /= count;
     for (int64_t start = 0; start < count; start += SHORT) {
         int64_t rows = least(SHORT, count - start);
-        memset(few, 0, 2 * width * sizeof *few);
+        memset(few, 0, width * sizeof *few);
         for (int64_t m = 0; m < rows; m++, x += channels)
             EACH_VECTOR(c, some, channels, {
                 vec away = load_some(x + c, some) - load(center + c);
-                store(few + c, load(few + c) + away);
-                store(few_squares + c, load(few_squares + c) + away * away);
+                store(few + c, load(few + c) + away * away);
             });
-        for (int64_t c = 0; c < channels; c++) {
-            sums[c] += few[c];
-            squares[c] += few_squares[c];
-        }
-    }
-    for (int64_t c = 0; c < channels; c++) {
-        double away = sums[c] / count;
-        squares[c] -= away * sums[c];
-        if (squares[c] < 0) /* by rounding */
-            squares[c] = 0;
-        sums[c] = center[c] + away;
+        for (int64_t c = 0; c < channels; c++) squares[c] += few[c];
     }
 }
 
@@ -110,7 +90,7 @@ EXPORT int norm_moments(const real *x, const struct rows *shape, double *means, 
     struct rows_job job = {.shape = shape, .x = x, .sums = means, .more = squares};
     int64_t size = shape->replicas * shape->channels;
     if (run_tiles(moments_tile, &job, shape->parts * shape->replicas,
-                  3 * round_up(shape->channels, VL) * sizeof(real), threads))
+                  2 * round_up(shape->channels, VL) * sizeof(real), threads))
         return -1;
     memset(mean, 0, size * sizeof *mean);
     memset(variance, 0, size * sizeof *variance);
