@@ -273,9 +273,9 @@ for column, rate in enumerate(RATES):
 # for good. Then nothing helps: the average of bad networks is a bad network.
 #
 # **We chose.** Small images, a small network and large rates were chosen so that you *see* the
-# effect. With the paper's LeNet on MNIST the gain is about a tenth of a percent, if ℓ₂ is large: 5 to
-# 15 more digits in 10,000. And an exponential average, or a rate that falls to zero, does as well. The
-# README of this project shows the numbers, for and against.
+# effect. With the paper's LeNet on MNIST the gain is about a tenth of a percent, if ℓ₂ is large:
+# 5 to 15 more digits in 10,000. And an exponential average, or a rate that falls to zero, does as
+# well. The README of this project shows the numbers, for and against.
 #
 # ## Three questions
 #

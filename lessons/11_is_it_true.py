@@ -276,8 +276,9 @@ print(f"one of them: {five[:, 0].mean():.2f} %; the best of five: {five.max(axis
 #
 # **A few large differences.** Student's t asks about the *mean* of the differences. One lost run
 # makes the mean large, and s larger still, so t gets *smaller*. (In the picture: at ℓ₂ = 0.075
-# one point lies far below the others. On another computer it may be another rate, or none.) A test
-# that counts only who was better in each pair does not mind. (The **sign test**: heads or tails for each seed.)
+# one point lies far below the others. On another computer it may be another rate, or none.) A
+# test that counts only who was better in each pair does not mind. (The **sign test**: heads or
+# tails for each seed.)
 
 # %%
 for rate, column in zip(RATES, d.T, strict=True):

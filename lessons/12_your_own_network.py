@@ -315,8 +315,8 @@ if onnx:
 # moving average of the weights). Then fine-tuning can make them *worse*, since the last θ is no
 # average, and the mean may only win back what was there. So always report base too.
 #
-# **Computing in whole numbers, recurrent layers, control flow.** `minires.onnx.load` names each operator
-# that it does not know, and refuses. "(Nearly) every" is not "every".
+# **Computing in whole numbers, recurrent layers, control flow.** `minires.onnx.load` names each
+# operator that it does not know, and refuses. "(Nearly) every" is not "every".
 #
 # ## Three questions
 #

@@ -9,7 +9,9 @@ import pytest
 from helpers import assert_close
 
 import minires
-from minires.arrays import aligned, to_host
+from minires.arrays import aligned, to_host, xp_of
+from minires.engine import ops
+from minires.engine.autodiff import data_of
 from minires.engine.convolution import mean_pool
 from minires.networks.layers import (
     Branches,
@@ -17,6 +19,7 @@ from minires.networks.layers import (
     Dense,
     Dropout,
     Flatten,
+    Layer,
     MaxPool,
     MeanPool,
     Sequential,
@@ -433,6 +436,66 @@ def test_what_a_graph_cannot_hold_is_refused(device):
                     refused()
             finally:
                 stream.end_capture()
+
+
+# --- what changes within a training ---------------------------------------------------------
+
+
+CHANGES = {
+    "momentum": lambda optimizer: setattr(optimizer, "momentum", 0.9),
+    "weight decay": lambda optimizer: setattr(optimizer, "weight_decay", 0.5),
+    "no momentum": lambda optimizer: setattr(optimizer, "momentum", 0.0),
+    "restored": lambda optimizer: optimizer.restore(optimizer.state()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("at", [0, 4])
+def test_an_optimizer_may_be_changed_between_updates(device, change, at):
+    """What is recorded has the old numbers in it, and the addresses of the old state."""
+    found = {}
+    for where in ("cpu", "gpu"):
+        kept = []
+
+        def make(rates, kept=kept):
+            kept.append(SGD(rates, momentum=0.0 if change in ("momentum", "weight decay") else 0.9))
+            return kept[0]
+
+        def after_update(number, theta, loss, kept=kept):
+            if number == at:
+                CHANGES[change](kept[0])
+
+        found[where], _ = trained(device, where, make=make, after_update=after_update)
+    assert_close(found["gpu"], found["cpu"], 1e-10)
+
+
+class Noise(Layer):
+    """Adds normal numbers in training, drawn on the host."""
+
+    def apply(self, x, forward):
+        if forward.mode != "train":
+            return x
+        shape = data_of(x).shape
+        noise = forward.rng.standard_normal(shape) + forward.rng.integers(0, 2, shape)
+        return ops.add(x, xp_of(data_of(x)).asarray(0.1 * noise))
+
+
+def test_a_layer_that_draws_its_own_numbers_is_only_slower(device):
+    model = Model((4, 4, 1), Sequential(Noise(), Flatten(), Dense(3)))
+    rng, found = np.random.default_rng(1), {}
+    theta = model.init(rng, dtype=np.float64)
+    images, labels = rng.standard_normal((8, 4, 4, 1)), rng.integers(0, 3, 8)
+    for where in ("cpu", "gpu"):
+        own = theta.copy(), model.init_stats(dtype=np.float64), images, labels
+        own = [array if where == "cpu" else device.asarray(array) for array in own]
+        task = loop.Task(model, own[2], own[3], 4, 0, True)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            loop.train(task, own[0], own[1], SGD(0.1), 6)
+        remarks = [w for w in said if "rng.standard_normal" in str(w.message)]
+        assert len(remarks) == (where == "gpu")
+        found[where] = to_host(own[0])
+    assert_close(found["gpu"], found["cpu"], 1e-12)
 
 
 # --- what the study asks of training ------------------------------------------------------

@@ -14,6 +14,7 @@ from minires.engine import ops
 from minires.engine.autodiff import Tensor, gradients, variable
 from minires.engine.batch_norm import batch_moments, batch_norm
 from minires.engine.convolution import conv2d, depthwise_conv2d, max_pool, mean_pool
+from minires.kernels import gpu, plain
 from minires.resampling import averages
 from minires.training import loop, metrics
 from minires.training.optimizers import SGD, Adam
@@ -422,3 +423,51 @@ def test_runs_repeat_bit_for_bit(device, name):
 
     for once, again in zip(run(), run(), strict=True):
         np.testing.assert_array_equal(once, again)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+@pytest.mark.parametrize("rate", [1, np.array([[1], [2]])])
+def test_a_rate_that_is_a_whole_number(device, kind, rate):
+    theta = np.ones((2, 8), np.float32)
+    found, gradient = device.asarray(theta), np.full_like(theta, 0.25)
+    kind(rate).step(found, device.asarray(gradient))
+    kind(np.asarray(rate, float) if np.ndim(rate) else float(rate)).step(theta, gradient)
+    assert (theta != 1).all()
+    assert_close(to_host(found), theta, 1e-6)
+
+
+def test_gradients_of_another_width_are_converted(device, rng):
+    """A layer of one's own may widen what it hands back: float32 times a float64 number."""
+    x = rng.standard_normal((1, 2, 8, 8, 3)).astype(np.float32)
+    w = rng.standard_normal((1, 3, 3, 3)).astype(np.float32)
+    vectors = rng.standard_normal((3, 1, 1, 3)).astype(np.float32)
+    valid, pooled = ((1, 1), ((1, 1), (1, 1)), (1, 1)), ((2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1))
+    rows = x.reshape(1, -1, 3)
+    y = plain.max_pool(x[0], *pooled)
+    four = np.full((4, 4, 1), 4, np.float32)
+    calls = {
+        "norm_sums": lambda k, up, g: k.norm_sums(g(rows), up(rows), *map(up, vectors), None)[1],
+        "max_pool_gradient": lambda k, up, g: k.max_pool_gradient(g(y), up(x[0]), up(y), *pooled),
+        "mean_pool_gradient": lambda k, up, g: k.mean_pool_gradient(
+            g(y), up(four), x[0].shape, *pooled
+        ),
+        "depthwise_weight_gradient": lambda k, up, g: k.depthwise_weight_gradient(
+            up(x), g(x), (3, 3), *valid
+        ),
+        "depthwise_input_gradient": lambda k, up, g: k.depthwise_input_gradient(
+            g(x), up(w), x.shape[1:], *valid
+        ),
+    }
+    for call in calls.values():
+        ours = call(gpu, device.asarray, lambda a: device.asarray(a.astype(np.float64)))
+        assert_close(to_host(ours), call(plain, np.asarray, np.asarray), 1e-5)
+    given = [device.asarray(a) for a in (rows, rows.astype(np.float64), *vectors[:2])]
+    with pytest.raises(ValueError, match="norm_gradient: an array is float64, expected float32"):
+        gpu.norm_gradient(*given, None, None)
+
+
+def test_labels_on_the_host_are_checked(device, rng):
+    logits = device.asarray(rng.standard_normal((4, 3)))
+    for labels in ([0, 1, 2, 3], np.array([0, 1, 2, -1])):
+        with pytest.raises(ValueError, match="label"):
+            ops.softmax_cross_entropy(logits, labels)
