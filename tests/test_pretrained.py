@@ -412,6 +412,16 @@ def test_one_seed_that_says_the_opposite_makes_it_inconclusive():
     assert "1 of 3 seeds with the opposite sign" in reasons["C13"].reason
 
 
+def test_one_seed_that_says_the_opposite_does_not_let_the_others_contradict():
+    gains = levels(-0.5, 0.5)
+    for rate in (0.01, 0.1):
+        gains["mean", rate, 2] = -1.0  # two seeds are worse than the base, this one is better
+    found = synthetic(gains)
+    reasons = {verdict.claim: verdict for verdict in verdicts(found, "nll")}
+    assert reasons["C13"].outcome == "inconclusive"
+    assert "1 of 3 seeds with the opposite sign" in reasons["C13"].reason
+
+
 def test_one_rate_without_a_gain_is_enough_against_all_cases():
     gains = levels(-0.5, -1.5)
     for number in range(3):
@@ -567,6 +577,11 @@ def test_a_sweep_goes_on_from_its_rows(place, folder, tmp_path, capsys):
     other.settings["updates"] = 8
     with pytest.raises(ValueError, match="another sweep"):
         pretrained_findings.save_rows(other, rows)
+    fewer = load(folder)
+    fewer.records.pop(next(iter(fewer.records)))
+    with pytest.raises(ValueError, match="holds 1 cell that this sweep lacks"):
+        pretrained_findings.save_rows(fewer, rows)
+    assert load(rows) == load(folder)
 
 
 def test_a_batch_of_more_pictures_than_there_are_is_refused(place, tmp_path, capsys):

@@ -237,6 +237,16 @@ def test_results_are_small_whole_and_say_what_made_them(folder, tmp_path):
     assert load_sweep(tmp_path) == sweep
 
 
+def test_rows_are_not_replaced_by_fewer(tmp_path):
+    save_rows(synthetic_sweep(seeds=2), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    with pytest.raises(ValueError, match=r"holds \d+ cells that this sweep lacks: name another"):
+        save_rows(synthetic_sweep(seeds=1), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+    save_rows(synthetic_sweep(seeds=3), tmp_path)
+    assert len({row["cell"]["seed"] for row in lines(tmp_path)}) == 3
+
+
 @pytest.mark.parametrize("holds", ["rows", "cells", "rows without settings"])
 def test_rows_are_not_written_over_another_sweep(tmp_path, holds):
     save_rows(synthetic_sweep(seeds=2), tmp_path)

@@ -858,9 +858,10 @@ def test_a_resume_on_other_kernels_is_refused(tmp_path):
         open_folder(tmp_path, config, model, True)
 
 
-def test_stages_without_their_settings_are_not_taken_for_ones_own(tmp_path):
-    (tmp_path / "seed_0_pretrained.npz").write_bytes(b"")
-    with pytest.raises(FileExistsError, match=r"not the config\.json"):
+@pytest.mark.parametrize("name", ["seed_0_pretrained.npz", "results.json", "figure.png"])
+def test_files_without_their_settings_are_not_taken_for_ones_own(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FileExistsError, match=rf"holds {name}, but no config\.json"):
         open_folder(tmp_path, Config(), Config().model((28, 28, 1)))
 
 

@@ -351,11 +351,13 @@ def test_other_settings_or_data_are_refused(undisturbed, dataset):
     assert finished_table(folder) == table
 
 
-def test_results_without_settings_are_refused(dataset, tmp_path):
-    (tmp_path / "cells").mkdir()
-    (tmp_path / "cells" / "x.json").touch()
-    with pytest.raises(ValueError, match=r"holds results, but not the sweep\.json"):
+@pytest.mark.parametrize("name", ["cells/x.json", "data/thesis.txt", "predictions/mine.npy"])
+def test_files_of_others_are_refused_and_kept(dataset, tmp_path, name):
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(ValueError, match=r"is there, but no sweep\.json"):
         ready(tmp_path, dataset)
+    assert (tmp_path / name).read_text() == "precious"
     with pytest.raises(FileNotFoundError, match="holds no sweep"):
         load_sweep(tmp_path)
 
@@ -652,6 +654,17 @@ def test_the_command(completed):
     assert last.endswith(f"table.json and all records are in {out}")
 
 
+def test_only_the_shared_files_are_removed(dataset, tmp_path):
+    source = ready(tmp_path, dataset)
+    (tmp_path / "data" / "notes.txt").write_text("precious")
+    assert len(list((tmp_path / "data").iterdir())) == 5
+    source.remove_shared()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["notes.txt"]
+    (tmp_path / "data" / "notes.txt").unlink()
+    source.remove_shared()
+    assert not (tmp_path / "data").exists()
+
+
 def session_of(leader):
     """The processes of a session that are alive."""
     found = []
@@ -762,6 +775,9 @@ def test_a_step_and_a_prediction_are_measured(dataset):
         (["--seeds", "0"], "seeds is 0, expected 1 or more"),
         (["--batch", "65"], "--batch is 65, but there are 64 training images"),
         (["--data", "mnist", "--data-dir", "/nowhere"], "/nowhere"),
+        (["--updates", "1"], "updates is 1, expected 2 or more (--updates)"),
+        (["--cluster", ""], "--cluster is empty"),
+        (["--cluster", "tcp://127.0.0.1:9"], "--workers are of this machine"),
     ],
 )
 def test_mistakes_of_the_caller_are_one_line(tmp_path, capsys, arguments, message):
@@ -775,7 +791,7 @@ def test_mistakes_of_the_caller_are_one_line(tmp_path, capsys, arguments, messag
 
 def test_without_dask_the_error_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    arguments = [*COMMAND[3:], "--out", str(tmp_path / "out"), "--cluster", "tcp://127.0.0.1:9"]
+    arguments = [*COMMAND[3:-2], "--out", str(tmp_path / "out"), "--cluster", "tcp://127.0.0.1:9"]
     assert cli.main(arguments) == 2
     assert "pip install 'minires[cluster]'" in capsys.readouterr().err
 

@@ -695,7 +695,7 @@ def hash_of_pictures(pictures: Any, *chosen: np.ndarray) -> str:
     pictures   minires.data.imagenet.Pictures
     chosen     indices of some of them, which count too
     """
-    digest = hashlib.sha256("\n".join(pictures.names).encode())
+    digest = hashlib.sha256("\n".join(pictures.names).encode("utf-8", "surrogateescape"))
     for array in (pictures.labels, *chosen):
         digest.update(array.tobytes())
     return digest.hexdigest()

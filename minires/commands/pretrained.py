@@ -99,7 +99,7 @@ def run(options: Any) -> int:
     """
     from minires.arrays.results import locked_folder, settle, tidy
     from minires.study import pretrained, pretrained_findings
-    from minires.study.store import SETTINGS
+    from minires.study.store import SETTINGS, check_free
 
     out = options.out or Path("runs") / f"sweep-pretrained-{options.model.stem}"
     batch = options.batch
@@ -123,6 +123,8 @@ def run(options: Any) -> int:
     cells = pretrained.cells_of(options.seeds or 1, rates)
     settings = _settings(options, examination, {"train": pictures, **others}, plan)
     with locked_folder(out):
+        if not (out / SETTINGS).exists():
+            check_free(out, "cells", "means", "data")
         settle(out, SETTINGS, settings, write=False)
         done = pretrained.read_cells(out)[1] if (out / SETTINGS).exists() else {}
         missing = [cell for cell in cells if cell not in done]
@@ -150,8 +152,9 @@ def run(options: Any) -> int:
         say(*describe_notes(examination))
         began = time.monotonic()
         count = pretrained.run_sweep(subject, plan, cells, out, options.quiet)
-        for path in (out / "data").glob("*.npy"):
-            path.unlink()
+        for name in shown:
+            for path in (out / "data" / f"{name}.npy", out / "data" / f"{name}_labels.npy"):
+                path.unlink(missing_ok=True)
         say(f"{counted(count, 'cell')} in {(time.monotonic() - began) / 60:.0f} minutes: {out}")
     print(pretrained_findings.text_table(pretrained_findings.load(out)))
     return 0

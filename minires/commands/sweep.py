@@ -1,7 +1,6 @@
 """`minires sweep`: the paper's study, on every core, many machines or a GPU."""
 
 import contextlib
-import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -141,6 +140,12 @@ def _check_options(options):
             option = name.replace("_", "-")
             raise ValueError(f"--{option} is {value}, expected 1 or more")
     arrays.module_for(options.device)  # is there a GPU?
+    if options.cluster == "":
+        raise ValueError(
+            "--cluster is empty: give the scheduler's address, such as tcp://host:8786"
+        )
+    if options.cluster and options.workers:
+        raise ValueError("--workers are of this machine, --cluster computes on others: give one")
     if options.device == "gpu" and (options.workers or options.cluster):
         raise ValueError(
             "--workers and --cluster are for CPUs, --device gpu works in one process: leave one "
@@ -206,7 +211,7 @@ def _compute(options, profile, folder, source, dataset):
     crew = _crew(options)
     with _remedy_for(crew):
         count = run_sweep(profile, source, folder, crew, options.quiet)
-    shutil.rmtree(folder / "data")
+    source.remove_shared()
     save_json(folder / "table.json", tabulate(load_sweep(folder)))
     if not options.quiet:
         seconds = time.monotonic() - began
@@ -256,7 +261,7 @@ def _crew(options, dry_run=False):
 
     if options.device == "gpu":
         return Device(options.side_by_side or SIDE_BY_SIDE_ON_GPU)
-    if options.cluster and not dry_run:
+    if options.cluster is not None and not dry_run:
         return Cluster(options.cluster)
     return Processes(options.workers or arrays.default_threads())
 

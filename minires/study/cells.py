@@ -15,6 +15,7 @@ The difference is about 1e-7 at first. It grows when a value lies at the kink of
 gradient jumps. Then the weights go another way, which is equally good.
 """
 
+import contextlib
 import math
 import time
 import warnings
@@ -108,6 +109,13 @@ class Source:
             with complete(self._file(name)) as file:
                 np.save(file, array)
 
+    def remove_shared(self) -> None:
+        """Remove the shared files, and their folder if nothing else is in it."""
+        for name in Data._fields:
+            self._file(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            Path(self.folder).rmdir()
+
     def data(self) -> Data:
         """The data, loaded once in each process.
 
@@ -125,7 +133,7 @@ def _load(source):
     try:
         files = [np.load(source._file(name), mmap_mode="r") for name in Data._fields]
         return Data(*map(np.asarray, files))
-    except FileNotFoundError:
+    except OSError:  # it is not there, or of another user
         dataset = source.load_dataset()
     found = fingerprint(dataset)
     if found != source.sha256:

@@ -253,10 +253,10 @@ def open_folder(
                 f"{path} holds an earlier run: add --resume to go on with it, or name another "
                 "folder with --out"
             )
-    elif any(path.glob("seed_*.npz")):
+    elif theirs := sorted(p.name for n in OWN_FILES for p in path.glob(n) if p.suffix != ".part"):
         raise FileExistsError(
-            f"{path} holds stages of a run, but not the {CONFIG} with its settings: name another "
-            "folder with --out"
+            f"{path} holds {', '.join(theirs[:3])}, but no {CONFIG} that says what it belongs to: "
+            "name another folder with --out"
         )
     settings = {
         "format": FORMAT,

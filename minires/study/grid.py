@@ -140,6 +140,8 @@ class Profile:
         for name in ("epochs", "updates", "batch", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.baselines and self.updates < 2:
+            raise ValueError("updates is 1, expected 2 or more (--updates): SWAG needs two")
         if self.network not in NETWORKS:
             raise ValueError(f"network is {self.network!r}, there are {', '.join(NETWORKS)}")
 

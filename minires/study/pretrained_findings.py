@@ -45,7 +45,14 @@ from minires.study.propositions import (
     unknown,
 )
 from minires.study.statistics import ALPHA, p_mcnemar, student_interval
-from minires.study.store import ROWS, SETTINGS, make_folder_of, name_of_sweep, write_rows
+from minires.study.store import (
+    ROWS,
+    SETTINGS,
+    check_kept,
+    make_folder_of,
+    name_of_sweep,
+    write_rows,
+)
 from minires.training.metrics import calibration_error
 
 METRICS = ("accuracy", "nll")
@@ -199,10 +206,12 @@ def save_rows(found: Findings, folder: str | Path) -> None:
     The same sweep gives the same bytes. `minires report` makes the page from them.
 
     folder   made if it does not exist
-    Raises   ValueError when it holds another sweep
+    Raises   ValueError when it holds another sweep, or cells that this one lacks
     """
     folder, name = Path(folder), name_of_sweep(found.settings)
     make_folder_of(name, folder)
+    if (folder / ROWS).exists():
+        check_kept(folder, read_cells(folder)[1], [Cell(), *found.records, *found.diverged])
     lost = {cell: {"cell": vars(cell), "diverged": why} for cell, why in found.diverged.items()}
     records = sorted({**found.records, **lost}.items(), key=lambda item: item[0].order)
     rows = [found.base, *(record for _, record in records)]
@@ -290,6 +299,8 @@ def ahead(found: Findings, metric: str, says: str, first: tuple, second: tuple) 
         return [(says, text)]
 
     pro, con, words = difference.p_above, difference.p_below, difference.words(metric)
+    if against:  # only what every seed shows can contradict
+        con = 1.0
     if min(pro, con) < ALPHA and difference.low <= 0 <= difference.high:
         words += f"; one-sided {p_text(min(pro, con))}"  # the interval, two-sided, does not show it
     return Part(says, pro, con, words, "the opposite", mixed, numbers)

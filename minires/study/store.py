@@ -318,11 +318,14 @@ def save_rows(sweep: Sweep, folder: str | Path) -> None:
     kept only for seeds that are still too few for a deep ensemble of DEEP_MEMBERS.
 
     folder   made if it does not exist
-    Raises   ValueError when it holds another sweep
+    Raises   ValueError when it holds another sweep, or cells that this one lacks
     """
     folder, name = Path(folder), name_of_sweep(sweep.settings)
     make_folder_of(name, folder)
     records = [*sweep.records, *sweep.diverged]
+    if (folder / ROWS).exists():
+        kept = (Cell(**record["cell"]) for record in read_cells(folder)[1])
+        check_kept(folder, kept, (Cell(**record["cell"]) for record in records))
     records.sort(key=lambda record: Cell(**record["cell"]).order)
     write_rows(folder / ROWS, name, records, ensure_ascii=False)
     save_json(folder / DEEP, [e for e in sweep.deep_ensembles if e["members"] == DEEP_MEMBERS])
@@ -331,6 +334,35 @@ def save_rows(sweep: Sweep, folder: str | Path) -> None:
     else:
         (folder / WAITING).unlink(missing_ok=True)
     save_json(folder / SETTINGS, sweep.settings)
+
+
+def check_free(folder: Path, *names: str) -> None:
+    """Check that nothing lies where a new sweep puts its files: these it may change and remove.
+
+    names    of files and folders in it
+    Raises   ValueError when one is there, and not an empty folder
+    """
+    for name in names:
+        path = folder / name
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise ValueError(
+                f"{path} is there, but no {SETTINGS} that says what it belongs to: name another "
+                "folder with --out"
+            )
+
+
+def check_kept(folder: Path, kept: Iterable, cells: Iterable) -> None:
+    """Check that rows in a folder would not be replaced by fewer.
+
+    kept     the cells that it holds
+    cells    those that are to be written
+    Raises   ValueError when some would be lost
+    """
+    if lost := set(kept) - set(cells):
+        raise ValueError(
+            f"{folder} holds {text.counted(len(lost), 'cell')} that this sweep lacks: name another "
+            "folder with --rows"
+        )
 
 
 def make_folder_of(name: str, folder: Path) -> None:

@@ -35,7 +35,7 @@ from minires.resampling.moments import Moments
 from minires.study.cells import ENSEMBLE_BATCH, Outcome, Source, Start, alike, compute, work
 from minires.study.crews import Device, failure, is_death
 from minires.study.grid import MEMBERS, Cell, Profile
-from minires.study.store import FORMAT, SETTINGS, Store, read_cells
+from minires.study.store import FORMAT, SETTINGS, Store, check_free, read_cells
 from minires.training.optimizers import SGD
 from minires.training.timing import Problem
 
@@ -263,11 +263,8 @@ def check_settings(folder: Path, profile: Profile, source: Source, device: str =
     if (folder / SETTINGS).exists():
         read_cells(folder)  # damaged ones, or those of an earlier version, are refused here
         settle(folder, SETTINGS, now, write=False)
-    elif (folder / "results.jsonl").exists() or any((folder / "cells").glob("*.json")):
-        raise ValueError(
-            f"{folder} holds results, but not the {SETTINGS} with their settings: name another "
-            "folder with --out"
-        )
+    else:
+        check_free(folder, "results.jsonl", *PARTS)
     return now
 
 
