@@ -462,14 +462,6 @@ def measure(part, xp, sizes, seconds=SECONDS):
             return
 
 
-def attempt(part, xp, sizes):
-    """The rows of a stage; if it ends in an error, a last one that says so."""
-    try:
-        yield from measure(part, xp, sizes)
-    except Exception as error:  # whatever it is, the other stages can still be measured
-        yield Row(f"  {part}: {type(error).__name__}", "FAILED", str(error)[:200], failed=True)
-
-
 def line(row):
     ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
     cells = f"{row.what:<44}{row.ours:>14}  {row.reference:<30}{ratio:>8}  {row.verdict()}"
@@ -515,19 +507,25 @@ def run_stages(parts, results, xp, sizes, again=False):
     """Measure what is not measured yet, and print everything; returns whether all is right."""
     right = True
     for part in parts:
-        known = part in results.finished and not again
+        if part in results.finished and not again:
+            print(f"--- {part} (measured before)")
+            for row in results.rows[part]:
+                print(line(row))
+                right &= not row.failed
+            continue
+        print(f"--- {part}", flush=True)
         start = time.perf_counter()
-        print(f"--- {part}" + (" (measured before)" if known else ""), flush=True)
-        if not known:
-            results.add(part, begins=True)
-        for row in results.rows.get(part, []) if known else attempt(part, xp, sizes):
-            print(line(row), flush=True)
-            right &= not row.failed
-            if not known:
+        results.add(part, begins=True)
+        try:
+            for row in measure(part, xp, sizes):
+                print(line(row), flush=True)
+                right &= not row.failed
                 results.add(part, row)
-        if not known:
             results.add(part)
-            print(f"    {time.perf_counter() - start:.0f} s", flush=True)
+        except Exception as error:  # the others can be measured; the same command tries it again
+            print(f"    FAILED: {type(error).__name__}: {error}", flush=True)
+            right = False
+        print(f"    {time.perf_counter() - start:.0f} s", flush=True)
     return right
 
 

@@ -546,3 +546,8 @@ def test_published_weights_give_what_another_runtime_gives(data_dir, name, expec
         np.testing.assert_array_equal(found.argmax(axis=1), expected.argmax(axis=1))
         right += (found.argmax(axis=1) == labels).sum()
     assert right == expected_right
+
+
+def test_names_that_are_no_utf_8_have_a_hash():
+    pictures = argparse.Namespace(names=["caf\udce9.png", "one.png"], labels=np.array([0, 1]))
+    assert len(evaluate.hash_of_pictures(pictures)) == 64

@@ -130,6 +130,31 @@ def test_a_benchmark_that_was_cut_off_goes_on(benchmark, stages, tmp_path, capsy
     assert "measured before" not in capsys.readouterr().out
 
 
+def test_a_stage_that_fails_does_not_hold_up_the_others(benchmark, monkeypatch, tmp_path, capsys):
+    path, parts, broken = tmp_path / "results.jsonl", ("lenet", "moments"), [True]
+
+    def lenet(xp, sizes):
+        yield benchmark.Row("first", "1 ms", "")
+        if broken:
+            raise RuntimeError("no graph")
+        yield benchmark.Row("second", "1 ms", "")
+
+    monkeypatch.setattr(benchmark, "lenet", lenet)
+    monkeypatch.setattr(benchmark, "moments", lambda *_: [benchmark.Row("third", "1 ms", "")])
+    assert not benchmark.run_stages(parts, benchmark.Results(path, "card"), None, None)
+    out = capsys.readouterr().out
+    assert "FAILED: RuntimeError: no graph" in out
+    assert "third" in out
+    broken.clear()
+    assert benchmark.run_stages(parts, benchmark.Results(path, "card"), None, None)
+    out = capsys.readouterr().out
+    assert "lenet (measured before)" not in out
+    assert "moments (measured before)" in out
+    kept = benchmark.Results(path, "card")
+    assert kept.finished == set(parts)
+    assert [row.what for row in kept.rows["lenet"]] == ["first", "second"]
+
+
 def test_a_stage_ends_when_its_time_is_up(benchmark, stages):
     rows = list(benchmark.measure("lenet", None, None, seconds=0))
     assert [row.what for row in rows] == ["lenet 1", "  lenet: time is up"]

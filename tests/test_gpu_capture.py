@@ -441,11 +441,18 @@ def test_what_a_graph_cannot_hold_is_refused(device):
 # --- what changes within a training ---------------------------------------------------------
 
 
+def at_rest(optimizer):
+    """Restore the optimizer's state with a velocity of 0."""
+    state = optimizer.state()
+    optimizer.restore(state | {"velocity": 0 * state["velocity"]})
+
+
 CHANGES = {
     "momentum": lambda optimizer: setattr(optimizer, "momentum", 0.9),
     "weight decay": lambda optimizer: setattr(optimizer, "weight_decay", 0.5),
     "no momentum": lambda optimizer: setattr(optimizer, "momentum", 0.0),
-    "restored": lambda optimizer: optimizer.restore(optimizer.state()),
+    "restored": at_rest,
+    "restored twice": lambda optimizer: [at_rest(optimizer), at_rest(optimizer)],
 }
 
 
@@ -467,6 +474,16 @@ def test_an_optimizer_may_be_changed_between_updates(device, change, at):
 
         found[where], _ = trained(device, where, make=make, after_update=after_update)
     assert_close(found["gpu"], found["cpu"], 1e-10)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_an_optimizer_that_stays_as_it_is_is_recorded_once(device, monkeypatch, make):
+    record, times = capture.RecordedSteps._record, []
+    monkeypatch.setattr(
+        capture.RecordedSteps, "_record", lambda self: times.append(1) or record(self)
+    )
+    run(device, make)
+    assert len(times) == 1
 
 
 class Noise(Layer):

@@ -1,6 +1,7 @@
 """The commands with --device gpu: on a stand-in, on a card (`-m gpu`), and where there is none."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -153,6 +154,20 @@ def test_the_check_passes_on_a_gpu(device, capsys):
     assert code == 0, out
     assert "56 of 56 checks passed" in out
     assert set(lines) > {"recorded steps of LeNet", "memory is given back"}
+
+
+def test_kernels_are_checked_without_tf32(device, monkeypatch):
+    """With it, right ones would look wrong."""
+    monkeypatch.setenv("MINIRES_TF32", "1")
+    asked = []
+
+    def compute(module):
+        asked.append(os.environ["MINIRES_TF32"])
+        return [np.ones(2)]
+
+    assert machine_check._kernel_error("gpu", compute, np.dtype("float32").type).error == 0
+    assert asked == ["0", "0"]
+    assert os.environ["MINIRES_TF32"] == "1"
 
 
 @pytest.mark.parametrize("fault", ["wrong", "breaks", "not a number", "another shape"])

@@ -11,10 +11,11 @@ from test_gpu_networks import NETWORKS, compare_with_the_cpu
 
 import minires
 from minires.arrays import to_host
-from minires.commands import cli
+from minires.commands import cli, machine_check
 from minires.kernels import cublas, gpu
 from minires.training import capture, loop
 from minires.training.optimizers import SGD, Adam
+from minires.training.timing import Problem
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +71,21 @@ def test_a_run_of_the_command(device, tmp_path, capsys):
     small += ["--updates", "3", "--batch", "8", "--members", "3", "--quiet"]
     assert cli.main(["run", *small, "--device", "gpu", "--out", str(tmp_path)]) == 0
     assert "mean model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_times_are_measured(device, moments):
+    model = minires.lenet(channels=(2, 3), hidden=8, dropout=0.5, input_shape=(12, 12, 1))
+    problem = Problem(model, 2, device="gpu")
+    assert 0 < problem.step_seconds(1, moments=moments) < 5
+    assert problem.reason is None
+
+
+def test_the_check_leaves_out_what_plain_kernels_do_not_do(device, monkeypatch):
+    monkeypatch.setattr(machine_check, "PRECISIONS", (np.float32,))
+    monkeypatch.setattr(machine_check, "_product_error", lambda *a: machine_check.Finding(""))
+    found = list(machine_check.findings("gpu"))
+    assert all(finding.passed for finding in found), [f.cells() for f in found if not f.passed]
+    names = {finding.what for finding in found}
+    assert "memory is given back" in names
+    assert not any("recorded" in name for name in names)

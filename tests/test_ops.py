@@ -557,3 +557,10 @@ def test_every_public_function_is_exported():
 def test_labels_that_are_no_integers_are_refused(rng):
     with pytest.raises(ValueError, match=r"labels are float64 \(3,\), expected integers: use"):
         ops.softmax_cross_entropy(rng.standard_normal((3, 4)), np.array([0.5, 1.5, 2.5]))
+
+
+def test_the_mean_of_axes_in_an_array_without_elements():
+    x = variable(np.zeros((0, 3)))
+    y = ops.mean(x, axis=1)
+    assert y.shape == (0,)
+    assert gradients(y, [x])[0].shape == (0, 3)

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -663,6 +664,16 @@ def test_only_the_shared_files_are_removed(dataset, tmp_path):
     (tmp_path / "data" / "notes.txt").unlink()
     source.remove_shared()
     assert not (tmp_path / "data").exists()
+
+
+def test_a_worker_that_may_not_read_the_shared_files_loads_the_data_itself(dataset, tmp_path):
+    source = ready(tmp_path, dataset)
+    source = replace(source, folder=str(tmp_path / "of another user"))  # asked for the first time
+    denied = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
+    loaded = mock.patch.object(Source, "load_dataset", return_value=dataset)
+    with mock.patch.object(np, "load", denied), loaded:
+        data = source.data()
+    np.testing.assert_array_equal(data.train_labels, dataset.train_labels)
 
 
 def session_of(leader):

@@ -11,6 +11,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -338,13 +339,9 @@ def _trained(model, record):
     order, rng = loop.order_and_dropout(len(images), BATCH, 0, "training")
     order = [next(order) for _ in range(UPDATES)]
     moments, task = Moments(theta.shape), loop.Task(model, images, labels, BATCH)
-    settings = {"rng": rng, "moments": [(moments, theta)], "record": record}
+    kind = loop.Steps if runs_as_written() else partial(capture.RecordedSteps, record=record)
     optimizer = SGD(0.05, momentum=0.9)
-    if runs_as_written():
-        steps = loop.Steps(task, theta, stats, optimizer, order, rng, moments=settings["moments"])
-    else:
-        steps = capture.RecordedSteps(task, theta, stats, optimizer, order, **settings)
-    with steps:
+    with kind(task, theta, stats, optimizer, order, rng, moments=[(moments, theta)]) as steps:
         for _ in order:
             steps.take()
     found = theta, stats, moments.mean, moments.variance, steps.losses

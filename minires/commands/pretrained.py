@@ -123,8 +123,7 @@ def run(options: Any) -> int:
     cells = pretrained.cells_of(options.seeds or 1, rates)
     settings = _settings(options, examination, {"train": pictures, **others}, plan)
     with locked_folder(out):
-        if not (out / SETTINGS).exists():
-            check_free(out, "cells", "means", "data")
+        check_free(out, "cells", "means", "data")
         settle(out, SETTINGS, settings, write=False)
         done = pretrained.read_cells(out)[1] if (out / SETTINGS).exists() else {}
         missing = [cell for cell in cells if cell not in done]
@@ -153,7 +152,8 @@ def run(options: Any) -> int:
         began = time.monotonic()
         count = pretrained.run_sweep(subject, plan, cells, out, options.quiet)
         for name in shown:
-            for path in (out / "data" / f"{name}.npy", out / "data" / f"{name}_labels.npy"):
+            pixels = out / "data" / f"{name}.npy"
+            for path in (pixels, pretrained.labels_beside(pixels)):
                 path.unlink(missing_ok=True)
         say(f"{counted(count, 'cell')} in {(time.monotonic() - began) / 60:.0f} minutes: {out}")
     print(pretrained_findings.text_table(pretrained_findings.load(out)))

@@ -261,7 +261,7 @@ def _crew(options, dry_run=False):
 
     if options.device == "gpu":
         return Device(options.side_by_side or SIDE_BY_SIDE_ON_GPU)
-    if options.cluster is not None and not dry_run:
+    if options.cluster and not dry_run:
         return Cluster(options.cluster)
     return Processes(options.workers or arrays.default_threads())
 

@@ -29,6 +29,7 @@ TILE = 64  # About so many rows and columns of a product are computed by one blo
 SHORTEST = 1024  # A sum of no more terms than this is not divided.
 SMALL = 1 << 30  # Arrays with fewer numbers are counted with 32 bits, which is faster.
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
+SEEDS = 1 << 63  # the seeds of random numbers are whole numbers below it
 
 matmul = cublas.matmul
 
@@ -529,7 +530,7 @@ def uniform(rng, shape, like):
         seeds = next(rng.rows)
     else:
         generators = rng if isinstance(rng, (list, tuple)) else [rng]
-        numbers = [int(generator.integers(1 << 63)) for generator in generators]
+        numbers = [int(generator.integers(SEEDS)) for generator in generators]
         seeds = xp.asarray(np.array(numbers, np.uint64))
     values = xp.empty(shape, np.float32)
     size = values.size // seeds.size

@@ -114,7 +114,7 @@ def decode(
     """
     from minires.data import imagenet
 
-    names = path.with_name(f"{path.stem}_labels.npy")
+    names = labels_beside(path)
     if not (path.exists() and names.exists()):
         path.parent.mkdir(parents=True, exist_ok=True)
         plain = replace(preparation, divisor=1.0, mean=(0, 0, 0), std=(1, 1, 1), channels="rgb")
@@ -136,6 +136,14 @@ def decode(
             np.save(file, pictures.labels[kept])
     labels = np.load(names)
     return np.load(path, mmap_mode="r")[: len(labels)], labels
+
+
+def labels_beside(path: Path) -> Path:
+    """The file of the labels that belong to a file of pixels.
+
+    path   DIR/data/train.npy
+    """
+    return path.with_name(f"{path.stem}_labels.npy")
 
 
 # --- a cell ---------------------------------------------------------------------------------

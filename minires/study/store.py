@@ -337,11 +337,15 @@ def save_rows(sweep: Sweep, folder: str | Path) -> None:
 
 
 def check_free(folder: Path, *names: str) -> None:
-    """Check that nothing lies where a new sweep puts its files: these it may change and remove.
+    """Check that nothing lies where a new sweep puts its files: it may change and remove them.
+
+    In a folder that has a sweep's settings they are the sweep's own.
 
     names    of files and folders in it
     Raises   ValueError when one is there, and not an empty folder
     """
+    if (folder / SETTINGS).exists():
+        return
     for name in names:
         path = folder / name
         if path.is_file() or (path.is_dir() and any(path.iterdir())):

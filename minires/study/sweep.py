@@ -263,8 +263,7 @@ def check_settings(folder: Path, profile: Profile, source: Source, device: str =
     if (folder / SETTINGS).exists():
         read_cells(folder)  # damaged ones, or those of an earlier version, are refused here
         settle(folder, SETTINGS, now, write=False)
-    else:
-        check_free(folder, "results.jsonl", *PARTS)
+    check_free(folder, "results.jsonl", *PARTS)
     return now
 
 

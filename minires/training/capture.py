@@ -15,6 +15,7 @@ The graph remembers memory addresses. So the recorded update takes its memory fr
 own, which nothing else uses while the graph exists.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from minires.arrays import to_host, xp_of
 from minires.kernels import kernels_of
+from minires.kernels.gpu import SEEDS
 from minires.resampling.baselines import EMA
 from minires.training.optimizers import SGD
 from minires.training.schedules import constant
@@ -29,7 +31,6 @@ from minires.training.schedules import constant
 # So many updates are made one by one before one is recorded: the first compiles the kernels, the
 # second fills the pool.
 PLAIN = 2
-SEEDS = 1 << 63  # dropout's seeds are whole numbers below it
 
 
 class RecordedSteps:
@@ -90,8 +91,7 @@ class RecordedSteps:
         self.optimizer = optimizer
         self._descent = (_RecordedSGD if isinstance(optimizer, SGD) else _RecordedAdam)(optimizer)
         optimizer.rate = to_host(optimizer.rate)
-        optimizer.ready(theta, theta)
-        self._settings = self._descent.settings()
+        self._descent.begin(theta)
         self._averages = [
             (_RecordedEMA if isinstance(kept, EMA) else _RecordedMoments)(kept, vector)
             for kept, vector in moments
@@ -207,11 +207,9 @@ class RecordedSteps:
         Returns  None: the loss may not be known yet, see `losses`
         """
         number = self.number
-        if self._settings != self._descent.settings():
-            # What was recorded has the old settings in it, or the old state's addresses.
+        if self._descent.has_changed():
             self._graph = None
-            self.optimizer.ready(self.theta, self.theta)
-            self._settings = self._descent.settings()
+            self._descent.begin(self.theta)
             self._fill_rates(number)
         if not np.array_equal(self._rate, self.optimizer.rate):
             self._fill_rates(number)
@@ -267,16 +265,32 @@ class _Allocator:
 
 
 class _Recorded:
-    """An optimizer whose steps are recorded."""
+    """An optimizer whose steps are recorded.
+
+    What is recorded has the settings in it, but for the rate, and the addresses of the vectors. The
+    vectors are kept here: so no other array can come to lie where they are.
+    """
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
 
-    def settings(self):
-        """What a recorded step has in it for good: numbers, and which vectors it changes."""
+    def begin(self, theta):
+        """Make the state's vectors if there are none; from now on they and the settings count."""
+        self.optimizer.ready(theta, theta)
+        self.numbers_then, self.vectors_then = self._numbers(), self._vectors()
+
+    def has_changed(self):
+        """Whether the settings or the vectors are others than at `begin`."""
+        now, then = self._vectors(), self.vectors_then
+        same = len(now) == len(then) and all(map(operator.is_, now, then))
+        return not same or self._numbers() != self.numbers_then
+
+    def _numbers(self):
         own = self.optimizer
-        numbers = (getattr(own, name) for name in own.settings if name != "rate")
-        return *numbers, *(id(getattr(own, name)) for name in own.vectors)
+        return [getattr(own, name) for name in own.settings if name != "rate"]
+
+    def _vectors(self):
+        return [getattr(self.optimizer, name) for name in self.optimizer.vectors]
 
 
 class _RecordedSGD(_Recorded):

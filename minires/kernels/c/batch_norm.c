@@ -35,7 +35,7 @@ static int64_t rows_of_part(const struct rows *s, int64_t part) {
 static struct part part_of(const struct rows *s, int64_t tile) {
     struct part p = {.number = tile / s->replicas, .replica = tile % s->replicas};
     p.first = p.number * s->rows / s->parts;
-    p.last = (p.number + 1) * s->rows / s->parts;
+    p.last = p.first + rows_of_part(s, p.number);
     p.x = ((s->sources == 1 ? 0 : p.replica) * s->rows + p.first) * s->channels;
     p.y = (p.replica * s->rows + p.first) * s->channels;
     return p;
@@ -94,14 +94,18 @@ EXPORT int norm_moments(const real *x, const struct rows *shape, double *means, 
         return -1;
     memset(mean, 0, size * sizeof *mean);
     memset(variance, 0, size * sizeof *variance);
-    for (int64_t p = 0; p < shape->parts; p++)
-        for (int64_t k = 0; k < size; k++)
-            mean[k] += rows_of_part(shape, p) * means[p * size + k] / shape->rows;
-    for (int64_t p = 0; p < shape->parts; p++)
+    double all = shape->rows;
+    for (int64_t p = 0; p < shape->parts; p++) {
+        double rows = rows_of_part(shape, p);
+        for (int64_t k = 0; k < size; k++) mean[k] += rows * means[p * size + k] / all;
+    }
+    for (int64_t p = 0; p < shape->parts; p++) {
+        double rows = rows_of_part(shape, p);
         for (int64_t k = 0; k < size; k++) {
             double away = means[p * size + k] - mean[k];
-            variance[k] += (squares[p * size + k] + rows_of_part(shape, p) * away * away) / shape->rows;
+            variance[k] += (squares[p * size + k] + rows * away * away) / all;
         }
+    }
     return 0;
 }
 
@@ -120,7 +124,7 @@ static void normalize_tile(const void *job, int64_t tile, char *scratch) {
     for (int64_t m = p.first; m < p.last; m++, x += s->channels, y += s->channels)
         EACH_VECTOR(c, some, s->channels, {
             vec a = load_some(factor + c, some) * load_some(x + c, some) + load_some(offset + c, some);
-            store_result(y + c, activated_vec(a, s->activation), some, far);
+            store_result(y + c, activated(a, s->activation), some, far);
         });
 }
 

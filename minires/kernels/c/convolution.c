@@ -188,7 +188,7 @@ static void keep_largest(const real *x, int64_t row, int64_t pixel, const int64_
                 }
             if (bias)
                 largest += load(bias + c);
-            store_some(y + j * y_pixel + c, activated_vec(largest, activation), channels - c);
+            store_some(y + j * y_pixel + c, activated(largest, activation), channels - c);
             vec_bytes bytes = __builtin_convertvector(winner, vec_bytes);
             memcpy(winners + j * y_pixel + c, &bytes, least(VL, channels - c));
         }

@@ -50,7 +50,7 @@ struct filter {
    `near` outputs are one tap apart: `count` of them meet count + right − left − 1 pixels of a row,
    and each is read once. */
 #define MOST_OUTPUTS 8
-static inline __attribute__((always_inline)) void filter_vector(
+INLINE void filter_vector(
     const struct filter *f, const real *x, const int64_t left, const int64_t right,
     const int count, const int near, const int64_t c, const int64_t some, real *y) {
     vec sum[MOST_OUTPUTS], pixel[MOST_OUTPUTS + 2];
@@ -70,10 +70,10 @@ static inline __attribute__((always_inline)) void filter_vector(
         }
     }
     UNROLL for (int p = 0; p < count; p++)
-        store_some(y + p * f->channels + c, activated_vec(sum[p], f->activation), some);
+        store_some(y + p * f->channels + c, activated(sum[p], f->activation), some);
 }
 
-static inline __attribute__((always_inline)) void filter_pixels(
+INLINE void filter_pixels(
     const struct filter *f, const real *x, const int64_t left, const int64_t right,
     const int count, const int near, real *y) {
     EACH_VECTOR(c, some, f->channels, filter_vector(f, x, left, right, count, near, c, some, y));
@@ -243,7 +243,7 @@ static void add_products(const real *x, int64_t step, const real *g, int64_t g_s
 
 /* The same for all 3 × 3 taps at once, over `rows` rows of `count` outputs whose taps all meet
    pixels, in one vector of channels. */
-static inline __attribute__((always_inline)) void add_products_3x3(
+INLINE void add_products_3x3(
     const real *x, int64_t next_row, int64_t row, int64_t pixel, int64_t step, const real *g,
     int64_t g_row, int64_t rows, int64_t count, int64_t channels, const int64_t some, double *total) {
     vec sum[9];

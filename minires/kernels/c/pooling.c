@@ -20,7 +20,7 @@ struct pooling_job {
                 if (pixel = row * (w)->width + column, column >= 0 && column < (w)->width)
 
 /* y = the larger of x and y, number by number; a NaN is larger than all. */
-static inline __attribute__((always_inline)) void keep_larger(const real *x, int64_t count, real *y) {
+INLINE void keep_larger(const real *x, int64_t count, real *y) {
     EACH_VECTOR(c, some, count, {
         vec value = load_some(x + c, some), largest = load_some(y + c, some);
         store_some(y + c, chosen((value > largest) | (value != value), value, largest), some);
@@ -28,13 +28,13 @@ static inline __attribute__((always_inline)) void keep_larger(const real *x, int
 }
 
 /* y += x */
-static inline __attribute__((always_inline)) void add_to(const real *x, int64_t count, real *y) {
+INLINE void add_to(const real *x, int64_t count, real *y) {
     EACH_VECTOR(c, some, count,
                 store_some(y + c, load_some(y + c, some) + load_some(x + c, some), some));
 }
 
 /* y = x / divisor */
-static inline __attribute__((always_inline)) void divide(const real *x, int64_t count, real divisor, real *y) {
+INLINE void divide(const real *x, int64_t count, real divisor, real *y) {
     EACH_VECTOR(c, some, count, store_some(y + c, load_some(x + c, some) / divisor, some));
 }
 

@@ -33,7 +33,7 @@ struct runs {
     int64_t count, length, step;
 };
 
-static inline __attribute__((always_inline)) void
+INLINE void
 block(const real *const *a, struct runs runs, const real *b, int64_t ldb,
       struct results to, const int vectors) {
     vec sum[MR][WIDEST];
@@ -67,7 +67,7 @@ block(const real *const *a, struct runs runs, const real *b, int64_t ldb,
                     value += load_some(c, left);
                 if (to.bias)
                     value += load(to.bias + v * VL);
-                value = activated_vec(value, to.activation);
+                value = activated(value, to.activation);
                 store_result(c, value, left, to.far);
             }
 }

@@ -123,7 +123,7 @@ static void add_parts_tile(const void *pointer, int64_t tile, char *scratch) {
             vec sum = load(bias + c);
             for (int64_t part = 0; part < job->parts; part++)
                 sum += load_some(job->partial + (part * pixels + p) * channels + c, some);
-            store_some(job->y + p * channels + c, activated_vec(sum, s->activations[2]), some);
+            store_some(job->y + p * channels + c, activated(sum, s->activations[2]), some);
         });
     }
 }

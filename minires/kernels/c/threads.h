@@ -22,9 +22,9 @@
 #define MOST_THREADS 256
 /* Rounds to look out before sleeping, some 200 to 500 microseconds: for the next job, which Python
    begins some tens of microseconds later, and for the last tile of this one. To wake a thread
-   takes as long as a small job. Where others want the core, they get it. */
+   takes as long as a small job. After each round others get the core if they want it. */
 #define SPINS 160
-#define PAUSES 64
+#define PAUSES 64 /* of the processor, in a round */
 
 typedef void tile_function(const void *job, int64_t tile, char *scratch);
 

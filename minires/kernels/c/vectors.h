@@ -18,8 +18,8 @@ typedef real vec_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(size
 static inline vec load(const real *from) { return *(const vec_anywhere *)from; }
 static inline void store(real *to, vec value) { *(vec_anywhere *)to = value; }
 
-/* The first `count` numbers of a vector, all of them if it has fewer: the others are not read, and
-   are 0, or are not written. `mask` has a bit or a lane for each 4 bytes. */
+/* The first `count` numbers of a vector, fewer than VL. The others are neither read nor written;
+   in what was loaded they are 0. FIRST has a bit or a lane for each 4 bytes. */
 #if defined __AVX512F__
 #include <immintrin.h>
 #define FIRST(count) ((__mmask16)((1u << (count) * (sizeof(real) / 4)) - 1))
@@ -107,6 +107,9 @@ static inline void store_result(real *to, vec value, int64_t count, int far) {
         store_some(to, value, count);
 }
 
+/* For a function whose arguments are constants where it is called: only inlined it is fast. */
+#define INLINE static inline __attribute__((always_inline))
+
 static inline vec spread(real value) { return value - (vec){0}; } /* VL times the same */
 
 /* Before a loop whose length the compiler knows: it is written out, and its sums are registers. */
@@ -129,7 +132,7 @@ static inline vec chosen(vec_mask mask, vec yes, vec no) {
     return (vec)(((vec_mask)yes & mask) | ((vec_mask)no & ~mask));
 }
 
-static inline vec activated_vec(vec x, int64_t activation) {
+static inline vec activated(vec x, int64_t activation) {
     if (activation != LINEAR)
         x = chosen(x < 0, (vec){0}, x);
     if (activation == RELU6)
@@ -150,9 +153,6 @@ static inline void add_to_doubles(double *to, vec value, int64_t count) {
 typedef uint8_t vec_bytes __attribute__((vector_size(VECTOR_BYTES / sizeof(real)))); /* VL bytes */
 static inline vec_bytes load_bytes(const uint8_t *from, int64_t count) {
     vec_bytes bytes = {0};
-    if (count >= VL)
-        memcpy(&bytes, from, VL);
-    else
-        memcpy(&bytes, from, count);
+    memcpy(&bytes, from, least(count, VL));
     return bytes;
 }

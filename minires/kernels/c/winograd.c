@@ -17,7 +17,7 @@ struct winograd {
 
    The points are 0, then pairs ±p, then infinity. The even powers of p and −p are equal, the odd
    ones opposite: half of the multiplications serve both. */
-static inline __attribute__((always_inline)) void
+INLINE void
 to_points(const real *matrix, const int n, const int k, const vec *in, const int in_step,
           vec *out, const int out_step) {
     vec zero = matrix[0] * in[0], infinity = matrix[n * k - 1] * in[(k - 1) * in_step];
@@ -35,7 +35,7 @@ to_points(const real *matrix, const int n, const int k, const vec *in, const int
 }
 
 /* The transpose: out = Mᵀ in, from n values to k numbers. */
-static inline __attribute__((always_inline)) void
+INLINE void
 from_points(const real *matrix, const int n, const int k, const vec *in, const int in_step,
             vec *out, const int out_step) {
     vec sum[MOST_POINTS], difference[MOST_POINTS];
@@ -56,14 +56,14 @@ from_points(const real *matrix, const int n, const int k, const vec *in, const i
 }
 
 /* Both axes: M in Mᵀ (n, n) of in (k, k), and Mᵀ in M (k, k) of in (n, n). */
-static inline __attribute__((always_inline)) void
+INLINE void
 square_to_points(const real *matrix, const int n, const int k, const vec *in, vec *out) {
     vec down[MOST_POINTS * MOST_POINTS];
     for (int j = 0; j < k; j++) to_points(matrix, n, k, in + j, k, down + j, k);
     for (int i = 0; i < n; i++) to_points(matrix, n, k, down + i * k, 1, out + i * n, 1);
 }
 
-static inline __attribute__((always_inline)) void
+INLINE void
 square_from_points(const real *matrix, const int n, const int k, const vec *in, vec *out) {
     vec down[MOST_POINTS * MOST_POINTS];
     for (int j = 0; j < n; j++) from_points(matrix, n, k, in + j, n, down + j, n);
@@ -268,7 +268,7 @@ static void winograd_tile(const void *pointer, int64_t tile, char *scratch) {
                             if (bias)
                                 value += offset;
                             store_some(job->y + (pixel + left + v) * w->out_channels + o,
-                                       activated_vec(value, w->activation), w->out_channels - o);
+                                       activated(value, w->activation), w->out_channels - o);
                         }
                 }
         if (!pooled)
