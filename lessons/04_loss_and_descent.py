@@ -250,7 +250,7 @@ def sgd(theta, gradient, rate):
 
 
 # %% tags=["check", "sgd"]
-print(check_optimizer(sgd, "sgd"))
+print(check_optimizer(sgd, "sgd", in_place=True))
 
 
 # %% tags=["wrong", "sgd"]
@@ -259,16 +259,16 @@ def uphill(theta, gradient, rate):
     theta += rate * gradient
 
 
-rejected(check_optimizer, uphill, "sgd")
+rejected(check_optimizer, uphill, "sgd", in_place=True)
 
 
 # %% tags=["wrong", "sgd"]
 def not_in_place(theta, gradient, rate):
-    """Makes a new array, and throws it away."""
-    theta = theta - rate * gradient
+    """Makes a new array. What else holds θ keeps the old numbers."""
+    return theta - rate * gradient
 
 
-rejected(check_optimizer, not_in_place, "sgd")
+rejected(check_optimizer, not_in_place, "sgd", in_place=True)
 
 # %% [markdown]
 # ## Exercise 3: one step of Adam
@@ -303,7 +303,7 @@ def adam(theta, gradient, state, rate):
 
 
 # %% tags=["check", "adam"]
-print(check_optimizer(adam, "adam"))
+print(check_optimizer(adam, "adam", in_place=True))
 
 
 # %% tags=["wrong", "adam"]
@@ -314,7 +314,7 @@ def without_correction(theta, gradient, state, rate):
     theta -= rate * m / (np.sqrt(v) + 1e-8)
 
 
-rejected(check_optimizer, without_correction, "adam")
+rejected(check_optimizer, without_correction, "adam", in_place=True)
 
 
 # %% tags=["wrong", "adam"]
@@ -325,7 +325,7 @@ def time_stands_still(theta, gradient, state, rate):
     theta -= rate * (m / (1 - 0.9)) / (np.sqrt(v / (1 - 0.999)) + 1e-8)
 
 
-rejected(check_optimizer, time_stands_still, "adam")
+rejected(check_optimizer, time_stands_still, "adam", in_place=True)
 
 # %% [markdown]
 # ## What would break this?

@@ -14,6 +14,7 @@ from minires.testing import (
     check_average,
     check_convolution,
     check_gradient,
+    check_harm,
     check_log_softmax,
     check_matmul,
     check_merge,
@@ -22,8 +23,12 @@ from minires.testing import (
     check_optimizer,
     check_paired_difference,
     check_pooling,
+    check_reestimation,
+    check_running_statistics,
     check_sampler,
     check_unbroadcast,
+    check_weights_of,
+    judging,
     mistakes,
 )
 from minires.testing import references as right
@@ -131,6 +136,11 @@ def one_maximum_for_the_batch(logits):
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
 
+def takes_the_first_for_all(batches):
+    batches[-1][...] = batches[0][0]
+    return right.reestimation(batches)
+
+
 class WithoutTheFactor(right.Welford):
     def update(self, theta):
         self.count += 1
@@ -155,12 +165,36 @@ class WithoutTheFactor(right.Welford):
         (check_merge, mistakes.halves_weigh_the_same, "a mean weighs as much as its count"),
         (check_merge, mistakes.forgets_the_distance, "the means differ too"),
         (check_merge, lambda *halves: None, "is a `return` missing?"),
+        (check_weights_of, lambda nodes, arrays: None, "is a `return` missing?"),
+        (check_running_statistics, lambda *arguments: None, "is a `return` missing?"),
+        (check_paired_difference, mistakes.becomes_the_differences, "others still need this array"),
+        (check_reestimation, takes_the_first_for_all, "others still need this array"),
+        (check_unbroadcast, mistakes.cuts_off_fractions, "whole numbers cuts off fractions"),
+        (check_harm, mistakes.population_harm, "std(ddof=1)"),
+        (lambda step: check_optimizer(step, "adam"), mistakes.epsilon_under_the_root, "√v̂ + ε"),
     ],
     ids=["rows", "exchanged", "one maximum", "still", "zeros", "logits", "one ε", "factor",
-         "halves", "distance", "nothing"],
+         "halves", "distance", "nothing", "no names", "no statistics", "a −= b", "a list",
+         "whole numbers", "n", "ε"],
 )  # fmt: skip
 def test_a_known_mistake_is_named(check, answer, hint):
     assert hint in text_of(check, answer).splitlines()[2]
+
+
+def test_of_several_mistakes_that_give_the_answer_the_one_that_fits_most_inputs_is_named():
+    """After one update a mean of θ² gives the same; after several it does not."""
+    text = text_of(check_moments, WithoutTheFactor)
+    assert "updates [1.0]" in text.splitlines()[1]
+    assert "the mean of θ²" not in text
+    wrong = Wrong(1, 0, ("rare", "frequent", "as frequent"))
+    others = [Wrong(1, 0, ("frequent", "as frequent")), Wrong(1, 0, ("as frequent", "frequent"))]
+    assert judging._hint_of(wrong, [wrong, *others]) == "frequent; or: as frequent"
+    assert judging._hint_of(wrong, [wrong, *[Wrong(1, 0)] * 6]) == ""
+
+
+def test_an_array_that_the_judged_code_changes_is_named():
+    text = text_of(check_paired_difference, mistakes.becomes_the_differences)
+    assert "yours: a is changed to [0, -1]    right: a as it was, [0, 0]" in text
 
 
 def test_a_counterexample_of_two_halves_shows_what_was_given():

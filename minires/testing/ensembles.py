@@ -12,6 +12,7 @@ from minires.testing.judging import (
     Wrong,
     accepts,
     array_of,
+    ask,
     compare,
     judge,
     show,
@@ -64,8 +65,10 @@ def sampler_properties(sample: Callable) -> list[Property]:
     scaled = accepts(sample, "scale")
 
     def drawn(mean, variance, k, seed, **options):
-        yours = sample(mean.copy(), variance.copy(), k, np.random.default_rng(seed), **options)
-        return array_of(yours, (k, *mean.shape))
+        return drawn_by(np.random.default_rng(seed), mean, variance, k, **options)
+
+    def drawn_by(rng, mean, variance, k, **options):
+        return array_of(ask(sample, mean, variance, k, rng, **options), (k, *mean.shape))
 
     def parts(case):
         numbers, k, seed = case
@@ -149,6 +152,14 @@ def sampler_properties(sample: Callable) -> list[Property]:
         mean, variance, k, seed = parts(case)
         return compare(drawn(mean, variance, k, seed), drawn(mean, variance, k, seed), 0)
 
+    def fresh(case):
+        mean, variance, k, seed = parts(case)
+        rng = np.random.default_rng(seed)
+        first, second = (drawn_by(rng, mean, variance, k) for _ in range(2))
+        if np.array_equal(first, second):
+            return Wrong(Words("the same networks twice"), Words("others at the second call"))
+        return None
+
     def tell(case):
         mean, variance, k, seed = parts(case)
         return f"mean {show(mean)}, variance {show(variance)}, K {k}, seed {seed}"
@@ -169,6 +180,8 @@ def sampler_properties(sample: Callable) -> list[Property]:
         Property("every member and weight has noise of its own", wide, apart, tell_wide,
                  unit="samples", examples=9),
         Property("one seed gives the same networks again", small, repeatable, tell,
+                 "take random numbers from the given `rng`, from nothing else", examples=15),
+        Property("a second call gives other networks", small, fresh, tell,
                  "take random numbers from the given `rng`, from nothing else", examples=15),
         Property("member k does not depend on K", small, prefix, tell,
                  "sample member by member, each with a stream of its own: rng.spawn(K)",
@@ -245,15 +258,15 @@ def average_properties(f: Callable, rule: str) -> list[Property]:
             for other in ("probabilities", "geometric", "vote")
             if other != rule
         ]
-        return compare(f(p.copy()), right, 1e-5, hints)
+        return compare(ask(f, p), right, 1e-5, hints)
 
     def sums(case):
-        yours = array_of(f(p_of(case)), np.shape(case)[1:])
+        yours = array_of(ask(f, p_of(case)), np.shape(case)[1:])
         return compare(yours.sum(axis=-1), np.ones(len(yours)), 1e-5)
 
     def order(case):
         p = p_of(case)
-        return compare(f(p[::-1].copy()), array_of(f(p.copy())), 1e-5)
+        return compare(ask(f, p[::-1]), array_of(ask(f, p)), 1e-5)
 
     def tell(case):
         return f"probabilities {np.round(p_of(case), 3).tolist()}"
@@ -373,7 +386,7 @@ def metric_properties(f: Callable, kind: str) -> list[Property]:
             p, labels = data(case)
             options = {} if bins is None else {"bins": bins}
             right = oracles.metric(kind, p, labels, **options)
-            yours = array_of(f(p.copy(), labels.copy(), **options), (), "a number")
+            yours = array_of(ask(f, p, labels, **options), (), "a number")
             return compare(yours, right, 1e-5 * (1 + abs(right)), hints(p, labels))
 
         return compared
@@ -396,7 +409,7 @@ def metric_properties(f: Callable, kind: str) -> list[Property]:
 
     def shuffled(case):
         p, labels = data(case)
-        return compare(f(p[::-1].copy(), labels[::-1].copy()), array_of(f(p, labels), ()), 1e-5)
+        return compare(ask(f, p[::-1], labels[::-1]), array_of(ask(f, p, labels), ()), 1e-5)
 
     found.append(
         Property("the order of the rows does not matter", batches(2), shuffled, tell, formula,
@@ -425,7 +438,7 @@ def _edge_properties(f, st):
     def outcome(case):
         p, labels = data(case)
         right = oracles.metric("ece", p, labels, own_bins)
-        return compare(f(p.copy(), labels.copy(), **options), right, 1e-6)
+        return compare(ask(f, p, labels, **options), right, 1e-6)
 
     def tell(case):
         p, labels = data(case)

@@ -30,7 +30,7 @@ class Wrong:
 
     yours: Any
     right: Any
-    hint: str = ""
+    hint: str | tuple[str, ...] = ""  # several: each known mistake that gives this very answer
     cause: BaseException | None = None
 
 
@@ -61,11 +61,12 @@ class Misfit(Exception):
 
     yours   what was returned
     right   in words, what is expected
+    hint    what may be the cause
     """
 
-    def __init__(self, yours: Any, right: Any):
+    def __init__(self, yours: Any, right: Any, hint: str = ""):
         super().__init__(yours, right)
-        self.yours, self.right = yours, right
+        self.yours, self.right, self.hint = yours, right, hint
 
 
 @dataclass(frozen=True)
@@ -177,16 +178,30 @@ def examine(own: Property, smallest: bool = True) -> tuple[Failure | None, int]:
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        if isinstance(own.cases, tuple):
-            found = next((case for case in own.cases if outcome(case) is not None), None)
-        else:
-            found = _find(own.cases, lambda case: outcome(case) is not None, own.examples, smallest)
-    if found is None:
-        return None, len(outcomes)
-    wrong = outcomes[found]
+        found = _find(own.cases, lambda case: outcome(case) is not None, own.examples, smallest)
+        if found is None:
+            return None, len(outcomes)
+        wrong = outcomes[found]
+        if isinstance(wrong.hint, tuple) and len(wrong.hint) > 1 and smallest:
+            # Several mistakes give this answer: see which of them larger inputs show too.
+            _find(own.cases, lambda case: outcome(case) and False, own.examples, smallest=False)
     yours, right = show_both(wrong.yours, wrong.right)
-    hint = wrong.hint or own.hint
+    hint = _hint_of(wrong, [other for other in outcomes.values() if other]) or own.hint
     return Failure(own.name, own.tell(found), yours, right, hint, wrong.cause), len(outcomes)
+
+
+def _hint_of(wrong, all_wrong):
+    """Of the mistakes that give the smallest answer, those that give most of the others too.
+
+    On a small input many mistakes give the same answer: alone it says little about the cause.
+    """
+    if isinstance(wrong.hint, str):
+        return wrong.hint
+    counts = {words: sum(words in other.hint for other in all_wrong) for words in wrong.hint}
+    most = max(counts.values(), default=0)
+    if 2 * most < len(all_wrong):
+        return ""
+    return "; or: ".join(words for words, count in counts.items() if count == most)
 
 
 def _outcome(own, case):
@@ -194,7 +209,9 @@ def _outcome(own, case):
         return own.outcome(case)
     except Misfit as misfit:
         nothing = misfit.yours in ("None", "NoneType")
-        if nothing:
+        if misfit.hint:
+            hint = misfit.hint
+        elif nothing:
             hint = "nothing comes back: is a `return` missing?"
         elif str(misfit.yours).startswith("shape"):
             hint = ""  # the property's own says more
@@ -224,6 +241,8 @@ _HERE = __file__.removesuffix("judging.py")
 
 def _find(cases, fails, examples, smallest):
     """The smallest case that fails, or the first; None if there is none."""
+    if isinstance(cases, tuple):
+        return next((case for case in cases if fails(case)), None)
     hypothesis = _hypothesis()
     fixed = hypothesis.settings(
         derandomize=True,
@@ -302,6 +321,48 @@ def suite_of(kind: str, properties: list[Property]) -> Callable:
 # --- answers ----------------------------------------------------------------------------------
 
 
+def ask(function: Callable, *arguments: Any, **settings: Any) -> Any:
+    """The judged code's answer. It gets copies of all arrays, and must leave them as they are.
+
+    function    the judged code
+    arguments   what it is given; arrays, or lists of arrays, are copied
+    settings    given by name
+    Returns     what it returns
+    Raises      Misfit when it changes an array
+    """
+    given = [_copied(argument) for argument in arguments]
+    answer = function(*given, **settings)
+    for place, (before, after) in enumerate(zip(arguments, given, strict=True)):
+        for old, new in zip(_arrays_in(before), _arrays_in(after), strict=False):
+            if not np.array_equal(old, new, equal_nan=True):
+                name = _name_of_argument(function, place)
+                raise Misfit(
+                    Words(f"{name} is changed to {show(new)}"),
+                    Words(f"{name} as it was, {show(old)}"),
+                    "others still need this array: write x = x − …, not x −= …; or use a copy",
+                )
+    return answer
+
+
+def _arrays_in(argument):
+    if isinstance(argument, np.ndarray):
+        return [argument]
+    return argument if isinstance(argument, list) else []
+
+
+def _copied(argument):
+    if isinstance(argument, list):
+        return [part.copy() for part in argument]
+    return argument.copy() if isinstance(argument, np.ndarray) else argument
+
+
+def _name_of_argument(function, place):
+    try:
+        return list(inspect.signature(function).parameters)[place]
+    except (TypeError, ValueError, IndexError):
+        return f"argument {place + 1}"
+
+
 def array_of(value: Any, shape: tuple | None = None, what: str = "an array") -> np.ndarray:
     """The judged code's answer as a float64 array, a copy.
 
@@ -312,6 +373,13 @@ def array_of(value: Any, shape: tuple | None = None, what: str = "an array") -> 
     """
     if value is None:  # NumPy would make it "not a number"
         raise Misfit(Words("None"), Words(what))
+    if np.ndim(value) and getattr(getattr(value, "dtype", None), "kind", "f") in "iu":
+        raise Misfit(
+            Words(f"whole numbers, {value.dtype}"),
+            Words("floating-point numbers"),
+            "an array of whole numbers cuts off fractions: was it made with dtype=int, or from "
+            "whole numbers, as np.full(n, 0) is?",
+        )
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
@@ -356,7 +424,7 @@ def compare(yours: Any, right: Any, tolerance: Any, hint: Any = "") -> Wrong | N
                     | (array == value)  # two infinities
                 ).all()
             ]
-        hint = "; or: ".join(near_to)
+        hint = tuple(near_to)
     if right.size > 6:  # the first element that is wrong
         place = tuple(int(i) for i in np.argwhere(~near)[0])
         at = Words(f"{show(array[place])} at {list(place)}")

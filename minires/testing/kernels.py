@@ -12,6 +12,7 @@ from minires.testing.judging import (
     Words,
     accepts,
     array_of,
+    ask,
     compare,
     judge,
     show,
@@ -22,17 +23,16 @@ from minires.testing.judging import (
 
 def _forward(f, *arrays, **settings):
     """The result of f; what stands behind it in a tuple is a pullback."""
-    returned = f(*[a.copy() for a in arrays], **settings)
+    returned = ask(f, *arrays, **settings)
     return returned[0] if isinstance(returned, tuple) else returned
 
 
 def _gradients(f, backward, arrays, extra, g, settings):
     """The gradients of ⟨f(arrays), g⟩, from `backward` or from the pullbacks that f returns."""
-    copies = [a.copy() for a in arrays]
     if backward is not None:
-        gradients = backward(*copies, g.copy(), *extra, **settings)
+        gradients = ask(backward, *arrays, g, *extra, **settings)
     else:
-        back = f(*copies, *extra, **settings)[1]
+        back = ask(f, *arrays, *extra, **settings)[1]
         gradients = back(g.copy()) if callable(back) else [own(g.copy()) for own in back]
     if len(arrays) == 1 and not isinstance(gradients, tuple | list):
         gradients = [gradients]
@@ -468,8 +468,9 @@ def batch_norm_properties(f: Callable, backward: Callable | None = None) -> list
             (scale * centered / (np.sqrt(var) + epsilon) + shift, "ε stands under the root"),
             (scale * centered / (var + epsilon) + shift, "divide by σ, the root of the variance"),
         ]  # fmt: skip
-        yours = array_of(_forward(f, x, scale, shift, epsilon=epsilon) if accepts(f, "epsilon")
-                         else f(x, scale, shift, epsilon), right.shape)  # fmt: skip
+        named = {"epsilon": epsilon} if accepts(f, "epsilon") else {}
+        settings = () if named else (epsilon,)
+        yours = array_of(_forward(f, x, scale, shift, *settings, **named), right.shape)
         return compare(yours, right, 4e-3 * (1 + np.abs(right)), hints)
 
     def gradient(which):
@@ -579,7 +580,8 @@ def running_statistics_properties(f: Callable) -> list[Property]:
                 (
                     momentum * batch + (1 - momentum) * old,
                     "the momentum multiplies the old statistics (PyTorch's is 1 − this one)",
-                )
+                ),
+                (np.full(c, old), "nothing has changed: is a `return` missing?"),
             ]
             if which and n > 1:
                 hints.append(
@@ -652,7 +654,7 @@ def reestimation_properties(f: Callable) -> list[Property]:
             batches = arrays_of(case)
             sizes = np.array([len(b) for b in batches])
             everything = np.concatenate(batches)
-            yours = f([b.copy() for b in batches])
+            yours = ask(f, batches)
             if not isinstance(yours, tuple | list) or len(yours) != 2:
                 raise Misfit(Words(type(yours).__name__), Words("a pair: mean, variance"))
             if which == 0:

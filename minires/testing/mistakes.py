@@ -226,6 +226,13 @@ def sums_of_squares_for_variances(count_a, mean_a, variance_a, count_b, mean_b, 
     return n, mean_a + d * count_b / n, squares / n
 
 
+@_wrong("merge", "a mean is changed in place")
+def merge_in_place(count_a, mean_a, variance_a, count_b, mean_b, variance_b):
+    answer = right.merge(count_a, mean_a, variance_a, count_b, mean_b, variance_b)
+    mean_a += mean_b
+    return answer
+
+
 @_wrong("merge", "the count of the first half")
 def count_of_the_first(count_a, mean_a, variance_a, count_b, mean_b, variance_b):
     n, d = count_a + count_b, mean_b - mean_a
@@ -281,9 +288,19 @@ def in_place(x):
     return x, lambda g: g * positive
 
 
+@_wrong("gradient", "another function, with its own right gradient", shapes=[(3,)], value=np.exp)
+def another_function(x):
+    return np.sin(x), (lambda g: g * np.cos(x),)
+
+
 @_wrong("unbroadcast", "nothing is summed")
 def nothing_summed(gradient, shape):
     return gradient
+
+
+@_wrong("unbroadcast", "an array of whole numbers")
+def cuts_off_fractions(gradient, shape):
+    return right.unbroadcast(gradient, shape).astype(int)
 
 
 @_wrong("unbroadcast", "new axes only")
@@ -327,6 +344,12 @@ def swapped_transpose(x, w, g):
 
 @_wrong("log_softmax", "overflow: nothing is subtracted")
 def overflows(logits):
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+@_wrong("log_softmax", "the logits are changed in place")
+def changes_logits(logits):
+    logits -= logits.max(axis=-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
@@ -480,6 +503,13 @@ class SumsForProducts(right.Value):
 @_wrong("convolution", "flipped kernel")
 def flipped(x, w, stride=1, padding=0):
     return right.conv2d(x, w[::-1, ::-1], stride, padding)
+
+
+@_wrong("convolution", "the gradient is summed in place of x", before=(right.conv2d,))
+def writes_into_x(x, w, g, stride=1, padding=0):
+    x_gradient, w_gradient = right.conv2d_backward(x, w, g, stride, padding)
+    x[...] = x_gradient
+    return x, w_gradient
 
 
 @_wrong("convolution", "one padding too few")
@@ -756,6 +786,19 @@ def no_bias_correction(theta, gradient, state, rate):
     return theta - rate * m / (np.sqrt(v) + 1e-8)
 
 
+@_wrong("adam", "ε under the root")
+def epsilon_under_the_root(theta, gradient, state, rate):
+    t = state["t"] = state.get("t", 0) + 1
+    m = state["m"] = 0.9 * state.get("m", 0) + 0.1 * gradient
+    v = state["v"] = 0.999 * state.get("v", 0) + 0.001 * gradient**2
+    return theta - rate * (m / (1 - 0.9**t)) / np.sqrt(v / (1 - 0.999**t) + 1e-8)
+
+
+@_wrong("adam", "a new array, where θ itself must change", in_place=True)
+def not_in_place(theta, gradient, state, rate):
+    return right.adam(theta, gradient, state, rate)
+
+
 @_wrong("adam", "the correction's t stays 1")
 def t_stays_one(theta, gradient, state, rate):
     m = state["m"] = 0.9 * state.get("m", 0) + 0.1 * gradient
@@ -830,6 +873,18 @@ def positive_noise(mean, variance, k, rng, scale=1.0):
 def own_generator(mean, variance, k, rng, scale=1.0):
     own_generator.calls = getattr(own_generator, "calls", 0) + 1
     return right.sample(mean, variance, k, np.random.default_rng(own_generator.calls), scale)
+
+
+@_wrong("sampler", "a seed of its own for every member")
+def own_seeds(mean, variance, k, rng, scale=1.0):
+    noise = [np.random.default_rng(j).standard_normal(mean.shape) for j in range(k)]
+    return mean + scale * np.sqrt(variance) * np.stack(noise)
+
+
+@_wrong("sampler", "the same networks at every call")
+def starts_again(mean, variance, k, rng, scale=1.0):
+    seed = rng.bit_generator.seed_seq.entropy
+    return right.sample(mean, variance, k, np.random.default_rng(seed), scale)
 
 
 @_wrong("sampler", "the mean is not added")
@@ -1003,6 +1058,12 @@ def population_error(a, b):
     return (a - b).mean(), (a - b).std() / np.sqrt(len(a))
 
 
+@_wrong("paired_difference", "a becomes the differences")
+def becomes_the_differences(a, b):
+    a -= b
+    return a.mean(), a.std(ddof=1) / np.sqrt(len(a))
+
+
 @_wrong("paired_difference", "b − a")
 def other_sign(a, b):
     return (b - a).mean(), right.paired_difference(a, b)[1]
@@ -1162,6 +1223,12 @@ def unpaired_harm(settings, plain, mean):
 def deviation_for_error(settings, plain, mean):
     d = mean - plain
     return settings[d.mean(axis=0) > 2 * d.std(axis=0, ddof=1)]
+
+
+@_wrong("harm", "divided by n: std without ddof=1")
+def population_harm(settings, plain, mean):
+    d = mean - plain
+    return settings[d.mean(axis=0) > 2 * d.std(axis=0) / np.sqrt(len(d))]
 
 
 @_wrong("harm", "one bad run")

@@ -14,6 +14,7 @@ from minires.testing.judging import (
     Words,
     Wrong,
     array_of,
+    ask,
     compare,
     judge,
     required_arguments,
@@ -342,8 +343,7 @@ def merge_properties(merge: Callable) -> list[Property]:
     def merged(case):
         """What comes back for two streams, and what each alone and both have."""
         parts = [(len(rows), *oracles.exact_moments(rows)) for rows in case]
-        given = [part if np.ndim(part) == 0 else part.copy() for own in parts for part in own]
-        found = merge(*given)
+        found = ask(merge, *[part for own in parts for part in own])
         if not isinstance(found, (tuple, list)) or len(found) != 3:
             many = isinstance(found, (tuple, list))
             yours = f"{len(found)} things" if many else type(found).__name__

@@ -22,7 +22,7 @@ from minires.testing.judging import (
 KINDS = ("sgd", "adam")
 
 
-def check_optimizer(step: Callable, kind: str) -> Summary:
+def check_optimizer(step: Callable, kind: str, in_place: bool = False) -> Summary:
     """Judge one update of SGD or Adam.
 
         def sgd(theta, gradient, rate):               # changes theta in place, or returns the new
@@ -39,39 +39,34 @@ def check_optimizer(step: Callable, kind: str) -> Summary:
 
     step      the code to be judged, as above
     kind      "sgd": θ ← θ − ℓ g, eq. 1; or "adam"
+    in_place  whether the array θ itself must change: then a new array that is returned is not used
     Returns   Summary
     Raises    Falsified; ValueError for another kind
     Source    eq. 1; Kingma and Ba 2015, algorithm 1
     """
-    return judge(f"optimizer {kind}", optimizer_properties(step, kind))
+    return judge(f"optimizer {kind}", optimizer_properties(step, kind, in_place))
 
 
-def optimizer_suite(step: Callable, kind: str) -> Callable:
+def optimizer_suite(step: Callable, kind: str, in_place: bool = False) -> Callable:
     """`check_optimizer` for pytest: one test a property."""
-    return suite_of(f"optimizer {kind}", optimizer_properties(step, kind))
+    return suite_of(f"optimizer {kind}", optimizer_properties(step, kind, in_place))
 
 
-def _stepper(step, kind, rate):
+def _stepper(step, kind, rate, in_place):
     """A function (theta, gradient) → new theta, with a state of its own."""
     if inspect.isclass(step) or len(required_arguments(step)) <= 1:
-        optimizer = step(rate)
-
-        def one(theta, gradient):
-            returned = optimizer.step(theta, gradient)
-            return theta if returned is None else returned
-
-        return one
-    state = {}
+        method, extra = step(rate).step, ()
+    else:
+        method, extra = step, (rate,) if kind == "sgd" else ({}, rate)
 
     def one(theta, gradient):
-        own = (rate,) if kind == "sgd" else (state, rate)
-        returned = step(theta, gradient, *own)
-        return theta if returned is None else returned
+        returned = method(theta, gradient, *extra)
+        return theta if returned is None or in_place else returned
 
     return one
 
 
-def optimizer_properties(step: Callable, kind: str) -> list[Property]:
+def optimizer_properties(step: Callable, kind: str, in_place: bool = False) -> list[Property]:
     """The properties that `check_optimizer` tries."""
     if kind not in KINDS:
         raise ValueError(f"check_optimizer: kind is {kind!r}, expected one of {', '.join(KINDS)}")
@@ -98,7 +93,8 @@ def optimizer_properties(step: Callable, kind: str) -> list[Property]:
     def hints(case):
         theta, gradients, rate = np.array(case[0], float), np.array(case[1], float), case[2]
         g = gradients[0]
-        still = (theta, "θ is as before: change its numbers (θ -= …), or return the new array")
+        still = (theta, "θ is as before: change its numbers (θ -= …)"
+                 + (", not a new array" if in_place else ", or return the new array"))  # fmt: skip
         if kind == "sgd":
             return [(theta + rate * g, "uphill: subtract the gradient"),
                     (theta - g, "multiply the gradient by the rate"), still]  # fmt: skip
@@ -111,7 +107,7 @@ def optimizer_properties(step: Callable, kind: str) -> list[Property]:
 
     def outcome(case):
         theta, gradients, rate = np.array(case[0], float), np.array(case[1], float), case[2]
-        one = _stepper(step, kind, rate)
+        one = _stepper(step, kind, rate, in_place)
         for gradient, right in zip(gradients, right_steps(case), strict=True):
             kept = gradient.copy()
             theta = array_of(one(theta, gradient), right.shape)
@@ -125,7 +121,7 @@ def optimizer_properties(step: Callable, kind: str) -> list[Property]:
     def apart(case):
         """Two optimizers at once: nothing is shared between them."""
         theta, gradients, rate = np.array(case[0], float), np.array(case[1], float), case[2]
-        first, second = _stepper(step, kind, rate), _stepper(step, kind, rate)
+        first, second = (_stepper(step, kind, rate, in_place) for _ in range(2))
         for gradient in gradients[:-1]:
             first(theta.copy(), gradient.copy())
         right = right_steps((case[0], case[1][-1:], rate))[0]
@@ -134,11 +130,20 @@ def optimizer_properties(step: Callable, kind: str) -> list[Property]:
 
     def still(case):
         theta = np.array(case[0], float)
-        one = _stepper(step, kind, case[2])
+        one = _stepper(step, kind, case[2], in_place)
         after = array_of(one(theta.copy(), np.zeros_like(theta)), theta.shape)
         if not np.isfinite(after).all():
             return Wrong(after, theta, "0 / 0: add ε to the root of v, not to nothing")
         return compare(after, theta, 1e-6)
+
+    def small(case):
+        """√v is 1e-4, as ε would be if it stood under the root: the step would be 0.7 ℓ."""
+        theta, gradients, rate = np.array(case[0], float), 1e-4 * np.sign(case[1]), case[2]
+        after = _stepper(step, kind, rate, in_place)(theta.copy(), gradients[0])
+        return compare(array_of(after, theta.shape), theta - rate * np.sign(gradients[0]), rate / 9)
+
+    def tell_small(case):
+        return tell((case[0], 1e-4 * np.sign(case[1]), case[2]))
 
     def tell(case):
         theta, gradients, rate = case
@@ -149,7 +154,7 @@ def optimizer_properties(step: Callable, kind: str) -> list[Property]:
         "sgd": "θ ← θ − ℓ g",
         "adam": "m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², θ ← θ − ℓ m̂/(√v̂ + ε)",
     }[kind]
-    return [
+    found = [
         Property("the first step is the formula's", cases(), outcome, tell, formula, "steps", 40),
         Property("later steps are the formula's", cases(2, 6), outcome, tell,
                  f"the first step is right, a later one is not: {formula}", "runs", 30),
@@ -158,3 +163,9 @@ def optimizer_properties(step: Callable, kind: str) -> list[Property]:
         Property("two optimizers know nothing of each other", cases(2, 3), apart, tell,
                  "keep the state in `state` or in the object, not in a global name", "runs", 10),
     ]  # fmt: skip
+    if kind == "adam":
+        found.append(
+            Property("ε is added to the root of v, not to v", cases(), small, tell_small,
+                     "√v̂ + ε, not √(v̂ + ε): ε = 1e-8 under the root is 1e-4", "steps", 10)
+        )  # fmt: skip
+    return found
