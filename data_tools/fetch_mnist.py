@@ -15,6 +15,8 @@ def main(arguments):
     """Load the data set once: what is missing is downloaded, what is damaged is refused."""
     folder = arguments[0] if arguments else None
     dataset = data.load("mnist", data_dir=folder)
+    if dataset.name != "MNIST":
+        sys.exit(f"{dataset.name}: the files are whole, but their SHA-256 is not MNIST's")
     print(f"{len(dataset.train_images):,} + {len(dataset.test_images):,} images are there")
 
 

@@ -4,7 +4,10 @@ import contextlib
 import gzip
 import re
 import struct
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,6 +244,17 @@ def test_images_and_labels_must_be_as_many(tmp_path):
 def test_files_that_are_not_the_originals_are_read_and_named_so(tmp_path):
     write_four(tmp_path / "fashion")
     assert mnist.load(tmp_path / "fashion").name == "fashion (not the original MNIST)"
+
+
+def test_the_script_that_fetches_refuses_other_data(tmp_path):
+    write_four(tmp_path / "fashion")
+    script = Path(__file__).parents[1] / "data_tools/fetch_mnist.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "fashion"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "fashion (not the original MNIST): the files are whole, but" in done.stderr
+    assert done.stdout == ""
 
 
 def test_the_original_files(data_dir):

@@ -19,14 +19,17 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from study_records import synthetic_sweep
+from test_mnist import write_four
 
 from minires import data as data_tools
 from minires.arrays.files import load_arrays, load_json, save_arrays
 from minires.commands import cli
-from minires.study import store
+from minires.commands import sweep as sweep_command
+from minires.study import report, store
 from minires.study import sweep as sweep_module
 from minires.study.cells import Source
-from minires.study.claims import TOO_SMALL
+from minires.study.claims import TOO_SMALL, verdicts
 from minires.study.crews import Cluster, Processes
 from minires.study.experiment import METRICS, fingerprint
 from minires.study.grid import SMOKE, Cell, Profile
@@ -350,6 +353,24 @@ def test_other_settings_or_data_are_refused(undisturbed, dataset):
     with pytest.raises(ValueError, match=r"data_sha256 was '.*', now 'other'"):
         prepare(folder, TINY, source)
     assert finished_table(folder) == table
+
+
+def test_data_in_mnist_s_format_keep_their_own_name(tmp_path):
+    write_four(tmp_path / "fashion", train=40, test=9)
+    profile = replace(TINY, data="mnist", train=32, test=None)
+    source, _ = sweep_command._find_data(profile, tmp_path / "fashion")
+    prepare(tmp_path / "out", profile, source)
+    settings = load_sweep(tmp_path / "out").settings
+    assert settings["data_name"] == "fashion (not the original MNIST)"
+    other = synthetic_sweep(seeds=5)
+    kept = {name: settings[name] for name in ("data", "data_name", "train", "test")}
+    other = replace(other, settings=other.settings | kept)
+    facts = dict(report.facts_of(other, None))
+    assert facts["data"] == "fashion (not the original MNIST): 32 training and 9 test images"
+    page = report.content_of(other, {"baselines": []})
+    assert page["title"] == "Weight resampling on fashion (not the original MNIST)"
+    ceiling = next(verdict for verdict in verdicts(other) if verdict.claim.startswith("C11"))
+    assert "the number is about MNIST" in ceiling.reason
 
 
 @pytest.mark.parametrize("name", ["cells/x.json", "data/thesis.txt", "predictions/mine.npy"])

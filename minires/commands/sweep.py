@@ -170,7 +170,8 @@ def _find_data(profile, data_dir):
         raise ValueError(
             f"--batch is {profile.batch}, but there are {counts['train']} training images"
         )
-    return replace(source, **counts, sha256=fingerprint(dataset)), dataset
+    other = dataset.name if profile.data == "mnist" and dataset.name != "MNIST" else ""
+    return replace(source, **counts, sha256=fingerprint(dataset), other=other), dataset
 
 
 def _check_all(options, sweeps):

@@ -85,6 +85,7 @@ class Source:
     data_dir   the folder of the MNIST files, on that machine
     sha256     `experiment.fingerprint` of the right data
     inputs     how grey levels are scaled: see `Profile`
+    other      what files in MNIST's format are called that are not the original MNIST; else ""
     """
 
     folder: str
@@ -94,6 +95,7 @@ class Source:
     data_dir: str | None
     sha256: str
     inputs: str = "[-1, 1]"
+    other: str = ""
 
     def load_dataset(self) -> Any:
         """The images unscaled, uint8; downloaded or made if they are not on disk."""

@@ -97,11 +97,11 @@ def content_of(sweep: Sweep, panels: dict, folder: Path | None = None) -> dict:
     from minires import __version__
     from minires.study.claims import TOO_SMALL, is_too_small, verdicts
 
-    found, name = verdicts(sweep), str(sweep.settings.get("data"))
+    found = verdicts(sweep)
     outcomes = [verdict.outcome for verdict in found]
     dials = [dial_of(sweep, key) for key in DIALS]
     return {
-        "title": f"Weight resampling on {DATA.get(name, name).partition(',')[0]}",
+        "title": f"Weight resampling on {data_of(sweep.settings).partition(',')[0]}",
         "dark": Markup(DARK),
         "lead": lead_of(sweep),
         "brief": brief_of(sweep),
@@ -241,12 +241,17 @@ def _name_all(settings):
     return "; ".join(f"{figures.describe(s)} ({len(r)})" for s, r in settings.items())
 
 
+def data_of(settings: dict) -> str:
+    """What the images are called: by their files where these are not the original MNIST."""
+    data = str(settings.get("data"))
+    return settings.get("data_name") or DATA.get(data, data)
+
+
 def facts_of(sweep: Sweep, folder: Path | None) -> list[tuple]:
     """The settings, and the command that computes the same sweep."""
     settings, records = sweep.settings, sweep.records
     cells = [record["cell"] for record in records]
     seeds = sorted({cell["seed"] for cell in cells})
-    data = str(settings.get("data"))
     images = [
         f"{_count(settings.get(k))} {word}" for k, word in (("train", "training"), ("test", "test"))
     ]
@@ -256,7 +261,7 @@ def facts_of(sweep: Sweep, folder: Path | None) -> list[tuple]:
     optimizers = " and ".join(w for name, w in OPTIMIZERS.items() if name in trained)
     dropouts = sorted({c["dropout"] for c in cells})
     return [
-        ("data", f"{DATA.get(data, data)}: {' and '.join(images)} images"),
+        ("data", f"{data_of(settings)}: {' and '.join(images)} images"),
         ("network", _network(settings)),
         ("training", f"{_plain(settings.get('epochs'))} epochs in batches of "
          f"{_plain(settings.get('batch'))}, {optimizers}"

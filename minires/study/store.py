@@ -99,7 +99,8 @@ RECORD = {
 TIMED = ("seconds", "made")  # these differ each time that a cell is computed
 KIND = {
     "format": int, "data": str, "train": _count, "updates": _count, "batch": _some,
-    "profile?": str, "network?": {"name": str, "*": object}, "data_sha256?": str, "device?": str,
+    "profile?": str, "network?": {"name": str, "*": object}, "data_sha256?": str, "data_name?": str,
+    "device?": str,
     "l1?": [float], "l1_outside?": [float], "l2?": [float], "dropout?": [float],
     "baselines?": [float], "curves?": [float], "adam?": bool, "*": object,
 }  # fmt: skip

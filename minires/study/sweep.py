@@ -260,6 +260,8 @@ def check_settings(folder: Path, profile: Profile, source: Source, device: str =
     folder = Path(folder)
     now = {"format": FORMAT, **profile.settings(), "device": device}
     now |= {"train": source.train, "test": source.test, "data_sha256": source.sha256}
+    if source.other:
+        now["data_name"] = source.other
     if (folder / SETTINGS).exists():
         read_cells(folder)  # damaged ones, or those of an earlier version, are refused here
         settle(folder, SETTINGS, now, write=False)
