@@ -1,5 +1,6 @@
 """Files are complete or not there; damaged ones are named."""
 
+import errno
 import json
 import os
 
@@ -55,6 +56,23 @@ def test_what_fails_halfway_leaves_the_old_file_and_nothing_else(tmp_path, error
     with complete(path, "w") as file:
         file.write("new")
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError("80 requested and 8 written")],
+    ids=["of Python", "of NumPy"],
+)
+def test_a_full_disk_names_the_file(tmp_path, error):
+    with (
+        pytest.raises(OSError, match=rf"x\.npz: {error.strerror or error}: make room, and run"),
+        complete(tmp_path / "x.npz"),
+    ):
+        raise error
+    assert os.listdir(tmp_path) == []
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "y.txt")
+    with pytest.raises(FileNotFoundError, match=r"directory: 'y\.txt'$"), complete(tmp_path / "x"):
+        raise missing
 
 
 def test_it_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):

@@ -7,6 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -496,6 +499,19 @@ def test_other_pictures_to_compare_on(place, capsys):
     expected = evaluate.summarize(evaluate.examine(shown, quiet=True)[0])
     rows = json.loads((place / "out" / "results.json").read_text())["networks"]
     assert rows[0]["nll"] == pytest.approx(expected["nll"], rel=1e-5)
+    for path in sorted((place / "test").glob("*/*")):  # the same without class folders
+        path.rename(place / "test" / f"{path.parent.name}-{path.name}")
+        with suppress(OSError):
+            path.parent.rmdir()
+    named = [f"{path.name} {path.name.partition('-')[0]}" for path in (place / "test").iterdir()]
+    (place / "labels").write_text("\n".join(named))
+    options = SimpleNamespace(synsets=None, labels=place / "labels", images=place / "val")
+    flat = evaluate.other_pictures(options, place / "test", sorted(WORDNET))
+    named = [flat.classes[label] for label in flat.labels]
+    assert named == [Path(name).name.partition("-")[0] for name in flat.names]
+    options.labels = None
+    with pytest.raises(ValueError, match="lies in no class folder"):
+        evaluate.other_pictures(options, place / "test", sorted(WORDNET))
     write_pictures(place / "fewer", each=1, names=WORDNET[:2])
     with pytest.raises(ValueError, match="holds other classes"):
         command(*words(place, holdout=None, test_images=place / "fewer"))

@@ -1,9 +1,11 @@
 """The pre-trained study: cells that go on after a kill, true to their updates; sound verdicts."""
 
+import errno
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,29 +298,58 @@ def test_decoded_pictures_give_the_bits_of_the_usual_way(place, tmp_path):
     for name in ("keras", "keras-caffe", "torchvision", "tf-slim"):
         preparation = imagenet.preparation(name)
         notes = imagenet.Notes()
-        pixels, labels = pretrained.decode(
+        pixels, used = pretrained.decode(
             tmp_path / name / "p.npy", pictures, preparation, SIZE, notes
         )
         (batch,) = imagenet.batches(pictures, [np.arange(24)], name, SIZE)
         np.testing.assert_array_equal(preparation.scaled(pixels), batch.images, name)
-        np.testing.assert_array_equal(labels, batch.labels)
+        np.testing.assert_array_equal(used, np.arange(24))
         assert pixels.dtype == (np.float32 if name == "tf-slim" else np.uint8)
 
 
 def test_pictures_that_cannot_be_used_are_left_out(place, tmp_path):
-    import shutil
-
     shutil.copytree(place / "train", tmp_path / "train")
     (tmp_path / "train" / WORDNET[0] / "0.png").write_bytes(b"no picture")
     pictures, notes = imagenet.load(tmp_path / "train"), imagenet.Notes()
-    pixels, labels = pretrained.decode(
+    pixels, used = pretrained.decode(
         tmp_path / "p.npy", pictures, imagenet.preparation("keras"), SIZE, notes
     )
-    assert len(pixels) == len(labels) == 23
+    assert len(pixels) == 23
+    lost = [name.endswith(f"{WORDNET[0]}/0.png") for name in pictures.names].index(True)
+    assert list(used) == [index for index in range(24) if index != lost]
     assert notes.skipped == 1
     (batch,) = imagenet.batches(pictures, [np.arange(24)], "keras", SIZE)
     scaled = imagenet.preparation("keras").scaled(pixels)
     np.testing.assert_array_equal(scaled, batch.images)
+
+
+def test_pictures_that_become_unreadable_between_two_commands_are_noticed(place, tmp_path, capsys):
+    """The names are the same, and scores of other pictures would be compared with the first."""
+    shutil.copytree(place / "test", tmp_path / "test")
+    line = words(place, tmp_path / "sweep", seeds=1, rates="0.1", test_images=tmp_path / "test")
+    assert cli.main(line) == 0
+    (next(iter((tmp_path / "test" / WORDNET[0]).iterdir()))).write_bytes(b"no picture")
+    capsys.readouterr()
+    line[line.index("--seeds") + 1] = "2"
+    assert cli.main(line) == 2
+    told = capsys.readouterr().err
+    assert "test was '15 of 15 (" in told
+    assert "now '14 of 15 (" in told
+    assert list(load(tmp_path / "sweep").records) == [Cell(0, 0.1)]
+
+
+def test_a_full_disk_is_told_before_pixels_are_written(place, tmp_path, monkeypatch):
+    def full(file, start, size):
+        assert size > 24 * SIZE * SIZE * 3
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    pictures = imagenet.load(place / "train", place / "synsets.txt")
+    with pytest.raises(OSError, match=r"p\.npy\.part: No space left on device: make room"):
+        pretrained.decode(
+            tmp_path / "p.npy", pictures, imagenet.preparation("keras"), SIZE, imagenet.Notes()
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 # What was found

@@ -809,6 +809,7 @@ def test_a_step_and_a_prediction_are_measured(dataset):
         (["--data", "mnist", "--data-dir", "/nowhere"], "/nowhere"),
         (["--updates", "1"], "updates is 1, expected 2 or more (--updates)"),
         (["--cluster", ""], "--cluster is empty"),
+        (["--cluster", "foo"], "--cluster is foo, which names no port"),
         (["--cluster", "tcp://127.0.0.1:9"], "--workers are of this machine"),
     ],
 )

@@ -153,6 +153,21 @@ def test_what_is_missing_is_done(tiny_run, tmp_path, capsys):
     assert again == whole
 
 
+def test_the_findings_about_other_networks_are_kept(tiny_run, tmp_path, capsys):
+    out = tmp_path / "copy"
+    shutil.copytree(tiny_run, out)
+    other = [*TINY[:-1], "slim-512", "--out", str(out)]
+    assert cli.main([*other, "--outside"]) == 0
+    rows = json.loads((out / "which-lenet.json").read_text("utf-8"))
+    assert [row["candidate"] for row in rows] == ["slim-512", "6-16-120-84"]
+    assert rows[1:] == json.loads((tiny_run / "which-lenet.json").read_text("utf-8"))
+    printed = capsys.readouterr().out
+    assert "slim-512" in printed
+    assert "6-16-120-84" in printed
+    assert cli.main(other) == 2  # the two would be shown side by side, and differ
+    assert "l1_outside was [0.05, 0.6]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [["--outside"], ["--only", "slim-512"]])
 def test_its_options_are_for_no_other_profile(tmp_path, capsys, option):
     assert cli.main(["sweep", "--out", str(tmp_path / "out"), *option]) == 2

@@ -25,7 +25,8 @@ def complete(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     path     the file's final name
     mode     "wb" or "w" (UTF-8)
     Yields   the open file
-    Raises   FileNotFoundError when its folder does not exist
+    Raises   FileNotFoundError when its folder does not exist; OSError, which names the file, when
+             it cannot be written, as on a full disk
     """
     path = Path(path)
     if not path.parent.exists():
@@ -37,9 +38,13 @@ def complete(path: str | Path, mode: str = "wb") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             unfinished.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # of a full disk, or an old one
+            raise OSError(
+                f"{path}: {error.strerror or error}: make room, and run the command again"
+            ) from error
         raise
 
 

@@ -669,7 +669,12 @@ def other_pictures(options: Any, folder: Path, classes: list) -> Any:
     """
     from minires.data import imagenet
 
-    found = imagenet.load(folder, options.synsets)
+    try:
+        found = imagenet.load(folder, options.synsets)
+    except ValueError:
+        if options.labels is None:
+            raise
+        found = imagenet.load(folder, options.synsets, options.labels)  # no class folders here
     if found.classes != classes:
         raise ValueError(
             f"{folder} holds other classes than {options.images}: name the order of all classes "

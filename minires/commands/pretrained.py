@@ -5,6 +5,7 @@
 `minires.study.pretrained` says what a cell computes and what lies in the folder.
 """
 
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ from minires.commands.evaluate import (
     open_examination,
     other_pictures,
 )
+
+USED = "pictures.json"  # how many of the pictures can be used, and which
 
 # Options that say something to this profile only.
 OWN = (
@@ -131,10 +134,14 @@ def run(options: Any) -> int:
         if options.dry_run:
             return _dry_run(examination, plan, cells, missing, settings)
         settle(out, SETTINGS, settings)
-        tidy(out, SETTINGS, "cells/*", "means/*", "unfinished_*", "data/*")
+        tidy(out, SETTINGS, USED, "cells/*", "means/*", "unfinished_*", "data/*")
+        kinds = {"train": pictures, **others}
+        found = {name: _decoded(out, name, kinds[name], examination) for name in kinds}
+        # The names of all are in the settings. Which of them can be used may change later.
+        settle(out, USED, {name: _share(used, kinds[name]) for name, (_, used) in found.items()})
         shown = {
-            name: _photographs(out, name, each, examination, options)
-            for name, each in {"train": pictures, **others}.items()
+            name: _photographs(name, pixels, kinds[name].labels[used], examination)
+            for name, (pixels, used) in found.items()
         }
         theta, stats = examination.own_vectors()
         subject = pretrained.Subject(
@@ -153,23 +160,36 @@ def run(options: Any) -> int:
         count = pretrained.run_sweep(subject, plan, cells, out, options.quiet)
         for name in shown:
             pixels = out / "data" / f"{name}.npy"
-            for path in (pixels, pretrained.labels_beside(pixels)):
+            for path in (pixels, pretrained.used_beside(pixels)):
                 path.unlink(missing_ok=True)
         say(f"{counted(count, 'cell')} in {(time.monotonic() - began) / 60:.0f} minutes: {out}")
     print(pretrained_findings.text_table(pretrained_findings.load(out)))
     return 0
 
 
-def _photographs(out, name, pictures, examination, options):
-    """Photographs of one kind, decoded into the folder if need be."""
+def _decoded(out, name, pictures, examination):
+    """Pixels of the photographs of one kind, decoded into the folder if need be; which are used."""
+    from minires.data import imagenet
+    from minires.study import pretrained
+
+    return pretrained.decode(
+        out / "data" / f"{name}.npy", pictures, imagenet.preparation(examination.preset),
+        examination.size, examination.notes, examination.threads,
+    )  # fmt: skip
+
+
+def _share(used, pictures):
+    """How many pictures are used, and a code for which: "498 of 500 (3f2a90b1)"."""
+    code = hashlib.sha256(used.astype("<i8").tobytes()).hexdigest()[:8]
+    return f"{len(used)} of {len(pictures)} ({code})"
+
+
+def _photographs(name, pixels, labels, examination):
+    """Photographs of one kind, with labels as the network has them."""
     from minires.data import imagenet
     from minires.study import pretrained
 
     preparation = imagenet.preparation(examination.preset)
-    pixels, labels = pretrained.decode(
-        out / "data" / f"{name}.npy", pictures, preparation, examination.size, examination.notes,
-        examination.threads,
-    )  # fmt: skip
     labels = examination.targets(labels)[0] if name == "train" else examination.places(labels)
     return pretrained.Photographs(
         pixels, labels, lambda cut: examination.as_input(preparation.scaled(cut))

@@ -91,6 +91,7 @@ def add_parser(subparsers: Any) -> None:
 def run(options: Any) -> int:
     """Carry out the command: check everything, compute what is missing, print the findings."""
     from minires.arrays.results import locked_folder, tidy
+    from minires.study.sweep import check_settings
 
     _check_options(options)
     if options.profile == "pretrained":
@@ -103,12 +104,15 @@ def run(options: Any) -> int:
         folder = out / profile.name if _tries_networks(options) else out
         own = replace(source, folder=str((folder / "data").resolve()), inputs=profile.inputs)
         sweeps.append((profile, folder, own))
+    chosen = [sweep for sweep in sweeps if not options.only or sweep[0].name in options.only]
     if options.dry_run:
-        return _dry_run(options, sweeps, dataset)
+        return _dry_run(options, chosen, dataset)
     with locked_folder(out):
-        _check_all(options, sweeps)
+        for profile, folder, own in sweeps:  # those of earlier commands are shown beside
+            check_settings(folder, profile, own, options.device)
+        _check_all(options, chosen)
         tidy(out, FOUND)
-        for sweep in sweeps:
+        for sweep in chosen:
             _compute(options, *sweep, dataset)
         return _print_findings(options, sweeps, out)
 
@@ -118,7 +122,7 @@ def _tries_networks(options):
 
 
 def _profiles(options):
-    """The profiles that the options ask for: one, or one candidate for each network."""
+    """The profile that the options ask for, or every candidate for a network."""
     from minires.study.grid import CANDIDATES, OUTSIDE, PROFILES
 
     changed = {name: getattr(options, name) for name in ("data", *(name for name, _ in SIZES))}
@@ -127,8 +131,7 @@ def _profiles(options):
         return [replace(PROFILES[options.profile], **changed)]
     if options.outside:
         changed["l1_outside"] = OUTSIDE
-    chosen = [each for each in CANDIDATES if not options.only or each.name in options.only]
-    return [replace(candidate, **changed) for candidate in chosen]
+    return [replace(candidate, **changed) for candidate in CANDIDATES]
 
 
 def _check_options(options):
@@ -143,6 +146,11 @@ def _check_options(options):
     if options.cluster == "":
         raise ValueError(
             "--cluster is empty: give the scheduler's address, such as tcp://host:8786"
+        )
+    if options.cluster and not options.cluster.rpartition(":")[2].isdigit():
+        raise ValueError(
+            f"--cluster is {options.cluster}, which names no port: give the scheduler's address, "
+            "such as tcp://host:8786"
         )
     if options.cluster and options.workers:
         raise ValueError("--workers are of this machine, --cluster computes on others: give one")
@@ -229,13 +237,18 @@ def _print_findings(options, sweeps, out):
     from minires.study.claims import TOO_SMALL
     from minires.study.grid import TESTING
     from minires.study.store import load_sweep, text_table
+    from minires.study.sweep import done_cells
 
     if not _tries_networks(options):
         print(text_table(load_json(out / "table.json")))
         if options.profile in TESTING:
             print(f"\n{TOO_SMALL}")
         return 0
-    rows = [which_lenet.findings(profile, load_sweep(folder)) for profile, folder, _ in sweeps]
+    rows = [
+        which_lenet.findings(profile, load_sweep(folder))
+        for profile, folder, _ in sweeps
+        if set(profile.cells()) <= done_cells(folder)  # now, or by an earlier command
+    ]
     save_json(out / FOUND, rows)
     print(which_lenet.table(rows))
     return 0

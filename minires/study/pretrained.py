@@ -33,6 +33,7 @@ An argument means the same in all of this file:
 import contextlib
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -102,25 +103,26 @@ def decode(
 ) -> tuple:
     """Decode and cut pictures, unless the files exist already.
 
-    path         of the file of pixels, DIR/data/train.npy; labels go to train_labels.npy
+    path         of the file of pixels, DIR/data/train.npy; train_used.npy says which are used
     pictures     minires.data.imagenet.Pictures
     preparation  minires.data.imagenet.Preparation
     size         of the network's input, pixels
     notes        Notes; files that cannot be used are added
     threads      how many decode
-    Returns      pixels (N, size, size, 3), memory-mapped; labels (N,). Pictures that cannot be
-                 used are left out
-    Raises       ValueError when none can be used
+    Returns      pixels (N, size, size, 3), memory-mapped; their places among the pictures (N,).
+                 Pictures that cannot be used are left out
+    Raises       ValueError when none can be used; OSError when the disk is full
     """
     from minires.data import imagenet
 
-    names = labels_beside(path)
-    if not (path.exists() and names.exists()):
+    used = used_beside(path)
+    if not (path.exists() and used.exists()):
         path.parent.mkdir(parents=True, exist_ok=True)
         plain = replace(preparation, divisor=1.0, mean=(0, 0, 0), std=(1, 1, 1), channels="rgb")
         shape = (len(pictures), size, size, 3)
         part, kept = path.with_name(f"{path.name}.part"), []
         pixels = np.lib.format.open_memmap(part, "w+", dtype_of(preparation), shape)
+        _reserve(part)
         plan = [np.arange(n, min(n + 64, shape[0])) for n in range(0, shape[0], 64)]
         with progress(total=shape[0], unit="image", desc=f"decoding {path.stem}") as bar:
             for batch in imagenet.batches(pictures, plan, plain, size, notes, threads):
@@ -132,18 +134,32 @@ def decode(
         pixels.flush()
         del pixels
         part.replace(path)
-        with complete(names) as file:  # last: it says that the pixels are complete
-            np.save(file, pictures.labels[kept])
-    labels = np.load(names)
-    return np.load(path, mmap_mode="r")[: len(labels)], labels
+        with complete(used) as file:  # last: it says that the pixels are complete
+            np.save(file, np.array(kept))
+    kept = np.load(used)
+    return np.load(path, mmap_mode="r")[: len(kept)], kept
 
 
-def labels_beside(path: Path) -> Path:
-    """The file of the labels that belong to a file of pixels.
+def _reserve(path):
+    """Take the whole file's room on the disk now: a full disk would end the program at a write."""
+    if not hasattr(os, "posix_fallocate"):  # such as on macOS
+        return
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            path.unlink()
+            raise OSError(
+                f"{path}: {error.strerror}: make room, and run the command again"
+            ) from error
+
+
+def used_beside(path: Path) -> Path:
+    """The file that says which pictures a file of pixels holds.
 
     path   DIR/data/train.npy
     """
-    return path.with_name(f"{path.stem}_labels.npy")
+    return path.with_name(f"{path.stem}_used.npy")
 
 
 # --- a cell ---------------------------------------------------------------------------------

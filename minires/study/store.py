@@ -138,12 +138,7 @@ class Store:
         """
         path = cell_file(self.folder, Cell(**record["cell"]))
         path.parent.mkdir(exist_ok=True)
-        try:
-            save_json(path, {"sweep": self.name, **record})
-        except OSError as error:
-            raise OSError(
-                f"{path}: {error.strerror or error}: make room, and run the command again"
-            ) from error
+        save_json(path, {"sweep": self.name, **record})
         self.records.append(record)
 
 
