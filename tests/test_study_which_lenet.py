@@ -164,8 +164,10 @@ def test_the_findings_about_other_networks_are_kept(tiny_run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "slim-512" in printed
     assert "6-16-120-84" in printed
-    assert cli.main(other) == 2  # the two would be shown side by side, and differ
+    third = [*TINY[:-1], "slim-1024", "--out", str(out)]
+    assert cli.main(third) == 2  # it would be shown beside sweeps of other settings
     assert "l1_outside was [0.05, 0.6]" in capsys.readouterr().err
+    assert not (out / "slim-1024").exists()
 
 
 @pytest.mark.parametrize("option", [["--outside"], ["--only", "slim-512"]])
