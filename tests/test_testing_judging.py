@@ -169,7 +169,7 @@ class WithoutTheFactor(right.Welford):
         (check_running_statistics, lambda *arguments: None, "is a `return` missing?"),
         (check_paired_difference, mistakes.becomes_the_differences, "others still need this array"),
         (check_reestimation, takes_the_first_for_all, "others still need this array"),
-        (check_unbroadcast, mistakes.cuts_off_fractions, "whole numbers cuts off fractions"),
+        (check_unbroadcast, mistakes.cuts_off_fractions, "cuts off fractions"),
         (check_harm, mistakes.population_harm, "std(ddof=1)"),
         (lambda step: check_optimizer(step, "adam"), mistakes.epsilon_under_the_root, "√v̂ + ε"),
     ],
@@ -195,6 +195,22 @@ def test_of_several_mistakes_that_give_the_answer_the_one_that_fits_most_inputs_
 def test_an_array_that_the_judged_code_changes_is_named():
     text = text_of(check_paired_difference, mistakes.becomes_the_differences)
     assert "yours: a is changed to [0, -1]    right: a as it was, [0, 0]" in text
+
+    def unnamed(*arrays):
+        arrays[1][...] = 7
+        return right.paired_difference(*arrays)
+
+    assert "yours: argument 2 is changed to [7, 7]" in text_of(check_paired_difference, unnamed)
+
+
+def test_a_list_that_the_judged_code_sorts_or_empties_is_its_own():
+    def empties(batches):
+        batches.sort(key=len)
+        found = right.reestimation(list(batches))
+        batches.clear()
+        return found
+
+    assert len(check_reestimation(empties).held) == 4
 
 
 def test_a_counterexample_of_two_halves_shows_what_was_given():

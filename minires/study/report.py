@@ -242,7 +242,10 @@ def _name_all(settings):
 
 
 def data_of(settings: dict) -> str:
-    """What the images are called: by their files where these are not the original MNIST."""
+    """What the images are called: by their files where these are not the original MNIST.
+
+    settings   what a sweep's sweep.json says
+    """
     data = str(settings.get("data"))
     return settings.get("data_name") or DATA.get(data, data)
 

@@ -331,23 +331,27 @@ def ask(function: Callable, *arguments: Any, **settings: Any) -> Any:
     Raises      Misfit when it changes an array
     """
     given = [_copied(argument) for argument in arguments]
+    pairs = [  # made before the call, which may sort or empty a list
+        (place, old, new)
+        for place, (before, after) in enumerate(zip(arguments, given, strict=True))
+        for old, new in zip(_arrays_in(before), _arrays_in(after), strict=True)
+    ]
     answer = function(*given, **settings)
-    for place, (before, after) in enumerate(zip(arguments, given, strict=True)):
-        for old, new in zip(_arrays_in(before), _arrays_in(after), strict=False):
-            if not np.array_equal(old, new, equal_nan=True):
-                name = _name_of_argument(function, place)
-                raise Misfit(
-                    Words(f"{name} is changed to {show(new)}"),
-                    Words(f"{name} as it was, {show(old)}"),
-                    "others still need this array: write x = x − …, not x −= …; or use a copy",
-                )
+    for place, old, new in pairs:
+        if not np.array_equal(old, new, equal_nan=True):
+            name = _name_of_argument(function, place)
+            raise Misfit(
+                Words(f"{name} is changed to {show(new)}"),
+                Words(f"{name} as it was, {show(old)}"),
+                "others still need this array: write x = x − …, not x −= …; or use a copy",
+            )
     return answer
 
 
 def _arrays_in(argument):
     if isinstance(argument, np.ndarray):
         return [argument]
-    return argument if isinstance(argument, list) else []
+    return list(argument) if isinstance(argument, list) else []
 
 
 def _copied(argument):
@@ -357,10 +361,13 @@ def _copied(argument):
 
 
 def _name_of_argument(function, place):
+    number = f"argument {place + 1}"
     try:
-        return list(inspect.signature(function).parameters)[place]
-    except (TypeError, ValueError, IndexError):
-        return f"argument {place + 1}"
+        named = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return number
+    is_own = place < len(named) and named[place].kind is not inspect.Parameter.VAR_POSITIONAL
+    return named[place].name if is_own else number
 
 
 def array_of(value: Any, shape: tuple | None = None, what: str = "an array") -> np.ndarray:
@@ -373,13 +380,6 @@ def array_of(value: Any, shape: tuple | None = None, what: str = "an array") -> 
     """
     if value is None:  # NumPy would make it "not a number"
         raise Misfit(Words("None"), Words(what))
-    if np.ndim(value) and getattr(getattr(value, "dtype", None), "kind", "f") in "iu":
-        raise Misfit(
-            Words(f"whole numbers, {value.dtype}"),
-            Words("floating-point numbers"),
-            "an array of whole numbers cuts off fractions: was it made with dtype=int, or from "
-            "whole numbers, as np.full(n, 0) is?",
-        )
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
@@ -425,6 +425,11 @@ def compare(yours: Any, right: Any, tolerance: Any, hint: Any = "") -> Wrong | N
                 ).all()
             ]
         hint = tuple(near_to)
+    if getattr(getattr(yours, "dtype", None), "kind", "") in ("i", "u") and (right % 1 != 0).any():
+        hint = (
+            f"an array of {yours.dtype} cuts off fractions: was it made with dtype=int, or from "
+            "whole numbers, as np.full(n, 0) is?"
+        )
     if right.size > 6:  # the first element that is wrong
         place = tuple(int(i) for i in np.argwhere(~near)[0])
         at = Words(f"{show(array[place])} at {list(place)}")

@@ -212,6 +212,10 @@ RIGHT += [
         (lambda x: (np.maximum(x, 0), lambda g: g * (x > 0)),), {"shapes": [(4,)]},
     ),
     Answer(
+        "gradient", "slopes of whole numbers",
+        (lambda x: (np.maximum(x, 0).sum(), (x > 0).astype(int)),), {"shapes": [(3,)]},
+    ),
+    Answer(
         "gradient", "the logarithm, of positive numbers",
         (lambda x: (np.log(x), lambda g: g / x),), {"shapes": [(3,)], "domain": (0.5, 3.0)},
     ),
