@@ -201,6 +201,20 @@ def test_an_answer_may_be_a_notebook(tmp_path, capsys):
     assert "not to be run" not in printed
 
 
+def test_a_slip_in_a_name_and_a_forgotten_import_are_named(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "class Running:\n    def __init__(self, shape):\n        self.x = np.zeros(shape)"
+    )
+    assert main(["lessons", "check", "6", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "raised in line 3, in __init__: `import numpy as np` is missing at the top" in printed
+    assert "mine.py defines no merge\n" in printed
+    path.write_text("class Runing:\n    pass\n")
+    assert main(["lessons", "check", "6", str(path)]) == 1
+    assert "mine.py defines no Running (but Runing: a slip of the pen?)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -501,7 +515,8 @@ def test_helpers_and_imports_may_stand_in_cells_of_their_own(tmp_path, capsys, a
     notebook.cells[place].source = solution + "\nhelper(math.pi)"
     notebook.cells[place].source += "\nchecked = helper(math.pi)"
     if add:
-        helper = "import math\n\ndef helper(x):\n    return x\n\nprint('not to be run')"
+        helper = "import math\n\nFACTOR = [1, -2.5]\n\ndef helper(x):\n    return FACTOR[0] * x\n"
+        helper += "\nlong = print('not to be run')\nprint('not to be run')"
         notebook.cells.insert(place, nbformat.v4.new_code_cell(helper))
         notebook.cells.insert(place, nbformat.v4.new_code_cell("half a (line"))
     path = tmp_path / "mine.ipynb"

@@ -12,6 +12,7 @@ notebooks and pages are made from it. Tags say what a cell is for:
 """
 
 import ast
+import difflib
 import re
 import runpy
 import shutil
@@ -309,7 +310,10 @@ def _check(options):
         print(f"{number}. {', '.join(wanted)}")
         missing = [name for name in wanted if name not in answers]
         if missing:
-            print(f"not answered: {options.answers.name} defines no {' and no '.join(missing)}\n")
+            near = [n for name in missing for n in difflib.get_close_matches(name, answers, 1)]
+            near = f" (but {' and '.join(near)}: a slip of the pen?)" if near else ""
+            missing = " and no ".join(missing)
+            print(f"not answered: {options.answers.name} defines no {missing}{near}\n")
             continue
         check = next(c for c in cells if c.kind == "check" and c.exercise == exercise.exercise)
         try:
@@ -364,7 +368,8 @@ def _definitions(cell):
     """What answers need of a notebook's cell, as source.
 
     Of a cell for answers, all but the calls on lines of their own, such as checks. Of any other,
-    which somebody may have added, functions, classes and imports: the rest may take minutes.
+    which somebody may have added, functions, classes, imports and constants: the rest may take
+    minutes.
     """
     is_own = bool({"setup", "exercise"} & set(cell.metadata.get("tags", ())))
     lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
@@ -377,9 +382,22 @@ def _definitions(cell):
     tree.body = [
         node
         for node in tree.body
-        if isinstance(node, HELPERS) or (is_own and not isinstance(node, ast.Expr))
+        if isinstance(node, HELPERS)
+        or _is_constant(node)
+        or (is_own and not isinstance(node, ast.Expr))
     ]
     return ast.unparse(tree)
+
+
+def _is_constant(node):
+    """Whether a statement is NAME = a number, text, or a list or the like of those."""
+    if not isinstance(node, ast.Assign):
+        return False
+    try:
+        ast.literal_eval(node.value)
+    except ValueError:
+        return False
+    return True
 
 
 def _chosen(numbers):

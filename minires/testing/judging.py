@@ -224,7 +224,7 @@ def _outcome(own, case):
 
 
 def _where(error):
-    """The line of the judged code that raised, in words."""
+    """The line of the judged code that raised, in words; what may be missing."""
     trace, line = error.__traceback__, None
     while trace is not None:
         code = trace.tb_frame.f_code
@@ -233,6 +233,8 @@ def _where(error):
             if "site-packages" in code.co_filename:
                 break
         trace = trace.tb_next
+    if line and isinstance(error, NameError) and error.name == "np":
+        line += ": `import numpy as np` is missing at the top"
     return line or "the code does not take what it is given: see the signature in the docstring"
 
 
