@@ -70,6 +70,9 @@ def test_a_full_disk_names_the_file(tmp_path, error):
     ):
         raise error
     assert os.listdir(tmp_path) == []
+    broken = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(OSError, match=r"error: '.*x\.npz'$"), complete(tmp_path / "x.npz"):
+        raise broken
     missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "y.txt")
     with pytest.raises(FileNotFoundError, match=r"directory: 'y\.txt'$"), complete(tmp_path / "x"):
         raise missing

@@ -328,14 +328,20 @@ def test_pictures_that_become_unreadable_between_two_commands_are_noticed(place,
     shutil.copytree(place / "test", tmp_path / "test")
     line = words(place, tmp_path / "sweep", seeds=1, rates="0.1", test_images=tmp_path / "test")
     assert cli.main(line) == 0
-    (next(iter((tmp_path / "test" / WORDNET[0]).iterdir()))).write_bytes(b"no picture")
+    picture = next(iter((tmp_path / "test" / WORDNET[0]).iterdir()))
+    content = picture.read_bytes()
+    picture.write_bytes(b"no picture")
     capsys.readouterr()
     line[line.index("--seeds") + 1] = "2"
     assert cli.main(line) == 2
     told = capsys.readouterr().err
     assert "test was '15 of 15 (" in told
     assert "now '14 of 15 (" in told
+    assert picture.name in told
     assert list(load(tmp_path / "sweep").records) == [Cell(0, 0.1)]
+    picture.write_bytes(content)  # mended
+    assert cli.main(line) == 0
+    assert list(load(tmp_path / "sweep").records) == [Cell(0, 0.1), Cell(1, 0.1)]
 
 
 def test_a_full_disk_is_told_before_pixels_are_written(place, tmp_path, monkeypatch):
@@ -343,7 +349,7 @@ def test_a_full_disk_is_told_before_pixels_are_written(place, tmp_path, monkeypa
         assert size > 24 * SIZE * SIZE * 3
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     pictures = imagenet.load(place / "train", place / "synsets.txt")
     with pytest.raises(OSError, match=r"p\.npy\.part: No space left on device: make room"):
         pretrained.decode(

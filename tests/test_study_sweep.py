@@ -362,10 +362,15 @@ def test_data_in_mnist_s_format_keep_their_own_name(tmp_path):
     prepare(tmp_path / "out", profile, source)
     settings = load_sweep(tmp_path / "out").settings
     assert settings["data_name"] == "fashion (not the original MNIST)"
+    (tmp_path / "fashion").rename(tmp_path / "moved")
+    moved, _ = sweep_command._find_data(profile, tmp_path / "moved")
+    prepare(tmp_path / "out", profile, moved)
+    assert load_sweep(tmp_path / "out").settings == settings
     other = synthetic_sweep(seeds=5)
     kept = {name: settings[name] for name in ("data", "data_name", "train", "test")}
     other = replace(other, settings=other.settings | kept)
     facts = dict(report.facts_of(other, None))
+    assert "--data-dir DIR" in facts["command"]
     assert facts["data"] == "fashion (not the original MNIST): 32 training and 9 test images"
     page = report.content_of(other, {"baselines": []})
     assert page["title"] == "Weight resampling on fashion (not the original MNIST)"

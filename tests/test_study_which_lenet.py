@@ -164,9 +164,14 @@ def test_the_findings_about_other_networks_are_kept(tiny_run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "slim-512" in printed
     assert "6-16-120-84" in printed
+    assert cli.main([*other, "--outside", "--seeds", "2"]) == 0
+    rows = json.loads((out / "which-lenet.json").read_text("utf-8"))
+    assert [row["seeds"] for row in rows] == [2, 1]
+    assert "\n1 to 2 seeds; percentage points" in capsys.readouterr().out
     third = [*TINY[:-1], "slim-1024", "--out", str(out)]
     assert cli.main(third) == 2  # it would be shown beside sweeps of other settings
     assert "l1_outside was [0.05, 0.6]" in capsys.readouterr().err
+    assert cli.main([*third, "--dry-run"]) == 2
     assert not (out / "slim-1024").exists()
 
 

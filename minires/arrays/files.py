@@ -5,6 +5,7 @@ at the end. So a reader never sees half a file, even if a program is stopped in 
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -16,6 +17,8 @@ from typing import IO
 import numpy as np
 
 from minires.arrays.text import shown
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk; a full share of it
 
 
 @contextlib.contextmanager
@@ -41,10 +44,14 @@ def complete(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             unfinished.unlink()
-        if isinstance(error, OSError) and error.filename is None:  # of a full disk, or an old one
+        if not isinstance(error, OSError) or error.filename is not None:
+            raise
+        if error.errno in FULL or (type(error) is OSError and error.errno is None):  # NumPy's
             raise OSError(
                 f"{path}: {error.strerror or error}: make room, and run the command again"
             ) from error
+        if error.errno is not None:
+            error.filename = str(path)
         raise
 
 

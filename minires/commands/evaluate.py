@@ -671,10 +671,12 @@ def other_pictures(options: Any, folder: Path, classes: list) -> Any:
 
     try:
         found = imagenet.load(folder, options.synsets)
-    except ValueError:
+    except ValueError as error:
         if options.labels is None:
             raise
-        found = imagenet.load(folder, options.synsets, options.labels)  # no class folders here
+        raise ValueError(
+            f"{error}; --labels is for {options.images} alone, other pictures need class folders"
+        ) from error
     if found.classes != classes:
         raise ValueError(
             f"{folder} holds other classes than {options.images}: name the order of all classes "

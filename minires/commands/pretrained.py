@@ -138,7 +138,14 @@ def run(options: Any) -> int:
         kinds = {"train": pictures, **others}
         found = {name: _decoded(out, name, kinds[name], examination) for name in kinds}
         # The names of all are in the settings. Which of them can be used may change later.
-        settle(out, USED, {name: _share(used, kinds[name]) for name, (_, used) in found.items()})
+        try:
+            settle(
+                out, USED, {name: _share(used, kinds[name]) for name, (_, used) in found.items()}
+            )
+        except ValueError:
+            _forget_pixels(out, kinds)  # so that pictures that were mended are read again
+            say(*describe_notes(examination))
+            raise
         shown = {
             name: _photographs(name, pixels, kinds[name].labels[used], examination)
             for name, (pixels, used) in found.items()
@@ -158,10 +165,7 @@ def run(options: Any) -> int:
         say(*describe_notes(examination))
         began = time.monotonic()
         count = pretrained.run_sweep(subject, plan, cells, out, options.quiet)
-        for name in shown:
-            pixels = out / "data" / f"{name}.npy"
-            for path in (pixels, pretrained.used_beside(pixels)):
-                path.unlink(missing_ok=True)
+        _forget_pixels(out, shown)
         say(f"{counted(count, 'cell')} in {(time.monotonic() - began) / 60:.0f} minutes: {out}")
     print(pretrained_findings.text_table(pretrained_findings.load(out)))
     return 0
@@ -176,6 +180,16 @@ def _decoded(out, name, pictures, examination):
         out / "data" / f"{name}.npy", pictures, imagenet.preparation(examination.preset),
         examination.size, examination.notes, examination.threads,
     )  # fmt: skip
+
+
+def _forget_pixels(out, names):
+    """Remove what `_decoded` has left."""
+    from minires.study import pretrained
+
+    for name in names:
+        pixels = out / "data" / f"{name}.npy"
+        for path in (pixels, pretrained.used_beside(pixels)):
+            path.unlink(missing_ok=True)
 
 
 def _share(used, pictures):

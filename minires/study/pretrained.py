@@ -17,6 +17,7 @@ The folder of a sweep, DIR:
     cells/*.json             what each finished cell found, photograph by photograph
     means/*_mean.onnx        the mean model of each cell
     data/*.npy               the photographs, decoded once
+    pictures.json            how many of them can be used; with others a second sweep is refused
     unfinished_*.npz         the cell that is being computed; it is saved every half minute
 
 Only its seed and its rate decide what a cell finds. A sweep that was killed goes on after the last

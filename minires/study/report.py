@@ -312,6 +312,8 @@ def _command(settings, folder):
             usual = whole.get(name)
         if settings.get(name, usual) != usual:
             words.append(f"--{name} {settings[name]}")
+    if settings.get("data_name"):
+        words.append("--data-dir DIR")
     if settings.get("device", "cpu") != "cpu":
         words.append(f"--device {settings['device']}")
     if folder is not None:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from minires import arrays
-from minires.arrays.files import complete, load_arrays, save_arrays
+from minires.arrays.files import complete, load_arrays, load_json, save_arrays
 from minires.arrays.limits import check_disk
 from minires.arrays.results import settle, tidy
 from minires.arrays.text import progress
@@ -260,10 +260,13 @@ def check_settings(folder: Path, profile: Profile, source: Source, device: str =
     folder = Path(folder)
     now = {"format": FORMAT, **profile.settings(), "device": device}
     now |= {"train": source.train, "test": source.test, "data_sha256": source.sha256}
-    if source.other:
-        now["data_name"] = source.other
+    name = source.other
     if (folder / SETTINGS).exists():
         read_cells(folder)  # damaged ones, or those of an earlier version, are refused here
+        name = load_json(folder / SETTINGS).get("data_name")  # a moved folder holds the same data
+    if name:
+        now["data_name"] = name
+    if (folder / SETTINGS).exists():
         settle(folder, SETTINGS, now, write=False)
     check_free(folder, "results.jsonl", *PARTS)
     return now

@@ -107,11 +107,12 @@ def table(rows: list) -> str:
             points = " ".join(f"{value:+.2f}" for value in found["points"].values())
             line += [WORDS[found["agrees"]], points]
         lines.append(line)
-    seeds = max((row["seeds"] for row in rows), default=0)
+    least, seeds = (f((row["seeds"] for row in rows), default=0) for f in (min, max))
+    some = f"{least} to " if least < seeds else ""
     notes = [
         "",
-        f"{text.counted(seeds, 'seed')}; percentage points. yes, no: whether the direction is "
-        "right. One accuracy is known to ± 0.08 only, so differences of one seed show little.",
+        f"{some}{text.counted(seeds, 'seed')}; percentage points. yes, no: whether the direction "
+        "is right. One accuracy is known to ± 0.08 only, so differences of one seed show little.",
         f"C1: ℓ₁ {TRIED_L1:g} minus {OUTSIDE[0]:g} and {OUTSIDE[1]:g} (with --outside). C5: plain "
         "fine-tuning, dropout on minus off.",
         f"C11, trained and fine-tuned with Adam: {ADAM_CEILING} minus plain; mean model minus "

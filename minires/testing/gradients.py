@@ -1,5 +1,6 @@
 """Properties of gradients: any function, and the parts of an engine."""
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -388,8 +389,13 @@ def matmul_properties(pullbacks: Callable) -> list[Property]:
     def pulled(case):
         x, w, g = arrays_of(case)
         if as_op:
-            _, back = ask(pullbacks, x, w)
-            return back(g) if callable(back) else [pullback(g) for pullback in back]
+
+            @functools.wraps(pullbacks)
+            def both_ways(x, w):
+                back = pullbacks(x, w)[1]
+                return back(g.copy()) if callable(back) else [own(g.copy()) for own in back]
+
+            return ask(both_ways, x, w)
         return ask(pullbacks, x, w, g)
 
     def outcome(which):
@@ -627,7 +633,7 @@ def dropout_properties(f: Callable) -> list[Property]:
     )
 
     def run(x, rate, seed):
-        returned = f(x, rate, np.random.default_rng(seed))
+        returned = ask(f, x, rate, np.random.default_rng(seed))
         return returned if isinstance(returned, tuple | list) else (returned, None)
 
     def tell(case):

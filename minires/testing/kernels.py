@@ -1,5 +1,6 @@
 """Properties of convolutions, pooling and batch norm. Images are (N, H, W, C)."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -32,8 +33,13 @@ def _gradients(f, backward, arrays, extra, g, settings):
     if backward is not None:
         gradients = ask(backward, *arrays, g, *extra, **settings)
     else:
-        back = ask(f, *arrays, *extra, **settings)[1]
-        gradients = back(g.copy()) if callable(back) else [own(g.copy()) for own in back]
+
+        @functools.wraps(f)
+        def both_ways(*given, **settings):
+            back = f(*given, **settings)[1]
+            return back(g.copy()) if callable(back) else [own(g.copy()) for own in back]
+
+        gradients = ask(both_ways, *arrays, *extra, **settings)
     if len(arrays) == 1 and not isinstance(gradients, tuple | list):
         gradients = [gradients]
     if not isinstance(gradients, tuple | list) or len(gradients) < len(arrays):
@@ -563,7 +569,7 @@ def running_statistics_properties(f: Callable) -> list[Property]:
     cases = st.tuples(_batches(st, 1, 1), st.sampled_from([0.75, 0.5, 0.0, 1.0]))
 
     def run(mean, variance, x, momentum):
-        returned = f(mean, variance, x.copy(), momentum)
+        returned = ask(lambda x: f(mean, variance, x, momentum), x)
         pair = (mean, variance) if returned is None else returned
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise Misfit(Words(type(pair).__name__), Words("a pair: mean, variance"))
@@ -584,7 +590,7 @@ def running_statistics_properties(f: Callable) -> list[Property]:
                     momentum * batch + (1 - momentum) * old,
                     "the momentum multiplies the old statistics (PyTorch's is 1 − this one)",
                 ),
-                (np.full(c, old), "nothing has changed: is a `return` missing?"),
+                (np.full(c, old), "it is as before: not updated, or is a `return` missing?"),
             ]
             if which and n > 1:
                 hints.append(

@@ -166,6 +166,7 @@ def optimizer_properties(step: Callable, kind: str, in_place: bool = False) -> l
     if kind == "adam":
         found.append(
             Property("ε is added to the root of v, not to v", cases(), small, tell_small,
-                     "√v̂ + ε, not √(v̂ + ε): ε = 1e-8 under the root is 1e-4", "steps", 10)
+                     "√v̂ + ε with ε = 1e-8: it is larger, or stands under the root, where 1e-8 is "
+                     "1e-4", "steps", 10)
         )  # fmt: skip
     return found

@@ -1,6 +1,6 @@
 """Properties of what is done with whole vectors of weights: collecting, walking, choosing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -259,7 +259,7 @@ def harm_properties(harmful: Callable) -> list[Property]:
         Property("harmful: worse by more than two standard errors", cases, outcome, tell,
                  "d = mean − plain; d̄ > 2 s / √n, column by column", "tables", 150),
         Property("a difference just below two standard errors", border, at_the_border, tell,
-                 "s is over n − 1: std(ddof=1)", "tables", 20),
+                 "d̄ > 2 s / √n, with s over n − 1: std(ddof=1)", "tables", 20),
     ]  # fmt: skip
 
 
@@ -333,9 +333,10 @@ def weights_of_properties(weights_of: Callable) -> list[Property]:
                 if name in arrays and name not in right:
                     right.append(name)
         yours = weights_of([(o, list(i)) for o, i in nodes], dict(arrays))
-        if yours is None or isinstance(yours, str):
+        names = list(yours) if isinstance(yours, Iterable) else [yours]
+        if isinstance(yours, str) or not all(isinstance(name, str) for name in names):
             raise Misfit(Words(type(yours).__name__), Words("a list of names"))
-        yours = list(yours)
+        yours = names
         if yours == right:
             return None
         more = [name for name in yours if name not in right]
