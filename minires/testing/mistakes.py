@@ -415,6 +415,12 @@ def all_or_nothing(x, rate, rng):
     return x * (rng.random() >= rate) / (1 - rate)
 
 
+@_wrong("dropout", "x is changed in place")
+def drops_in_place(x, rate, rng):
+    x *= (rng.random(x.shape) >= rate) / (1 - rate)
+    return x
+
+
 @_wrong("dropout", "another mask for the gradient")
 def another_mask(x, rate, rng):
     def mask():
@@ -510,6 +516,16 @@ def writes_into_x(x, w, g, stride=1, padding=0):
     x_gradient, w_gradient = right.conv2d_backward(x, w, g, stride, padding)
     x[...] = x_gradient
     return x, w_gradient
+
+
+@_wrong("convolution", "a pullback that writes into x")
+def pullback_into_x(x, w, stride=1, padding=0):
+    def back(g):
+        x_gradient, w_gradient = right.conv2d_backward(x, w, g, stride, padding)
+        x[...] = x_gradient
+        return x, w_gradient
+
+    return right.conv2d(x, w, stride, padding), back
 
 
 @_wrong("convolution", "one padding too few")
@@ -709,6 +725,13 @@ def means_for_sums(x, scale, shift, g, epsilon):
 @_wrong("running_statistics", "the momentum of the new batch")
 def momentum_of_the_new(mean, variance, x, momentum):
     return right.running_statistics(mean, variance, x, 1 - momentum)
+
+
+@_wrong("running_statistics", "the batch is centred in place")
+def centres_the_batch(mean, variance, x, momentum):
+    answer = right.running_statistics(mean, variance, x, momentum)
+    x -= x.mean(axis=0)
+    return answer
 
 
 @_wrong("running_statistics", "σ instead of σ²")
