@@ -193,12 +193,28 @@ def test_an_answer_may_be_a_notebook(tmp_path, capsys):
     solution = next(c for c in lesson.cells() if c.kind == "solution").source
     exercise = next(c for c in notebook.cells if "exercise" in c.metadata.get("tags", ()))
     exercise.source = f"%matplotlib inline\n{solution}\nprint('not to be run')"
+    check_notebook(notebook, tmp_path, capsys)
+    # Without a command of Jupyter's, a line of Python may begin with a per cent sign.
+    exercise.source = f"{solution}\nseven = (\n    7\n    % 8\n)\nassert seven == 7"
+    check_notebook(notebook, tmp_path, capsys)
+
+
+def check_notebook(notebook, tmp_path, capsys):
     path = tmp_path / "mine.ipynb"
     path.write_text(nbformat.writes(notebook), "utf-8")
     assert main(["lessons", "check", "6", str(path)]) == 1
     printed = capsys.readouterr().out
     assert "1 of 2 right" in printed
     assert "not to be run" not in printed
+
+
+def test_a_helper_may_have_a_name_of_the_lesson_s(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    assert main(answers_of(commands.lesson(5), "solution", path)) == 0
+    path.write_text(path.read_text("utf-8") + "\n\ndef convolution(x):\n    return x\n", "utf-8")
+    capsys.readouterr()
+    assert main(["lessons", "check", "5", str(path)]) in (0, 1)
+    assert " of 3 right" in capsys.readouterr().out
 
 
 def test_a_slip_in_a_name_and_a_forgotten_import_are_named(tmp_path, capsys):

@@ -192,6 +192,26 @@ def test_of_several_mistakes_that_give_the_answer_the_one_that_fits_most_inputs_
     assert judging._hint_of(wrong, [wrong, *[Wrong(1, 0)] * 6]) == ""
 
 
+def test_one_known_mistake_is_not_named_where_larger_inputs_show_another():
+    """With two pairs s/n is what s over n instead of n − 1 gives."""
+    by_n = lambda a, b: ((a - b).mean(), (a - b).std(ddof=1) / len(a))
+    assert text_of(check_paired_difference, by_n).splitlines()[2].strip() == (
+        "divide by √n, not by n"
+    )
+
+
+def test_an_error_is_told_with_the_line_that_called_numpy():
+    def third_axis(probabilities):
+        return np.mean(probabilities, axis=3)
+
+    line = third_axis.__code__.co_firstlineno + 1
+    assert f"raised in line {line}, in third_axis" in text_of(check_average, third_axis)
+
+
+def test_nothing_chosen_is_not_taken_for_the_wrong_sign():
+    assert "The sign is" not in text_of(check_harm, lambda settings, plain, mean: [])
+
+
 def test_an_array_that_the_judged_code_changes_is_named():
     text = text_of(check_paired_difference, mistakes.becomes_the_differences)
     assert "yours: a is changed to [0, -1]    right: a as it was, [0, 0]" in text

@@ -317,7 +317,8 @@ def _check(options):
             continue
         check = next(c for c in cells if c.kind == "check" and c.exercise == exercise.exercise)
         try:
-            execute([check], names | answers, name=f"check of {exercise.exercise}")
+            own = {name: answers[name] for name in wanted}
+            execute([check], names | own, name=f"check of {exercise.exercise}")
         except AssertionError as error:
             print(f"{error}\n")
         except NotImplementedError:
@@ -373,11 +374,16 @@ def _definitions(cell):
     """
     is_own = bool({"setup", "exercise"} & set(cell.metadata.get("tags", ())))
     lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
-    try:
-        tree = ast.parse("\n".join(lines))
-    except SyntaxError:
+    tree = None
+    for source in (cell.source, "\n".join(lines)):  # as it is; without the commands of Jupyter
+        try:
+            tree = ast.parse(source)
+            break
+        except SyntaxError as found:
+            error = found
+    if tree is None:
         if is_own:
-            raise
+            raise error
         return ""
     tree.body = [
         node

@@ -91,7 +91,6 @@ def add_parser(subparsers: Any) -> None:
 def run(options: Any) -> int:
     """Carry out the command: check everything, compute what is missing, print the findings."""
     from minires.arrays.results import locked_folder, tidy
-    from minires.study.sweep import check_settings
 
     _check_options(options)
     if options.profile == "pretrained":
@@ -105,11 +104,11 @@ def run(options: Any) -> int:
         own = replace(source, folder=str((folder / "data").resolve()), inputs=profile.inputs)
         sweeps.append((profile, folder, own))
     chosen = [sweep for sweep in sweeps if not options.only or sweep[0].name in options.only]
-    for profile, folder, own in sweeps:  # those of earlier commands are shown beside
-        check_settings(folder, profile, own, options.device)
     if options.dry_run:
+        _check_beside(options, sweeps)
         return _dry_run(options, chosen, dataset)
     with locked_folder(out):
+        _check_beside(options, sweeps)
         _check_all(options, chosen)
         tidy(out, FOUND)
         for sweep in chosen:
@@ -180,6 +179,14 @@ def _find_data(profile, data_dir):
         )
     other = dataset.name if profile.data == "mnist" and dataset.name != "MNIST" else ""
     return replace(source, **counts, sha256=fingerprint(dataset), other=other), dataset
+
+
+def _check_beside(options, sweeps):
+    """Check that the sweeps of earlier commands, which are shown beside, have the same settings."""
+    from minires.study.sweep import check_settings
+
+    for profile, folder, source in sweeps:
+        check_settings(folder, profile, source, options.device)
 
 
 def _check_all(options, sweeps):

@@ -116,6 +116,7 @@ def paired_difference_properties(f: Callable) -> list[Property]:
             hints = [
                 (-d.mean(), "the sign: a − b"),
                 (d.std(ddof=1), "that is s of one difference: divide by √n"),
+                (d.std(ddof=1) / n, "divide by √n, not by n"),
                 (d.std() / np.sqrt(n), "s is over n − 1: std(ddof=1)"),
                 (np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / n),
                  "not paired: take the differences first"),

@@ -229,9 +229,9 @@ def _where(error):
     while trace is not None:
         code = trace.tb_frame.f_code
         if not code.co_filename.startswith(_HERE) and not code.co_filename.startswith("<frozen"):
+            if line and "site-packages" in code.co_filename:
+                break  # the line that called NumPy, not one of NumPy's own
             line = f"raised in line {trace.tb_lineno}, in {code.co_name}"
-            if "site-packages" in code.co_filename:
-                break
         trace = trace.tb_next
     if line and isinstance(error, NameError) and error.name == "np":
         line += ": `import numpy as np` is missing at the top"

@@ -238,7 +238,7 @@ def harm_properties(harmful: Callable) -> list[Property]:
             ((d > 0).any(axis=0), "one bad run is not enough"),
         ):
             own = settings[chosen].tolist()
-            if len(own) == len(yours) and np.allclose(own, yours):
+            if own and len(own) == len(yours) and np.allclose(own, yours):
                 hints.append(words)
         return Wrong(Words(str(yours)), Words(str(right)), tuple(hints))
 
