@@ -47,12 +47,19 @@ def complete(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         if not isinstance(error, OSError) or error.filename is not None:
             raise
         if error.errno in FULL or (type(error) is OSError and error.errno is None):  # NumPy's
-            raise OSError(
-                f"{path}: {error.strerror or error}: make room, and run the command again"
-            ) from error
+            raise full_disk(path, error) from error
         if error.errno is not None:
             error.filename = str(path)
         raise
+
+
+def full_disk(path: str | Path, error: OSError) -> OSError:
+    """The error to be raised in place of one that says that the disk is full.
+
+    path    the file that did not fit
+    error   of Python or NumPy
+    """
+    return OSError(f"{path}: {error.strerror or error}: make room, and run the command again")
 
 
 def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:

@@ -374,17 +374,15 @@ def _definitions(cell):
     """
     is_own = bool({"setup", "exercise"} & set(cell.metadata.get("tags", ())))
     lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
-    tree = None
-    for source in (cell.source, "\n".join(lines)):  # as it is; without the commands of Jupyter
+    try:
+        tree = ast.parse(cell.source)
+    except SyntaxError:
         try:
-            tree = ast.parse(source)
-            break
-        except SyntaxError as found:
-            error = found
-    if tree is None:
-        if is_own:
-            raise error
-        return ""
+            tree = ast.parse("\n".join(lines))  # without the commands of Jupyter
+        except SyntaxError:
+            if is_own:
+                raise
+            return ""
     tree.body = [
         node
         for node in tree.body

@@ -105,11 +105,10 @@ def run(options: Any) -> int:
         sweeps.append((profile, folder, own))
     chosen = [sweep for sweep in sweeps if not options.only or sweep[0].name in options.only]
     if options.dry_run:
-        _check_beside(options, sweeps)
+        _check_all(options, chosen, sweeps)
         return _dry_run(options, chosen, dataset)
     with locked_folder(out):
-        _check_beside(options, sweeps)
-        _check_all(options, chosen)
+        _check_all(options, chosen, sweeps)
         tidy(out, FOUND)
         for sweep in chosen:
             _compute(options, *sweep, dataset)
@@ -181,21 +180,17 @@ def _find_data(profile, data_dir):
     return replace(source, **counts, sha256=fingerprint(dataset), other=other), dataset
 
 
-def _check_beside(options, sweeps):
-    """Check that the sweeps of earlier commands, which are shown beside, have the same settings."""
-    from minires.study.sweep import check_settings
+def _check_all(options, chosen, sweeps):
+    """Check, before any work, that each folder fits its sweep, and that disk and memory suffice.
 
-    for profile, folder, source in sweeps:
-        check_settings(folder, profile, source, options.device)
-
-
-def _check_all(options, sweeps):
-    """Check, before any work, that each folder fits its sweep, and that disk and memory suffice."""
+    The sweeps that are not chosen may be there from earlier commands, and are shown beside.
+    """
     from minires.arrays.limits import check_memory
     from minires.study.sweep import check_settings, check_space, worker_bytes
 
     for profile, folder, source in sweeps:
         check_settings(folder, profile, source, options.device)
+    for profile, folder, source in chosen:
         check_space(folder, profile, source)
         if options.device == "cpu" and not options.cluster:
             workers = options.workers or arrays.default_threads()
@@ -294,7 +289,6 @@ def _dry_run(options, sweeps, dataset):
     """Print the cells, and how long the missing ones would take; nothing is written."""
     from minires.study.sweep import Cost, done_cells
 
-    _check_all(options, sweeps)
     crew = _crew(options, dry_run=True)
     rows, costs = [], []
     for profile, folder, _ in sweeps:

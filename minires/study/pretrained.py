@@ -44,7 +44,14 @@ from typing import Any
 import numpy as np
 
 from minires.arrays import checks, device_of, to_host
-from minires.arrays.files import complete, content_of, load_arrays, load_json, save_arrays
+from minires.arrays.files import (
+    complete,
+    content_of,
+    full_disk,
+    load_arrays,
+    load_json,
+    save_arrays,
+)
 from minires.arrays.results import check
 from minires.arrays.text import progress, say
 from minires.networks.running_statistics import reestimate_stats
@@ -150,9 +157,7 @@ def _reserve(path):
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError as error:
             path.unlink()
-            raise OSError(
-                f"{path}: {error.strerror}: make room, and run the command again"
-            ) from error
+            raise full_disk(path, error) from error
 
 
 def used_beside(path: Path) -> Path:

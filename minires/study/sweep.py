@@ -261,12 +261,12 @@ def check_settings(folder: Path, profile: Profile, source: Source, device: str =
     now = {"format": FORMAT, **profile.settings(), "device": device}
     now |= {"train": source.train, "test": source.test, "data_sha256": source.sha256}
     name = source.other
-    if (folder / SETTINGS).exists():
+    if has_begun := (folder / SETTINGS).exists():
         read_cells(folder)  # damaged ones, or those of an earlier version, are refused here
         name = load_json(folder / SETTINGS).get("data_name")  # a moved folder holds the same data
     if name:
         now["data_name"] = name
-    if (folder / SETTINGS).exists():
+    if has_begun:
         settle(folder, SETTINGS, now, write=False)
     check_free(folder, "results.jsonl", *PARTS)
     return now

@@ -1,6 +1,5 @@
 """Properties of convolutions, pooling and batch norm. Images are (N, H, W, C)."""
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +13,9 @@ from minires.testing.judging import (
     accepts,
     array_of,
     ask,
+    ask_pullbacks,
     compare,
+    grain,
     judge,
     show,
     strategies,
@@ -33,13 +34,7 @@ def _gradients(f, backward, arrays, extra, g, settings):
     if backward is not None:
         gradients = ask(backward, *arrays, g, *extra, **settings)
     else:
-
-        @functools.wraps(f)
-        def both_ways(*given, **settings):
-            back = f(*given, **settings)[1]
-            return back(g.copy()) if callable(back) else [own(g.copy()) for own in back]
-
-        gradients = ask(both_ways, *arrays, *extra, **settings)
+        gradients = ask_pullbacks(f, g, *arrays, *extra, **settings)
     if len(arrays) == 1 and not isinstance(gradients, tuple | list):
         gradients = [gradients]
     if not isinstance(gradients, tuple | list) or len(gradients) < len(arrays):
@@ -56,9 +51,8 @@ def _has_pullback(f, *probe, **settings):
 
 
 def _short_numbers(seed, shape, low=-4, high=5):
-    """Whole numbers; with an odd seed quarters, which an array of whole numbers would cut off."""
-    part = 4.0 if seed % 2 else 1.0
-    return np.random.default_rng(seed).integers(low, high, shape) / part
+    """Whole numbers, or quarters."""
+    return np.random.default_rng(seed).integers(low, high, shape) * grain(seed)
 
 
 # --- convolution -------------------------------------------------------------------------
@@ -322,8 +316,7 @@ def pooling_properties(
             return _short_numbers(seed, (n, h, w, c), 0, 2)
         # All different, some negative: no ties, and padding by zeros would be seen.
         order = np.random.default_rng(seed).permutation(n * h * w * c)
-        part = 4.0 if seed % 2 else 1.0  # as in `_short_numbers`
-        return ((order - n * h * w * c + 1.0) / part).reshape(n, h, w, c)
+        return ((order - n * h * w * c + 1.0) * grain(seed)).reshape(n, h, w, c)
 
     def settings_of(case):
         window, stride = case[4:6]
